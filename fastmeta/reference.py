@@ -1,0 +1,278 @@
+"""The truth: the method in plain autograd, and a plain-torch twin of every fused operation.
+
+Nothing here touches the compiled extension, uses a closed form that it is meant to judge, or is fast.
+Everything works in float64 and on any device. Tests, ``fastmeta check`` and the benchmarks compare with it;
+it is never an option of the fast path.
+
+Equation numbers are those of Vyas, Saxena, Voice, *Learning Soft Labels via Meta Learning*, 2020.
+Symbols: n train batch, m meta batch, C classes, N training samples, theta parameters, lambda learning rate,
+z = f(x; theta) logits (n, C), q = softmax(z), p label distribution (n, C), u = J g logit tangent (n, C).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+# ---------------------------------------------------------------------------------------------------------
+# Label families: label parameters -> label distributions. Differentiable.
+# ---------------------------------------------------------------------------------------------------------
+
+
+def instance_probs(label_logits: Tensor) -> Tensor:
+    """p_i = softmax(l_i): rows of label logits (n, C) to label distributions (n, C)."""
+    return label_logits.softmax(-1)
+
+
+def class_probs(alpha: Tensor, targets: Tensor) -> Tensor:
+    """p_iy = 1 - alpha_y, every other class alpha_y / (C - 1): alpha (C,), targets (n,) to (n, C)."""
+    num_classes = alpha.shape[0]
+    a = alpha[targets].unsqueeze(1)
+    given = torch.nn.functional.one_hot(targets, num_classes).bool()
+    return torch.where(given, 1 - a, a / (num_classes - 1))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Twins of the fused operations: same names, arguments and results as ``fastmeta.ops``, written as one would
+# compose them from torch. For finite rows only: the fused ones also skip and count rows with NaN or Inf.
+# ---------------------------------------------------------------------------------------------------------
+
+
+def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean") -> Tensor:
+    """L_i = -sum_k p_ik log q_ik, then mean, sum or none over the n rows. Differentiable to any order."""
+    loss = -(probs * logits.log_softmax(-1)).sum(-1)
+    return {"none": lambda: loss, "sum": loss.sum, "mean": loss.mean}[reduction]()
+
+
+def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = None) -> Tensor:
+    """H_i v_i = s_i q_i * (v_i - <q_i, v_i>) with s_i = sum_k p_ik (1 without probs)."""
+    q = logits.softmax(-1)
+    s = 1 if probs is None else probs.sum(-1, keepdim=True)
+    return s * q * (v - (q * v).sum(-1, keepdim=True))
+
+
+def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
+    """u_i - <q_i, u_i>: (n / lambda) times the gradient of the meta loss with respect to p_i."""
+    q = logits.softmax(-1)
+    return u - (q * u).sum(-1, keepdim=True)
+
+
+def _row_weight(weight: Tensor | None) -> Tensor | float:
+    return 1.0 if weight is None else weight.unsqueeze(1)
+
+
+def _loss_terms(logits: Tensor, probs: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    loss = soft_cross_entropy(logits, probs, reduction="none")
+    v = _row_weight(weight) * (logits.softmax(-1) - probs)
+    return loss, v, torch.special.entr(probs).sum(-1)
+
+
+def instance_loss(
+    logits: Tensor, label_logits: Tensor, index: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (n,), v = weight * (q - p) (n, C) and label entropy (n,) for rows `index` of a table (N, C)."""
+    return _loss_terms(logits, instance_probs(label_logits[index]), weight)
+
+
+def instance_label_step_(
+    label_logits: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float,
+    label_lr: float,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Move rows `index` of the table (N, C) in place; loss, v, entropy with the new rows, and the alignment.
+
+    The gradient of a row is scale * sum over its occurrences of weight_i p (u_i - <p, u_i>).
+    """
+    p = instance_probs(label_logits[index])
+    alignment = ((logits.softmax(-1) - p) * u).sum(-1)
+    grad = scale * _row_weight(weight) * p * (u - (p * u).sum(-1, keepdim=True))
+    label_logits.index_add_(0, index, grad, alpha=-label_lr)
+    return *instance_loss(logits, label_logits, index, weight), alignment
+
+
+def class_loss(
+    logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (n,), v = weight * (q - p) (n, C) and label entropy (n,) for class smoothing alpha (C,)."""
+    return _loss_terms(logits, class_probs(alpha, targets), weight)
+
+
+def class_label_step_(
+    alpha: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float,
+    label_lr: float,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Move alpha (C,) in place by SGD, clamp it to [0, 1]; results as in :func:`instance_label_step_`.
+
+    d/d alpha_c = scale * sum over the rows of class c of weight_i (mean_{k != c} u_ik - u_ic).
+    """
+    num_classes = alpha.shape[0]
+    p = class_probs(alpha, targets)
+    alignment = ((logits.softmax(-1) - p) * u).sum(-1)
+    given = u.gather(1, targets.unsqueeze(1)).squeeze(1)
+    others = (u.sum(-1) - given) / (num_classes - 1)
+    term = (others - given) * (1.0 if weight is None else weight)
+    grad = scale * torch.zeros_like(alpha).index_add_(0, targets, term)
+    touched = torch.zeros_like(alpha, dtype=torch.bool).index_fill_(0, targets, True)
+    alpha.copy_(torch.where(touched, (alpha - label_lr * grad).clamp(0, 1), alpha))
+    return *class_loss(logits, alpha, targets, weight), alignment
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i>: (n, C), (n, C) to (n,)."""
+    return (a * b).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The method. theta, buffers and label parameters go in, new ones come out; nothing of the caller's moves.
+# ---------------------------------------------------------------------------------------------------------
+
+Params = dict[str, Tensor]
+
+
+@dataclass
+class SGDState:
+    """Hyper-parameters and momentum buffers of plain torch SGD, for one set of parameters."""
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    buffers: Mapping[str, Tensor | None] | None = None
+
+    def update(self, params: Params, grads: Mapping[str, Tensor | None]) -> tuple[Params, dict[str, Tensor]]:
+        """One step of torch.optim.SGD, differentiable in the gradients: new parameters, new buffers."""
+        new, buffers = dict(params), {}
+        for name, grad in grads.items():
+            if grad is None:
+                continue
+            d = grad + self.weight_decay * params[name] if self.weight_decay else grad
+            if self.momentum:
+                old = (self.buffers or {}).get(name)
+                buf = d if old is None else self.momentum * old + (1 - self.dampening) * d
+                buffers[name] = buf
+                d = d + self.momentum * buf if self.nesterov else buf
+            new[name] = params[name] - self.lr * d
+        return new, buffers
+
+
+def _split(model: nn.Module) -> tuple[Params, Params]:
+    params = {k: p.detach().clone().requires_grad_(p.requires_grad) for k, p in model.named_parameters()}
+    return params, {k: b.detach().clone() for k, b in model.named_buffers()}
+
+
+def _grads(loss: Tensor, params: Params, *, create_graph: bool) -> dict[str, Tensor | None]:
+    names = [k for k, p in params.items() if p.requires_grad]
+    grads = torch.autograd.grad(loss, [params[k] for k in names], create_graph=create_graph, allow_unused=True)
+    return dict(zip(names, grads, strict=True))
+
+
+def pick_logits(output: Any) -> Tensor:
+    """The default `logits_of`: the output itself if a tensor, else its ``.logits``."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
+@dataclass
+class ReferenceGradient:
+    """What :func:`label_gradient` returns; `grad` has the shape of the label parameter it was given."""
+
+    grad: Tensor
+    train_loss: Tensor
+    meta_loss: Tensor
+    logits: Tensor
+
+
+def label_gradient(
+    model: nn.Module,
+    label_param: Tensor,
+    probs_of: Callable[[Tensor], Tensor],
+    x: Any,
+    x_meta: Any,
+    y_meta: Tensor,
+    *,
+    lookahead: SGDState,
+    weight: Tensor | None = None,
+    logits_of: Callable[[Any], Tensor] = pick_logits,
+) -> ReferenceGradient:
+    """d L_meta(theta*) / d label parameter by autograd through the look-ahead step, Eqs. (3), (4), (7).
+
+    theta* = theta - lambda/n sum_i grad_theta weight_i L_i(theta, p_i)   or the SGD step given in `lookahead`
+    L_meta = mean cross-entropy of the meta batch with hard labels `y_meta` (m,)
+
+    `probs_of(label_param)` gives the (n, C) label distributions of the batch. BatchNorm uses batch statistics in
+    training mode; the model's own parameters, buffers and gradients stay as they are. A random layer draws from the
+    global generators, which *do* advance here, first for the train forward, then for the meta forward.
+    """
+    params, buffers = _split(model)
+    label = label_param.detach().clone().requires_grad_(True)
+    logits = logits_of(functional_call(model, (params, buffers), (x,)))
+    loss = _weighted_mean(logits, probs_of(label), weight)
+    star, _ = lookahead.update(params, _grads(loss, params, create_graph=True))
+    scratch = {k: b.clone() for k, b in buffers.items()}
+    meta_logits = logits_of(functional_call(model, (star, scratch), (x_meta,)))
+    meta_loss = nn.functional.cross_entropy(meta_logits, y_meta)
+    (grad,) = torch.autograd.grad(meta_loss, label)
+    return ReferenceGradient(grad, loss.detach(), meta_loss.detach(), logits.detach())
+
+
+def _weighted_mean(logits: Tensor, probs: Tensor, weight: Tensor | None) -> Tensor:
+    loss = soft_cross_entropy(logits, probs, reduction="none")
+    return (loss if weight is None else weight * loss).mean()
+
+
+def meta_step(
+    model: nn.Module,
+    label_param: Tensor,
+    probs_of: Callable[[Tensor], Tensor],
+    x: Any,
+    x_meta: Any,
+    y_meta: Tensor,
+    *,
+    label_lr: float,
+    optimizer: SGDState,
+    lookahead: SGDState | None = None,
+    constrain: Callable[[Tensor], Tensor] = lambda label: label,
+    weight: Tensor | None = None,
+    logits_of: Callable[[Any], Tensor] = pick_logits,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One iteration of Algorithm 1, **in place on the model**: the new label parameter and the momentum buffers.
+
+    (4), (5)  label <- constrain(label - eta * gradient)
+    (6)       theta <- theta - lambda/n sum_i grad L_i(theta, p_i_new), by a fresh forward: same theta, same batch
+
+    `lookahead` defaults to plain SGD at the optimizer's learning rate. BatchNorm's running statistics move once,
+    in the forward of Eq. (6). Only for models without random layers: the second forward would draw anew.
+    """
+    plain = SGDState(lr=optimizer.lr) if lookahead is None else lookahead
+    out = label_gradient(
+        model, label_param, probs_of, x, x_meta, y_meta, lookahead=plain, weight=weight, logits_of=logits_of
+    )
+    label = constrain(label_param.detach() - label_lr * out.grad)
+    params = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    logits = logits_of(model(x))
+    grads = _grads(_weighted_mean(logits, probs_of(label), weight), params, create_graph=False)
+    new, buffers = optimizer.update(params, grads)
+    with torch.no_grad():
+        for k, p in params.items():
+            p.copy_(new[k])
+    return label, {k: b.detach() for k, b in buffers.items()}
+
+
+def target_margin(target_prob: float, num_classes: int) -> float:
+    """Label-logit margin log(p0 (C-1) / (1-p0)) that gives the target class probability p0."""
+    return math.log(target_prob * (num_classes - 1) / (1 - target_prob))
