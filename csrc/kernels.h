@@ -60,7 +60,8 @@ struct SoftCrossEntropyArgs {
 struct SoftCrossEntropyBackwardArgs {
   int64_t n, C;
   ConstMatrix logits, probs;  // (n, C)
-  ConstVector lse, grad;      // (n,) saved lse; gradient of the loss
+  ConstVector lse, grad;      // (n,) saved lse, the shift of the exponentials (never exp(z - lse) as q, see
+                              // softmax_math.h); gradient of the loss
   Matrix grad_logits;         // (n, C) grad * (s q - p), s = sum_k p_k
   Matrix grad_probs;          // (n, C) grad * (lse - z)
 };
@@ -73,8 +74,13 @@ struct HvpArgs {  // soft_cross_entropy_hvp and soft_cross_entropy_label_grad
   Matrix out;          // (n, C) hvp: s q (v - <q, v>)   label_grad: v - <q, v>
 };
 
-// Rows that hold a NaN or an infinity, or whose index lies outside the table, are *skipped*: their loss, v,
-// entropy and alignment are NaN, their label row is left as it is, and `skipped` counts them.
+// Skipped rows: their loss, v, entropy and alignment are NaN, their label row is left as it is, `skipped` counts them.
+// A batch row i is skipped when
+//   * its logits, u or weight hold a NaN or an infinity (it then adds nothing to its label row's gradient),
+//   * its index or target is out of range (read and write nothing by it),
+//   * the label row (or alpha) that it points at holds a NaN or an infinity before the step or, as stored, after it;
+//     a scale or label_lr that is not finite counts as the latter.
+// Other rows are unaffected, also other occurrences of the same label row in the first case.
 struct InstanceLossArgs {
   int64_t n, C;
   int64_t N;                 // rows of the table
@@ -96,12 +102,14 @@ struct InstanceLabelStepArgs {
   Matrix table;         // (N, C) in place
   ConstMatrix rows_in;  // (n, C) functional twin
   Matrix rows_out;      // (n, C) functional twin
-  IndexVector index;    // (n,) which rows are the same sample; the functional twin uses it for that alone
+  IndexVector index;    // (n,) rows of the table; the functional twin only compares them: equal means the same sample
   bool unique;          // the caller promises that index holds no row twice
-  ConstMatrix logits;   // (n, C)
-  ConstMatrix u;        // (n, C) logit tangent
-  ConstVector weight;   // (n,) or absent: the training loss is sum_i weight_i L_i / n
-  Scalar scale;         // lambda / n
+  // else the first occurrence owns the row: it sums the gradients of all in batch order and writes once; every
+  // occurrence gets its loss, v, ... from that one new row, and (functional) a copy of it in rows_out
+  ConstMatrix logits;  // (n, C)
+  ConstMatrix u;       // (n, C) logit tangent
+  ConstVector weight;  // (n,) or absent: the training loss is sum_i weight_i L_i / n
+  Scalar scale;        // lambda / n
   Scalar label_lr;
   // gradient of label row r = scale * sum_{i: index_i = r} weight_i p (u_i - <p, u_i>);  row -= label_lr * gradient
   void* loss;       // (n,) acc   with the new row, unweighted
@@ -132,7 +140,8 @@ struct ClassLabelStepArgs {
   ConstVector weight;
   Scalar scale, label_lr;
   // gradient of alpha_c = scale * sum_{i: y_i = c} weight_i (mean_{k != c} u_ik - u_ic), summed in batch order;
-  // alpha_c = clamp(alpha_c - label_lr * gradient, 0, 1) for the classes of the batch, others untouched
+  // alpha_c = clamp(alpha_c - label_lr * gradient, 0, 1) for the classes of the batch, others untouched (copied from
+  // alpha_in where alpha_out is other memory)
   void* loss;
   Matrix v;
   void* entropy;
