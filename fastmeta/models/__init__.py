@@ -1,0 +1,83 @@
+"""Networks by name: ``build("resnet18", num_classes=10)``. All are plain torch modules that return logits (n, C)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
+from fastmeta.models.resnet import resnet18, resnet20, resnet32
+from fastmeta.models.wide_resnet import wrn28_10
+
+__all__ = ["NAMES", "alexnet", "build", "mlp", "resnet18", "resnet20", "resnet32", "small_conv", "vgg16_bn", "wrn28_10"]
+
+
+@dataclass(frozen=True)
+class _Convolutional:
+    factory: Callable[[int, int], nn.Module]  # (num_classes, in_channels)
+    min_side: int  # the smallest image that its strides and pools leave a pixel of
+
+
+_CONVOLUTIONAL = {
+    "resnet18": _Convolutional(resnet18, 1),
+    "resnet20": _Convolutional(resnet20, 1),
+    "resnet32": _Convolutional(resnet32, 1),
+    "vgg16_bn": _Convolutional(vgg16_bn, 32),
+    "alexnet": _Convolutional(alexnet, 29),
+    "wrn28_10": _Convolutional(wrn28_10, 1),
+    "small_conv": _Convolutional(small_conv, 2),
+}
+NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "mlp")
+
+
+def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        name: one of `NAMES`, or ``torchvision:NAME`` for any torchvision classifier, without weights.
+        num_classes: C, the width of the logits; at least 2.
+        input_shape: (channels, height, width) of one sample; any shape for ``mlp``. Torchvision's networks keep
+            the input shape that they were written for.
+
+    Raises:
+        ValueError: unknown name, C < 2, or a shape that the network cannot take.
+        ImportError: ``torchvision:NAME`` without a working torchvision.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if not input_shape or min(input_shape) < 1:
+        raise ValueError(f"input_shape must be positive sizes without the batch, got {tuple(input_shape)}")
+    if name.startswith("torchvision:"):
+        return _torchvision(name.removeprefix("torchvision:"), num_classes)
+    if name == "mlp":
+        return mlp(num_classes, math.prod(input_shape))
+    if name not in _CONVOLUTIONAL:
+        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(NAMES)}, or torchvision:NAME")
+    spec = _CONVOLUTIONAL[name]
+    if len(input_shape) != 3 or min(input_shape[1:]) < spec.min_side:
+        raise ValueError(
+            f"model {name!r} takes (channels, height, width) of at least {spec.min_side} pixels a side, "
+            f"got {tuple(input_shape)}; small images: small_conv, other data: mlp"
+        )
+    return spec.factory(num_classes, input_shape[0])
+
+
+def _torchvision(name: str, num_classes: int) -> nn.Module:
+    try:
+        # here and not above: the wheel from PyPI does not import under a CPU-only torch
+        import torchvision.models as zoo
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"torchvision:{name} needs a torchvision that matches this torch: {error}") from error
+    known = zoo.list_models(module=zoo)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5) or ["resnet18", "resnet50", "vit_b_16"]
+        raise ValueError(
+            f"unknown model 'torchvision:{name}': expected one of its {len(known)} classifiers, such as "
+            f"{', '.join(close)}"
+        )
+    return cast(nn.Module, zoo.get_model(name, weights=None, num_classes=num_classes))
