@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # ---------------------------------------------------------------------------------------------------------
 # Label families: label parameters -> label distributions. Differentiable.
@@ -197,6 +198,7 @@ class ReferenceGradient:
     logits: Tensor
 
 
+@sdpa_kernel(SDPBackend.MATH)  # fused attention has no double backward
 def label_gradient(
     model: nn.Module,
     label_param: Tensor,
@@ -235,6 +237,7 @@ def _weighted_mean(logits: Tensor, probs: Tensor, weight: Tensor | None) -> Tens
     return (loss if weight is None else weight * loss).mean()
 
 
+@sdpa_kernel(SDPBackend.MATH)
 def meta_step(
     model: nn.Module,
     label_param: Tensor,

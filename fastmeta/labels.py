@@ -1,0 +1,251 @@
+"""Label families: the labels of a whole training set as parameters, and how a batch of them moves.
+
+A family holds the given hard labels and its own label parameter as buffers, so that ``state_dict``, ``to`` and
+``deepcopy`` work and no optimizer picks them up by accident. The meta step sees three calls and nothing else:
+``batch_loss`` before the look-ahead, ``step_`` after the tangent, ``gradient`` for those who only want to look.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta import ops
+
+__all__ = ["ClassLabels", "InstanceLabels"]
+
+
+class BatchLoss(NamedTuple):
+    """Training loss of a batch under its current labels."""
+
+    loss: Tensor  # (n,) cross-entropy, unweighted
+    v: Tensor  # (n, C) weight * dL_i/dz_i
+    entropy: Tensor  # (n,) of the label distributions
+    skipped: Tensor  # 0-d int32: rows with a NaN, an infinity or an index out of range
+
+
+class BatchStep(NamedTuple):
+    """The same after the labels have moved, with the new labels."""
+
+    loss: Tensor
+    v: Tensor
+    entropy: Tensor
+    alignment: Tensor  # (n,) <q_i - p_i, u_i> with the old p
+    skipped: Tensor
+
+
+def _check_targets(targets: Tensor, num_classes: int) -> Tensor:
+    targets = torch.as_tensor(targets)
+    if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(
+            f"targets must be a vector of class numbers (N,) of an integer dtype, got shape {tuple(targets.shape)} "
+            f"of {targets.dtype}; pass the hard labels of the training set"
+        )
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if targets.numel():
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"targets must lie in [0, {num_classes - 1}] for num_classes={num_classes}, got {low} to {high}; "
+                "renumber the classes or raise num_classes"
+            )
+    return targets.to(torch.int64).clone()
+
+
+class _Labels(nn.Module):
+    family: str
+    targets: Tensor
+    num_classes: int
+    # eta * lambda / n that a label parameter of this family wants: see default_label_lr
+    _rate: float
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def default_label_lr(self, lr: float, batch_size: int) -> float:
+        """A label learning rate for look-ahead rate `lr` (lambda) and `batch_size` (n).
+
+        The label gradient carries the factor lambda / n (Eqs. (3), (4)), so the default is rate * n / lambda: the
+        step of a label parameter then depends on neither. At lambda = 0.4, n = 128 it lies inside the paper's grids
+        (class 0.01-3, instance 5-100). Raises ValueError unless both are positive.
+        """
+        if not lr > 0 or not batch_size > 0:
+            raise ValueError(
+                f"default_label_lr needs lr > 0 and batch_size > 0, got {lr} and {batch_size}; pass label_lr"
+            )
+        return self._rate * batch_size / lr
+
+    def extra_repr(self) -> str:
+        return f"N={len(self)}, num_classes={self.num_classes}"
+
+
+class InstanceLabels(_Labels):
+    """One learned distribution per training sample: p_i = softmax(l_i), a table of label logits (N, C).
+
+    The given class starts at probability `target_prob`, the others share the rest: a logit margin of
+    log(p0 (C-1) / (1-p0)). The gradient of a row is (lambda/n) p * (u - <p, u>).
+
+    Args:
+        targets: (N,) given hard labels, any integer dtype.
+        num_classes: C >= 2.
+        target_prob: p0 in (1/C, 1). The paper searches {0.3, 0.5, 0.7, 0.9}. 1 is an error: its margin is infinite.
+        dtype: of the table; float32 unless told. The meta step computes in float32 (float64 for float64).
+
+    Raises:
+        ValueError: targets of a wrong shape, dtype or range; target_prob outside (0, 1).
+    """
+
+    family = "instance"
+    _rate = 0.1
+    label_logits: Tensor
+
+    def __init__(
+        self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        targets = _check_targets(targets, num_classes)
+        if not 0 < target_prob < 1:
+            raise ValueError(
+                f"target_prob must lie strictly between 0 and 1 for instance labels, got {target_prob}: a softmax "
+                "reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
+                "or ClassLabels for a one-hot start"
+            )
+        self.num_classes = num_classes
+        margin = math.log(target_prob * (num_classes - 1) / (1 - target_prob))
+        table = torch.zeros(len(targets), num_classes, dtype=dtype, device=targets.device)
+        table.scatter_(1, targets.unsqueeze(1), margin)
+        self.register_buffer("targets", targets)
+        self.register_buffer("label_logits", table)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Label parameters of the rows `index`: (n, C)."""
+        return self.label_logits[index]
+
+    def write_(self, index: Tensor, rows: Tensor) -> None:
+        """Replace the label parameters of the rows `index`."""
+        self.label_logits[index] = rows.to(self.label_logits.dtype)
+
+    def probs(self, index: Tensor | None = None) -> Tensor:
+        """Label distributions (n, C) of the rows `index`, or (N, C) of all."""
+        return (self.label_logits if index is None else self.rows(index)).softmax(-1)
+
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> BatchLoss:
+        return BatchLoss(*ops.instance_loss(logits, self.label_logits, index, weight))
+
+    def gradient(
+        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """d L_meta / d label logits, (n, C): scale * weight * p * (u - <p, u>), one row per entry of the batch.
+
+        It is the logit-space Hessian-vector product of cross-entropy taken at the label distribution (Eq. 7).
+        """
+        grad = ops.soft_cross_entropy_hvp(self.rows(index).to(u.dtype), u)
+        return grad * scale if weight is None else grad * (scale * weight.unsqueeze(1))
+
+    def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
+        """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""
+        self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
+
+    def step_(
+        self,
+        logits: Tensor,
+        u: Tensor,
+        index: Tensor,
+        *,
+        scale: float | Tensor,
+        label_lr: float | Tensor,
+        weight: Tensor | None = None,
+        unique: bool = False,
+    ) -> BatchStep:
+        """Eq. (5) in place for the rows of the batch, and the loss under the new labels: one fused kernel."""
+        return BatchStep(
+            *ops.instance_label_step_(self.label_logits, index, logits, u, scale, label_lr, weight, unique=unique)
+        )
+
+
+class ClassLabels(_Labels):
+    """One learned smoothing value per class: p_y = 1 - alpha_y, every other class alpha_y / (C-1).
+
+    alpha starts at 1 - `target_prob` and is clamped to [0, 1] after each update; ``target_prob=1`` is the exact one-hot
+    start of the paper's Algorithm 1. The gradient of alpha_c is (lambda/n) times the sum over the samples of class c of
+    (mean of u over the other classes) - u_c.
+
+    Args:
+        targets: (N,) given hard labels, any integer dtype.
+        num_classes: C >= 2.
+        target_prob: p0 in [0, 1].
+        dtype: of alpha; float32 unless told.
+
+    Raises:
+        ValueError: targets of a wrong shape, dtype or range; target_prob outside [0, 1].
+    """
+
+    family = "class"
+    _rate = 1e-3
+    alpha: Tensor
+
+    def __init__(
+        self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        targets = _check_targets(targets, num_classes)
+        if not 0 <= target_prob <= 1:
+            raise ValueError(f"target_prob must lie in [0, 1], got {target_prob}")
+        self.num_classes = num_classes
+        self.register_buffer("targets", targets)
+        self.register_buffer("alpha", torch.full((num_classes,), 1 - target_prob, dtype=dtype, device=targets.device))
+
+    def probs(self, index: Tensor | None = None) -> Tensor:
+        """Label distributions (n, C) of the rows `index`, or (N, C) of all."""
+        targets = self.targets if index is None else self.targets[index]
+        a = self.alpha[targets].unsqueeze(1)
+        others = (a / (self.num_classes - 1)).expand(-1, self.num_classes)
+        return others.scatter(1, targets.unsqueeze(1), 1 - a)
+
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> BatchLoss:
+        return BatchLoss(*ops.class_loss(logits, self._alpha(logits), self.targets[index], weight))
+
+    def gradient(
+        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """d L_meta / d alpha, (C,): scale * sum over the rows of class c of weight * (mean_{k != c} u_k - u_c)."""
+        targets = self.targets[index]
+        given = u.gather(1, targets.unsqueeze(1)).squeeze(1)
+        term = (u.sum(-1) - given) / (self.num_classes - 1) - given
+        if weight is not None:
+            term = term * weight
+        # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
+        return scale * (nn.functional.one_hot(targets, self.num_classes).to(u.dtype).T @ term)
+
+    def move_(self, grad: Tensor, label_lr: float | Tensor) -> None:
+        """Eq. (5) with a gradient (C,) that is already there, then the clamp to [0, 1]."""
+        self.alpha.sub_(grad * label_lr).clamp_(0, 1)
+
+    def step_(
+        self,
+        logits: Tensor,
+        u: Tensor,
+        index: Tensor,
+        *,
+        scale: float | Tensor,
+        label_lr: float | Tensor,
+        weight: Tensor | None = None,
+        unique: bool = False,
+    ) -> BatchStep:
+        """Eq. (5) in place for the classes of the batch, clamped, and the loss under the new labels."""
+        return BatchStep(
+            *ops.class_label_step_(self._alpha(logits), self.targets[index], logits, u, scale, label_lr, weight)
+        )
+
+    def _alpha(self, logits: Tensor) -> Tensor:
+        wanted = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if self.alpha.dtype != wanted:
+            raise TypeError(
+                f"alpha must be {wanted} for logits of {logits.dtype}, got {self.alpha.dtype}; "
+                f"build the labels with dtype={wanted}, or call labels.to({wanted})"
+            )
+        return self.alpha

@@ -1,0 +1,6 @@
+"""The meta step: look-ahead, tangent, label gradient, and one whole iteration of Algorithm 1."""
+
+from fastmeta.meta.gradient import LabelGradient, label_gradient
+from fastmeta.meta.step import MetaStep, StepResult
+
+__all__ = ["LabelGradient", "MetaStep", "StepResult", "label_gradient"]

@@ -1,0 +1,207 @@
+"""The label gradient, Eqs. (3), (4), (7): one look-ahead step, the meta loss there, and its gradient for the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import ops
+from fastmeta.labels import BatchLoss, ClassLabels, InstanceLabels
+from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead
+from fastmeta.meta.network import Network, RandomState, Tensors, math_attention, uncached_autocast
+from fastmeta.meta.tangent import (
+    TangentChoice,
+    TangentPlan,
+    difference_tangent,
+    forward_tangent,
+    plan_tangent,
+    reverse_tangent,
+)
+
+Labels = InstanceLabels | ClassLabels
+#: averages gradients over the ranks of a process group, or returns them as they are
+Reduce = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass
+class MetaPass:
+    """Everything up to the tangent; the train graph hangs on `logits`."""
+
+    logits: Tensor  # (n, C) with its graph
+    before: BatchLoss  # under the labels as they were
+    train_loss: Tensor  # 0-d, weighted mean
+    meta_loss: Tensor  # 0-d, at theta*
+    g: list[Tensor]  # gradient of the meta loss at theta*
+    u: Tensor  # (n, C)
+    lr: float  # lambda of the closed forms
+    buffers: Tensors  # the model's buffers after its one train forward
+
+
+def check_batch(labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> None:
+    """Raise a ValueError that names the wrong argument. Looks at shapes and dtypes alone: no sync."""
+    for name, pair, want in (("train", train, "(x, index)"), ("meta", meta, "(x_meta, y_meta)")):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"the {name} batch must be a pair {want}, got {type(pair).__name__}")
+    index, y_meta = train[1], meta[1]
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
+        got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(
+            f"index must be an int64 vector (n,) of rows of the training set, got {got}; "
+            "it says whose labels the batch carries"
+        )
+    if not len(index):
+        raise ValueError("the train batch is empty: index has no entries; drop empty batches")
+    if not isinstance(y_meta, Tensor) or y_meta.dtype != torch.int64 or y_meta.ndim != 1 or not len(y_meta):
+        got = f"{tuple(y_meta.shape)} of {y_meta.dtype}" if isinstance(y_meta, Tensor) else type(y_meta).__name__
+        raise ValueError(f"y_meta must be a non-empty int64 vector (m,) of clean hard labels, got {got}")
+    if index.device != labels.targets.device:
+        raise ValueError(
+            f"index must be on the labels' device, {labels.targets.device}, got {index.device}; "
+            "move one of them, e.g. labels.to(device)"
+        )
+
+
+def meta_pass(
+    network: Network,
+    labels: Labels,
+    lookahead: PreparedLookAhead,
+    plan: TangentPlan,
+    train: tuple[Any, Tensor],
+    meta: tuple[Any, Tensor],
+    *,
+    weight: Tensor | None = None,
+    reduce: Reduce = lambda tensors: tensors,
+) -> MetaPass:
+    """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
+
+    Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once.
+    """
+    (x, index), (x_meta, y_meta) = train, meta
+    params, names = network.params, list(network.params)
+    random = RandomState(index.device)
+    start = network.buffers()
+    buffers = {k: b.clone() for k, b in start.items()}
+    with math_attention(plan.math_attention):
+        logits = network(params, buffers, x)
+    if logits.shape != (len(index), labels.num_classes):
+        raise ValueError(
+            f"logits must have shape ({len(index)}, {labels.num_classes}) for this index and these labels, "
+            f"got {tuple(logits.shape)}; x and index must belong together, and the model must have num_classes outputs"
+        )
+    before = labels.batch_loss(logits.detach(), index, weight)
+    v = before.v / len(index)
+    reverse = plan.way == "reverse"
+    if reverse:
+        v.requires_grad_()
+    grads = list(
+        torch.autograd.grad(
+            logits, list(params.values()), v, retain_graph=True, create_graph=reverse, allow_unused=True
+        )
+    )
+    reached = {k: t.detach() for k, t in zip(names, grads, strict=True) if t is not None}
+    star = lookahead.star(params, dict(zip(reached, reduce(list(reached.values())), strict=True)))
+    del reached
+    if not reverse:
+        del grads
+
+    # Eq. (4): a leaf of its own per parameter, so that this graph ends at theta*
+    star = {k: t.detach().requires_grad_() for k, t in star.items()}
+    meta_logits = network(star, {k: b.clone() for k, b in buffers.items()}, x_meta)
+    meta_loss = torch.nn.functional.cross_entropy(meta_logits, y_meta)
+    g_all = torch.autograd.grad(meta_loss, list(star.values()), allow_unused=True)
+    del star, meta_logits
+    g = {k: t for k, t in zip(names, g_all, strict=True) if t is not None}
+    g = dict(zip(g, reduce(list(g.values())), strict=True))
+    direction = lookahead.direction(g)
+
+    if reverse:
+        u = reverse_tangent(grads, v, [direction.get(k) for k in names])
+        del grads
+    elif plan.way == "forward":
+        with math_attention(plan.math_attention), random.replay():
+            u = forward_tangent(network, start, x, direction)
+    else:
+        u = difference_tangent(network, start, x, direction, random)
+    loss = before.loss if weight is None else before.loss * weight
+    return MetaPass(
+        logits, before, loss.mean(), meta_loss.detach(), list(g.values()), u.detach(), lookahead.lr, buffers
+    )
+
+
+@dataclass
+class LabelGradient:
+    """What :func:`label_gradient` returns; all tensors are detached and on the batch's device."""
+
+    grad: Tensor  #: (n, C) for the label logits of each batch row, or (C,) for class smoothing alpha
+    train_loss: Tensor  #: 0-d, mean training loss at theta under the current labels
+    meta_loss: Tensor  #: 0-d, mean meta loss at theta*
+    logits: Tensor  #: (n, C) at theta
+    tangent: Tensor  #: (n, C) u = J g
+    alignment: Tensor  #: (n,) <q_i - p_i, u_i> = <grad_theta L_i, g>: positive where the sample pulls with the meta set
+    plan: TangentPlan  #: which way made u, and why
+
+
+def label_gradient(
+    model: torch.nn.Module,
+    labels: Labels,
+    train: tuple[Any, Tensor],
+    meta: tuple[Any, Tensor],
+    *,
+    lr: float | None = None,
+    lookahead: LookAheadChoice = "sgd",
+    optimizer: torch.optim.Optimizer | None = None,
+    tangent: TangentChoice = "auto",
+    logits_of: Callable[[Any], Tensor] | None = None,
+    weight: Tensor | None = None,
+) -> LabelGradient:
+    """Gradient of the meta loss after one look-ahead step with respect to the labels of a batch. Changes nothing.
+
+        theta* = theta - (lambda/n) sum_i grad_theta weight_i L_i(theta, p_i)          Eq. (3)
+        grad   = d/d label  mean_j CE(f(x_meta_j; theta*), y_meta_j)                   Eqs. (4), (7)
+
+    Args:
+        model: any nn.Module with logits (n, C); it is called as ``model(x)``.
+        labels: InstanceLabels or ClassLabels over the training set.
+        train: (x, index), index (n,) int64 rows of the training set. Each row of a repeated index gives its own term.
+        meta: (x_meta, y_meta), y_meta (m,) int64 clean hard labels.
+        lr: lambda, the rate of a plain SGD look-ahead; or None, and `lookahead` with `optimizer` says it.
+        lookahead, tangent, logits_of: see :class:`fastmeta.MetaStep`.
+        weight: (n,) optional constant weights of the training loss.
+
+    Returns:
+        LabelGradient. Running statistics, parameters, ``.grad``, labels and random generators stand as before.
+
+    Raises:
+        ValueError, TypeError: a wrong argument, named.
+        RuntimeError: a `tangent` named by hand that the model cannot do.
+    """
+    if lr is not None:
+        if lookahead != "sgd" or optimizer is not None:
+            raise ValueError("give lr, or lookahead and optimizer, not both")
+        lookahead = float(lr)
+    check_batch(labels, train, meta)
+    trained = None if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
+    network = Network(model, trained, logits_of)
+    prepared = LookAhead(lookahead, optimizer).prepare(network.params)
+    random = RandomState(train[1].device)
+    with uncached_autocast():
+        try:
+            plan = plan_tangent(network, train[0], tangent)
+            out = meta_pass(network, labels, prepared, plan, train, meta, weight=weight)
+        finally:
+            random.restore()
+    logits, index = out.logits.detach(), train[1]
+    unweighted = out.before.v if weight is None else labels.batch_loss(logits, index).v
+    return LabelGradient(
+        grad=labels.gradient(logits, out.u, index, out.lr / len(index), weight),
+        train_loss=out.train_loss,
+        meta_loss=out.meta_loss,
+        logits=logits,
+        tangent=out.u,
+        alignment=ops.row_dot(unweighted, out.u),
+        plan=plan,
+    )

@@ -1,0 +1,134 @@
+"""A model as a function of (parameters, buffers, input), so that a pass can never move what it was not given.
+
+Every pass of the meta step goes through :class:`Network`: the train forward writes its running statistics into a copy
+of the buffers, the meta forward and the tangent write theirs into scratch. The caller's buffers move when, and only
+when, the step commits that copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Tensors = dict[str, Tensor]
+
+
+def pick_logits(output: Any) -> Tensor:
+    """The default ``logits_of``: the output itself if it is a tensor, else its ``.logits``."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise TypeError(
+        f"the model must return logits as a tensor or in an attribute `.logits`, got {type(output).__name__}; "
+        "pass logits_of=lambda output: ... to pick them"
+    )
+
+
+class Network:
+    """`model` as a function: ``network(params, buffers, x)`` gives float logits (n, C).
+
+    Args:
+        model: any nn.Module; it is called as ``model(x)`` with `x` just as the user gave it.
+        trained: the parameters that move; None means all that require a gradient. Others are constants.
+        logits_of: picks the logits from the model's output.
+
+    Tied weights count once. Logits below float32 come back as float32 (inside the graph), so that the loss, the
+    tangent and the labels are float32 under autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: list[Tensor] | None = None,
+        logits_of: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.logits_of = logits_of or pick_logits
+        wanted = None if trained is None else {id(p) for p in trained}
+        self.params: Tensors = {
+            name: p for name, p in model.named_parameters() if p.requires_grad and (wanted is None or id(p) in wanted)
+        }
+        if not self.params:
+            raise ValueError(
+                "the model has no parameter to train: none requires a gradient"
+                + (
+                    ""
+                    if wanted is None
+                    else " and belongs to the optimizer; build the optimizer from model.parameters()"
+                )
+            )
+
+    def buffers(self) -> Tensors:
+        """A copy of the model's buffers, for one pass to write into."""
+        return {name: b.detach().clone() for name, b in self.model.named_buffers()}
+
+    def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Make `buffers` the model's own (in place)."""
+        with torch.no_grad():
+            for name, b in self.model.named_buffers():
+                b.copy_(buffers[name])
+
+    def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
+        logits = self.logits_of(functional_call(self.model, (params, buffers), (x,)))
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"logits must have shape (batch, classes), got {got}; "
+                "pass logits_of= to pick or reshape the model's output"
+            )
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+@contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Autocast without its cache of cast weights, for passes that look at one model through several sets of weights.
+
+    The cache is keyed on the leaf and outlives an in-place update and a freed graph; each pass here uses a weight
+    once, so nothing is lost.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+class RandomState:
+    """The generators that a model on `device` may draw from, as they stand now; :meth:`replay` draws the same again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device if device.type == "cuda" else None
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(self.device) if self.device is not None else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None and self.device is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Inside, the generators start from this state (the same dropout masks); after, they stand as before."""
+        now = RandomState(self.device or torch.device("cpu"))
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+def math_attention(on: bool) -> AbstractContextManager[Any]:
+    """Scaled-dot-product attention as plain maths, the only form with a double backward and a forward derivative."""
+    if not on:
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.MATH)

@@ -1,0 +1,254 @@
+"""One whole iteration of Algorithm 1: labels move by the meta-gradient, then the model moves with the new labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastmeta import ops
+from fastmeta.labels import BatchStep, ClassLabels
+from fastmeta.meta.distributed import Ranks
+from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
+from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
+from fastmeta.meta.network import Network, math_attention, uncached_autocast
+from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
+
+
+@dataclass
+class StepResult:
+    """Device tensors of one step; reading one is what waits for the device, the step itself does not (CUDA)."""
+
+    train_loss: Tensor  #: 0-d, mean training loss at theta under the old labels
+    meta_loss: Tensor  #: 0-d, mean meta loss at theta*
+    loss: Tensor  #: (n,) per row, at theta under the new labels
+    logits: Tensor  #: (n, C) train logits at theta
+    entropy: Tensor  #: (n,) of the new label distributions
+    alignment: Tensor  #: (n,) <q_i - p_i, u_i> with the old labels: positive where the sample pulls with the meta set
+    label_grad_norm: Tensor  #: 0-d, Euclidean norm of the label gradient of the batch
+    skipped: Tensor  #: 0-d int32, rows with a NaN, an infinity or an index out of range, whose labels did not move
+    finite: Tensor  #: 0-d bool; where False the step moved neither parameters, labels nor buffers
+
+
+class MetaStep:
+    """One iteration of label learning, Eqs. (3)-(6), as a callable.
+
+        theta* = theta - (lambda/n) sum_i grad L_i(theta, p_i)              look-ahead with the labels as they are
+        label  <- constrain(label - label_lr * d L_meta(theta*)/d label)    only the rows of the batch
+        theta  <- optimizer step along (1/n) sum_i grad L_i(theta, p_i_new) same theta, same batch, NEW labels
+
+    The gradient is exact: no Hessian of the network is ever formed, because labels enter grad L linearly.
+
+    Args:
+        model: any nn.Module with logits (n, C), called as ``model(x)``; it stays the caller's, in its own mode.
+            Parameters that move are those that require a gradient and belong to `optimizer`.
+        labels: InstanceLabels or ClassLabels over the training set, on the batch's device.
+        optimizer: the model's. Its ``param_groups`` may change between steps (schedules).
+        label_lr: eta, a constant SGD rate; 25-200 is normal for instance labels, because the gradient carries lambda/n.
+            None takes ``labels.default_label_lr(lambda, n)`` at the first step. May be assigned to later.
+        lookahead: ``"sgd"`` is Eq. (3) at the optimizer's current rates; ``"optimizer"`` follows torch.optim.SGD's
+            momentum, Nesterov, dampening and weight decay exactly; a float is a fixed rate, and what an optimizer
+            other than SGD needs.
+        tangent: how u = J g is made: ``"reverse"`` (double-vjp), ``"forward"`` (dual numbers), ``"difference"``
+            (inexact), or ``"auto"``: by the model's layers, tried against a central difference on the first batch;
+            :meth:`explain` tells.
+        logits_of: picks the logits from the model's output; default the output itself, else its ``.logits``.
+        unique_index: a promise that no batch holds a row twice, which selects the one-pass kernel. A broken promise
+            loses updates. Without it, repeated rows get the sum of their gradients, as autograd would give.
+        on_grad: called with {name: gradient} before the optimizer's step, to clip or record; in-place changes count.
+        process_group: data parallelism, each rank with its own rows of the batch, equally many;
+            see fastmeta.meta.distributed.
+
+    BatchNorm's running statistics move exactly once per step, by the train batch. Random layers draw once: the tangent
+    sees the masks of the train forward. A step whose loss, g or u is not finite changes nothing and is counted in
+    `nonfinite_steps`. After a step the parameters' ``.grad`` is None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: Labels,
+        optimizer: torch.optim.Optimizer,
+        *,
+        label_lr: float | None = None,
+        lookahead: LookAheadChoice = "sgd",
+        tangent: TangentChoice = "auto",
+        logits_of: Callable[[Any], Tensor] | None = None,
+        unique_index: bool = False,
+        on_grad: Callable[[dict[str, Tensor]], None] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if label_lr is not None and not 0 <= label_lr < float("inf"):
+            raise ValueError(f"label_lr must be a finite number >= 0, got {label_lr}")
+        self.model = model
+        self.labels = labels
+        self.optimizer = optimizer
+        self.label_lr = label_lr
+        self.tangent: TangentChoice = tangent
+        self.logits_of = logits_of
+        self.unique_index = unique_index
+        self.on_grad = on_grad
+        self.plan: TangentPlan | None = None
+        self.steps = 0
+        self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=labels.targets.device)
+        self._lookahead = LookAhead(lookahead, optimizer)
+        self._ranks = Ranks(process_group)
+
+    def __call__(
+        self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], *, weight: Tensor | None = None
+    ) -> StepResult:
+        """One step on ``(x, index)`` and ``(x_meta, y_meta)``.
+
+        index (n,) int64 rows of the training set; y_meta (m,) int64; weight (n,) optional constant weights of the
+        training loss (both gradients carry them). Raises ValueError for batches that do not fit each other.
+        """
+        check_batch(self.labels, train, meta)
+        optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
+        network = Network(self.model, optimized, self.logits_of)
+        with uncached_autocast():
+            if self.plan is None:
+                self.plan = plan_tangent(network, train[0], self.tangent)
+            return self._step(network, self.plan, train, meta, weight)
+
+    def _step(
+        self,
+        network: Network,
+        plan: TangentPlan,
+        train: tuple[Any, Tensor],
+        meta: tuple[Any, Tensor],
+        weight: Tensor | None,
+    ) -> StepResult:
+        index, ranks = train[1], self._ranks
+        prepared = self._lookahead.prepare(network.params)
+        out = meta_pass(network, self.labels, prepared, plan, train, meta, weight=weight, reduce=ranks.mean)
+        n = len(index)
+        if self.label_lr is None:
+            self.label_lr = self.labels.default_label_lr(out.lr, n * ranks.size)
+        finite = ranks.all(_all_finite(out))
+        # a step that is not finite takes a label step of length zero, on the device
+        scale = finite.to(torch.float64) * (out.lr / (n * ranks.size))
+
+        logits = out.logits.detach()
+        grad = self.labels.gradient(logits, out.u, index, out.lr / (n * ranks.size), weight)
+        grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
+        if ranks.size == 1:
+            moved = self.labels.step_(
+                logits, out.u, index, scale=scale, label_lr=self.label_lr, weight=weight, unique=self.unique_index
+            )
+        else:
+            moved = self._step_labels_together(logits, out, index, torch.where(finite, grad, 0), weight)
+
+        with math_attention(plan.math_attention):
+            params = list(network.params.values())
+            grads = torch.autograd.grad(out.logits, params, moved.v / n, allow_unused=True)
+        reached = {k: g for k, g in zip(network.params, grads, strict=True) if g is not None}
+        reached = dict(zip(reached, ranks.mean(list(reached.values())), strict=True))
+        self._update(network, reached, finite, out)
+        self.steps += 1
+        return StepResult(
+            out.train_loss,
+            out.meta_loss,
+            moved.loss,
+            logits,
+            moved.entropy,
+            moved.alignment,
+            grad_norm,
+            moved.skipped,
+            finite,
+        )
+
+    def _step_labels_together(
+        self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, weight: Tensor | None
+    ) -> BatchStep:
+        """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
+        ranks, labels = self._ranks, self.labels
+        assert self.label_lr is not None
+        alignment = ops.row_dot(labels.batch_loss(logits, index).v, out.u)
+        if isinstance(labels, ClassLabels):
+            labels.move_(ranks.sum(grad), self.label_lr)
+        else:
+            labels.move_(ranks.gather(index), ranks.gather(grad), self.label_lr)
+        loss, v, entropy, skipped = labels.batch_loss(logits, index, weight)
+        return BatchStep(loss, v, entropy, alignment, skipped)
+
+    def _update(self, network: Network, grads: dict[str, Tensor], finite: Tensor, out: MetaPass) -> None:
+        """The optimizer's step and the new running statistics, or neither where `finite` is False."""
+        on_device = finite.is_cuda
+        if not on_device and not bool(finite):
+            self.nonfinite_steps += 1
+            return
+        self.nonfinite_steps += ~finite
+        if self.on_grad is not None:
+            self.on_grad(grads)
+        kept: list[tuple[Tensor, Tensor]] = []
+        if on_device:
+            # No sync: the step is taken with zeros in place of what is not finite, then undone where it must not count.
+            # Zeros first, because momentum buffers that the optimizer makes now have no earlier value to return to.
+            for g in grads.values():
+                g.copy_(torch.where(finite, g, 0))
+            state = [t for p in network.params.values() for t in self._tensor_state(p)]
+            kept = [(t, t.detach().clone()) for t in [*network.params.values(), *state]]
+            kept += [(b, b.detach().clone()) for b in self.model.buffers()]
+        for name, g in grads.items():
+            network.params[name].grad = g
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        network.write_buffers(out.buffers)
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(torch.where(finite, tensor, before))
+
+    def _tensor_state(self, p: Tensor) -> list[Tensor]:
+        return [t for t in self.optimizer.state.get(p, {}).values() if isinstance(t, Tensor) and t.device == p.device]
+
+    def explain(self) -> str:
+        """In words: how the tangent is made and why, which look-ahead, which label rate."""
+        plan = self.plan
+        tangent = f"not chosen before the first step ({self.tangent!r})"
+        if plan is not None:
+            attention = ", attention as plain maths" if plan.math_attention else ""
+            exact = "inexact" if plan.way == "difference" else "exact"
+            tangent = f"{plan.way} ({exact}{attention}): {plan.reason}"
+        choice = self._lookahead.choice
+        look = {
+            "sgd": "plain SGD at the optimizer's current learning rate (Eq. 3)",
+            "optimizer": "the optimizer's own step, with its momentum and weight decay",
+        }.get(str(choice), f"plain SGD at the fixed rate {choice}")
+        rate = "set at the first step from lambda and n" if self.label_lr is None else f"{self.label_lr:g}"
+        return "\n".join(
+            [
+                f"labels:     {self.labels.family} ({self.labels.extra_repr()}), label_lr {rate}",
+                f"look-ahead: {look}",
+                f"tangent:    {tangent}",
+                f"steps:      {self.steps}, of which not finite and skipped: {int(self.nonfinite_steps)}",
+            ]
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step's own state; model, labels and optimizer keep theirs."""
+        return {
+            "label_lr": self.label_lr,
+            "plan": None if self.plan is None else asdict(self.plan),
+            "steps": self.steps,
+            "nonfinite_steps": int(self.nonfinite_steps),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue as the step that gave `state`: same label rate, same way of making the tangent."""
+        self.label_lr = state["label_lr"]
+        self.plan = None if state["plan"] is None else TangentPlan(**state["plan"])
+        self.steps = state["steps"]
+        self.nonfinite_steps.fill_(state["nonfinite_steps"])
+
+
+def _all_finite(out: MetaPass) -> Tensor:
+    """0-d bool: the loss, the meta loss, g and u hold no NaN and no infinity."""
+    # the largest absolute value and not a sum, which overflows in float32 for large finite entries
+    largest = [t.abs().max() for t in (out.train_loss, out.meta_loss, out.u)]
+    if out.g:
+        largest += torch._foreach_norm(out.g, float("inf"))
+    return torch.stack([t.to(torch.float64) for t in largest]).isfinite().all()

@@ -1,0 +1,221 @@
+"""The logit tangent u = J g: how the train logits at theta move along a direction in parameter space.
+
+| way          | how                                                        | exact |
+|--------------|------------------------------------------------------------|-------|
+| reverse      | double-vjp: u = d<J'v, g>/dv through the kept train graph  | yes   |
+| forward      | dual numbers: one more forward with tangents               | yes   |
+| difference   | central difference of the logits, two more forwards        | no    |
+
+Which one works and which is cheaper depends on the model's layers, and a layer without a rule can give *silent zeros*
+instead of an error (custom operators do). So a way is never trusted unseen: before its first use it is compared with a
+central difference on the real batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fastmeta.meta.network import Network, RandomState, Tensors, math_attention
+
+Way = Literal["reverse", "forward", "difference"]
+TangentChoice = Literal["auto", "reverse", "forward", "difference"]
+
+
+@dataclass(frozen=True)
+class TangentPlan:
+    """The chosen way, whether attention runs as plain maths for it, and why, in words for people."""
+
+    way: Way
+    math_attention: bool
+    reason: str
+
+
+def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> Tensor:
+    """u by dual numbers; `buffers` are scratch."""
+    with torch.no_grad(), forward_ad.dual_level():
+        params: Tensors = {name: p.detach() for name, p in network.params.items()}
+        for name, t in direction.items():
+            params[name] = forward_ad.make_dual(params[name], t)
+        logits, u = forward_ad.unpack_dual(network(params, buffers, x))
+        return torch.zeros_like(logits) if u is None else u
+
+
+def reverse_tangent(grads: list[Tensor | None], v: Tensor, direction: list[Tensor | None]) -> Tensor:
+    """u by double-vjp: `grads` = J'v was made with create_graph from the leaf `v`, in which it is linear."""
+    pairs = [(a, b) for a, b in zip(grads, direction, strict=True) if a is not None and b is not None]
+    pairs = [(a, b) for a, b in pairs if a.requires_grad]
+    if not pairs:
+        return torch.zeros_like(v)
+    # the train graph is needed once more, by the backward of the new labels
+    (u,) = torch.autograd.grad([a for a, _ in pairs], v, [b for _, b in pairs], retain_graph=True, allow_unused=True)
+    return torch.zeros_like(v) if u is None else u
+
+
+def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors, random: RandomState) -> Tensor:
+    """u by (z(theta + e d) - z(theta - e d)) / 2e, inexact: see the precision table in the README.
+
+    e moves the parameters by a fixed fraction of their norm, the cube root of the rounding error of the logits: there
+    the truncation error e^2 and the rounding error / e meet.
+    """
+    with torch.no_grad():
+        names = list(direction)
+        params = {name: p.detach() for name, p in network.params.items()}
+        base = [params[name] for name in names]
+        steps = [direction[name] for name in names]
+        size = _norm(base)
+        length = _norm(steps)
+        e = _rounding(base[0]) ** (1 / 3) * torch.where(size > 0, size, 1.0) / torch.where(length > 0, length, 1.0)
+        moved = torch._foreach_mul(steps, e)
+
+        def logits_at(theta: tuple[Tensor, ...]) -> Tensor:
+            scratch = {k: b.clone() for k, b in buffers.items()}
+            with random.replay():
+                return network({**params, **dict(zip(names, theta, strict=True))}, scratch, x)
+
+        ahead = logits_at(torch._foreach_add(base, moved))
+        behind = logits_at(torch._foreach_sub(base, moved))
+        return (ahead - behind) / (2 * e)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors)).norm()
+
+
+def _rounding(like: Tensor) -> float:
+    """Unit roundoff of the arithmetic that makes the logits."""
+    device = like.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    return torch.finfo(dtype).eps
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The choice
+# ---------------------------------------------------------------------------------------------------------
+
+_CONVOLUTIONAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan:
+    """Choose the way for this model and try it on this batch. Nothing of the caller's changes, generators included.
+
+    "auto" prefers the cheaper way for the model's layers (forward for convolutions and BatchNorm, reverse otherwise),
+    takes the other where that one raises or disagrees with a central difference, repeats both with attention as plain
+    maths, and ends at differences. A way that was named by hand is tried likewise but never replaced.
+
+    Raises:
+        ValueError: an unknown choice.
+        RuntimeError: a named way that this model's layers cannot do, or do wrongly; reentrant checkpointing.
+    """
+    if choice not in get_args(TangentChoice):
+        raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {choice!r}")
+    device = next(iter(network.params.values())).device
+    random = RandomState(device)
+    try:
+        return _plan(network, x, choice, random)
+    finally:
+        random.restore()
+
+
+def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
+    with _refuse_reentrant_checkpoint(), random.replay():
+        # errors of the model itself surface here, as they are
+        network(network.params, network.buffers(), x)
+    if choice == "difference":
+        return TangentPlan("difference", False, "asked for; inexact")
+    convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.model.modules())
+    order: list[Way] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
+    kind = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
+    preferred = f"{kind}, where {order[0]} is the cheaper exact way"
+    if choice != "auto":
+        order, preferred = [choice], "asked for"
+
+    failures: list[str] = []
+    probe = _Probe(network, x, random)
+    for attention in (False, True):
+        for way in order:
+            failure = probe.failure(way, attention)
+            if failure is None:
+                notes = [preferred, *failures] if way == order[0] and not attention else list(failures)
+                return TangentPlan(way, attention, "; ".join(notes))
+            failures.append(f"{way}{' with math attention' if attention else ''} {failure}")
+    if choice != "auto":
+        raise RuntimeError(
+            f"tangent={choice!r} does not work on this model: {'; '.join(failures)}. "
+            'Use tangent="auto", or run fastmeta.check to see which layer is the reason'
+        )
+    return TangentPlan("difference", False, "inexact, the last resort: " + "; ".join(failures))
+
+
+class _Probe:
+    """Tries ways against a central difference along one random direction, scaled like the parameters."""
+
+    def __init__(self, network: Network, x: Any, random: RandomState) -> None:
+        self.network, self.x, self.random = network, x, random
+        generator = torch.Generator().manual_seed(0)  # not the global one, which belongs to the model
+        self.direction: Tensors = {}
+        for name, p in network.params.items():
+            scale = p.detach().float().square().mean().sqrt()
+            noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
+            self.direction[name] = noise * torch.where(scale > 0, scale, 0.1).to(p.dtype)
+        self.truth: Tensor | None = None
+
+    def failure(self, way: Way, attention: bool) -> str | None:
+        """None if `way` agrees with the difference, else what went wrong."""
+        try:
+            with math_attention(attention):
+                u = self._tangent(way)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError) as error:
+            return "raises " + f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        if self.truth is None:
+            buffers = self.network.buffers()
+            self.truth = difference_tangent(self.network, buffers, self.x, self.direction, self.random).double()
+        cosine = torch.nn.functional.cosine_similarity(u.double().flatten(), self.truth.flatten(), dim=0)
+        ratio = u.double().norm() / self.truth.norm()
+        # differences err by 1e-3 in float32, 1e-1 in bf16 on ReLU networks; a missing term errs by its whole share
+        low = _rounding(u if u.dtype == torch.float64 else next(iter(self.network.params.values()))) > 1e-4
+        least, spread = (0.7, 0.5) if low else (0.98, 0.15)
+        if bool(cosine >= least) and abs(float(ratio) - 1) <= spread:
+            return None
+        if not bool(self.truth.isfinite().all()):
+            return None  # nothing to compare with: a step with such logits is skipped anyway
+        return f"disagrees with a central difference (cosine {float(cosine):.3f}, length ratio {float(ratio):.3f})"
+
+    def _tangent(self, way: Way) -> Tensor:
+        network, buffers = self.network, self.network.buffers()
+        with self.random.replay():
+            if way == "forward":
+                return forward_tangent(network, buffers, self.x, self.direction)
+            logits = network(network.params, buffers, self.x)
+        v = torch.zeros_like(logits).requires_grad_()
+        names = list(network.params)
+        grads = torch.autograd.grad(logits, [network.params[k] for k in names], v, create_graph=True, allow_unused=True)
+        return reverse_tangent(list(grads), v, [self.direction[k] for k in names])
+
+
+@contextmanager
+def _refuse_reentrant_checkpoint() -> Any:
+    """Make reentrant activation checkpointing raise: its inner backward drops the terms that the tangent needs."""
+    from torch.utils import checkpoint
+
+    function = checkpoint.CheckpointFunction
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "
+            "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+
+    function.apply: Callable[..., Any] = refuse  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        del function.apply
