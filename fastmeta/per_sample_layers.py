@@ -1,0 +1,366 @@
+"""Dots and norms of per-sample weight gradients, layer by layer, without a gradient per sample in memory.
+
+A layer that is linear in its parameters, y_i = layer(a_i; W), with g_i = dL_i/dy_i, has
+
+    <dL_i/dW, G>  =  <g_i, layer(a_i; G)>                                  one forward of the layer with weights G
+    dL_i/dW       =  sum_t g_it a_it^T                                     t: time steps, pixels, calls of the layer
+    |dL_i/dW|^2   =  sum_{t,s} <a_it, a_is> <g_it, g_is>                   "ghost" norm: two T x T Gram matrices
+
+The ghost norm costs T^2 (d + p) per sample, the sum itself T d p: whichever is less is taken, a few samples at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmeta import ops
+
+# Elements of scratch memory that a norm may take: samples are worked off in chunks of this size.
+_SCRATCH = 1 << 24
+
+
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i> over all dimensions but the first."""
+    return ops.row_dot(a.flatten(1), b.flatten(1))
+
+
+def _common(*tensors: Tensor | None) -> list[Any]:
+    """The tensors in one dtype, at least float32 where sums over products follow."""
+    dtype = torch.float32
+    for t in tensors:
+        if t is not None and t.is_floating_point():
+            dtype = torch.promote_types(dtype, t.dtype)
+    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
+
+
+class Rule:
+    """What is known of one layer. `a` is its input, `g` the gradient of its output, both with the batch first."""
+
+    min_dims = 2  # of the layer's input
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The layer's output with other parameters (None: zero); linear in them."""
+        raise NotImplementedError
+
+    def bias_grads(self, g: Tensor) -> Tensor:
+        """(n, p): the gradient per sample, no larger than `g` itself."""
+        raise NotImplementedError
+
+    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
+        """(n,): |sum over the calls of dL_i/dW|^2; all calls have a rule of this class."""
+        raise NotImplementedError
+
+
+class Call(NamedTuple):
+    rule: Any  # a Rule
+    a: Tensor
+    g: Tensor
+
+
+class OuterRule(Rule):
+    """Gradients that are sums of outer products: Linear and Conv2d."""
+
+    def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
+        """groups, T, d (inputs of one output), p (outputs of a group)."""
+        raise NotImplementedError
+
+    def factors(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, groups, T, d) and (n, groups, T, p)."""
+        raise NotImplementedError
+
+    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
+        sizes = [call.rule.sizes(call.g) for call in calls]
+        groups, _, d, p = sizes[0]
+        T = sum(size[1] for size in sizes)
+        ghost = T * (d + p) < d * p
+        per_sample = groups * (T * (d + p) + (2 * T * T if ghost else d * p))
+        chunk = max(1, _SCRATCH // max(1, per_sample))
+        n = calls[0].g.shape[0]
+        out = [self._chunk_norm2(calls, slice(i, i + chunk), T, ghost) for i in range(0, n, chunk)]
+        return torch.cat(out) if out else calls[0].g.new_zeros(0)
+
+    def _chunk_norm2(self, calls: Sequence[Call], rows: slice, T: int, ghost: bool) -> Tensor:
+        factors = [call.rule.factors(*_common(call.a[rows], call.g[rows])) for call in calls]
+        a, b = (parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in zip(*factors, strict=True))
+        if T == 1:
+            n, groups = a.shape[:2]
+            a, b = a.reshape(n * groups, -1), b.reshape(n * groups, -1)
+            return (_row_dot(a, a) * _row_dot(b, b)).view(n, groups).sum(1)
+        if ghost:
+            return _row_dot(a @ a.mT, b @ b.mT)
+        weight_grads = a.mT @ b
+        return _row_dot(weight_grads, weight_grads)
+
+
+class LinearRule(OuterRule):
+    def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if weight is None:
+            return _shift(a.new_zeros(*a.shape[:-1], self.layer.out_features), bias, -1)
+        return F.linear(a, weight, bias)
+
+    def bias_grads(self, g: Tensor) -> Tensor:
+        return g.reshape(g.shape[0], -1, g.shape[-1]).sum(1)
+
+    def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
+        return 1, g.shape[1:-1].numel(), self.layer.in_features, self.layer.out_features
+
+    def factors(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        n, T = a.shape[0], a.shape[1:-1].numel()
+        return a.reshape(n, 1, T, a.shape[-1]), g.reshape(n, 1, T, g.shape[-1])
+
+
+class Conv2dRule(OuterRule):
+    min_dims = 4
+
+    def _padded(self, a: Tensor) -> Tensor:
+        layer = self.layer
+        pads: list[int] = []
+        for dim in (1, 0):  # F.pad starts from the last dimension
+            if layer.padding == "same":
+                total = layer.dilation[dim] * (layer.kernel_size[dim] - 1)
+                pads += [total // 2, total - total // 2]
+            else:
+                pads += [0, 0] if layer.padding == "valid" else [layer.padding[dim]] * 2
+        return F.pad(a, pads, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+    def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        weight = a.new_zeros(layer.weight.shape) if weight is None else weight
+        return F.conv2d(self._padded(a), weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+
+    def bias_grads(self, g: Tensor) -> Tensor:
+        return g.flatten(2).sum(2)
+
+    def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
+        groups, (p, *inputs) = self.layer.groups, self.layer.weight.shape
+        return groups, g.shape[2:].numel(), torch.Size(inputs).numel(), p // groups
+
+    def factors(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        layer, n = self.layer, a.shape[0]
+        patches = F.unfold(self._padded(a), layer.kernel_size, layer.dilation, 0, layer.stride)
+        T = patches.shape[-1]
+        return patches.view(n, layer.groups, -1, T).mT, g.reshape(n, layer.groups, -1, T).mT
+
+
+class EmbeddingRule(Rule):
+    """a (n, ...) of int64; the gradient of row w is the sum of g_it over the t with a_it = w."""
+
+    min_dims = 1
+
+    def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        assert weight is not None
+        out = F.embedding(a, weight)
+        padding = self.layer.padding_idx
+        return out if padding is None else out.masked_fill((a == padding).unsqueeze(-1), 0)
+
+    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
+        n, p = calls[0].g.shape[0], calls[0].g.shape[-1]
+        rows, grads = [], []
+        for rule, a, g in calls:
+            (grad,) = _common(g.reshape(n, -1, p))
+            if rule.layer.padding_idx is not None:
+                grad = grad.masked_fill((a.reshape(n, -1) == rule.layer.padding_idx).unsqueeze(-1), 0)
+            rows.append(a.reshape(n, -1))
+            grads.append(grad)
+        row, grad = torch.cat(rows, 1), torch.cat(grads, 1)
+        # equal words of a sample stand side by side after the sort: number the runs, sum each, no host sync
+        row, order = row.sort(1)
+        grad = grad.gather(1, order.unsqueeze(-1).expand_as(grad))
+        run = (row[:, 1:] != row[:, :-1]).long().cumsum(1)
+        run = F.pad(run, (1, 0)).unsqueeze(-1).expand_as(grad)
+        summed = torch.zeros_like(grad).scatter_add_(1, run, grad)
+        return _row_dot(summed, summed)
+
+
+class ScaleRule(Rule):
+    """y = weight * normalised(a) + bias, parameters along `axis`; gradients per sample are (n, p), no larger than a."""
+
+    axis: int  # -1: trailing dimensions, 1: channels
+
+    def normalised(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        out = torch.zeros_like(a) if weight is None else _scale(self.normalised(a), weight, self.axis)
+        return _shift(out, bias, self.axis)
+
+    def bias_grads(self, g: Tensor) -> Tensor:
+        if self.axis == 1:
+            return g.flatten(2).sum(2) if g.dim() > 2 else g
+        return g.reshape(g.shape[0], -1, self.layer.weight.numel()).sum(1)
+
+    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
+        total: Tensor | None = None
+        for rule, a, g in calls:
+            a, g = _common(a, g)
+            grads = rule.bias_grads(g * rule.normalised(a))
+            total = grads if total is None else total + grads
+        assert total is not None
+        return _row_dot(total, total)
+
+
+class LayerNormRule(ScaleRule):
+    axis = -1
+
+    def normalised(self, a: Tensor) -> Tensor:
+        return F.layer_norm(a, self.layer.normalized_shape, eps=self.layer.eps)
+
+
+class GroupNormRule(ScaleRule):
+    axis = 1
+
+    def normalised(self, a: Tensor) -> Tensor:
+        return F.group_norm(a, self.layer.num_groups, eps=self.layer.eps)
+
+
+class EvalBatchNormRule(ScaleRule):
+    axis = 1
+
+    def normalised(self, a: Tensor) -> Tensor:
+        mean, var = _common(self.layer.running_mean, self.layer.running_var)
+        return F.batch_norm(a, mean.to(a.dtype), var.to(a.dtype), training=False, eps=self.layer.eps)
+
+
+def _broadcast(parameter: Tensor, like: Tensor, axis: int) -> Tensor:
+    return parameter.view(-1, *[1] * (like.dim() - 2)) if axis == 1 else parameter
+
+
+def _scale(x: Tensor, weight: Tensor, axis: int) -> Tensor:
+    return x * _broadcast(weight, x, axis)
+
+
+def _shift(x: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    return x if bias is None else x + _broadcast(bias, x, axis)
+
+
+_RULES: dict[type[nn.Module], Callable[[Any], Rule]] = {
+    nn.Linear: LinearRule,
+    nn.Conv2d: Conv2dRule,
+    nn.Embedding: EmbeddingRule,
+    nn.LayerNorm: LayerNormRule,
+    nn.GroupNorm: GroupNormRule,
+    nn.BatchNorm1d: EvalBatchNormRule,
+    nn.BatchNorm2d: EvalBatchNormRule,
+    nn.BatchNorm3d: EvalBatchNormRule,
+}
+SUPPORTED = "Linear, Conv2d, Embedding, LayerNorm, GroupNorm, BatchNorm in eval mode"
+
+
+def couples_samples(layer: nn.Module) -> bool:
+    """Whether a layer normalises with the statistics of the batch, so that no sample has a gradient of its own."""
+    if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return False
+    return layer.training or layer.running_mean is None
+
+
+def rule_for(layer: nn.Module) -> Rule | None:
+    """The rule of a layer, or None: unknown type, another `forward`, or options that are not per-sample."""
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
+        return None
+    if couples_samples(layer):
+        return None
+    for base, make in _RULES.items():
+        if isinstance(layer, base):
+            # a subclass with a forward of its own may compute anything
+            return make(layer) if type(layer).forward is base.forward else None
+    return None
+
+
+def call_dot(call: Call, directions: Mapping[str, Tensor]) -> Tensor:
+    """(n,): sum over the named parameters of <dL_i/dparameter, direction>."""
+    a, g, weight, bias = _common(call.a, call.g, directions.get("weight"), directions.get("bias"))
+    return _row_dot(call.rule.apply(a, weight, bias), g)
+
+
+def joint_norm2(calls: Sequence[Call], name: str) -> Tensor:
+    """(n,): |sum over the calls of dL_i/dparameter|^2 for one parameter that all these calls share."""
+    if name == "weight":
+        return cast(Tensor, calls[0].rule.weight_norm2(calls))
+    grads = [call.rule.bias_grads(*_common(call.g)) for call in calls]
+    total = grads[0] if len(grads) == 1 else torch.stack(grads).sum(0)
+    return _row_dot(total, total)
+
+
+def check_batch(a: Tensor, g: Tensor, n: int, rule: Rule, what: str) -> None:
+    if a.dim() < rule.min_dims or a.shape[0] != n or g.shape[0] != n:
+        raise ValueError(
+            f"{what} must have the batch of {n} samples as dimension 0 and at least {rule.min_dims} dimensions, "
+            f"got an input of shape {tuple(a.shape)} and an output of shape {tuple(g.shape)}; permute it to batch first"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Public functions for one layer
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _single_call(activations: Tensor, grad_outputs: Tensor, layer: nn.Module | None, names: Iterable[str]) -> Call:
+    if layer is None:
+        layer = nn.Linear(activations.shape[-1], grad_outputs.shape[-1], bias=False, device="meta")
+    rule = rule_for(layer)
+    if rule is None:
+        raise ValueError(f"layer must be one of {SUPPORTED}, with its own forward, got {layer}")
+    for name in names:
+        if getattr(layer, name, None) is None:
+            raise ValueError(f"{type(layer).__name__} has no parameter {name!r}")
+    check_batch(activations, grad_outputs, grad_outputs.shape[0], rule, "activations and grad_outputs")
+    return Call(rule, activations.detach(), grad_outputs.detach())
+
+
+def per_sample_grad_dot(
+    activations: Tensor,
+    grad_outputs: Tensor,
+    direction: Tensor | Mapping[str, Tensor],
+    *,
+    layer: nn.Module | None = None,
+) -> Tensor:
+    """<dL_i/dW, G> for every sample i: how a step along -G changes each sample's loss, to first order.
+
+    Computed as <g_i, layer(a_i; G)>; no gradient per sample is formed.
+
+    Args:
+        activations: (n, ..., d) input of the layer; (n, c, h, w) for Conv2d, (n, ...) int64 for Embedding.
+        grad_outputs: dL_i/doutput, of the output's shape. L_i alone: the gradient of the *sum* of losses, not the mean.
+        direction: G, of the weight's shape, or a mapping {"weight": ..., "bias": ...}, absent ones being zero.
+        layer: the layer, which gives stride, padding, groups, eps; None stands for a Linear layer.
+
+    Returns:
+        (n,) in float32, or float64 where an argument is float64.
+
+    Raises:
+        ValueError: unsupported layer, a direction of another shape, a batch that is not dimension 0.
+    """
+    directions = {"weight": direction} if isinstance(direction, Tensor) else dict(direction)
+    call = _single_call(activations, grad_outputs, layer, directions)
+    for name, tensor in directions.items():
+        expected = getattr(call.rule.layer, name).shape
+        if tensor.shape != expected:
+            raise ValueError(f"direction of {name!r} must have shape {tuple(expected)}, got {tuple(tensor.shape)}")
+    return call_dot(call, directions)
+
+
+def per_sample_grad_norm(
+    activations: Tensor,
+    grad_outputs: Tensor,
+    *,
+    layer: nn.Module | None = None,
+    parameters: Sequence[str] = ("weight",),
+) -> Tensor:
+    """|dL_i/dW| for every sample i, by Gram matrices or by a few per-sample gradients at a time, whichever is cheaper.
+
+    Arguments and errors as in :func:`per_sample_grad_dot`; `parameters` names those that count, jointly.
+
+    Returns:
+        (n,) in float32, or float64 where an argument is float64.
+    """
+    call = _single_call(activations, grad_outputs, layer, parameters)
+    norm2 = torch.stack([joint_norm2([call], name) for name in parameters]).sum(0)
+    return norm2.clamp_min(0).sqrt()  # a ghost norm near zero may round below it
