@@ -1,0 +1,75 @@
+// Rows over threads, by a loop that ops.cpp lends from torch (so torch.set_num_threads holds); serial without one.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace fastmeta::cpu {
+
+using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = void (*)(int64_t n, int64_t grain, RangeBody body, void* context);
+inline ParallelFor parallel_for = nullptr;
+
+// Fewer elements than this are not worth a second thread.
+constexpr int64_t kGrain = 32768;
+
+// body(begin, end) over [0, n) in contiguous pieces. It must not throw: an exception in a worker loses its text.
+template <class Body>
+void over_rows(int64_t n, int64_t C, Body body) {
+  if (n == 0) return;
+  const int64_t grain = kGrain / C > 1 ? kGrain / C : 1;
+  if (parallel_for == nullptr || n <= grain) return body(int64_t{0}, n);
+  parallel_for(n, grain, [](int64_t i, int64_t j, void* context) { (*static_cast<Body*>(context))(i, j); }, &body);
+}
+
+// Padded scratch rows of one thread, kept between calls.
+template <class A>
+class Scratch {
+ public:
+  Scratch(int rows, int64_t C) : stride_(padded<A>(C)) {
+    const size_t bytes = static_cast<size_t>(rows) * stride_ * sizeof(A);
+    if (bytes > held_.bytes) {
+      held_.data.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+      held_.bytes = held_.data ? bytes : 0;
+      if (!held_.data) throw std::bad_alloc();
+    }
+  }
+  A* operator[](int row) { return reinterpret_cast<A*>(held_.data.get()) + row * stride_; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  struct Held {
+    std::unique_ptr<char, Free> data;
+    size_t bytes = 0;
+  };
+  static inline thread_local Held held_;
+  int64_t stride_;
+};
+
+// f(A{}) with A = acc(T)
+template <class F>
+void with_acc(DType t, F f) {
+  if (t == DType::kFloat64)
+    f(double{});
+  else
+    f(float{});
+}
+
+template <class A>
+A value(const ConstVector& x, int64_t i) {
+  return static_cast<const A*>(x.data)[i * x.stride];
+}
+template <class A>
+A weight_of(const ConstVector& weight, int64_t i) {
+  return weight.data == nullptr ? A(1) : value<A>(weight, i);
+}
+
+}  // namespace fastmeta::cpu

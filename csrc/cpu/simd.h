@@ -1,0 +1,158 @@
+// Vectors of 64 bytes in GCC's vector extension, and sweeps over a row.
+//
+// One source, three machine codes: FASTMETA_CLONES compiles a function for plain x86-64, AVX2 and AVX-512 and picks at
+// load time, so a wheel runs everywhere. The extension (rather than auto-vectorised loops) keeps sums in the same lanes
+// and order on each of them and needs no -ffast-math, under which NaN checks vanish. Everything here is inlined into
+// its caller: a vector never crosses a call, whose ABI would depend on the instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FASTMETA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define FASTMETA_CPU_FEATURES "baseline, AVX2, AVX-512"
+#else
+#define FASTMETA_CLONES
+#define FASTMETA_CPU_FEATURES "baseline"
+#endif
+#define FASTMETA_INLINE inline __attribute__((always_inline))
+
+namespace fastmeta::cpu {
+
+template <class A>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  using Bits = int32_t;
+  typedef float Vec __attribute__((vector_size(64)));
+  typedef int32_t IntVec __attribute__((vector_size(64)));
+  static constexpr int kLanes = 16;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  static constexpr float kLog2e = 1.44269504088896341f;
+  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;  // n * kLn2Hi is exact
+  static constexpr float kMin = -87.33654f;                                // log of the smallest normal number
+  // exp(r) = 1 + r + r^2 P(r) on |r| <= log(2) / 2; coefficients of Cephes' expf, highest first
+  static constexpr float kPoly[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                    4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+
+template <>
+struct Simd<double> {
+  using Bits = int64_t;
+  typedef double Vec __attribute__((vector_size(64)));
+  typedef int64_t IntVec __attribute__((vector_size(64)));
+  static constexpr int kLanes = 8;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kLog2e = 1.44269504088896340736;
+  static constexpr double kLn2Hi = 6.93145751953125e-1, kLn2Lo = 1.42860682030941723212e-6;
+  static constexpr double kMin = -708.39641853226408;
+  // Taylor: the first term left out, r^14 / 14!, is below 5e-18
+  static constexpr double kPoly[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
+                                     1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
+                                     1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
+};
+
+template <class A>
+using Vec = typename Simd<A>::Vec;
+
+template <class A>
+FASTMETA_INLINE Vec<A> load(const A* p) {
+  Vec<A> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class A>
+FASTMETA_INLINE void store(A* p, Vec<A> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+template <class A>
+FASTMETA_INLINE Vec<A> all(A x) {
+  return x - Vec<A>{};
+}
+
+// d < 0 ? a : b by the sign bit of d. A comparison of whole vectors would be clearer, but gcc 12 takes it apart into
+// scalars wherever 64 bytes are more than one register.
+template <class A>
+FASTMETA_INLINE Vec<A> where_negative(Vec<A> d, Vec<A> a, Vec<A> b) {
+  typename Simd<A>::IntVec mask, x, y;
+  std::memcpy(&mask, &d, sizeof(d));
+  std::memcpy(&x, &a, sizeof(a));
+  std::memcpy(&y, &b, sizeof(b));
+  mask >>= 8 * sizeof(A) - 1;
+  x = (x & mask) | (y & ~mask);
+  std::memcpy(&a, &x, sizeof(a));
+  return a;
+}
+
+// exp for x <= 88 (709): within 1 ulp, 0 below the normal range, NaN for NaN and for infinities.
+template <class A>
+FASTMETA_INLINE Vec<A> exp(Vec<A> x) {
+  using S = Simd<A>;
+  const Vec<A> over = x - S::kMin;
+  const Vec<A> bounded = where_negative<A>(over, all<A>(S::kMin), x);
+  const Vec<A> shifted = bounded * S::kLog2e + S::kRound;
+  const Vec<A> n = shifted - S::kRound;
+  const Vec<A> r = (bounded - n * S::kLn2Hi) - n * S::kLn2Lo;
+  Vec<A> poly = all<A>(S::kPoly[0]);
+#pragma GCC unroll 16
+  for (unsigned k = 1; k < sizeof(S::kPoly) / sizeof(A); ++k) poly = poly * r + S::kPoly[k];
+  const Vec<A> mantissa = r * r * poly + r + A(1);
+  typename S::IntVec bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits + S::kBias) << S::kMantissa;  // 2^n; the bits of kRound fall off at the top
+  Vec<A> power;
+  std::memcpy(&power, &bits, sizeof(power));
+  power = where_negative<A>(over, Vec<A>{}, power);
+  return mantissa * power + x * A(0);  // 0 * x: a NaN may have had the sign that `bounded` replaces
+}
+
+// A sum in lanes on two levels, so that long rows add blocks and not a million terms to one number.
+template <class A>
+struct Sum {
+  Vec<A> block{}, total{};
+
+  FASTMETA_INLINE void operator+=(Vec<A> x) { block += x; }
+  FASTMETA_INLINE void close_block() {
+    total += block;
+    block = Vec<A>{};
+  }
+  FASTMETA_INLINE A value() const {
+    A s[Simd<A>::kLanes];
+    std::memcpy(s, &total, sizeof(s));
+#pragma GCC unroll 4
+    for (int half = Simd<A>::kLanes / 2; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) s[k] += s[k + half];
+    return s[0];
+  }
+};
+
+// Elements that a row of C takes in scratch memory: padded to whole vectors.
+template <class A>
+constexpr int64_t padded(int64_t C) {
+  return (C + Simd<A>::kLanes - 1) & ~int64_t(Simd<A>::kLanes - 1);
+}
+
+// body(k) for each vector of a padded row of C >= 1, then the sums are closed block by block.
+template <class A, class Body, class... Sums>
+FASTMETA_INLINE void sweep(int64_t C, Body body, Sums&... sums) {
+  constexpr int64_t kLanes = Simd<A>::kLanes, kBlock = 32 * kLanes;
+  for (int64_t start = 0; start < C; start += kBlock) {
+    const int64_t stop = start + kBlock < C ? start + kBlock : C;
+    for (int64_t k = start; k < stop; k += kLanes) body(k);
+    (sums.close_block(), ...);
+  }
+}
+
+// Sets the lanes from C on to zero in a padded row: their elements then add nothing to any sum.
+template <class A>
+FASTMETA_INLINE void clear_padding(A* x, int64_t C) {
+  for (int64_t k = C; k < padded<A>(C); ++k) x[k] = 0;
+}
+
+}  // namespace fastmeta::cpu
