@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "build_info.h"  // written by setup.py
 #include "cpu/simd.h"
 
 PYBIND11_MODULE(_C, m) {
