@@ -1,0 +1,178 @@
+"""What the raw operations need besides their kernels: result shapes for tracing, and a guard below autograd.
+
+The raw operations (``torch.ops.fastmeta.*``) have no derivative: their results are detached. A forward-AD tangent on
+an argument would be dropped without a word, so a kernel at the ``Autograd`` dispatch key raises for one. Of the places
+where it could stand this is the one that also sees a jvp of a grad, and duals inside or outside of ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastmeta import _native
+
+assert _native  # the schemas must be there before anything is registered for them
+
+NAMES = (
+    "soft_cross_entropy",
+    "soft_cross_entropy_backward",
+    "soft_cross_entropy_hvp",
+    "soft_cross_entropy_label_grad",
+    "instance_loss",
+    "instance_label_step_",
+    "instance_label_step",
+    "class_loss",
+    "class_label_step_",
+    "class_label_step",
+    "row_dot",
+)
+
+_library = torch.library.Library("fastmeta", "IMPL")
+
+
+def _guard(name: str) -> Callable[..., Any]:
+    op = getattr(torch.ops.fastmeta, name).default
+    mutates = name.endswith("_")
+
+    def kernel(*args: Any) -> Any:
+        for arg in args:
+            if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg, level=0).tangent is not None:
+                raise RuntimeError(
+                    f"fastmeta::{name} has no forward-mode derivative and got an argument with a tangent, which would "
+                    "be lost; keep it outside of dual_level and jvp, and pass tensor.detach()"
+                )
+        with torch._C._AutoDispatchBelowAutograd():
+            result = op(*args)
+        if mutates:
+            torch.autograd.graph.increment_version(args[0])
+        return result
+
+    return kernel
+
+
+for _name in NAMES:
+    _library.impl(_name, _guard(_name), "Autograd")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Result shapes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of every sum and row statistic: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rows(like: Tensor) -> Tensor:
+    return like.new_empty(like.shape)
+
+
+def _values(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[:1], dtype=acc_dtype(logits.dtype))
+
+
+def _label_results(logits: Tensor, *, alignment: bool) -> tuple[Tensor, ...]:
+    skipped = logits.new_empty((), dtype=torch.int32)
+    extra = (_values(logits),) if alignment else ()
+    return _values(logits), _rows(logits), _values(logits), *extra, skipped
+
+
+@torch.library.register_fake("fastmeta::soft_cross_entropy")
+def _(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    return _values(logits), _values(logits)
+
+
+@torch.library.register_fake("fastmeta::soft_cross_entropy_backward")
+def _(
+    logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, need_logits: bool, need_probs: bool
+) -> tuple[Tensor, Tensor]:
+    n, num_classes = logits.shape
+    return (
+        logits.new_empty((n if need_logits else 0, num_classes)),
+        probs.new_empty((n if need_probs else 0, num_classes)),
+    )
+
+
+@torch.library.register_fake("fastmeta::soft_cross_entropy_hvp")
+def _(logits: Tensor, v: Tensor, probs: Tensor | None) -> Tensor:
+    return _rows(v)
+
+
+@torch.library.register_fake("fastmeta::soft_cross_entropy_label_grad")
+def _(logits: Tensor, u: Tensor) -> Tensor:
+    return _rows(u)
+
+
+@torch.library.register_fake("fastmeta::instance_loss")
+def _(logits: Tensor, label_logits: Tensor, index: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
+    return _label_results(logits, alignment=False)
+
+
+@torch.library.register_fake("fastmeta::instance_label_step_")
+def _(
+    label_logits: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    label_lr: Tensor,
+    weight: Tensor | None,
+    unique: bool,
+) -> tuple[Tensor, ...]:
+    return _label_results(logits, alignment=True)
+
+
+@torch.library.register_fake("fastmeta::instance_label_step")
+def _(
+    label_rows: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    label_lr: Tensor,
+    weight: Tensor | None,
+    unique: bool,
+) -> tuple[Tensor, ...]:
+    return _rows(label_rows), *_label_results(logits, alignment=True)
+
+
+@torch.library.register_fake("fastmeta::class_loss")
+def _(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
+    return _label_results(logits, alignment=False)
+
+
+@torch.library.register_fake("fastmeta::class_label_step_")
+def _(
+    alpha: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    label_lr: Tensor,
+    weight: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return _label_results(logits, alignment=True)
+
+
+@torch.library.register_fake("fastmeta::class_label_step")
+def _(
+    alpha: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    label_lr: Tensor,
+    weight: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return alpha.new_empty(alpha.shape), *_label_results(logits, alignment=True)
+
+
+@torch.library.register_fake("fastmeta::row_dot")
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return _values(a)

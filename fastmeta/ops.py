@@ -1,0 +1,428 @@
+"""The fused operations. Each has its twin in plain torch, of the same name, in :mod:`fastmeta.reference`.
+
+Symbols: z logits (n, C), q = softmax(z), p label distributions (n, C), l label logits, u logit tangent (n, C), w row
+weights (n,). T is the dtype of the logits: float64, float32, bfloat16 or float16; acc(T) is float64 for float64 and
+float32 for the others. All sums are taken in acc(T). Directions (``u``, ``v``) may be T or acc(T); label distributions
+and label logits T, acc(T) or, unless acc(T) is float64, bfloat16; row weights and alpha are acc(T).
+
+:func:`soft_cross_entropy` is differentiable. **The others are not: their results carry no graph**, and a forward-AD
+tangent on any argument raises, for it would be lost.
+
+Matrices may have any row stride (also 0, an expanded row). Columns must be adjacent: other inputs are copied, a table
+that is written in place raises. ``scale`` and ``label_lr`` are floats, or 0-dim tensors; ones on the GPU are read
+there, so that a captured graph follows a schedule.
+
+*Skipped* rows: a batch row that holds a NaN or an infinity (in logits, u or weight), or points at a label row that
+does so before or after its step, has NaN for loss, v, entropy and alignment, leaves its label row as it is, and is
+counted in ``skipped``; other rows are unaffected. On CUDA an index or target out of range is skipped too
+(FASTMETA_DEBUG=1 checks it at once, with a synchronisation); on the CPU it raises.
+
+Every wrong argument raises RuntimeError, or ValueError where it is seen in Python: it names the argument, what was
+expected, what came, and the way out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fastmeta import _dispatch as _dispatch  # registers the guard and the result shapes
+from fastmeta._native import build_info
+
+__all__ = [
+    "ClassLabelStep",
+    "InstanceLabelStep",
+    "LabelLoss",
+    "LabelStep",
+    "build_info",
+    "class_label_step",
+    "class_label_step_",
+    "class_loss",
+    "instance_label_step",
+    "instance_label_step_",
+    "instance_loss",
+    "row_dot",
+    "soft_cross_entropy",
+    "soft_cross_entropy_hvp",
+    "soft_cross_entropy_label_grad",
+]
+
+_raw = torch.ops.fastmeta
+
+
+class LabelLoss(NamedTuple):
+    """The training loss of a batch under its labels."""
+
+    loss: Tensor  # (n,) acc(T): -sum_k p_k log q_k, unweighted
+    v: Tensor  # (n, C) T: weight * (q - p) = d(weight * loss)/dz
+    entropy: Tensor  # (n,) acc(T): -sum_k p_k log p_k
+    skipped: Tensor  # () int32: rows that were skipped
+
+
+class LabelStep(NamedTuple):
+    """The same under the labels after their step, and how well the old ones agreed with the meta gradient."""
+
+    loss: Tensor
+    v: Tensor
+    entropy: Tensor
+    alignment: Tensor  # (n,) acc(T): <q - p_old, u> = <grad_theta L_i, g>
+    skipped: Tensor
+
+
+class InstanceLabelStep(NamedTuple):
+    """:class:`LabelStep` of a functional twin: the new label rows (n, C) come first."""
+
+    new_rows: Tensor
+    loss: Tensor
+    v: Tensor
+    entropy: Tensor
+    alignment: Tensor
+    skipped: Tensor
+
+
+class ClassLabelStep(NamedTuple):
+    """:class:`LabelStep` of a functional twin: the new alpha (C,) comes first."""
+
+    new_alpha: Tensor
+    loss: Tensor
+    v: Tensor
+    entropy: Tensor
+    alignment: Tensor
+    skipped: Tensor
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _same_device(logits: Tensor, **others: Tensor | None) -> None:
+    # A mix of a CPU and a meta tensor would reach the shape functions and come back as meta tensors without a word.
+    for name, t in others.items():
+        if t is not None and t.device != logits.device:
+            raise ValueError(f"{name} is on {t.device} but the logits are on {logits.device}; move one of them")
+
+
+def _columns(x: Tensor) -> Tensor:
+    return x.contiguous() if x.ndim == 2 and x.stride(1) != 1 else x
+
+
+def _scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
+    if isinstance(x, Tensor):
+        if x.device.type != "cpu":
+            _same_device(logits, **{name: x})
+        return x.detach()
+    if not math.isfinite(x):
+        raise ValueError(f"{name} must be finite, got {x}")
+    return torch.scalar_tensor(x, dtype=torch.float64)
+
+
+def _check_range(index: Tensor, name: str, limit: int, of: str) -> None:
+    if not index.is_cuda or os.environ.get("FASTMETA_DEBUG") != "1" or index.numel() == 0:
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} must lie in [0, {limit - 1}] for {limit} {of}, got {low} to {high}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Soft cross-entropy
+# ---------------------------------------------------------------------------------------------------------
+
+
+def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean") -> Tensor:
+    """L_i = -sum_k p_ik log q_ik; then ``"mean"`` or ``"sum"`` over the n rows, or ``"none"``.
+
+    Differentiable in both arguments to any order: first and second derivatives are fused kernels, higher ones plain
+    torch. Rows of `probs` need not sum to one:
+
+        dL_i/dz_i = s_i q_i - p_i,  dL_i/dp_i = lse_i - z_i,  s_i = sum_k p_ik
+
+    Args:
+        logits: (n, C) T, C >= 2.
+        probs: (n, C) T, acc(T) or bfloat16.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Returns:
+        () or (n,) in acc(T). The mean of an empty batch is NaN, as in torch. A row with NaN or infinity has loss NaN.
+
+    Raises:
+        ValueError: an unknown reduction; tensors on different devices.
+        RuntimeError: a wrong shape or dtype; a forward-AD tangent on an argument.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
+    _same_device(logits, probs=probs)
+    loss: Tensor = _SoftCrossEntropy.apply(_columns(logits), _columns(probs))[0]
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+        return _raw.soft_cross_entropy(logits, probs)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        # lse is a function of the logits whose derivative the backward below takes in closed form
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None
+        logits, probs, lse = ctx.saved_tensors
+        grads = _SoftCrossEntropyBackward.apply(logits, probs, lse, grad, *ctx.needs_input_grad)
+        return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+class _SoftCrossEntropyBackward(torch.autograd.Function):
+    """A = grad (s q - p), B = grad (lse - z), differentiable in logits, probs and grad.
+
+    With cotangents a of A and b of B (n, C):
+        d/dz     = grad (s q (a - <q, a>) + (sum_k b_k) q - b)
+        d/dp     = -grad (a - <q, a>)
+        d/dgrad  = <s q - p, a> + <lse - z, b>
+    """
+
+    @staticmethod
+    def forward(
+        logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, need_logits: bool, need_probs: bool
+    ) -> tuple[Tensor, Tensor]:
+        return _raw.soft_cross_entropy_backward(logits, probs, lse, grad, need_logits, need_probs)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, need_logits, need_probs = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(g for g, need in zip(output, (need_logits, need_probs), strict=True) if not need))
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, probs, lse, grad = ctx.saved_tensors
+        if torch.is_grad_enabled():  # someone differentiates a third time
+            terms = _second_derivatives(logits, probs, grad, a, b)
+        else:
+            terms = _fused_second_derivatives(logits, probs, lse, grad, a, b)
+        needs = ctx.needs_input_grad
+        d_logits, d_probs, d_grad = (t if needs[i] else None for t, i in zip(terms, (0, 1, 3), strict=True))
+        return d_logits, d_probs, None, d_grad, None, None
+
+
+def _fused_second_derivatives(
+    logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    d_logits = d_probs = d_grad = None
+    weight = grad.unsqueeze(1)
+    if a is not None:
+        a = _columns(a)
+        d_logits = weight * _raw.soft_cross_entropy_hvp(logits, a, probs)
+        d_probs = -weight * _raw.soft_cross_entropy_label_grad(logits, a)
+        v, _ = _raw.soft_cross_entropy_backward(logits, probs, lse, torch.ones_like(grad), True, False)
+        d_grad = _raw.row_dot(v.to(a.dtype), a)
+    if b is not None:
+        b = _columns(b)
+        of_b, _ = _raw.soft_cross_entropy_backward(logits, b, lse, grad, True, False)
+        loss_of_b, _ = _raw.soft_cross_entropy(logits, b)
+        d_logits = of_b if d_logits is None else d_logits + of_b
+        d_grad = loss_of_b if d_grad is None else d_grad + loss_of_b
+    return (
+        None if d_logits is None else d_logits.to(logits.dtype),
+        None if d_probs is None else d_probs.to(probs.dtype),
+        d_grad,
+    )
+
+
+def _second_derivatives(
+    logits: Tensor, probs: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same in plain torch, itself differentiable."""
+    z = logits.to(grad.dtype)
+    log_q, q, s = z.log_softmax(-1), z.softmax(-1), probs.to(grad.dtype).sum(-1, keepdim=True)
+    weight = grad.unsqueeze(1)
+    d_logits, d_probs, d_grad = torch.zeros_like(z), None, torch.zeros_like(grad)
+    if a is not None:
+        a = a.to(grad.dtype)
+        centred = a - (q * a).sum(-1, keepdim=True)
+        d_logits = d_logits + weight * s * q * centred
+        d_probs = (-weight * centred).to(probs.dtype)
+        d_grad = d_grad + ((s * q - probs) * a).sum(-1)
+    if b is not None:
+        b = b.to(grad.dtype)
+        d_logits = d_logits + weight * (b.sum(-1, keepdim=True) * q - b)
+        d_grad = d_grad - (log_q * b).sum(-1)
+    return d_logits.to(logits.dtype), d_probs, d_grad
+
+
+def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = None) -> Tensor:
+    """The logit-space Hessian-vector product s_i q_i (v_i - <q_i, v_i>), s_i = sum_k p_ik (1 without `probs`).
+
+    At label logits it is the gradient of a table of instance labels (Eq. 7). Not differentiable.
+
+    Args:
+        logits: (n, C) T. v: (n, C) T or acc(T). probs: (n, C) T, acc(T) or bfloat16, or None.
+
+    Returns:
+        (n, C) in the dtype of `v`.
+    """
+    _same_device(logits, v=v, probs=probs)
+    return _raw.soft_cross_entropy_hvp(_columns(logits), _columns(v), None if probs is None else _columns(probs))
+
+
+def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
+    """u_i - <q_i, u_i>: (n / lambda) dL_meta/dp_i, the label-gradient term of any label family. Not differentiable.
+
+    Args:
+        logits: (n, C) T. u: (n, C) T or acc(T).
+
+    Returns:
+        (n, C) in the dtype of `u`.
+    """
+    _same_device(logits, u=u)
+    return _raw.soft_cross_entropy_label_grad(_columns(logits), _columns(u))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Instance labels
+# ---------------------------------------------------------------------------------------------------------
+
+
+def instance_loss(logits: Tensor, label_logits: Tensor, index: Tensor, weight: Tensor | None = None) -> LabelLoss:
+    """Loss, v = w (q - p) and entropy with p_i = softmax(l_index_i), gathered inside the kernel. Not differentiable.
+
+    Args:
+        logits: (n, C) T. label_logits: (N, C) table. index: (n,) int64 rows of the table. weight: (n,) acc(T).
+    """
+    _same_device(logits, label_logits=label_logits, index=index, weight=weight)
+    _check_range(index, "index", label_logits.shape[0], "rows of label_logits")
+    return LabelLoss(*_raw.instance_loss(_columns(logits), _columns(label_logits), index, weight))
+
+
+def instance_label_step_(
+    label_logits: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float | Tensor,
+    label_lr: float | Tensor,
+    weight: Tensor | None = None,
+    *,
+    unique: bool = False,
+) -> LabelStep:
+    """Move the label rows of a batch in place and give the loss under the new ones, in one kernel. Not differentiable.
+
+        l_r <- l_r - label_lr * scale * sum_{i: index_i = r} w_i p_r (u_i - <p_r, u_i>)          Eqs. (5), (7)
+
+    Args:
+        label_logits: (N, C) table, written.
+        index: (n,) int64 rows of the table. A row that stands there more than once moves by the sum, in batch order.
+        logits, u: (n, C).
+        scale: lambda / n, finite.
+        label_lr: eta, finite.
+        weight: (n,) acc(T) if the training loss is sum_i w_i L_i / n.
+        unique: promise that no index repeats, for the one-pass kernel. A broken promise is a data race.
+    """
+    _same_device(logits, label_logits=label_logits, index=index, u=u, weight=weight)
+    _check_range(index, "index", label_logits.shape[0], "rows of label_logits")
+    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    return LabelStep(
+        *_raw.instance_label_step_(label_logits, index, _columns(logits), _columns(u), scale, label_lr, weight, unique)
+    )
+
+
+def instance_label_step(
+    label_rows: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float | Tensor,
+    label_lr: float | Tensor,
+    weight: Tensor | None = None,
+    *,
+    unique: bool = False,
+) -> InstanceLabelStep:
+    """The functional twin of :func:`instance_label_step_`: gathered rows in, new rows out, nothing written.
+
+    `label_rows` (n, C) are ``label_logits[index]``. Batch rows of equal index are the same sample: each comes back with
+    the one new row, so that writing them back in any order gives the same table.
+    """
+    _same_device(logits, label_rows=label_rows, index=index, u=u, weight=weight)
+    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    return InstanceLabelStep(
+        *_raw.instance_label_step(
+            _columns(label_rows), index, _columns(logits), _columns(u), scale, label_lr, weight, unique
+        )
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Class labels
+# ---------------------------------------------------------------------------------------------------------
+
+
+def class_loss(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | None = None) -> LabelLoss:
+    """Loss, v = w (q - p) and entropy with p_y = 1 - alpha_y, other classes alpha_y / (C - 1). Not differentiable.
+
+    Args:
+        logits: (n, C) T. alpha: (C,) acc(T). targets: (n,) int64 given classes. weight: (n,) acc(T).
+    """
+    _same_device(logits, alpha=alpha, targets=targets, weight=weight)
+    _check_range(targets, "targets", logits.shape[-1], "classes")
+    return LabelLoss(*_raw.class_loss(_columns(logits), alpha, targets, weight))
+
+
+def class_label_step_(
+    alpha: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float | Tensor,
+    label_lr: float | Tensor,
+    weight: Tensor | None = None,
+) -> LabelStep:
+    """Move the class smoothing in place, and give the loss under the new one. Not differentiable.
+
+        alpha_c <- clamp(alpha_c - label_lr * scale * sum_{i: y_i = c} w_i (mean_{k != c} u_ik - u_ic), 0, 1)
+
+    Sums are taken in batch order (bitwise repeatable); classes that the batch does not hold stay as they are.
+
+    Args:
+        alpha: (C,) acc(T), contiguous, written. targets: (n,) int64. logits, u: (n, C).
+        scale, label_lr, weight: as in :func:`instance_label_step_`.
+    """
+    _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
+    _check_range(targets, "targets", logits.shape[-1], "classes")
+    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    return LabelStep(*_raw.class_label_step_(alpha, targets, _columns(logits), _columns(u), scale, label_lr, weight))
+
+
+def class_label_step(
+    alpha: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float | Tensor,
+    label_lr: float | Tensor,
+    weight: Tensor | None = None,
+) -> ClassLabelStep:
+    """The functional twin of :func:`class_label_step_`: alpha in, new alpha out, nothing written."""
+    _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
+    _check_range(targets, "targets", logits.shape[-1], "classes")
+    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    return ClassLabelStep(
+        *_raw.class_label_step(alpha, targets, _columns(logits), _columns(u), scale, label_lr, weight)
+    )
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i>: (n, C), (n, C) of one dtype T to (n,) in acc(T). Not differentiable."""
+    _same_device(a, b=b)
+    return _raw.row_dot(_columns(a), _columns(b))
