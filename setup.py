@@ -1,7 +1,8 @@
 """Builds the native libraries: fastmeta/_C (schemas, CPU kernels) and, where a toolkit fits, fastmeta/_C_cuda.
 
 FASTMETA_CUDA=0|1        leave the CUDA half out | fail when it cannot be built (default: build it if it can be)
-FASTMETA_CUDA_ARCHS      "9.0+PTX", "8.0;9.0", "all" (default: TORCH_CUDA_ARCH_LIST, else the visible GPU's, else 9.0+PTX)
+FASTMETA_CUDA_ARCHS      "9.0+PTX", "8.0;9.0", "all"
+                         (default: TORCH_CUDA_ARCH_LIST, else the visible GPUs' own, else 9.0+PTX)
 """
 
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
@@ -27,7 +29,7 @@ def find_cuda_home() -> str | None:
         return "/usr/local/cuda" if os.path.exists("/usr/local/cuda/bin/nvcc") else None
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "empty.cu")
-        open(source, "w").close()
+        Path(source).touch()
         dry = subprocess.run([nvcc, "--dryrun", "-c", source], capture_output=True, text=True, cwd=folder)
     top = re.search(r"^#\$ TOP=(.+)$", dry.stderr + dry.stdout, re.MULTILINE)
     if top:
@@ -91,13 +93,12 @@ if not absent:
 
 
 def write_build_info(folder: str, **facts: str) -> None:
-    """A header of string macros for csrc/module.cpp; untouched when nothing changed, so that a repeat compiles nothing."""
+    """A header of string macros for csrc/module.cpp, left untouched when nothing changed: a repeat compiles nothing."""
     text = "".join(f"#define FASTMETA_BUILD_{name.upper()} {json.dumps(value)}\n" for name, value in facts.items())
-    path = os.path.join(folder, "build_info.h")
-    os.makedirs(folder, exist_ok=True)
-    if not os.path.exists(path) or open(path).read() != text:
-        with open(path, "w") as f:
-            f.write(text)
+    path = Path(folder, "build_info.h")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 GENERATED = os.path.join("build", "generated")

@@ -89,13 +89,15 @@ inline DType dtype_of(const Tensor& t) {
 }
 
 // The logits of an op: they set n, C, T, acc(T) and the device that everything else has to match.
-class Batch {
+class __attribute__((visibility("hidden"))) Batch {
  public:
-  explicit Batch(const Tensor& logits, const char* name = "logits") : logits_(logits), name_(name) {
+  explicit Batch(const Tensor& logits, const char* name = "logits", int64_t min_columns = 2)
+      : logits_(logits), name_(name) {
     FASTMETA_CHECK(logits.dim() == 2, name, " must have two dimensions (n, C), got shape ", shape_text(logits));
     n = logits.size(0);
     C = logits.size(1);
-    FASTMETA_CHECK(C >= 2, name, " must have at least 2 columns (classes), got shape ", shape_text(logits));
+    FASTMETA_CHECK(C >= min_columns, name, " must have at least ", min_columns, " column",
+                   min_columns == 1 ? "" : "s (classes)", ", got shape ", shape_text(logits));
     type = logits.scalar_type();
     FASTMETA_CHECK(type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
                        type == ScalarType::Half,
@@ -381,7 +383,7 @@ struct Ops {
   }
 
   static Tensor row_dot(const Tensor& a, const Tensor& b) {
-    const Batch batch(a, "a");
+    const Batch batch(a, "a", 1);
     const ConstMatrix other = batch.same(b, "b");
     Tensor out = batch.new_values(batch.n);
     Device::row_dot(a, {batch.n, batch.C, batch.logits(), other, out.mutable_data_ptr()});
