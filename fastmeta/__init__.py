@@ -1,3 +1,47 @@
-"""fastmeta: labels learned by exact meta-gradients, with fused kernels."""
+"""fastmeta: labels learned by exact meta-gradients, with fused kernels.
+
+    labels = fastmeta.InstanceLabels(targets, num_classes, target_prob=0.9)
+    step = fastmeta.MetaStep(model, labels, optimizer)
+    result = step((x, index), (x_meta, y_meta))
+
+The library needs torch alone; the trainer behind ``fastmeta.train`` loads its own libraries when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastmeta import ops
+from fastmeta.checker import check
+from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.meta import MetaStep, StepResult, label_gradient
+from fastmeta.per_sample_model import per_sample
+
+if TYPE_CHECKING:
+    from fastmeta.training import TrainConfig, load_run, train
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ClassLabels",
+    "InstanceLabels",
+    "MetaStep",
+    "StepResult",
+    "TrainConfig",
+    "check",
+    "label_gradient",
+    "load_run",
+    "ops",
+    "per_sample",
+    "train",
+]
+
+_TRAINER = ("TrainConfig", "load_run", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TRAINER:
+        from fastmeta import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module 'fastmeta' has no attribute {name!r}")

@@ -8,7 +8,6 @@ A family holds the given hard labels and its own label parameter as buffers, so 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +15,6 @@ from torch import Tensor, nn
 from fastmeta import ops
 
 __all__ = ["ClassLabels", "InstanceLabels"]
-
-
-class BatchLoss(NamedTuple):
-    """Training loss of a batch under its current labels."""
-
-    loss: Tensor  # (n,) cross-entropy, unweighted
-    v: Tensor  # (n, C) weight * dL_i/dz_i
-    entropy: Tensor  # (n,) of the label distributions
-    skipped: Tensor  # 0-d int32: rows with a NaN, an infinity or an index out of range
-
-
-class BatchStep(NamedTuple):
-    """The same after the labels have moved, with the new labels."""
-
-    loss: Tensor
-    v: Tensor
-    entropy: Tensor
-    alignment: Tensor  # (n,) <q_i - p_i, u_i> with the old p
-    skipped: Tensor
 
 
 def _check_targets(targets: Tensor, num_classes: int) -> Tensor:
@@ -133,8 +113,8 @@ class InstanceLabels(_Labels):
         """Label distributions (n, C) of the rows `index`, or (N, C) of all."""
         return (self.label_logits if index is None else self.rows(index)).softmax(-1)
 
-    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> BatchLoss:
-        return BatchLoss(*ops.instance_loss(logits, self.label_logits, index, weight))
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
+        return ops.instance_loss(logits, self.label_logits, index, weight)
 
     def gradient(
         self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
@@ -160,11 +140,9 @@ class InstanceLabels(_Labels):
         label_lr: float | Tensor,
         weight: Tensor | None = None,
         unique: bool = False,
-    ) -> BatchStep:
+    ) -> ops.LabelStep:
         """Eq. (5) in place for the rows of the batch, and the loss under the new labels: one fused kernel."""
-        return BatchStep(
-            *ops.instance_label_step_(self.label_logits, index, logits, u, scale, label_lr, weight, unique=unique)
-        )
+        return ops.instance_label_step_(self.label_logits, index, logits, u, scale, label_lr, weight, unique=unique)
 
 
 class ClassLabels(_Labels):
@@ -206,8 +184,8 @@ class ClassLabels(_Labels):
         others = (a / (self.num_classes - 1)).expand(-1, self.num_classes)
         return others.scatter(1, targets.unsqueeze(1), 1 - a)
 
-    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> BatchLoss:
-        return BatchLoss(*ops.class_loss(logits, self._alpha(logits), self.targets[index], weight))
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
+        return ops.class_loss(logits, self._alpha(logits), self._given(index), weight)
 
     def gradient(
         self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
@@ -235,11 +213,17 @@ class ClassLabels(_Labels):
         label_lr: float | Tensor,
         weight: Tensor | None = None,
         unique: bool = False,
-    ) -> BatchStep:
+    ) -> ops.LabelStep:
         """Eq. (5) in place for the classes of the batch, clamped, and the loss under the new labels."""
-        return BatchStep(
-            *ops.class_label_step_(self._alpha(logits), self.targets[index], logits, u, scale, label_lr, weight)
-        )
+        return ops.class_label_step_(self._alpha(logits), self._given(index), logits, u, scale, label_lr, weight)
+
+    def _given(self, index: Tensor) -> Tensor:
+        """Given classes (n,) of the rows `index`."""
+        if not index.is_cuda:
+            return self.targets[index]
+        # torch's gather would kill the context on a row out of range; class -1 is what the kernels skip and count
+        inside = (index >= 0) & (index < len(self))
+        return torch.where(inside, self.targets[index.clamp(0, len(self) - 1)], -1)
 
     def _alpha(self, logits: Tensor) -> Tensor:
         wanted = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -199,6 +199,35 @@ class ReferenceGradient:
 
 
 @sdpa_kernel(SDPBackend.MATH)  # fused attention has no double backward
+def lookahead_meta_loss(
+    model: nn.Module,
+    label_param: Tensor,
+    probs_of: Callable[[Tensor], Tensor],
+    x: Any,
+    x_meta: Any,
+    y_meta: Tensor,
+    *,
+    lookahead: SGDState,
+    weight: Tensor | None = None,
+    logits_of: Callable[[Any], Tensor] = pick_logits,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_meta(theta*), Eq. (3) and the loss in (4), as a function of the label parameter; with training loss and logits.
+
+    theta* = theta - lambda/n sum_i grad_theta weight_i L_i(theta, p_i)   or the SGD step given in `lookahead`
+    L_meta = mean cross-entropy of the meta batch with hard labels `y_meta` (m,)
+
+    Without `create_graph` it is a number, of which differences can be taken where no second derivative exists.
+    """
+    params, buffers = _split(model)
+    logits = logits_of(functional_call(model, (params, buffers), (x,)))
+    loss = _weighted_mean(logits, probs_of(label_param), weight)
+    star, _ = lookahead.update(params, _grads(loss, params, create_graph=create_graph))
+    scratch = {k: b.clone() for k, b in buffers.items()}
+    meta_logits = logits_of(functional_call(model, (star, scratch), (x_meta,)))
+    return nn.functional.cross_entropy(meta_logits, y_meta), loss, logits
+
+
 def label_gradient(
     model: nn.Module,
     label_param: Tensor,
@@ -213,21 +242,23 @@ def label_gradient(
 ) -> ReferenceGradient:
     """d L_meta(theta*) / d label parameter by autograd through the look-ahead step, Eqs. (3), (4), (7).
 
-    theta* = theta - lambda/n sum_i grad_theta weight_i L_i(theta, p_i)   or the SGD step given in `lookahead`
-    L_meta = mean cross-entropy of the meta batch with hard labels `y_meta` (m,)
-
     `probs_of(label_param)` gives the (n, C) label distributions of the batch. BatchNorm uses batch statistics in
     training mode; the model's own parameters, buffers and gradients stay as they are. A random layer draws from the
     global generators, which *do* advance here, first for the train forward, then for the meta forward.
     """
-    params, buffers = _split(model)
     label = label_param.detach().clone().requires_grad_(True)
-    logits = logits_of(functional_call(model, (params, buffers), (x,)))
-    loss = _weighted_mean(logits, probs_of(label), weight)
-    star, _ = lookahead.update(params, _grads(loss, params, create_graph=True))
-    scratch = {k: b.clone() for k, b in buffers.items()}
-    meta_logits = logits_of(functional_call(model, (star, scratch), (x_meta,)))
-    meta_loss = nn.functional.cross_entropy(meta_logits, y_meta)
+    meta_loss, loss, logits = lookahead_meta_loss(
+        model,
+        label,
+        probs_of,
+        x,
+        x_meta,
+        y_meta,
+        lookahead=lookahead,
+        weight=weight,
+        logits_of=logits_of,
+        create_graph=True,
+    )
     (grad,) = torch.autograd.grad(meta_loss, label)
     return ReferenceGradient(grad, loss.detach(), meta_loss.detach(), logits.detach())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.labels import BatchLoss, ClassLabels, InstanceLabels
+from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead
 from fastmeta.meta.network import Network, RandomState, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.tangent import (
@@ -32,7 +32,7 @@ class MetaPass:
     """Everything up to the tangent; the train graph hangs on `logits`."""
 
     logits: Tensor  # (n, C) with its graph
-    before: BatchLoss  # under the labels as they were
+    before: ops.LabelLoss  # under the labels as they were
     train_loss: Tensor  # 0-d, weighted mean
     meta_loss: Tensor  # 0-d, at theta*
     g: list[Tensor]  # gradient of the meta loss at theta*

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.labels import BatchStep, ClassLabels
+from fastmeta.labels import ClassLabels
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
@@ -163,7 +163,7 @@ class MetaStep:
 
     def _step_labels_together(
         self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, weight: Tensor | None
-    ) -> BatchStep:
+    ) -> ops.LabelStep:
         """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
         ranks, labels = self._ranks, self.labels
         assert self.label_lr is not None
@@ -173,7 +173,7 @@ class MetaStep:
         else:
             labels.move_(ranks.gather(index), ranks.gather(grad), self.label_lr)
         loss, v, entropy, skipped = labels.batch_loss(logits, index, weight)
-        return BatchStep(loss, v, entropy, alignment, skipped)
+        return ops.LabelStep(loss, v, entropy, alignment, skipped)
 
     def _update(self, network: Network, grads: dict[str, Tensor], finite: Tensor, out: MetaPass) -> None:
         """The optimizer's step and the new running statistics, or neither where `finite` is False."""

@@ -119,7 +119,9 @@ INPUTS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], Tensor]]] = 
 NAMES = list(INPUTS)
 
 
-def make(name: str, num_classes: int = 10, *, n: int = 8, m: int = 12, seed: int = 0, dtype: Any = torch.float64) -> Case:
+def make(
+    name: str, num_classes: int = 10, *, n: int = 8, m: int = 12, seed: int = 0, dtype: Any = torch.float64
+) -> Case:
     torch.manual_seed(seed)
     build, inputs = INPUTS[name]
     model = build(num_classes).to(dtype)

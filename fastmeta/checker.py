@@ -1,0 +1,345 @@
+"""``fastmeta.check``: is the meta-gradient of *this* model right, which way makes it, and what does it cost?
+
+A float64 copy of the user's model is held against :mod:`fastmeta.reference`; time and memory are those of a copy in the
+model's own precision. Nothing of the caller's changes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fastmeta import reference
+from fastmeta.labels import InstanceLabels
+from fastmeta.meta.gradient import Labels, meta_pass
+from fastmeta.meta.lookahead import LookAhead
+from fastmeta.meta.network import Network, RandomState, math_attention, pick_logits, uncached_autocast
+from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
+
+#: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
+EXACT = 1e-8
+#: the same for differences, which are inexact by design
+CLOSE = 1e-2
+
+
+@dataclass
+class CheckRow:
+    """One way of making the tangent, held against the truth."""
+
+    way: str
+    verdict: str  #: "exact", "inexact", "WRONG", "cannot" or "timed"
+    error: float | None = None  #: relative error of the label gradient in float64
+    cosine: float | None = None
+    milliseconds: float | None = None  #: of one label gradient in the model's own precision, median of three
+    peak_mib: float | None = None
+    note: str = ""
+
+
+@dataclass
+class CheckReport:
+    """What :func:`check` found; ``print`` it, or ask :attr:`ok`."""
+
+    truth: str
+    rows: list[CheckRow] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No way gives a wrong gradient, and "auto" gives a right one."""
+        verdicts = {row.way.split()[0]: row.verdict for row in self.rows}
+        return "WRONG" not in verdicts.values() and verdicts.get("auto") in ("exact", "inexact")
+
+    def __str__(self) -> str:
+        def cell(value: float | None, form: str) -> str:
+            return "-" if value is None else format(value, form)
+
+        lines = [f"{'way':<22}{'verdict':<9}{'rel. error':>11}{'cosine':>11}{'ms':>10}{'peak MiB':>10}"]
+        for r in self.rows:
+            lines.append(
+                f"{r.way:<22}{r.verdict:<9}{cell(r.error, '.1e'):>11}{cell(r.cosine, '.7f'):>11}"
+                f"{cell(r.milliseconds, '.1f'):>10}{cell(r.peak_mib, '.1f'):>10}"
+            )
+        notes = [f"  {r.way}: {r.note}" for r in self.rows if r.note]
+        verdict = "the meta-gradient of this model is right" if self.ok else "NOT OK: see the rows above"
+        return "\n".join([*lines, *notes, f"truth: {self.truth}", verdict])
+
+
+def check(
+    model: nn.Module,
+    labels: Labels,
+    train: tuple[Any, Tensor],
+    meta: tuple[Any, Tensor],
+    lr: float,
+    *,
+    tangents: tuple[TangentChoice, ...] = ("auto", "reverse", "forward", "difference"),
+    logits_of: Callable[[Any], Tensor] | None = None,
+    timing: bool = True,
+) -> CheckReport:
+    """Hold every way of making the label gradient against the reference, in float64, on the user's own batch.
+
+    The truth is autograd through the look-ahead step; where a layer has no second derivative, central differences of
+    the meta loss along random directions in label space.
+
+    Args:
+        model, labels, train, meta, lr, logits_of: as for :func:`fastmeta.label_gradient`.
+        tangents: the ways to try.
+        timing: also measure milliseconds and peak memory, in the model's own precision.
+
+    Returns:
+        CheckReport with a row per way: verdict, relative error, cosine, ms, peak MiB; a way that cannot be used names
+        the first layer that stands in its way. ``report.ok`` is False on a wrong gradient.
+    """
+    double, own = _Problem(model, labels, train, meta, lr, logits_of, torch.float64), None
+    if timing:
+        own = _Problem(model, labels, train, meta, lr, logits_of, None)
+    random = RandomState(train[1].device)
+    try:
+        try:
+            plan_tangent(double.network, double.train[0], "difference")
+        except RuntimeError as error:  # the model fails, or must not be differentiated at all
+            return CheckReport("none", [CheckRow(t, "cannot", note=str(error)) for t in tangents])
+        truth = double.truth(random)
+        report = CheckReport(truth.name)
+        for tangent in tangents:
+            report.rows.append(_check_way(double, own, tangent, truth, random))
+        if own is not None:
+            report.rows.append(_reference_row(own, random))
+        return report
+    finally:
+        random.restore()
+
+
+class _Problem:
+    """Copies of everything, in float64 or in the model's own precision."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: Labels,
+        train: tuple[Any, Tensor],
+        meta: tuple[Any, Tensor],
+        lr: float,
+        logits_of: Callable[[Any], Tensor] | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        def cast(t: Any) -> Any:
+            return t.to(dtype) if dtype is not None and isinstance(t, Tensor) and t.is_floating_point() else t
+
+        self.model = copy.deepcopy(model)
+        self.labels = copy.deepcopy(labels)
+        if dtype is not None:
+            self.model.to(dtype)
+            self.labels.to(dtype)
+        self.train = (tree_map(cast, train[0]), train[1])
+        self.meta = (tree_map(cast, meta[0]), meta[1])
+        self.lr = lr
+        self.logits_of = logits_of
+        self.network = Network(self.model, None, logits_of)
+
+    def gradient(self, plan: TangentPlan, random: RandomState) -> Tensor:
+        lookahead = LookAhead(self.lr, None).prepare(self.network.params)
+        with random.replay(), uncached_autocast():
+            out = meta_pass(self.network, self.labels, lookahead, plan, self.train, self.meta)
+        index = self.train[1]
+        return self.labels.gradient(out.logits.detach(), out.u, index, out.lr / len(index))
+
+    def reference(self, random: RandomState, function: Callable[..., Any], label: Tensor) -> Any:
+        """`function` of reference.py on this problem, at the label parameter `label`."""
+        index = self.train[1]
+        instance = isinstance(self.labels, InstanceLabels)
+        targets = self.labels.targets[index]
+        with random.replay():
+            return function(
+                self.model,
+                label,
+                reference.instance_probs if instance else lambda a: reference.class_probs(a, targets),
+                self.train[0],
+                self.meta[0],
+                self.meta[1],
+                lookahead=reference.SGDState(self.lr),
+                logits_of=self.logits_of or pick_logits,
+            )
+
+    @property
+    def label(self) -> Tensor:
+        labels = self.labels
+        return labels.rows(self.train[1]) if isinstance(labels, InstanceLabels) else labels.alpha
+
+    def truth(self, random: RandomState) -> _Truth:
+        try:
+            grad = self.reference(random, reference.label_gradient, self.label).grad
+            return _Truth("autograd through the look-ahead step, float64", None, grad)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:160]
+        # no second derivative: numbers, along a few directions
+        generator = torch.Generator().manual_seed(0)
+        directions, slopes = [], []
+        for _ in range(4):
+            d = torch.randn(self.label.shape, generator=generator, dtype=torch.float64).to(self.label.device)
+            e = 1e-4 / float(d.abs().max())
+            ahead, behind = (
+                self.reference(random, reference.lookahead_meta_loss, self.label + s * e * d)[0].detach()
+                for s in (1, -1)
+            )
+            directions.append(d)
+            slopes.append((ahead - behind) / (2 * e))
+        name = f"central differences of the meta loss along {len(slopes)} directions (autograd: {reason})"
+        return _Truth(name, torch.stack(directions), torch.stack(slopes))
+
+
+@dataclass
+class _Truth:
+    name: str
+    directions: Tensor | None  # (k, ...) or None for the gradient itself
+    values: Tensor
+
+    def compare(self, grad: Tensor) -> tuple[float, float]:
+        """Relative error and cosine."""
+        mine = grad if self.directions is None else (self.directions * grad).flatten(1).sum(1)
+        error = float((mine - self.values).norm() / self.values.norm())
+        cosine = nn.functional.cosine_similarity(mine.flatten(), self.values.flatten(), dim=0, eps=1e-300)
+        return error, float(cosine)
+
+    @property
+    def exact(self) -> float:
+        # differences of a loss with curvature: 1e-8 of truncation, amplified where the slopes cancel
+        return EXACT if self.directions is None else 1e-4
+
+
+def _check_way(
+    double: _Problem, own: _Problem | None, tangent: TangentChoice, truth: _Truth, random: RandomState
+) -> CheckRow:
+    try:
+        plan = plan_tangent(double.network, double.train[0], tangent)
+    except RuntimeError as error:
+        way: Way = "forward" if tangent == "forward" else "reverse"
+        layer = first_failing_layer(double.model, double.train[0], way, random)
+        return CheckRow(tangent, "cannot", note=f"first layer in the way: {layer}" if layer else str(error))
+    error, cosine = truth.compare(double.gradient(plan, random))
+    bound, good = (CLOSE, "inexact") if plan.way == "difference" else (truth.exact, "exact")
+    name = f"auto ({plan.way})" if tangent == "auto" else plan.way
+    row = CheckRow(name, good if error <= bound else "WRONG", error, cosine, note=plan.reason)
+    if plan.math_attention:
+        row.note += " [attention as plain maths]"
+    if own is not None and tangent != "auto":
+        try:
+            row.milliseconds, row.peak_mib = _cost(own, lambda: own.gradient(plan, random))
+        except RuntimeError as failure:
+            row.note += f"; fails in the model's own precision: {str(failure).splitlines()[0][:160]}"
+    return row
+
+
+def _reference_row(own: _Problem, random: RandomState) -> CheckRow:
+    row = CheckRow("reference (autograd)", "timed")
+    try:
+        row.milliseconds, row.peak_mib = _cost(
+            own, lambda: own.reference(random, reference.label_gradient, own.label).grad
+        )
+    except RuntimeError as error:
+        row.verdict, row.note = "cannot", str(error).splitlines()[0][:160]
+    return row
+
+
+def _cost(problem: _Problem, body: Callable[[], Tensor]) -> tuple[float, float]:
+    from fastmeta.bench.memory import peak_bytes
+    from fastmeta.bench.timing import interleave
+
+    device = problem.train[1].device
+    body()
+    timing = interleave({"": [body]}, device, seconds=0, rounds=3)[""]
+    return timing.median * 1e3, peak_bytes(body, device) / 2**20
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Which layer stands in the way
+# ---------------------------------------------------------------------------------------------------------
+
+
+def first_failing_layer(model: nn.Module, x: Any, way: Way, random: RandomState) -> str:
+    """The first innermost module, in the order of the forward, that `way` cannot differentiate; "" if none alone."""
+    calls: list[tuple[str, nn.Module, Any, Any]] = []
+    handles = [
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs, name=name: calls.append(
+                (name, m, *tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs)))
+            ),
+            with_kwargs=True,
+        )
+        for name, module in model.named_modules()
+    ]
+    buffers = {k: b.clone() for k, b in model.named_buffers()}
+    try:
+        with torch.no_grad(), random.replay():
+            functional_call(model, buffers, (x,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    failing = {}
+    for name, module, args, kwargs in calls:
+        if name not in failing and (reason := _layer_failure(module, args, kwargs, way, random)):
+            failing[name] = f"{name or 'the model itself'} ({type(module).__name__}): {reason}"
+    inner = [n for n in failing if not any(o != n and o.startswith(n + "." if n else "") for o in failing)]
+    return failing[inner[0]] if inner else ""
+
+
+def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: Way, random: RandomState) -> str:
+    """Why `way` fails on one call of one module, or ""; the truth is a central difference in float64."""
+    leaves, spec = tree_flatten((args, kwargs))
+    where = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.is_floating_point()]
+    params = {k: p.detach() for k, p in module.named_parameters()}
+    point = [*(leaves[i] for i in where), *params.values()]
+    if not point:
+        return ""
+    generator = torch.Generator().manual_seed(0)
+    step = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in point]
+
+    def outputs(values: list[Tensor]) -> list[Tensor]:
+        filled = list(leaves)
+        for i, t in zip(where, values, strict=False):
+            filled[i] = t.clone()  # in-place layers write into their input
+        given, named = tree_unflatten(filled, spec)
+        state = dict(zip(params, values[len(where) :], strict=True))
+        buffers = {k: b.clone() for k, b in module.named_buffers()}
+        with random.replay():
+            flat = tree_flatten(functional_call(module, (state, buffers), given, named))[0]
+        return [t for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
+
+    with math_attention(True):
+        with torch.no_grad():
+            e = 1e-6
+            ahead, behind = (outputs([t + s * e * d for t, d in zip(point, step, strict=True)]) for s in (1, -1))
+            truth = torch.cat([((a - b) / (2 * e)).flatten() for a, b in zip(ahead, behind, strict=True)])
+        try:
+            made = torch.cat([t.flatten() for t in _layer_tangent(outputs, point, step, way)])
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+    if float((made - truth).norm()) > 1e-3 * float(truth.norm()) + 1e-9:
+        return "its derivative disagrees with a central difference"
+    return ""
+
+
+def _layer_tangent(
+    outputs: Callable[[list[Tensor]], list[Tensor]], point: list[Tensor], step: list[Tensor], way: Way
+) -> list[Tensor]:
+    if way == "forward":
+        from torch.autograd import forward_ad
+
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = outputs([forward_ad.make_dual(t, d) for t, d in zip(point, step, strict=True)])
+            pairs = [forward_ad.unpack_dual(t) for t in duals]
+            return [torch.zeros_like(primal) if t is None else t for primal, t in pairs]
+    leaves = [t.detach().clone().requires_grad_() for t in point]
+    out = [t for t in outputs(leaves) if t.requires_grad]
+    v = [torch.zeros_like(t).requires_grad_() for t in out]
+    grads = torch.autograd.grad(out, leaves, v, create_graph=True, allow_unused=True)
+    kept = [(g, d) for g, d in zip(grads, step, strict=True) if g is not None and g.requires_grad]
+    u = torch.autograd.grad([g for g, _ in kept], v, [d for _, d in kept], allow_unused=True)
+    return [torch.zeros_like(a) if b is None else b for a, b in zip(v, u, strict=True)]

@@ -1,0 +1,101 @@
+"""Two processes, each with half of every batch, equal one process with all of it."""
+
+import copy
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import fastmeta
+from tests.meta import cases
+from tests.meta.test_label_gradient import FAMILIES, make_labels, optimizers, relative
+
+STEPS = 3
+
+
+def build(name, family, tangent, group=None):
+    case = cases.make(name)
+    labels = make_labels(family, case)
+    optimizer = optimizers(list(case.model.parameters()))["nesterov"]
+    step = fastmeta.MetaStep(
+        case.model,
+        labels,
+        optimizer,
+        label_lr=20.0 if family is fastmeta.InstanceLabels else 2.0,
+        lookahead="optimizer",
+        tangent=tangent,
+        process_group=group,
+    )
+    return case, labels, step
+
+
+def part(tensor, rank, size):
+    return tensor.chunk(size)[rank]
+
+
+def run(case, step, rank, size, poison=False):
+    results = []
+    for i in range(STEPS):
+        x = part(case.x, rank, size) * (1 + 0.1 * i)
+        if poison and i == 1 and rank == size - 1:
+            x = x * float("nan")
+        train = x, part(case.index, rank, size)
+        results.append(step(train, (part(case.x_meta, rank, size), part(case.y_meta, rank, size))))
+    return results
+
+
+def worker(rank, port, jobs, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for key, (name, family, tangent, poison) in jobs.items():
+        case, labels, step = build(name, family, tangent, dist.group.WORLD)
+        results = run(case, step, rank, 2, poison)
+        flags = [bool(r.finite) for r in results]
+        norms = [r.label_grad_norm for r in results]
+        torch.save((labels.state_dict(), case.model.state_dict(), flags, norms), f"{out}/{key}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    jobs = {
+        f"{name}-{family.family}-{tangent}": (name, family, tangent, False)
+        for name, tangent in (("mlp", "reverse"), ("groupnorm", "forward"))
+        for family in FAMILIES
+    }
+    jobs["poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, (port, jobs, str(tmp_path)), nprocs=2)
+
+    for key, (name, family, tangent, poison) in jobs.items():
+        case, labels, step = build(name, family, tangent)
+        start = copy.deepcopy(labels.state_dict())
+        truth = run(case, step, 0, 1, poison)
+        table = "label_logits" if family is fastmeta.InstanceLabels else "alpha"
+        assert relative(labels.state_dict()[table], start[table]) > 1e-3
+        for rank in range(2):
+            learned, model, flags, norms = torch.load(f"{tmp_path}/{key}-{rank}.pt")
+            assert flags == [bool(r.finite) for r in truth] == [True, not poison, True]
+            assert relative(learned[table], labels.state_dict()[table]) < 1e-10, key
+            for a, b in zip(model.values(), case.model.state_dict().values(), strict=True):
+                assert relative(a, b) < 1e-10, key
+            for norm, result in zip(norms, truth, strict=True):
+                if bool(result.finite):
+                    assert torch.allclose(norm, result.label_grad_norm, rtol=1e-5), key
+
+
+@pytest.mark.parametrize("size", [1])
+def test_a_group_of_one_is_no_group(size, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=size)
+    try:
+        (case, labels, step), (other, alone, plain) = (
+            build("mlp", fastmeta.InstanceLabels, "reverse", group) for group in (dist.group.WORLD, None)
+        )
+        run(case, step, 0, 1)
+        run(other, plain, 0, 1)
+        assert torch.equal(labels.label_logits, alone.label_logits)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,69 @@
+"""Label families as modules: starts, distributions, state, errors."""
+
+import copy
+
+import pytest
+import torch
+
+import fastmeta
+from fastmeta import reference
+
+TARGETS = torch.tensor([2, 0, 1, 1, 2])
+
+
+@pytest.mark.parametrize("p0", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("family", [fastmeta.InstanceLabels, fastmeta.ClassLabels])
+def test_start(family, p0):
+    labels = family(TARGETS, 4, p0, dtype=torch.float64)
+    p = labels.probs()
+    given = p.gather(1, TARGETS.unsqueeze(1))
+    assert torch.allclose(given, torch.tensor(p0, dtype=torch.float64), rtol=1e-12)
+    rest = p.scatter(1, TARGETS.unsqueeze(1), (1 - p0) / 3)
+    assert torch.allclose(rest, torch.tensor((1 - p0) / 3, dtype=torch.float64), rtol=1e-12)
+    index = torch.tensor([4, 1])
+    assert torch.equal(labels.probs(index), p[index])
+    assert len(labels) == 5
+
+
+def test_margin_and_one_hot_start():
+    labels = fastmeta.InstanceLabels(TARGETS, 4, 0.7, dtype=torch.float64)
+    assert float(labels.label_logits.max()) == pytest.approx(reference.target_margin(0.7, 4))
+    assert torch.equal(fastmeta.ClassLabels(TARGETS, 4, 1.0).probs(), torch.nn.functional.one_hot(TARGETS, 4).float())
+    with pytest.raises(ValueError, match="a softmax reaches 1 only with an infinite logit"):
+        fastmeta.InstanceLabels(TARGETS, 4, 1.0)
+
+
+def test_modules():
+    labels = fastmeta.InstanceLabels(TARGETS.to(torch.int32), 4)
+    assert not list(labels.parameters())
+    assert set(labels.state_dict()) == {"targets", "label_logits"}
+    other = fastmeta.InstanceLabels(torch.zeros(5, dtype=torch.int64), 4)
+    other.load_state_dict(labels.state_dict())
+    assert torch.equal(other.probs(), labels.probs())
+    rows = torch.randn(2, 4)
+    copied = copy.deepcopy(labels)
+    copied.write_(torch.tensor([3, 0]), rows)
+    assert torch.equal(copied.rows(torch.tensor([0, 3])), rows.flip(0))
+    assert not torch.equal(copied.label_logits, labels.label_logits)
+    assert labels.double().label_logits.dtype == torch.float64
+    assert "N=5, num_classes=4" in repr(fastmeta.ClassLabels(TARGETS, 4))
+
+
+@pytest.mark.parametrize("family", [fastmeta.InstanceLabels, fastmeta.ClassLabels])
+def test_errors(family):
+    with pytest.raises(ValueError, match="targets must be a vector of class numbers"):
+        family(TARGETS.float(), 4)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\] for num_classes=2, got 0 to 2"):
+        family(TARGETS, 2)
+    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
+        family(TARGETS * 0, 1)
+    with pytest.raises(ValueError, match="target_prob must lie"):
+        family(TARGETS, 4, 1.5)
+    with pytest.raises(ValueError, match="needs lr > 0"):
+        family(TARGETS, 4).default_label_lr(0.0, 128)
+
+
+def test_alpha_of_another_dtype_is_refused():
+    labels = fastmeta.ClassLabels(TARGETS, 4)
+    with pytest.raises(TypeError, match=r"alpha must be torch.float64 for logits of torch.float64"):
+        labels.batch_loss(torch.randn(2, 4, dtype=torch.float64), torch.tensor([0, 1]))

@@ -1,0 +1,167 @@
+"""Which way makes the tangent for which layers: never a wrong one, and always said."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fastmeta
+from fastmeta import reference
+from fastmeta.meta import label_gradient
+from tests.meta import cases
+from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
+
+
+def gradient(model, case, **kw):
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    case.model = model.to(F64)
+    return label_gradient(case.model, labels, case.train, case.meta, lr=0.3, **kw), labels
+
+
+def test_layers_without_a_double_backward_go_forward():
+    case = cases.make("mlp")
+    out, _ = gradient(nn.Sequential(nn.Linear(6, 16), nn.Hardsigmoid(), nn.Linear(16, 10)), case)
+    assert out.plan.way == "forward"
+    assert "reverse raises" in out.plan.reason
+
+
+def test_layers_without_forward_derivatives_go_in_reverse():
+    case = cases.make("resnet")
+    conv = nn.utils.weight_norm if hasattr(nn.utils, "weight_norm") else None
+    assert conv is not None
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning):
+        first = conv(nn.Conv2d(2, 4, 3))
+    out, labels = gradient(nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(16, 10)), case)
+    assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
+
+
+def test_fused_attention_runs_as_plain_maths():
+    case = cases.make("attention")
+    out, _ = gradient(case.model, case)
+    assert out.plan.math_attention
+    assert "scaled_dot_product" in out.plan.reason
+
+
+def test_what_remains_is_a_difference_and_says_so():
+    case = cases.make("embedding")
+
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(11, 6), nn.Linear(6, 10)
+
+        def forward(self, tokens):
+            return self.head(torch.tanh(self.bag(tokens)))
+
+    out, _ = gradient(Bag(), case)
+    assert out.plan.way == "difference"
+    assert "inexact, the last resort: reverse" in out.plan.reason
+    with pytest.raises(RuntimeError, match="tangent='reverse' does not work on this model"):
+        gradient(Bag(), case, tangent="reverse")
+
+
+class SilentZero(torch.autograd.Function):
+    """tanh whose forward derivative is there, and wrong."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.tanh(x)
+        ctx.save_for_backward(y)
+        ctx.save_for_forward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y)
+
+    @staticmethod
+    def jvp(ctx, t):
+        return torch.zeros_like(t)
+
+
+class SilentOnce(SilentZero):
+    """tanh whose double backward drops a term, as a detached activation does."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad.detach() * (1 - y * y).detach() + 0 * grad
+
+
+class Activation(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+def test_a_silently_wrong_rule_is_not_believed():
+    case = cases.make("mlp")
+
+    def net(function):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 16), Activation(function), nn.Linear(16, 10))
+
+    with pytest.raises(RuntimeError, match="forward disagrees with a central difference"):
+        gradient(net(SilentZero), case, tangent="forward")
+    out, labels = gradient(net(SilentZero), case)
+    assert out.plan.way == "reverse"
+    assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
+    with pytest.raises(RuntimeError, match="reverse disagrees with a central difference"):
+        gradient(net(SilentOnce), case, tangent="reverse")
+    out, _ = gradient(net(SilentOnce), case)
+    assert out.plan.way == "difference"
+
+
+def test_custom_operators_lose_tangents_and_are_caught():
+    @torch.library.custom_op("fastmeta_test::cube", mutates_args=())
+    def cube(x: torch.Tensor) -> torch.Tensor:
+        return x**3
+
+    cube.register_autograd(
+        lambda ctx, grad: 3 * ctx.saved_tensors[0] ** 2 * grad,
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+    )
+
+    class Cube(nn.Module):
+        def forward(self, x):
+            return cube(x)
+
+    case = cases.make("resnet")  # convolutions: forward is tried first
+    torch.manual_seed(0)
+    out, labels = gradient(nn.Sequential(nn.Conv2d(2, 4, 3), Cube(), nn.Flatten(), nn.Linear(16, 10)), case)
+    assert out.plan.way == "reverse"
+    assert "forward" in out.plan.reason
+    assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.a, self.b, self.head, self.reentrant = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 10), reentrant
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.head(checkpoint(lambda t: torch.tanh(self.b(t)), h, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("tangent", ["auto", "forward", "reverse", "difference"])
+def test_reentrant_checkpointing_is_refused(tangent):
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        gradient(Checkpointed(True), cases.make("mlp"), tangent=tangent)
+
+
+def test_other_checkpointing_is_exact():
+    case = cases.make("mlp")
+    out, labels = gradient(Checkpointed(False), case)
+    assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
+
+
+def test_a_broken_model_raises_its_own_error():
+    case = cases.make("mlp")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        gradient(nn.Linear(5, 10), case)
