@@ -85,7 +85,10 @@ def test_torchvision_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet19"}, "unknown model 'resnet19': expected one of resnet18, .*mlp, or torchvision:NAME"),
+        ({"name": "resnet19"}, "unknown model 'resnet19': expected one of resnet18, .*mlp, torchvision:NAME or pack"),
+        ({"name": "no_such_module:net"}, "cannot import 'no_such_module' for 'no_such_module:net'"),
+        ({"name": "torch.nn:NoSuchNet"}, "'torch.nn' has no 'NoSuchNet', asked for by 'torch.nn:NoSuchNet'"),
+        ({"name": "builtins:dict"}, "'builtins:dict' must return a torch.nn.Module, got dict"),
         ({"name": "mlp", "num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"name": "vgg16_bn", "input_shape": (1, 8, 8)}, r"at least 32 pixels a side, got \(1, 8, 8\)"),
         ({"name": "resnet20", "input_shape": (784,)}, r"takes \(channels, height, width\).*got \(784,\)"),
@@ -96,6 +99,18 @@ def test_errors_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         models.build(**{"num_classes": 10, **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_own_factory_is_called_with_the_number_of_classes():
+    with torch.device("meta"):
+        assert models.build("fastmeta.models:resnet20", num_classes=7).linear.out_features == 7
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_default_input_shape_fits(name):
+    with torch.device("meta"):
+        shape = models.default_input_shape(name)
+        assert models.build(name, num_classes=3, input_shape=shape)(torch.empty(2, *shape)).shape == (2, 3)
 
 
 def test_unknown_torchvision_name_suggests_close_ones():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,7 +15,20 @@ from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
 from fastmeta.models.resnet import resnet18, resnet20, resnet32
 from fastmeta.models.wide_resnet import wrn28_10
 
-__all__ = ["NAMES", "alexnet", "build", "mlp", "resnet18", "resnet20", "resnet32", "small_conv", "vgg16_bn", "wrn28_10"]
+__all__ = [
+    "NAMES",
+    "alexnet",
+    "build",
+    "default_input_shape",
+    "load_object",
+    "mlp",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "small_conv",
+    "vgg16_bn",
+    "wrn28_10",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,8 @@ _CONVOLUTIONAL = {
     "wrn28_10": _Convolutional(wrn28_10, 1),
     "small_conv": _Convolutional(small_conv, 2),
 }
+# (channels, height, width) that a network is made for, where it is not a CIFAR image
+_INPUT_SHAPES = {"small_conv": (1, 8, 8), "mlp": (1, 28, 28)}
 NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "mlp")
 
 
@@ -39,13 +55,14 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
     """A freshly initialised network.
 
     Args:
-        name: one of `NAMES`, or ``torchvision:NAME`` for any torchvision classifier, without weights.
+        name: one of `NAMES`; ``torchvision:NAME`` for any torchvision classifier, without weights; or
+            ``package.module:factory`` for your own, called as ``factory(num_classes=C)``.
         num_classes: C, the width of the logits; at least 2.
         input_shape: (channels, height, width) of one sample; any shape for ``mlp``. Torchvision's networks keep
-            the input shape that they were written for.
+            the input shape that they were written for, factories are not told it.
 
     Raises:
-        ValueError: unknown name, C < 2, or a shape that the network cannot take.
+        ValueError: unknown name, C < 2, a shape that the network cannot take, a factory that is not there.
         ImportError: ``torchvision:NAME`` without a working torchvision.
     """
     if num_classes < 2:
@@ -54,10 +71,14 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
         raise ValueError(f"input_shape must be positive sizes without the batch, got {tuple(input_shape)}")
     if name.startswith("torchvision:"):
         return _torchvision(name.removeprefix("torchvision:"), num_classes)
+    if ":" in name:
+        return _from_factory(name, num_classes)
     if name == "mlp":
         return mlp(num_classes, math.prod(input_shape))
     if name not in _CONVOLUTIONAL:
-        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(NAMES)}, or torchvision:NAME")
+        raise ValueError(
+            f"unknown model {name!r}: expected one of {', '.join(NAMES)}, torchvision:NAME or package.module:factory"
+        )
     spec = _CONVOLUTIONAL[name]
     if len(input_shape) != 3 or min(input_shape[1:]) < spec.min_side:
         raise ValueError(
@@ -65,6 +86,32 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
             f"got {tuple(input_shape)}; small images: small_conv, other data: mlp"
         )
     return spec.factory(num_classes, input_shape[0])
+
+
+def default_input_shape(name: str) -> tuple[int, ...]:
+    """The shape of one sample that a network by this name is usually given."""
+    return (3, 224, 224) if name.startswith("torchvision:") else _INPUT_SHAPES.get(name, (3, 32, 32))
+
+
+def load_object(spec: str) -> Any:
+    """What ``package.module:name`` stands for; ValueError in one line where it cannot be had."""
+    module_name, _, attribute = spec.partition(":")
+    try:
+        found = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r} for {spec!r}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module_name!r} has no {attribute!r}, asked for by {spec!r}")
+        found = getattr(found, part)
+    return found
+
+
+def _from_factory(spec: str, num_classes: int) -> nn.Module:
+    model = load_object(spec)(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{spec!r} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 def _torchvision(name: str, num_classes: int) -> nn.Module:

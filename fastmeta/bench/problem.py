@@ -1,0 +1,159 @@
+"""The problem that all variants of a step solve: one model, one train batch with label logits, one meta batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastmeta import models
+from fastmeta.labels import InstanceLabels
+
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What is timed; `dtype` bfloat16 means float32 parameters under autocast."""
+
+    model: str = "resnet20"
+    batch: int = 32
+    meta_batch: int = 64
+    classes: int = 100
+    samples: int = 50_000  # rows of the label table
+    input_shape: tuple[int, ...] | None = None  # of one sample; default by model
+    inputs: str | None = None  # package.module:function(batch) -> model input, in place of random normal images
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    variants: tuple[str, ...] | None = None  # default: all
+    lr: float = 0.01
+    label_lr: float = 1.0
+    seconds: float = 30.0
+    rounds: int | None = None
+    check: bool = True  # one float64 step of every exact variant against the reference, before any is timed
+    memory: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        for name in ("batch", "meta_batch", "samples", "seconds", "threads", "rounds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name.replace('_', '-')} must be positive, got {value}")
+        if self.classes < 2:
+            raise ValueError(f"classes must be at least 2, got {self.classes}")
+        if self.samples < self.batch:
+            raise ValueError(f"samples must be at least batch ({self.batch}), got {self.samples}: rows are drawn once")
+
+
+class Problem:
+    """Tensors and starting state, equal for every variant; a variant takes copies of what it changes."""
+
+    def __init__(self, config: StepConfig, dtype: torch.dtype) -> None:
+        self.config, self.dtype = config, dtype
+        self.device = torch.device(config.device)
+        self.classes, self.lr, self.label_lr = config.classes, config.lr, config.label_lr
+        generator = torch.Generator().manual_seed(config.seed)
+        torch.manual_seed(config.seed)
+        self._model = build_model(config).to(self.device, dtype).train()
+        make = _inputs(config)
+        self.x, self.x_meta = (self._place(make(size, generator)) for size in (config.batch, config.meta_batch))
+        self.targets = torch.randint(config.classes, (config.samples,), generator=generator).to(self.device)
+        self.index = torch.randperm(config.samples, generator=generator)[: config.batch].to(self.device)
+        self.y_meta = torch.randint(config.classes, (config.meta_batch,), generator=generator).to(self.device)
+
+    def _place(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self.device, self.dtype if value.is_floating_point() else None)
+        if isinstance(value, dict):
+            return {k: self._place(v) for k, v in value.items()}
+        raise ValueError(f"inputs must return a tensor or a dict of tensors, got {type(value).__name__}")
+
+    def model(self) -> nn.Module:
+        return copy.deepcopy(self._model)
+
+    def labels(self) -> InstanceLabels:
+        return InstanceLabels(self.targets, self.classes, target_prob=0.9, dtype=self.dtype)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Entered around every step."""
+        if self.config.dtype == "bfloat16" and self.dtype == torch.float32:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def build_model(config: StepConfig) -> nn.Module:
+    return models.build(config.model, num_classes=config.classes, input_shape=_input_shape(config))
+
+
+def _input_shape(config: StepConfig) -> tuple[int, ...]:
+    return config.input_shape or models.default_input_shape(config.model)
+
+
+def _inputs(config: StepConfig) -> Callable[[int, torch.Generator], Any]:
+    if config.inputs is not None:
+        function = models.load_object(config.inputs)
+        return lambda size, generator: function(size)
+    return lambda size, generator: torch.randn(size, *_input_shape(config), generator=generator)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counted on meta tensors, where nothing is computed; None where the model cannot run there."""
+
+    parameters: int
+    parameter_bytes: int
+    label_table_bytes: int
+    floor: float  # FLOPs of the exact step by those of a plain step: (7n + 3m) / 3n
+    forward_flops: int | None  # F: one forward of the train batch
+    saved_bytes: int | None  # activations that one train forward keeps for its backward
+
+
+def sizes(config: StepConfig) -> Sizes:
+    dtype = torch.float64 if config.dtype == "float64" else torch.float32
+    with torch.device("meta"):
+        model = build_model(config).to(dtype).train()
+    parameters = list(model.parameters())
+    flops = saved = None
+    try:
+        x = _inputs(config)(config.batch, torch.Generator())
+        x = {k: v.to("meta") for k, v in x.items()} if isinstance(x, dict) else x.to("meta")
+        flops, saved = _count_forward(model, x, parameters)
+    except (RuntimeError, NotImplementedError):
+        pass  # data-dependent shapes, operators without a meta kernel
+    n, m = config.batch, config.meta_batch
+    return Sizes(
+        parameters=sum(p.numel() for p in parameters),
+        parameter_bytes=sum(p.nbytes for p in parameters),
+        label_table_bytes=config.samples * config.classes * dtype.itemsize,
+        # forward 1, look-ahead backward 2, u 2, last backward 2 on n samples; forward and backward 3 on m samples
+        floor=(7 * n + 3 * m) / (3 * n),
+        forward_flops=flops,
+        saved_bytes=saved,
+    )
+
+
+def _count_forward(model: nn.Module, x: Any, parameters: list[nn.Parameter]) -> tuple[int, int]:
+    def storage(t: Tensor) -> int:
+        return t.untyped_storage()._cdata
+
+    own = {storage(p) for p in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        if storage(t) not in own:
+            kept[storage(t)] = t
+        return t
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda t: t):
+        model(x)
+    return counter.get_total_flops(), sum(t.untyped_storage().nbytes() for t in kept.values())

@@ -1,0 +1,150 @@
+"""``fastmeta bench ops|step``: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from fastmeta import models
+from fastmeta.bench import environment, ops, results, step
+from fastmeta.bench.problem import DTYPES, StepConfig
+from fastmeta.bench.variants import VARIANTS
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2; argparse would print the usage too."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _integers(separator: str, count: int | None = None) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            values = tuple(int(part) for part in text.split(separator))
+        except ValueError:
+            values = ()
+        if not values or (count and len(values) != count):
+            shape = separator.join("N" * (count or 3))
+            raise argparse.ArgumentTypeError(f"must look like {shape}, got {text!r}")
+        return values
+
+    return parse
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--threads", type=_positive_int, help="CPU threads of torch; default: torch's own choice")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 where a goal of the project is missed")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ops|step")
+
+    p = commands.add_parser("ops", help="each fused operation against its plain-torch twin, eager and compiled")
+    _shared(p)
+    p.add_argument(
+        "--ops", nargs="+", metavar="OP", default=list(ops.OPERATIONS), help=f"of {', '.join(ops.OPERATIONS)}"
+    )
+    p.add_argument(
+        "--sizes", nargs="+", type=_integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
+    )
+    p.add_argument("--dtype", nargs="+", metavar="DTYPE", default=["float32", "bfloat16"], help=", ".join(ops.DTYPES))
+    p.add_argument("--seconds", type=float, default=1.0, help="per operation, size and dtype; default: 1")
+    p.add_argument("--no-compile", action="store_true", help="leave torch.compile of the twins out")
+    p.add_argument("--no-graph", action="store_true", help="CUDA: time launches from the host, not graph replays")
+
+    default = StepConfig()
+    p = commands.add_parser("step", help="the meta step against a plain SGD step and what one would write instead")
+    _shared(p)
+    p.add_argument(
+        "--model",
+        default=default.model,
+        metavar="NAME",
+        help=f"{', '.join(models.NAMES)}, torchvision:NAME or package.module:factory; default: {default.model}",
+    )
+    p.add_argument("--batch", type=int, default=default.batch, metavar="n", help=f"default: {default.batch}")
+    p.add_argument(
+        "--meta-batch", type=int, default=default.meta_batch, metavar="m", help=f"default: {default.meta_batch}"
+    )
+    p.add_argument("--classes", type=int, default=default.classes, metavar="C", help=f"default: {default.classes}")
+    p.add_argument(
+        "--samples", type=int, default=default.samples, metavar="N", help="rows of the label table; default: 50000"
+    )
+    p.add_argument("--input-shape", type=_integers(","), metavar="C,H,W", help="of one sample; default by model")
+    p.add_argument("--inputs", metavar="PKG:FUNCTION", help="function(batch) -> model input, in place of random images")
+    p.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="bfloat16: autocast over float32 parameters")
+    p.add_argument("--variants", nargs="+", metavar="VARIANT", help=f"of {', '.join(VARIANTS)}; default: all")
+    p.add_argument("--lr", type=float, default=default.lr, help=f"default: {default.lr}")
+    p.add_argument("--label-lr", type=float, default=default.label_lr, help=f"default: {default.label_lr}")
+    p.add_argument("--seconds", type=float, default=default.seconds, help=f"in all; default: {default.seconds:g}")
+    p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
+    p.add_argument("--seed", type=int, default=default.seed)
+    p.add_argument("--no-check", action="store_true", help="do not compare with the reference in float64 first")
+    p.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    return parser
+
+
+def _step_config(args: argparse.Namespace) -> StepConfig:
+    names = {field.name for field in dataclasses.fields(StepConfig)} - {"check", "memory", "variants"}
+    return StepConfig(
+        **{name: getattr(args, name) for name in names},
+        variants=None if args.variants is None else tuple(args.variants),
+        check=not args.no_check,
+        memory=not args.no_memory,
+    )
+
+
+def _ops_config(args: argparse.Namespace) -> ops.OpsConfig:
+    return ops.OpsConfig(
+        device=args.device,
+        operations=tuple(args.ops),
+        sizes=None if args.sizes is None else tuple(args.sizes),
+        dtypes=tuple(args.dtype),
+        threads=args.threads,
+        seconds=args.seconds,
+        compile=not args.no_compile,
+        graph=not args.no_graph,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """0: measured; 1: an output was wrong, or with --strict a goal was missed; 2: an argument cannot be used."""
+    args = _parser().parse_args(argv)
+    sys.path.insert(0, os.getcwd())  # for package.module:factory of the user's own directory
+    try:
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")
+        if args.json is not None and args.json.is_dir():
+            raise ValueError(f"--json must name a file, got the directory {args.json}")
+        config: Any = _ops_config(args) if args.command == "ops" else _step_config(args)
+        recorded = environment.record(torch.device(args.device), " ".join(["fastmeta bench", *argv]))
+        content, verdicts = (ops.run if args.command == "ops" else step.run)(config)
+    except (ValueError, ImportError) as error:
+        print(f"fastmeta bench: {error}", file=sys.stderr)
+        return 2
+    except (ops.WrongResult, step.WrongStep) as error:
+        print(f"fastmeta bench: {error}", file=sys.stderr)
+        return 1
+    if verdicts:
+        print("\n" + results.verdict_table(verdicts))
+    if args.json is not None:
+        recorded["cpu"]["threads"] = torch.get_num_threads()  # as the run has set them
+        results.write(args.json, args.command, {"environment": recorded, **content}, verdicts)
+        print(f"wrote {args.json}")
+    return 1 if args.strict and not all(v.met for v in verdicts) else 0
