@@ -1,0 +1,90 @@
+"""Progress of a run in the terminal: a live bar where there is one, a line now and then where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastmeta.report.table import TITLES, percent, result_table
+
+if TYPE_CHECKING:
+    from fastmeta.data import Splits
+    from fastmeta.training import TrainConfig
+    from fastmeta.training.stage import Stage
+
+#: lines per stage where there is no terminal to draw a bar in
+LINES = 5
+
+
+class ConsoleListener:
+    """A :class:`fastmeta.training.listener.Listener` that prints with rich."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    def begin(self, path: Path, config: TrainConfig, splits: Splits, device: str) -> None:
+        rate = splits.noise_rate
+        wrong = "" if rate is None else f" ({percent(rate)}% of the labels wrong)"
+        test = "no test set" if splits.test is None else f"{len(splits.test):,} test"
+        self.console.print(
+            f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes; "
+            f"{config.model} on {device}; {config.epochs} epochs → {path}",
+            soft_wrap=True,
+        )
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description:<20}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._progress.start()
+
+    def stage(self, stage: Stage) -> None:
+        if self._progress is not None:
+            title = TITLES.get(stage.name, stage.name)
+            self._task = self._progress.add_task(title, total=stage.total, completed=stage.step, figures="")
+
+    def step(self, stage: Stage) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=stage.step)
+
+    def epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
+        figures = f"test {percent(record.get('test_accuracy'))}%"
+        if record.get("label_accuracy") is not None:
+            figures += f" labels {percent(record['label_accuracy'])}%"
+        elif record.get("labels_changed") is not None:
+            figures += f" changed {record['labels_changed']:,}"
+        if self._progress is not None:
+            self._progress.update(self._task, figures=figures)
+        else:
+            epochs = stage.total // stage.steps_per_epoch
+            if record["epoch"] % max(1, epochs // LINES) == 0 or record["epoch"] == epochs:
+                title = TITLES.get(stage.name, stage.name)
+                self.console.print(f"{title:<20} epoch {record['epoch']:>4}/{epochs}  {figures}", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
+
+    def end(self, path: Path, summary: Mapping[str, Any]) -> None:
+        self.close()
+        self.console.print()
+        self.console.print(result_table(summary))
+        self.console.print(f"everything in {path}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it should be; safe to call twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

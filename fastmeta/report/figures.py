@@ -1,0 +1,136 @@
+"""figures/*.png of a run directory, from metrics.jsonl, labels.npz and the summary."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmeta.report.table import TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# blue, orange, green, purple of Okabe and Ito: told apart with any colour vision
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+
+
+def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Lines of metrics.jsonl by stage, in order."""
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            lines[record["run"]].append(record)
+    return dict(lines)
+
+
+def write_figures(path: Path, summary: Mapping[str, Any]) -> list[Path]:
+    """accuracy.png, labels.png and label_matrix.png under path/figures, as far as the run has their figures."""
+    metrics = read_metrics(path / "metrics.jsonl")
+    figures = {"accuracy": _accuracy(metrics), "labels": _labels(metrics, summary)}
+    with np.load(path / "labels.npz") as table:
+        figures["label_matrix"] = _matrix(table["given"], table["learned"], summary)
+    written = []
+    for name, figure in figures.items():
+        if figure is not None:
+            written.append(path / "figures" / f"{name}.png")
+            _write(figure, written[-1])
+    return written
+
+
+def _write(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_bytes(buffer.getvalue())
+    scratch.replace(path)
+
+
+def _axes(x_label: str, y_label: str, title: str) -> tuple[Figure, Any]:
+    # a figure of its own, not pyplot's: no global state, no display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    return figure, axes
+
+
+def _series(lines: list[dict[str, Any]], key: str, scale: float = 1.0) -> tuple[list[int], list[float]]:
+    points = [(r["epoch"], scale * r[key]) for r in lines if r.get(key) is not None]
+    return [e for e, _ in points], [v for _, v in points]
+
+
+def _accuracy(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure | None:
+    figure, axes = _axes("epoch", "test accuracy, %", "Test accuracy")
+    drawn = False
+    for (name, lines), colour in zip(metrics.items(), _COLOURS, strict=False):
+        epochs, values = _series(lines, "test_accuracy", 100)
+        if epochs:
+            drawn = True
+            axes.plot(epochs, values, color=colour, label=f"{TITLES.get(name, name)}: {values[-1]:.1f}")
+    if not drawn:
+        return None
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _labels(metrics: Mapping[str, list[dict[str, Any]]], summary: Mapping[str, Any]) -> Figure | None:
+    lines = metrics.get(summary["method"], [])
+    size = summary["train_size"]
+    epochs, right = _series(lines, "label_accuracy", 100)
+    if epochs:
+        figure, axes = _axes("epoch", "share of training labels, %", "Labels over training")
+        axes.plot(epochs, right, color=_COLOURS[0], label=f"right: {right[0]:.1f} → {right[-1]:.1f}")
+        for key, word, colour in (
+            ("labels_corrected", "wrong, put right", _COLOURS[2]),
+            ("labels_spoiled", "right, spoiled", _COLOURS[3]),
+        ):
+            x, y = _series(lines, key, 100 / size)
+            axes.plot(x, y, color=colour, label=f"{word}: {y[-1]:.1f}")
+    else:
+        epochs, changed = _series(lines, "labels_changed", 100 / size)
+        if not epochs:
+            return None
+        figure, axes = _axes("epoch", "share of training labels, %", "Labels over training (right ones unknown)")
+        axes.plot(epochs, changed, color=_COLOURS[0], label=f"changed: {changed[-1]:.1f}")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="center right")
+    return figure
+
+
+def _matrix(given: np.ndarray, learned: np.ndarray, summary: Mapping[str, Any]) -> Figure:
+    """Share of each given class (row) that ends as each learned class (column), in %."""
+    from matplotlib.figure import Figure
+
+    names, count = summary["class_names"], summary["num_classes"]
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (given, learned), 1)
+    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = min(12.0, max(4.8, 0.42 * count + 1.6))
+    figure = Figure(figsize=(side + 0.9, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set(xlabel="learned class", ylabel="given class")
+    axes.set_title("Where the labels went, % of each given class", loc="left", fontsize=11)
+    if count <= 30:
+        axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(count), names)
+    if count <= 15:
+        for a in range(count):
+            for b in range(count):
+                if share[a, b] >= 0.5:
+                    colour = "white" if share[a, b] > 55 else "black"
+                    axes.text(b, a, f"{share[a, b]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure

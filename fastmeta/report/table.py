@@ -1,0 +1,105 @@
+"""The result of a run as one table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: what stands in the first column for each kind of run
+TITLES = {
+    "instance_labels": "instance labels",
+    "class_labels": "class labels",
+    "onehot": "fixed labels",
+    "noisy": "fixed, given",
+    "union": "fixed, given + clean",
+    "clean": "fixed, clean alone",
+}
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def plain(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def result_table(summary: Mapping[str, Any]) -> Table:
+    """The method's row and one per baseline; `summary` is a summary.json."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{_name(summary['dataset'])}, {_data_line(summary)}",
+        title_justify="left",
+        caption=_caption(summary),
+        caption_justify="left",
+    )
+    table.add_column("labels", no_wrap=True)
+    for header in (
+        "test %\nlast",
+        "test %\nbest",
+        "nll",
+        "ece",
+        "labels right %\nstart → end",
+        "put\nright",
+        "spoiled",
+        "wrong\nfound, AP",
+        "s",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    right = f"{percent(summary['label_accuracy_initial'])} → {percent(summary['label_accuracy_final'])}"
+    table.add_row(
+        f"[bold]{TITLES.get(summary['method'], summary['method'])}",
+        *_stage_cells(summary)[:4],
+        "–" if summary["label_accuracy_initial"] is None else right,
+        _count(summary["labels_corrected"]),
+        _count(summary["labels_spoiled"]),
+        plain(summary["wrong_label_average_precision"], 3),
+        _stage_cells(summary)[4],
+    )
+    for name, figures in summary["baselines"].items():
+        cells = _stage_cells(figures)
+        table.add_row(TITLES.get(name, name), *cells[:4], "", "", "", "", cells[4])
+    return table
+
+
+def _stage_cells(figures: Mapping[str, Any]) -> list[str]:
+    return [
+        percent(figures["test_accuracy_last"]),
+        percent(figures["test_accuracy_best"]),
+        plain(figures["nll"], 3),
+        plain(figures["ece"], 3),
+        plain(figures["seconds"], 1),
+    ]
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _name(dataset: str) -> str:
+    return dataset.rsplit("/", 1)[-1].removeprefix("npz:")
+
+
+def _data_line(summary: Mapping[str, Any]) -> str:
+    rate = summary["noise_rate"]
+    noise = "unknown share of wrong labels" if rate is None else f"{percent(rate)}% of the labels wrong"
+    test = "no" if summary["test_size"] is None else f"{summary['test_size']:,}"
+    return f"{summary['train_size']:,} train ({noise}), {summary['meta_size']:,} clean, {test} test"
+
+
+def _caption(summary: Mapping[str, Any]) -> str:
+    lines = []
+    if summary["test_accuracy_best"] is not None:
+        lines.append("best: the epoch that is best on the test set itself, for comparison only")
+    if summary["label_accuracy_initial"] is None:
+        names = summary["class_names"]
+        shown = [f"{names[f['given']]} → {names[f['learned']]} {f['count']:,}×" for f in summary["label_flips"][:5]]
+        lines.append(
+            f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"
+            + (f" ({', '.join(shown)})" if shown else "")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,290 @@
+"""What a run is: one tree of frozen dataclasses, the same in Python, in TOML and as flags.
+
+A value of None means "by data set" (`presets.py`); :func:`presets.resolve` leaves none behind, and the resolved tree is
+what a run directory records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fastmeta.data.errors import InputError
+from fastmeta.data.noise import parse as parse_noise
+
+BASELINES = ("noisy", "union", "clean")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Plain SGD on the model, and its learning rate over the run."""
+
+    lr: float | None = None
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float | None = None
+    """L2 penalty, on every parameter."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Cosine to zero, or ×gamma at each milestone, or constant; by step, not by epoch."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where the schedule `step` falls, as fractions of the run."""
+    gamma: float = 0.1
+    """Factor of the schedule `step`."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.lr", self.lr)
+        _within("optim.momentum", self.momentum, 0, 1, high_open=True)
+        _within("optim.weight_decay", self.weight_decay, 0, math.inf)
+        _within("optim.gamma", self.gamma, 0, 1)
+        for m in self.milestones:
+            _within("optim.milestones", m, 0, 1)
+        if self.nesterov and not self.momentum:
+            raise InputError("optim.nesterov needs a momentum above 0, got optim.momentum=0")
+        _one_of("optim.schedule", self.schedule, ("cosine", "step", "constant"))
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How labels start and move."""
+
+    target_prob: float | None = None
+    """Probability of the given class at the start."""
+    label_lr: float | None = None
+    """Learning rate of the labels, constant; by default the family's rate × batch size / learning rate."""
+    lookahead: str = "sgd"
+    """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate."""
+    tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
+    """How the logit tangent is computed; auto goes by the model's layers."""
+
+    def __post_init__(self) -> None:
+        _within("labels.target_prob", self.target_prob, 0, 1)
+        _positive("labels.label_lr", self.label_lr)
+        _one_of("labels.tangent", self.tangent, ("auto", "reverse", "forward", "difference"))
+        if self.lookahead not in ("sgd", "optimizer"):
+            try:
+                rate = float(self.lookahead)
+            except ValueError:
+                rate = -1.0
+            if not 0 < rate < math.inf:
+                raise InputError(
+                    f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {self.lookahead!r}"
+                )
+
+    @property
+    def lookahead_choice(self) -> Any:
+        """`lookahead` as :class:`fastmeta.MetaStep` wants it."""
+        return self.lookahead if self.lookahead in ("sgd", "optimizer") else float(self.lookahead)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Batches, the clean set, augmentation."""
+
+    batch_size: int | None = None
+    """Training images per step; a pass drops its partial last batch."""
+    meta_batch_size: int | None = None
+    """Clean images per step; all of them if there are fewer."""
+    meta_fraction: float = 0.2
+    """Share of each class held out as clean set where the data set brings none."""
+    augment: Literal["none", "crop", "crop_flip"] | None = None
+    """Random crops from the padded image, and horizontal flips; by default crop_flip for colour images, else none."""
+    padding: int = 4
+    """Pixels around the image that is cropped."""
+    pad_mode: Literal["zero", "reflect"] = "zero"
+    """What stands in the padding."""
+    given: str = "y_train"
+    """Array of an npz file with the labels to train on."""
+    truth: str = "y_true"
+    """Array of an npz file with the right labels, for measuring alone."""
+
+    def __post_init__(self) -> None:
+        _at_least("data.batch_size", self.batch_size, 1)
+        _at_least("data.meta_batch_size", self.meta_batch_size, 1)
+        _at_least("data.padding", self.padding, 0)
+        if not 0 < self.meta_fraction < 1:
+            raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
+        if self.augment is not None:
+            _one_of("data.augment", self.augment, ("none", "crop", "crop_flip"))
+        _one_of("data.pad_mode", self.pad_mode, ("zero", "reflect"))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run: a data set, a method that decides the labels, a model, a schedule, and baselines beside it."""
+
+    dataset: str = "digits"
+    """digits, or npz:PATH with x_train (uint8, NHWC), y_train and, where there are, x_meta and y_meta (or meta_index),
+    x_test and y_test, y_true, class_names."""
+    noise: str | None = None
+    """Label noise to add: none or uniform:RATE. By default uniform:0.4 for the digits and none for all else."""
+    method: str = "instance_labels"
+    """onehot, class_labels or instance_labels."""
+    model: str | None = None
+    """small_conv, mlp, resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10 or torchvision:NAME."""
+    epochs: int | None = None
+    """Passes over the training set."""
+    seed: int = 0
+    """Of the split, the noise, the initial weights and the order of the batches."""
+    out: str | None = None
+    """Run directory, new or empty; by default the next free runs/DATASET-METHOD-seedN."""
+    baselines: str | None = None
+    """Runs beside it with fixed labels and the same schedule: all, none, or some of noisy,union,clean. By default all
+    for the digits and none for other data."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the network under autocast; weights, labels and label gradient stay fp32."""
+    threads: int | None = None
+    """CPU threads; by default torch's own choice."""
+    checkpoint_seconds: float = 60.0
+    """Least time between two checkpoints at the end of an epoch."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        # here and not at the top: the registry of methods imports torch
+        from fastmeta.methods import METHODS
+
+        if self.dataset != "digits" and not self.dataset.startswith("npz:"):
+            raise InputError(f"dataset must be digits or npz:PATH, got {self.dataset!r}")
+        if self.noise is not None:
+            parse_noise(self.noise)
+        _one_of("method", self.method, tuple(METHODS))
+        _at_least("epochs", self.epochs, 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("threads", self.threads, 1)
+        _within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
+        _one_of("precision", self.precision, ("fp32", "bf16"))
+        if not (self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()):
+            raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.method == "instance_labels" and self.labels.target_prob in (0, 1):
+            raise InputError(
+                f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got "
+                f"{self.labels.target_prob}: no gradient leads back from an infinite logit; take 0.9"
+            )
+        self.baseline_names()
+
+    def baseline_names(self) -> tuple[str, ...]:
+        """The baselines to run, in a fixed order; empty while `baselines` is None."""
+        if self.baselines in (None, "none", ""):
+            return ()
+        names = BASELINES if self.baselines == "all" else tuple(str(self.baselines).split(","))
+        for name in names:
+            if name not in BASELINES:
+                raise InputError(
+                    f"baselines must be all, none, or some of {','.join(BASELINES)}, got {self.baselines!r}"
+                )
+        return tuple(name for name in BASELINES if name in names)
+
+    # -- TOML ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
+        """From nested mappings, as TOML gives them. InputError for an unknown key or a value of a wrong type."""
+        return _build(cls, values, source, "")
+
+    @classmethod
+    def read(cls, path: str | Path) -> TrainConfig:
+        """From a TOML file."""
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not valid TOML: {error}") from error
+        return cls.from_mapping(values, source=str(path))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Nested dicts without the values that are None."""
+        return _prune(dataclasses.asdict(self))
+
+    def to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(self.to_mapping())
+
+
+def _prune(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: _prune(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+
+def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(hints)}"
+            raise InputError(f"{source}: unknown key {prefix + key!r}; {hint}")
+    arguments = {}
+    for key, value in values.items():
+        name = prefix + key
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{source}: {name} must be a table [{name}], got {value!r}")
+            arguments[key] = _build(hints[key], value, source, f"{name}.")  # type: ignore[arg-type]
+        else:
+            arguments[key] = _typed(hints[key], value, f"{source}: {name}")
+    try:
+        return cls(**arguments)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") if not str(error).startswith(source) else error from None
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` if it has the type `hint` (int counts as float, a list as a tuple), else an InputError."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        members = [m for m in get_args(hint) if m is not type(None)]
+        return _typed(members[0], value, name)
+    if origin is Literal:
+        _one_of(name, value, get_args(hint))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{name} must be a list, got {value!r}")
+        return tuple(_typed(get_args(hint)[0], v, name) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{name} must be {_WORDS[hint]}, got {value!r}")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+        raise InputError(
+            f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise InputError(f"{name} must be above 0 and finite, got {value}")
+
+
+def _within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:
+    if value is not None and not (low <= value < high if high_open else low <= value <= high):
+        interval = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
+        raise InputError(f"{name} must be {interval}, got {value}")
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise InputError(f"{name} must be at least {low}, got {value}")

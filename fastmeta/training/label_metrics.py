@@ -1,0 +1,76 @@
+"""How the learned labels stand: against the given ones always, against the right ones where somebody knows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.labels import ClassLabels, InstanceLabels
+
+Labels = InstanceLabels | ClassLabels
+_ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
+
+
+def learned_labels(labels: Labels) -> dict[str, Tensor]:
+    """Per training row, on the labels' device: learned class, its probability, that of the given class, entropy.
+
+    The given class wins a tie.
+    """
+    parts = []
+    for rows in torch.arange(len(labels), device=labels.targets.device).split(_ROWS):
+        p, given = labels.probs(rows), labels.targets[rows]
+        at_given = p.gather(1, given[:, None]).squeeze(1)
+        top, learned = p.max(1)
+        learned = torch.where(at_given >= top, given, learned)
+        parts.append((learned, top, at_given, torch.special.entr(p).sum(1)))
+    names = ("learned", "probability", "given_probability", "entropy")
+    return dict(zip(names, (torch.cat(part) for part in zip(*parts, strict=True)), strict=True))
+
+
+def label_figures(labels: Labels, y_true: Tensor | None) -> dict[str, Any]:
+    """One line's worth of figures. `y_true` (N,) or None; what depends on it is then None."""
+    table, given = learned_labels(labels), labels.targets
+    learned = table["learned"]
+    figures: dict[str, Any] = {
+        "labels_changed": int((learned != given).sum()),
+        "label_entropy_all": float(table["entropy"].double().mean()),
+        "label_accuracy": None,
+        "labels_corrected": None,
+        "labels_spoiled": None,
+    }
+    if y_true is not None:
+        figures["label_accuracy"] = float((learned == y_true).double().mean())
+        figures["labels_corrected"] = int(((learned == y_true) & (given != y_true)).sum())
+        figures["labels_spoiled"] = int(((learned != y_true) & (given == y_true)).sum())
+    return figures
+
+
+def average_precision(given_probability: Tensor, given: Tensor, y_true: Tensor | None) -> float | None:
+    """Average precision of the score 1 - p_learned[given] as a finder of wrong given labels.
+
+    None where nobody knows the right labels, or none is wrong.
+    """
+    if y_true is None or bool((given == y_true).all()):
+        return None
+    from sklearn.metrics import average_precision_score
+
+    wrong = (given != y_true).cpu().numpy()
+    return float(average_precision_score(wrong, 1 - given_probability.double().cpu().numpy()))
+
+
+def flips(given: Tensor, learned: Tensor, num_classes: int, most: int = 10) -> list[dict[str, int]]:
+    """The most frequent changes of class: [{"given": a, "learned": b, "count": k}, …]."""
+    changed = given != learned
+    pairs = (given * num_classes + learned)[changed].cpu()
+    values, counts = pairs.unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:most].tolist()
+    return [
+        {
+            "given": int(values[i]) // num_classes,
+            "learned": int(values[i]) % num_classes,
+            "count": int(counts[i]),
+        }
+        for i in order
+    ]

@@ -1,0 +1,108 @@
+"""Figures of a run: sums over steps that stay on the device, and the evaluation of a model on a held-out part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.data import Transform, load_batch
+from fastmeta.methods import Outcome
+
+ECE_BINS = 15
+_SUMS = ("rows", "fits", "steps", "train_loss", "meta_loss", "entropy", "label_grad_norm", "index_skips", "nonfinite")
+_STATE = (*_SUMS, "streak", "longest_streak")
+
+
+class Accumulator:
+    """Sums over the steps since :meth:`reset`, in one float64 vector on the device; adding never waits for it.
+
+    Steps that were not finite count in `index_skips`, `nonfinite` and the streaks alone.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(len(_STATE), dtype=torch.float64, device=device)
+
+    def add(self, outcome: Outcome, targets: Tensor) -> None:
+        """`targets` (n,) are the given labels of the batch."""
+        finite = outcome.finite.to(torch.float64)
+        zero = torch.zeros_like(finite)
+        # fits: how often the network already gives the given label
+        fits = (outcome.logits.argmax(1) == targets).sum()
+        entropy = zero if outcome.entropy is None else outcome.entropy.nansum()
+        of_finite_steps = [
+            zero + len(targets),
+            fits,
+            zero + 1,
+            outcome.train_loss,
+            zero if outcome.meta_loss is None else outcome.meta_loss,
+            entropy,
+            zero if outcome.label_grad_norm is None else outcome.label_grad_norm,
+        ]
+        counted = torch.stack([t.to(torch.float64) for t in of_finite_steps])
+        sums = torch.where(outcome.finite, counted, 0.0)
+        # the kernels also skip rows whose logits are not finite; what is left had an index outside the table
+        bad_rows = (~outcome.logits.isfinite().all(1)).sum()
+        skips = zero if outcome.skipped is None else (outcome.skipped - bad_rows).clamp(min=0).to(torch.float64)
+        streak = (self.values[-2] + 1) * (1 - finite)
+        longest = torch.maximum(self.values[-1], streak)
+        self.values[: len(_SUMS)] += torch.cat([sums, torch.stack([skips, 1 - finite])])
+        self.values[-2:] = torch.stack([streak, longest])
+
+    def read(self) -> dict[str, float]:
+        """The sums on the host: waits for the device."""
+        return dict(zip(_STATE, self.values.tolist(), strict=True))
+
+    def reset(self) -> None:
+        """Start a new interval; a streak of steps that were not finite goes on."""
+        self.values[: len(_SUMS)] = 0
+        self.values[-1] = self.values[-2]
+
+
+def means(sums: dict[str, float], *, learned: bool) -> dict[str, float | None]:
+    """Means per step or row of what :meth:`Accumulator.read` gave; None where nothing was counted."""
+    steps, rows = sums["steps"], sums["rows"]
+    figures: dict[str, float | None] = {
+        "train_loss": sums["train_loss"] / steps if steps else None,
+        "train_fit": sums["fits"] / rows if rows else None,
+    }
+    if learned:
+        figures["meta_loss"] = sums["meta_loss"] / steps if steps else None
+        figures["label_entropy"] = sums["entropy"] / rows if rows else None
+        figures["label_grad_norm"] = sums["label_grad_norm"] / steps if steps else None
+    return figures
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, images: Tensor, targets: Tensor, transform: Transform, *, batch_size: int, autocast: Any
+) -> dict[str, float]:
+    """Accuracy, mean negative log-likelihood and expected calibration error in evaluation mode.
+
+    ece = sum over 15 equal bins b of the confidence max_k q_k of |B_b| / N * |accuracy(B_b) - mean confidence(B_b)|.
+    """
+    training = model.training
+    model.eval()
+    device = images.device
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    # per bin: rows, right ones, sum of confidences
+    bins = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=device)
+    for rows in torch.arange(len(images), device=device).split(batch_size):
+        x, y = load_batch(images, rows, transform), targets[rows]
+        with autocast():
+            logits = model(x)
+        log_q = logits.double().log_softmax(1)
+        confidence, predicted = log_q.exp().max(1)
+        nll -= log_q.gather(1, y[:, None]).sum()
+        member = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+        in_bin = (member == torch.arange(ECE_BINS, device=device)[:, None]).double()  # (bins, n)
+        bins += torch.stack([in_bin.sum(1), in_bin @ (predicted == y).double(), in_bin @ confidence])
+    model.train(training)
+    count, right, confident = bins.cpu()
+    total = len(images)
+    return {
+        "test_accuracy": float(right.sum()) / total,
+        "nll": float(nll) / total,
+        "ece": float((right - confident).abs().sum()) / total,
+    }

@@ -1,0 +1,207 @@
+"""The files of a run and what a finished one gives back.
+
+config.toml          resolved; `fastmeta train --config` runs it again
+metrics.jsonl        a line per epoch and stage, and the warnings
+summary.json         figures of the whole run, see :func:`summary_of`; only a finished run has it
+labels.npz           per training row: index (row in the data set), given, learned, probability (of the learned
+                     class), given_probability, entropy, and true where it is known
+labels.safetensors   the label parameters themselves (methods that learn labels)
+model.safetensors    weights after the last step, never the best on test
+checkpoint/          state of the run, for --resume
+figures/             PNGs, made from the files above
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastmeta.data import InputError, Splits
+from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.training.checkpoint import pack, write_atomically
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
+from fastmeta.training.stage import Stage
+
+SCHEMA = "fastmeta.run"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    path: Path
+    summary: dict[str, Any]  #: summary.json
+    config: TrainConfig  #: resolved
+    model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
+    labels: InstanceLabels | ClassLabels | None  #: the learned labels; None for methods with fixed ones
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON in which NaN and infinities are null."""
+
+    def clean(v: Any) -> Any:
+        if isinstance(v, Mapping):
+            return {k: clean(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [clean(x) for x in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    return json.dumps(clean(value), indent=indent, ensure_ascii=False)
+
+
+def stage_summary(stage: Stage) -> dict[str, Any]:
+    """Figures of a stage that has taken its last step."""
+    record = stage.last
+    return {
+        "test_accuracy_last": record.get("test_accuracy"),
+        "test_accuracy_best": None if stage.best is None else stage.best[0],
+        "test_accuracy_best_epoch": None if stage.best is None else stage.best[1],
+        "nll": record.get("nll"),
+        "ece": record.get("ece"),
+        "train_fit": record.get("train_fit"),
+        "seconds": stage.seconds,
+    }
+
+
+def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
+    """labels.npz, and labels.safetensors for learned ones; returns the label figures of the summary."""
+    given = stage.method.targets
+    y_true = stage.data.y_true
+    labels = stage.method.labels
+    if labels is None:
+        one, zero = torch.ones(len(given)), torch.zeros(len(given))
+        table = {"learned": given, "probability": one, "given_probability": one, "entropy": zero}
+    else:
+        table = learned_labels(labels)
+        write_atomically(path / "labels.safetensors", pack(labels.state_dict(), {"family": labels.family}))
+    arrays = {
+        "index": splits.train.row,
+        "given": given.cpu().numpy(),
+        **{k: v.cpu().numpy() for k, v in table.items()},
+    }
+    if splits.train.y_true is not None:
+        arrays["true"] = splits.train.y_true
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path / "labels.npz", buffer.getvalue())
+
+    initial = None if y_true is None else float((given == y_true).double().mean())
+    fixed = {"labels_changed": 0, "labels_corrected": None, "labels_spoiled": None, "label_accuracy": initial}
+    if y_true is not None:
+        fixed |= {"labels_corrected": 0, "labels_spoiled": 0}
+    figures = fixed if labels is None else label_figures(labels, y_true)
+    precision = None if labels is None else average_precision(table["given_probability"], given, y_true)
+    return {
+        "label_accuracy_initial": initial,
+        "label_accuracy_final": figures["label_accuracy"],
+        "labels_changed": figures["labels_changed"],
+        "labels_corrected": figures["labels_corrected"],
+        "labels_spoiled": figures["labels_spoiled"],
+        "wrong_label_average_precision": precision,
+        "label_flips": flips(given, table["learned"], splits.num_classes),
+    }
+
+
+def summary_of(
+    config: TrainConfig,
+    splits: Splits,
+    main: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    baselines: Mapping[str, Any],
+    **environment: Any,
+) -> dict[str, Any]:
+    """summary.json. Accuracies and rates lie in [0, 1]; what nobody can know is null.
+
+    schema, schema_version          "fastmeta.run", raised when a field changes its meaning
+    test_accuracy_last, _best       after the last epoch; the best epoch is picked on the test set itself
+    nll, ece                        on the test set after the last epoch
+    label_accuracy_initial, _final  share of given and of learned labels (argmax) that are right
+    labels_changed                  learned class differs from the given one
+    labels_corrected, _spoiled      wrong labels put right, right ones made wrong
+    wrong_label_average_precision   of 1 - p_learned[given] as a finder of wrong given labels
+    noise_rate                      share of wrong given labels
+    seconds                         training and evaluation of the method's own stage
+    baselines.NAME.*                the stage figures of noisy, union and clean
+    """
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "dataset": config.dataset,
+        "noise": splits.noise,
+        "noise_rate": splits.noise_rate,
+        "method": config.method,
+        "model": config.model,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "label_lr": config.labels.label_lr,
+        "train_size": len(splits.train),
+        "meta_size": len(splits.meta),
+        "test_size": None if splits.test is None else len(splits.test),
+        "num_classes": splits.num_classes,
+        "class_names": list(splits.class_names),
+        "image_shape": list(splits.train.x.shape[1:]),
+        **main,
+        **labels,
+        "baselines": dict(baselines),
+        **environment,
+    }
+
+
+def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
+    """A finished run from its directory. `model` is needed where the run was given a module of the caller's own.
+
+    Raises:
+        InputError: no run there, an unfinished one, or one that needs `model`.
+    """
+    path = Path(path)
+    if not (path / "config.toml").is_file():
+        raise InputError(f"{path} is no run directory: it has no config.toml")
+    if not (path / "summary.json").is_file():
+        raise InputError(f"{path} is not finished; go on with: fastmeta train --resume {path}")
+    config = TrainConfig.read(path / "config.toml")
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    if summary.get("schema") != SCHEMA or summary.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}/summary.json has schema {summary.get('schema')} {summary.get('schema_version')}, "
+            f"this fastmeta reads {SCHEMA} {SCHEMA_VERSION}"
+        )
+    from safetensors.torch import load_file
+
+    if model is None:
+        model = build_model(config, summary["num_classes"], summary["image_shape"])
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    labels: InstanceLabels | ClassLabels | None = None
+    if (path / "labels.safetensors").is_file():
+        state = load_file(path / "labels.safetensors")
+        family = InstanceLabels if "label_logits" in state else ClassLabels
+        labels = family(state["targets"], summary["num_classes"], 0.5)
+        labels.load_state_dict(state)
+    return Run(path, summary, config, model.eval(), labels)
+
+
+CUSTOM = "custom:"
+
+
+def build_model(config: TrainConfig, num_classes: int, image_shape: list[int] | tuple[int, ...]) -> nn.Module:
+    """The network that a resolved config names, with fresh weights from torch's global generator."""
+    from fastmeta import models
+
+    assert config.model is not None
+    if config.model.startswith(CUSTOM):
+        raise InputError(f"this run trained a module of its own, {config.model}: pass it as model=")
+    height, width, channels = image_shape
+    try:
+        return models.build(config.model, num_classes=num_classes, input_shape=(channels, height, width))
+    except (ValueError, ImportError) as error:
+        raise InputError(f"model: {error}") from error

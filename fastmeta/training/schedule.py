@@ -1,0 +1,34 @@
+"""The learning rate of a step."""
+
+from __future__ import annotations
+
+import math
+
+from fastmeta.training.config import OptimConfig
+
+
+def lr_at(optim: OptimConfig, step: int, total: int) -> float:
+    """Learning rate of step number `step` (from 0) of `total`.
+
+    cosine: lr (1 + cos(pi step / total)) / 2; step: lr gamma^(number of milestones passed); constant: lr.
+    """
+    assert optim.lr is not None
+    progress = step / total
+    if optim.schedule == "cosine":
+        return optim.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if optim.schedule == "step":
+        return optim.lr * optim.gamma ** sum(progress >= m for m in optim.milestones)
+    return optim.lr
+
+
+def lr_share(optim: OptimConfig, step: int, total: int) -> float:
+    """Share of the run's summed learning rate that the first `step` steps have had.
+
+    Labels move in proportion to the learning rate (Eqs. (3), (4)), so this is how far along they are.
+    """
+    points = 256
+    rates = [lr_at(optim, i, points) for i in range(points)]
+    done = step / total * points
+    whole = int(done)
+    part = (done - whole) * rates[whole] if whole < points else 0.0
+    return (sum(rates[:whole]) + part) / sum(rates)

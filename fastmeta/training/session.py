@@ -1,0 +1,422 @@
+"""A run from config to directory: stages one after another, checkpoints, signals, results."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_dataset, split
+from fastmeta.training import checkpoint
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.listener import Listener
+from fastmeta.training.presets import preset_noise, resolve
+from fastmeta.training.result import (
+    CUSTOM,
+    Run,
+    build_model,
+    load_run,
+    stage_summary,
+    summary_of,
+    to_json,
+    write_labels,
+)
+from fastmeta.training.stage import CHECK_EVERY, Stage
+
+Data = Dataset | Mapping[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run at a step boundary, after its state was saved."""
+
+    def __init__(self, path: Path, signum: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where}; saved in {path}")
+        self.path, self.signum = path, signum
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs and that can be wrong, checked before anything is written."""
+
+    config: TrainConfig  # resolved
+    splits: Splits
+    data: DeviceData
+    initial: nn.Module  # each stage starts from a copy
+    device: torch.device
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (self.config.method, *self.config.baseline_names())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.splits.fingerprint()
+
+    def stage(self, name: str) -> Stage:
+        return Stage(name, self.config, self.data, copy.deepcopy(self.initial))
+
+
+def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
+    """Load, split, resolve, build. Raises InputError and writes nothing."""
+    device = pick_device(config.device)
+    if data is None:
+        dataset = load_dataset(config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth)
+    else:
+        dataset = data if isinstance(data, Dataset) else Dataset.from_arrays(data)
+        config = replace(config, dataset=f"npz:{dataset.name}")
+    if config.dataset.startswith("npz:") and data is None:
+        # the run directory must find the file again from any folder
+        config = replace(config, dataset=f"npz:{Path(config.dataset.removeprefix('npz:')).resolve()}")
+    splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
+    config = resolve(config, splits)
+    if model is None:
+        torch.manual_seed(derived_seed(config.seed, "weights"))
+        model = build_model(config, splits.num_classes, splits.train.x.shape[1:])
+    else:
+        config = replace(config, model=CUSTOM + type(model).__name__)
+    on_device = DeviceData.of(
+        splits,
+        device,
+        augment=config.data.augment or "none",
+        padding=config.data.padding,
+        pad_mode=config.data.pad_mode,
+    )
+    prepared = Prepared(config, splits, on_device, model, device)
+    _try_forward(prepared)
+    return prepared
+
+
+def _try_forward(prepared: Prepared) -> None:
+    """One batch through a copy of the model, so that a misfit is found before a directory is made."""
+    from fastmeta.data import load_batch
+
+    images = prepared.data.images
+    model = copy.deepcopy(prepared.initial).to(prepared.device).eval()
+    with torch.no_grad():
+        try:
+            out = model(
+                load_batch(images, torch.arange(min(2, len(images)), device=images.device), prepared.data.transform)
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"model {prepared.config.model} cannot take images of shape {tuple(images.shape[1:])}: {reason}"
+            ) from error
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if shape != (min(2, len(images)), prepared.splits.num_classes):
+        raise InputError(
+            f"model {prepared.config.model} must return logits (batch, {prepared.splits.num_classes}), got {shape}"
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """auto is CUDA where there is one. InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"device {name} is not there: torch sees {count} CUDA device(s); take cpu or auto")
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    resume: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Train with learned labels (or fixed ones), the config's baselines beside it, and write a run directory.
+
+    Args:
+        config: defaults to ``TrainConfig()``: the bundled digits with 40% label noise. Left out with `resume`.
+        model: a module of your own in place of ``config.model``; each stage trains a copy of it.
+        data: a :class:`fastmeta.data.Dataset` or a mapping of arrays in place of ``config.dataset``.
+        resume: a run directory to go on with, bitwise where it stopped; `model` and `data` as the first time.
+        listener: is told of progress; the default says nothing but the warnings.
+
+    Returns:
+        Run with `summary`, `labels`, `model`, `path`.
+
+    Raises:
+        InputError: something given is wrong; nothing was written.
+        Interrupted: SIGINT or SIGTERM; the state was saved at a step boundary.
+        TrainingError: ten steps in a row were not finite, or rows were skipped; the last checkpoint stays.
+    """
+    listener = listener or Listener()
+    if resume is not None:
+        if config is not None:
+            raise InputError("resume goes on with the run's own config; give resume or config, not both")
+        path = Path(resume)
+        if not (path / "config.toml").is_file():
+            raise InputError(f"{path} is no run directory: it has no config.toml")
+        if (path / "summary.json").is_file():
+            listener.note(f"{path} is finished already")
+            return load_run(path, model=model)
+        config = TrainConfig.read(path / "config.toml")
+    config = config or TrainConfig()
+    before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    devices = list(range(torch.cuda.device_count()))
+    try:
+        with torch.random.fork_rng(devices), _deterministic():
+            if resume is not None:
+                _check_same_kind(path, config, model, data)
+            prepared = prepare(config, model=model, data=data)
+            if resume is None:
+                path = _new_directory(prepared.config)
+            session = _Session(prepared, path, listener)
+            if resume is None:
+                session.begin()
+            else:
+                session.restore()
+            return session.run()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, data: Data | None) -> None:
+    """A resumed run needs the caller's own module and arrays again where it began with them, and only there."""
+    own_data = config.dataset.startswith("npz:") and not Path(config.dataset.removeprefix("npz:")).is_absolute()
+    for own, given, what in (
+        ((config.model or "").startswith(CUSTOM), model is not None, "model"),
+        (own_data, data is not None, "data"),
+    ):
+        if own and not given:
+            raise InputError(f"{path} was begun with {what}= of the caller's own: pass it again to fastmeta.train")
+        if given and not own:
+            raise InputError(f"{path} was begun without {what}=: leave it out")
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """cuDNN's repeatable algorithms, without which a resumed run could not be bitwise equal."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def _new_directory(config: TrainConfig) -> Path:
+    """An empty directory of the run's own; InputError if `out` is taken or cannot be made."""
+    if config.out is not None:
+        path = Path(config.out)
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise InputError(f"{path} is not empty; choose another --out, or go on with a run: --resume {path}")
+    else:
+        source = Path(config.dataset.removeprefix("npz:")).stem
+        stem = f"{source}-{config.method}-seed{config.seed}"
+        number = 1
+        path = Path("runs", stem)
+        while path.exists():
+            number += 1
+            path = Path("runs", f"{stem}-{number}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the run directory {path}: {error.strerror}") from error
+    return path
+
+
+@dataclass
+class _Session:
+    prepared: Prepared
+    path: Path
+    listener: Listener
+    stage: Stage | None = None
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
+    labels: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    metrics_bytes: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+
+    # -- beginning and going on ---------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        config = self.prepared.config
+        checkpoint.write_atomically(self.path / "config.toml", replace(config, out=None).to_toml().encode())
+        checkpoint.write_atomically(self.path / "metrics.jsonl", b"")
+        self.stage = self.prepared.stage(self.prepared.stages[0])
+        self._save()
+
+    def restore(self) -> None:
+        tensors, values = checkpoint.load(self._checkpoint)
+        if values["fingerprint"] != self.prepared.fingerprint:
+            raise InputError(
+                f"the data are not those that {self.path} began with (other images, labels or order); "
+                "bring them back, or start a new run"
+            )
+        here = self._environment()
+        for key, word in (("threads", "CPU threads"), ("device", "device"), ("torch", "torch")):
+            if values["environment"][key] != here[key]:
+                self._warn(
+                    f"resumed with {word} {here[key]}, begun with {values['environment'][key]}: "
+                    "the results will not be bitwise those of an unbroken run"
+                )
+        self.done, self.labels, self.warnings = values["done"], values["labels"], values["warnings"] + self.warnings
+        self.metrics_bytes = values["metrics_bytes"]
+        # lines written after the checkpoint belong to steps that will be taken again
+        os.truncate(self.path / "metrics.jsonl", self.metrics_bytes)
+        if values["stage"] is not None:
+            self.stage = self.prepared.stage(values["stage"]["name"])
+            self.stage.load(tensors, values["stage"])
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "state.safetensors"
+
+    def _environment(self) -> dict[str, Any]:
+        device = self.prepared.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+    def _save(self) -> None:
+        stage = self.stage
+        values = {
+            "fingerprint": self.prepared.fingerprint,
+            "environment": self._environment(),
+            "done": self.done,
+            "labels": self.labels,
+            "warnings": self.warnings,
+            "metrics_bytes": self.metrics_bytes,
+            "stage": None if stage is None else stage.values(),
+        }
+        checkpoint.save(self._checkpoint, {} if stage is None else stage.tensors(), values)
+        self.saved_at = time.monotonic()
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        prepared, config = self.prepared, self.prepared.config
+        self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
+        for note in prepared.splits.notes:
+            self._warn(note)
+        with _stop_signals() as stop:
+            for name in prepared.stages:
+                if name in self.done:
+                    continue
+                if self.stage is None or self.stage.name != name:
+                    self.stage = prepared.stage(name)
+                self._run_stage(self.stage, stop)
+                if name == config.method:
+                    self._keep_main(self.stage)
+                self.stage = None
+                self._save()
+        return self._finish()
+
+    def _run_stage(self, stage: Stage, stop: _Stop) -> None:
+        self.listener.stage(stage)
+        if stage.step == 0:
+            self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
+        began = time.perf_counter() - stage.seconds
+        while stage.step < stage.total:
+            if stop.signum is not None:
+                stage.seconds = time.perf_counter() - began
+                self._save()
+                raise Interrupted(self.path, stop.signum, f"in {stage.name} at step {stage.step} of {stage.total}")
+            stage.take_step()
+            if stage.step % CHECK_EVERY == 0:
+                stage.check()
+            self.listener.step(stage)
+            if stage.step % stage.steps_per_epoch == 0:
+                record, warnings = stage.end_epoch()
+                stage.seconds = time.perf_counter() - began
+                self._write_line(record | {"seconds": stage.seconds})
+                for text in warnings:
+                    self._warn(f"{stage.name}: {text}")
+                self.listener.epoch(stage, record)
+                if time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds:
+                    self._save()
+        self.done[stage.name] = stage_summary(stage)
+
+    def _write_line(self, record: Mapping[str, Any]) -> None:
+        line = (to_json(record) + "\n").encode()
+        with open(self.path / "metrics.jsonl", "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.metrics_bytes += len(line)
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.listener.warning(text)
+
+    # -- results ------------------------------------------------------------------------------------------
+
+    def _keep_main(self, stage: Stage) -> None:
+        metadata = {"model": str(self.prepared.config.model), "step": str(stage.step)}
+        state = dict(stage.model.state_dict())
+        checkpoint.write_atomically(self.path / "model.safetensors", checkpoint.pack(state, metadata))
+        self.labels = write_labels(self.path, stage, self.prepared.splits)
+
+    def _finish(self) -> Run:
+        import fastmeta
+        from fastmeta.report import write_figures
+
+        config = self.prepared.config
+        baselines = {name: self.done[name] for name in config.baseline_names()}
+        summary = summary_of(
+            config,
+            self.prepared.splits,
+            self.done[config.method],
+            self.labels,
+            baselines,
+            warnings=self.warnings,
+            fastmeta=fastmeta.__version__,
+            precision=config.precision,
+            **self._environment(),
+        )
+        text = to_json(summary, indent=2) + "\n"
+        write_figures(self.path, summary)
+        # last, because its presence says that the run is finished
+        checkpoint.write_atomically(self.path / "summary.json", text.encode())
+        run = load_run(self.path, model=copy.deepcopy(self.prepared.initial).cpu())
+        self.listener.end(run.path, run.summary)
+        return run
+
+
+class _Stop:
+    """The signal that asked the run to stop, once one has."""
+
+    signum: int | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        # a second one ends the process at once
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Inside, SIGINT and SIGTERM are noted and not obeyed at once; off the main thread nothing changes."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
