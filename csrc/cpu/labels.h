@@ -21,13 +21,13 @@ struct RowResults {
     else
       return {a.loss, a.entropy, nullptr, a.v, a.C};
   }
-  void set_loss(int64_t i, A loss, A entropy) const {
+  FASTMETA_INLINE void set_loss(int64_t i, A loss, A entropy) const {
     static_cast<A*>(this->loss)[i] = loss;
     static_cast<A*>(this->entropy)[i] = entropy;
   }
-  void set_alignment(int64_t i, A x) const { static_cast<A*>(alignment)[i] = x; }
+  FASTMETA_INLINE void set_alignment(int64_t i, A x) const { static_cast<A*>(alignment)[i] = x; }
 
-  void skip(int64_t i, A* scratch) const {
+  FASTMETA_INLINE void skip(int64_t i, A* scratch) const {
     set_loss(i, quiet_nan<A>(), quiet_nan<A>());
     if (alignment != nullptr) set_alignment(i, quiet_nan<A>());
     fill_row(quiet_nan<A>(), C, scratch);

@@ -54,21 +54,18 @@ class Scratch {
   int64_t stride_;
 };
 
-// f(A{}) with A = acc(T)
-template <class F>
-void with_acc(DType t, F f) {
-  if (t == DType::kFloat64)
-    f(double{});
-  else
-    f(float{});
-}
+// kernel<acc(T)>(args, begin, end) over n rows (or groups of rows)
+#define FASTMETA_OVER_ROWS(kernel, args, dtype, n)                                                   \
+  over_rows((n), (args).C, [&](int64_t begin, int64_t end) {                                         \
+    (dtype) == DType::kFloat64 ? kernel<double>(args, begin, end) : kernel<float>(args, begin, end); \
+  })
 
 template <class A>
-A value(const ConstVector& x, int64_t i) {
+FASTMETA_INLINE A value(const ConstVector& x, int64_t i) {
   return static_cast<const A*>(x.data)[i * x.stride];
 }
 template <class A>
-A weight_of(const ConstVector& weight, int64_t i) {
+FASTMETA_INLINE A weight_of(const ConstVector& weight, int64_t i) {
   return weight.data == nullptr ? A(1) : value<A>(weight, i);
 }
 

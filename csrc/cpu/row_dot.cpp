@@ -5,18 +5,20 @@
 
 namespace fastmeta::cpu {
 
-void row_dot(const RowDotArgs& a) {
-  with_acc(a.a.dtype, [&](auto acc) {
-    using A = decltype(acc);
-    over_rows(a.n, a.C, [&](int64_t begin, int64_t end) {
-      Scratch<A> rows(2, a.C);
-      for (int64_t i = begin; i < end; ++i) {
-        load_row(a.a, i, a.C, rows[0], Padding::kZero);
-        load_row(a.b, i, a.C, rows[1], Padding::kZero);
-        static_cast<A*>(a.out)[i] = dot_row(rows[0], rows[1], a.C);
-      }
-    });
-  });
+namespace {
+
+template <class A>
+FASTMETA_CLONES void dot_rows(const RowDotArgs& a, int64_t begin, int64_t end) {
+  Scratch<A> rows(2, a.C);
+  for (int64_t i = begin; i < end; ++i) {
+    load_row(a.a, i, a.C, rows[0], Padding::kZero);
+    load_row(a.b, i, a.C, rows[1], Padding::kZero);
+    static_cast<A*>(a.out)[i] = dot_row(rows[0], rows[1], a.C);
+  }
 }
+
+}  // namespace
+
+void row_dot(const RowDotArgs& a) { FASTMETA_OVER_ROWS(dot_rows, a, a.a.dtype, a.n); }
 
 }  // namespace fastmeta::cpu

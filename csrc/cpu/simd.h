@@ -112,6 +112,35 @@ FASTMETA_INLINE Vec<A> exp(Vec<A> x) {
   return mantissa * power + x * A(0);  // 0 * x: a NaN may have had the sign that `bounded` replaces
 }
 
+template <class A>
+FASTMETA_INLINE A add_lanes(Vec<A> v) {
+  typedef A Half __attribute__((vector_size(32)));
+  typedef A Quarter __attribute__((vector_size(16)));
+  Half h[2];
+  std::memcpy(h, &v, sizeof(v));
+  h[0] += h[1];
+  Quarter q[2];
+  std::memcpy(q, h, sizeof(q));
+  q[0] += q[1];
+  if constexpr (sizeof(A) == 8)
+    return q[0][0] + q[0][1];
+  else
+    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+template <class A>
+FASTMETA_INLINE A max_lanes(Vec<A> v) {
+  typedef A Quarter __attribute__((vector_size(16)));
+  Quarter q[4];
+  std::memcpy(q, &v, sizeof(v));
+  A m = q[0][0];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+    for (unsigned k = 0; k < 16 / sizeof(A); ++k) m = q[i][k] > m ? q[i][k] : m;
+  return m;
+}
+
 // A sum in lanes on two levels, so that long rows add blocks and not a million terms to one number.
 template <class A>
 struct Sum {
@@ -122,14 +151,7 @@ struct Sum {
     total += block;
     block = Vec<A>{};
   }
-  FASTMETA_INLINE A value() const {
-    A s[Simd<A>::kLanes];
-    std::memcpy(s, &total, sizeof(s));
-#pragma GCC unroll 4
-    for (int half = Simd<A>::kLanes / 2; half > 0; half /= 2)
-      for (int k = 0; k < half; ++k) s[k] += s[k + half];
-    return s[0];
-  }
+  FASTMETA_INLINE A value() const { return add_lanes<A>(total); }
 };
 
 // Elements that a row of C takes in scratch memory: padded to whole vectors.
@@ -149,10 +171,24 @@ FASTMETA_INLINE void sweep(int64_t C, Body body, Sums&... sums) {
   }
 }
 
-// Sets the lanes from C on to zero in a padded row: their elements then add nothing to any sum.
+// x with the lanes that stand for elements from C on set to zero: they then add nothing to any sum. x is at element k.
 template <class A>
-FASTMETA_INLINE void clear_padding(A* x, int64_t C) {
-  for (int64_t k = C; k < padded<A>(C); ++k) x[k] = 0;
+FASTMETA_INLINE Vec<A> below_end(Vec<A> x, int64_t k, int64_t C) {
+  using Bits = typename Simd<A>::Bits;
+  constexpr int64_t kLanes = Simd<A>::kLanes;
+  static constexpr struct Window {
+    Bits bits[2 * kLanes];
+    constexpr Window() : bits() {
+      for (int i = 0; i < kLanes; ++i) bits[i] = -1;
+    }
+  } kWindow;
+  if (k + kLanes <= C) return x;
+  typename Simd<A>::IntVec mask, value;
+  std::memcpy(&mask, kWindow.bits + (k + kLanes - C), sizeof(mask));
+  std::memcpy(&value, &x, sizeof(x));
+  value &= mask;
+  std::memcpy(&x, &value, sizeof(x));
+  return x;
 }
 
 }  // namespace fastmeta::cpu

@@ -6,85 +6,84 @@
 
 namespace fastmeta::cpu {
 
-void soft_cross_entropy(const SoftCrossEntropyArgs& a) {
-  with_acc(a.logits.dtype, [&](auto acc) {
-    using A = decltype(acc);
-    over_rows(a.n, a.C, [&](int64_t begin, int64_t end) {
-      Scratch<A> rows(3, a.C);
-      A *z = rows[0], *p = rows[1], *e = rows[2];
-      for (int64_t i = begin; i < end; ++i) {
-        load_row(a.logits, i, a.C, z);
-        load_row(a.probs, i, a.C, p, Padding::kZero);
-        const MaxSum<A> q = softmax_row(z, a.C, e);
-        static_cast<A*>(a.loss)[i] = loss_from(below_row(p, q.max, z, a.C), sum_row(p, a.C), std::log(q.sum));
-        static_cast<A*>(a.lse)[i] = q.lse();
-      }
-    });
-  });
+namespace {
+
+template <class A>
+FASTMETA_CLONES void forward_rows(const SoftCrossEntropyArgs& a, int64_t begin, int64_t end) {
+  Scratch<A> rows(3, a.C);
+  A *z = rows[0], *p = rows[1], *e = rows[2];
+  for (int64_t i = begin; i < end; ++i) {
+    load_row(a.logits, i, a.C, z);
+    load_row(a.probs, i, a.C, p, Padding::kZero);
+    const MaxSum<A> q = softmax_row(z, a.C, e);
+    static_cast<A*>(a.loss)[i] = loss_from(below_row(p, q.max, z, a.C), sum_row(p, a.C), std::log(q.sum));
+    static_cast<A*>(a.lse)[i] = q.lse();
+  }
 }
+
+template <class A>
+FASTMETA_CLONES void backward_rows(const SoftCrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
+  Scratch<A> rows(3, a.C);
+  A *z = rows[0], *p = rows[1], *e = rows[2];
+  for (int64_t i = begin; i < end; ++i) {
+    const A w = value<A>(a.grad, i), lse = value<A>(a.lse, i);
+    load_row(a.logits, i, a.C, z);
+    if (a.grad_logits.data != nullptr) {
+      load_row(a.probs, i, a.C, p, Padding::kZero);
+      const A sum = exp_row(z, lse, a.C, e);
+      difference_row(e, w * sum_row(p, a.C) / sum, p, w, a.C, e);
+      store_row(e, a.C, a.grad_logits, i);
+    }
+    if (a.grad_probs.data != nullptr) {
+      centred_row(z, -w, lse, a.C, z);
+      store_row(z, a.C, a.grad_probs, i);
+    }
+  }
+}
+
+template <class A>
+FASTMETA_CLONES void hvp_rows(const HvpArgs& a, int64_t begin, int64_t end) {
+  Scratch<A> rows(3, a.C);
+  A *z = rows[0], *v = rows[1], *e = rows[2];
+  for (int64_t i = begin; i < end; ++i) {
+    load_row(a.logits, i, a.C, z);
+    load_row(a.v, i, a.C, v);
+    A ev;
+    const A sum = softmax_dot_row(z, v, a.C, e, ev).sum;
+    A s = 1;
+    if (a.probs.data != nullptr) {
+      load_row(a.probs, i, a.C, z, Padding::kZero);
+      s = sum_row(z, a.C);
+    }
+    centred_product_row(e, s / sum, v, ev / sum, a.C, v);
+    store_row(v, a.C, a.out, i);
+  }
+}
+
+template <class A>
+FASTMETA_CLONES void label_grad_rows(const HvpArgs& a, int64_t begin, int64_t end) {
+  Scratch<A> rows(3, a.C);
+  A *z = rows[0], *v = rows[1], *e = rows[2];
+  for (int64_t i = begin; i < end; ++i) {
+    load_row(a.logits, i, a.C, z);
+    load_row(a.v, i, a.C, v);
+    A ev;
+    const A sum = softmax_dot_row(z, v, a.C, e, ev).sum;
+    centred_row(v, A(1), ev / sum, a.C, v);
+    store_row(v, a.C, a.out, i);
+  }
+}
+
+}  // namespace
+
+void soft_cross_entropy(const SoftCrossEntropyArgs& a) { FASTMETA_OVER_ROWS(forward_rows, a, a.logits.dtype, a.n); }
 
 void soft_cross_entropy_backward(const SoftCrossEntropyBackwardArgs& a) {
-  with_acc(a.logits.dtype, [&](auto acc) {
-    using A = decltype(acc);
-    over_rows(a.n, a.C, [&](int64_t begin, int64_t end) {
-      Scratch<A> rows(3, a.C);
-      A *z = rows[0], *p = rows[1], *e = rows[2];
-      for (int64_t i = begin; i < end; ++i) {
-        const A w = value<A>(a.grad, i), lse = value<A>(a.lse, i);
-        load_row(a.logits, i, a.C, z);
-        if (a.grad_logits.data != nullptr) {
-          load_row(a.probs, i, a.C, p, Padding::kZero);
-          const A sum = exp_row(z, lse, a.C, e);
-          difference_row(e, w * sum_row(p, a.C) / sum, p, w, a.C, e);
-          store_row(e, a.C, a.grad_logits, i);
-        }
-        if (a.grad_probs.data != nullptr) {
-          centred_row(z, -w, lse, a.C, z);
-          store_row(z, a.C, a.grad_probs, i);
-        }
-      }
-    });
-  });
+  FASTMETA_OVER_ROWS(backward_rows, a, a.logits.dtype, a.n);
 }
 
-void soft_cross_entropy_hvp(const HvpArgs& a) {
-  with_acc(a.logits.dtype, [&](auto acc) {
-    using A = decltype(acc);
-    over_rows(a.n, a.C, [&](int64_t begin, int64_t end) {
-      Scratch<A> rows(3, a.C);
-      A *z = rows[0], *v = rows[1], *e = rows[2];
-      for (int64_t i = begin; i < end; ++i) {
-        load_row(a.logits, i, a.C, z);
-        load_row(a.v, i, a.C, v);
-        const A sum = softmax_row(z, a.C, e).sum;
-        const A qv = dot_row(e, v, a.C) / sum;
-        A s = 1;
-        if (a.probs.data != nullptr) {
-          load_row(a.probs, i, a.C, z, Padding::kZero);
-          s = sum_row(z, a.C);
-        }
-        centred_product_row(e, s / sum, v, qv, a.C, v);
-        store_row(v, a.C, a.out, i);
-      }
-    });
-  });
-}
+void soft_cross_entropy_hvp(const HvpArgs& a) { FASTMETA_OVER_ROWS(hvp_rows, a, a.logits.dtype, a.n); }
 
-void soft_cross_entropy_label_grad(const HvpArgs& a) {
-  with_acc(a.logits.dtype, [&](auto acc) {
-    using A = decltype(acc);
-    over_rows(a.n, a.C, [&](int64_t begin, int64_t end) {
-      Scratch<A> rows(3, a.C);
-      A *z = rows[0], *v = rows[1], *e = rows[2];
-      for (int64_t i = begin; i < end; ++i) {
-        load_row(a.logits, i, a.C, z);
-        load_row(a.v, i, a.C, v);
-        const A sum = softmax_row(z, a.C, e).sum;
-        centred_row(v, A(1), dot_row(e, v, a.C) / sum, a.C, v);
-        store_row(v, a.C, a.out, i);
-      }
-    });
-  });
-}
+void soft_cross_entropy_label_grad(const HvpArgs& a) { FASTMETA_OVER_ROWS(label_grad_rows, a, a.logits.dtype, a.n); }
 
 }  // namespace fastmeta::cpu
