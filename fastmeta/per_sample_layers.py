@@ -277,16 +277,18 @@ def rule_for(layer: nn.Module) -> Rule | None:
 def call_dot(call: Call, directions: Mapping[str, Tensor]) -> Tensor:
     """(n,): sum over the named parameters of <dL_i/dparameter, direction>."""
     a, g, weight, bias = _common(call.a, call.g, directions.get("weight"), directions.get("bias"))
-    return _row_dot(call.rule.apply(a, weight, bias), g)
+    with torch.autocast(g.device.type, enabled=False):
+        return _row_dot(call.rule.apply(a, weight, bias), g)
 
 
 def joint_norm2(calls: Sequence[Call], name: str) -> Tensor:
     """(n,): |sum over the calls of dL_i/dparameter|^2 for one parameter that all these calls share."""
-    if name == "weight":
-        return cast(Tensor, calls[0].rule.weight_norm2(calls))
-    grads = [call.rule.bias_grads(*_common(call.g)) for call in calls]
-    total = grads[0] if len(grads) == 1 else torch.stack(grads).sum(0)
-    return _row_dot(total, total)
+    with torch.autocast(calls[0].g.device.type, enabled=False):
+        if name == "weight":
+            return cast(Tensor, calls[0].rule.weight_norm2(calls))
+        grads = [call.rule.bias_grads(*_common(call.g)) for call in calls]
+        total = grads[0] if len(grads) == 1 else torch.stack(grads).sum(0)
+        return _row_dot(total, total)
 
 
 def check_batch(a: Tensor, g: Tensor, n: int, rule: Rule, what: str) -> None:

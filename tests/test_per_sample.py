@@ -296,6 +296,10 @@ def test_autocast():
     exact = per_sample(model, x, targets)
     with torch.autocast("cpu", torch.bfloat16):
         low = per_sample(model, x, targets, list(model.parameters()))
+        a, g = torch.randn(N, 7, 3), torch.randn(N, 7, 4)
+        inside = per_sample_grad_dot(a, g, torch.ones(4, 3)), per_sample_grad_norm(a, g)
+    assert torch.equal(inside[0], per_sample_grad_dot(a, g, torch.ones(4, 3)))
+    assert torch.equal(inside[1], per_sample_grad_norm(a, g))
     assert low.norm.dtype == torch.float32
     # bfloat16 activations: 8 bits, a handful of layers
     torch.testing.assert_close(low.norm, exact.norm, rtol=0.1, atol=0)

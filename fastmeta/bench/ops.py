@@ -205,7 +205,8 @@ def _errors(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
 def compare(name: str, variants: dict[str, Callable[..., Any]], inputs: Inputs) -> dict[str, float]:
     """Worst relative error of every variant that is the same maths.
 
-    The fused one may be as wrong as the eager twin plus four roundings to its output's dtype, else WrongResult.
+    The fused one may be as wrong as the eager twin plus 32 roundings to its output's dtype, else WrongResult: the truth
+    has roundings of its own where all are float64, and v - <q, v> cancels. The operations' own tests allow less.
     """
     operation = OPERATIONS[name]
     twin = operation.wrap(partial(getattr(reference, name), **operation.options))
@@ -214,7 +215,7 @@ def compare(name: str, variants: dict[str, Callable[..., Any]], inputs: Inputs) 
     outputs["fused"] = tuple(t for t in outputs["fused"] if t.is_floating_point())  # less the count of skipped rows
     errors = {k: _errors(out, truth) for k, out in outputs.items()}
     for i, (fused, eager) in enumerate(zip(errors["fused"], errors["eager"], strict=True)):
-        allowed = eager + 4 * torch.finfo(outputs["fused"][i].dtype).eps
+        allowed = eager + 32 * torch.finfo(outputs["fused"][i].dtype).eps
         if not fused <= allowed:
             n, C = inputs.logits.shape
             raise WrongResult(
@@ -375,7 +376,7 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> tuple[dict[str
     device = torch.device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    copy = copy_bandwidth(device)
+    copy = copy_bandwidth(device, seconds=min(0.5, config.seconds))
     say(
         f"copy bandwidth of this {device.type}: {copy / 1e9:.1f} GB/s read + written, {torch.get_num_threads()} threads"
     )

@@ -1,0 +1,431 @@
+"""The benchmarks themselves: figures on known work, refusal of wrong results, one-line errors. No timing is judged."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastmeta
+from fastmeta import ops as fused_ops
+from fastmeta import reference
+from fastmeta.bench import environment, ops, peers, results, step, variants
+from fastmeta.bench.memory import peak_bytes
+from fastmeta.bench.problem import Problem, StepConfig, sizes
+from fastmeta.bench.timing import MAX_ROUNDS, MIN_ROUNDS, Timing, copy_bandwidth, interleave
+from fastmeta.cli.bench import main
+
+CPU = torch.device("cpu")
+TINY = {"model": "mlp", "batch": 4, "meta_batch": 6, "classes": 3, "samples": 10, "input_shape": (2,), "rounds": 2}
+TINY_FLAGS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items() if k != "input_shape"] + ["--input-shape=2"]
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# Timing and memory -----------------------------------------------------------------------------------------
+
+
+def test_interleave_tells_long_from_short():
+    timings = interleave(
+        {"short": [lambda: time.sleep(0.001)], "long": [lambda: time.sleep(0.005)]}, CPU, seconds=1, rounds=7
+    )
+    assert len(timings["long"].seconds) == 7
+    assert timings["long"].median >= 0.005
+    assert timings["long"].ratio_to(timings["short"]) > 1
+    low, high = timings["long"].quartiles
+    assert low <= timings["long"].median <= high
+
+
+def test_bodies_of_a_variant_rotate():
+    calls = [0, 0, 0]
+
+    def body(i):
+        calls[i] += 1
+
+    interleave({"a": [lambda i=i: body(i) for i in range(3)]}, CPU, seconds=1, rounds=2)
+    assert calls[0] == calls[1] == calls[2] > 0
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(1e-6, MIN_ROUNDS), (1e3, MAX_ROUNDS)])
+def test_rounds_are_bounded(seconds, rounds):
+    assert len(interleave({"a": [lambda: None]}, CPU, seconds=seconds)["a"].seconds) == rounds
+
+
+def test_ratio_is_paired():
+    drifting, twice = Timing((1.0, 2.0, 10.0)), Timing((2.0, 4.0, 20.0))
+    assert twice.ratio_to(drifting) == 2
+    assert Timing((1.0, 5.0, 3.0)).median == 3
+
+
+def test_peak_bytes_counts_what_is_alive_at_once():
+    def body():
+        a = torch.empty(1 << 20)
+        b = a + 1  # two at once
+        del a
+        c = b * 2
+        return c.sum()
+
+    assert peak_bytes(body, CPU) == pytest.approx(2 * 4 * (1 << 20), rel=1e-3)
+    assert peak_bytes(lambda: None, CPU) == 0
+
+
+def test_copy_bandwidth_is_a_rate():
+    assert 1e8 < copy_bandwidth(CPU, seconds=0.01) < 1e13
+
+
+# Environment and results -----------------------------------------------------------------------------------
+
+
+def test_environment_record():
+    record = environment.record(CPU, "fastmeta bench ops")
+    assert json.loads(json.dumps(record)) == record
+    assert record["torch"] == torch.__version__
+    assert record["command"] == "fastmeta bench ops"
+    assert record["cpu"]["threads"] == torch.get_num_threads()
+    assert record["gpu"] is None
+    root = Path(fastmeta.__file__).parent.parent
+    if (root / ".git").exists():
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        assert record["commit"] == head.stdout.strip()
+    else:
+        assert record["commit"] is None
+
+
+def test_verdicts_and_tables(tmp_path):
+    met, missed = results.Verdict("ratio", "<=", 4.2, 4.0), results.Verdict("speed", ">=", 5, 4.9)
+    assert (met.met, missed.met) == (True, False)
+    lines = results.verdict_table([met, missed]).splitlines()
+    assert lines[1].split() == ["ratio", "<=", "4.2", "4", "yes"]
+    assert lines[2].split() == ["speed", ">=", "5", "4.9", "NO"]
+    results.write(tmp_path / "new" / "a.json", "ops", {"rows": [1]}, [met])
+    content = json.loads((tmp_path / "new" / "a.json").read_text())
+    assert content["kind"] == "ops"
+    assert content["rows"] == [1]
+    assert content["goals"] == [{"what": "ratio", "sense": "<=", "goal": 4.2, "measured": 4.0, "met": True}]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+# Operations ------------------------------------------------------------------------------------------------
+
+
+def test_every_operation_with_a_twin_is_measured():
+    shared = {name for name in vars(reference) if not name.startswith("_") and hasattr(torch.ops.fastmeta, name)}
+    assert shared
+    assert shared <= set(ops.OPERATIONS)
+
+
+@pytest.mark.parametrize("dtype", ops.DTYPES)
+@pytest.mark.parametrize("name", ops.OPERATIONS)
+def test_an_operation_is_compared_and_measured(name, dtype):
+    config = ops.OpsConfig(seconds=1e-3, compile=False)
+    row = ops.measure(name, 8, 5, dtype, config, copy=1e9)
+    assert row.gigabytes_per_second == pytest.approx(row.share_of_copy)
+    assert set(row.error) >= {"fused", "eager"}
+    assert row.microseconds["fused"] > 0
+    assert row.speedup["eager"] > 0
+    assert "fused" not in row.speedup
+
+
+def test_bytes_of_the_fused_label_step_are_five_elements_per_label():
+    case = ops.prepare("instance_label_step_", 8, 5, "float32", ops.OpsConfig(compile=False))
+    assert case.moved_bytes == 5 * 8 * 5 * 4
+
+
+def test_inputs_survive_the_comparison():
+    inputs = ops.Inputs.random(8, 5, torch.float32, CPU, seed=0)
+    before = inputs.clone()
+    ops.compare("instance_label_step_", ops._variants("instance_label_step_", ops.OpsConfig(compile=False)), inputs)
+    assert all(torch.equal(x, getattr(before, k)) for k, x in vars(inputs).items() if isinstance(x, torch.Tensor))
+
+
+def test_a_wrong_operation_is_not_timed(monkeypatch, capsys):
+    right = fused_ops.row_dot
+    monkeypatch.setattr(fused_ops, "row_dot", lambda a, b: right(a, b) * 1.001)
+    assert main(["ops", "--ops", "row_dot", "--sizes", "8x5", "--dtype", "float32", "--no-compile"]) == 1
+    assert "row_dot at n=8, C=5, torch.float32: output 0 is off by 1.00e-03" in capsys.readouterr().err
+
+
+def test_a_table_that_is_not_written_is_noticed(monkeypatch):
+    right = fused_ops.instance_label_step_
+
+    def forgets(table, *args, **kwargs):
+        return right(table.clone(), *args, **kwargs)
+
+    inputs = ops.Inputs.random(8, 5, torch.float64, CPU, seed=0)
+    inputs.scale, inputs.label_lr = 1.0, 1.0
+    monkeypatch.setattr(fused_ops, "instance_label_step_", forgets)
+    with pytest.raises(ops.WrongResult, match="output 4 is off"):
+        ops.compare("instance_label_step_", ops._variants("instance_label_step_", ops.OpsConfig(compile=False)), inputs)
+
+
+@pytest.mark.slow
+def test_compiled_twins_take_part():
+    row = ops.measure("row_dot", 8, 5, "float32", ops.OpsConfig(seconds=1e-3), copy=1e9)
+    assert row.speedup["compiled"] > 0
+
+
+def ops_row(name, n, C, dtype="float32", fused=1.0, share=0.95, **speedup):
+    return ops.OpsRow(name, n, C, dtype, {"fused": fused}, speedup, 1.0, share, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("row", "device", "goals"),
+    [
+        (ops_row("instance_label_step_", 4096, 1000, eager=5.1), "cpu", [(5.0, True)]),
+        (ops_row("instance_label_step_", 128, 100, eager=2.4), "cpu", [(2.5, False)]),
+        (ops_row("instance_label_step_", 128, 100, dtype="bfloat16", eager=2.4), "cpu", []),
+        (ops_row("class_loss", 128, 100, eager=9.0), "cuda", []),
+        (ops_row("instance_loss", 67109, 1000, eager=9.0), "cuda", [(0.9, True), (8.0, True)]),
+        (ops_row("instance_loss", 671089, 100, eager=7.0, share=0.7), "cuda", [(0.75, False), (8.0, False)]),
+        (
+            ops_row("instance_loss", 128, 1000, fused=2.6, eager=9.0, compiled=1.6, liger=0.9),
+            "cuda",
+            [(2.5, False), (8.0, True), (1.5, True), (1.0, False)],
+        ),
+    ],
+)
+def test_goals_of_operations(row, device, goals):
+    assert [(v.goal, v.met) for v in ops.verdicts(row, device)] == goals
+
+
+# Steps -----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_counted_without_computing():
+    counted = sizes(StepConfig(model="resnet18", batch=128, meta_batch=256, classes=10))
+    assert counted.parameters == 11_173_962
+    assert counted.parameter_bytes == 4 * 11_173_962
+    assert counted.label_table_bytes == 50_000 * 10 * 4
+    assert round(counted.forward_flops / 1e9) == 142
+    assert counted.floor == pytest.approx(13 / 3)
+    # the input, the output of the stem's convolution and that of its norm are among what is kept
+    assert counted.saved_bytes > 4 * 128 * 32 * 32 * (3 + 64 + 64)
+
+
+class NotOnMeta(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x * float(x.abs().max() > 0))
+
+
+def not_on_meta(num_classes):
+    return NotOnMeta(2, num_classes)
+
+
+def tokens(batch):
+    return torch.arange(batch * 7).reshape(batch, 7) % 5
+
+
+def token_model(num_classes):
+    return torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Flatten(), torch.nn.Linear(28, num_classes))
+
+
+def test_a_model_that_does_not_run_on_meta_tensors_is_timed_without_its_flops():
+    config = StepConfig(**{**TINY, "model": f"{__name__}:not_on_meta"}, variants=("sgd", "fastmeta"), memory=False)
+    said = []
+    content, _ = step.run(config, said.append)
+    assert content["sizes"]["forward_flops"] is None
+    assert "not counted (the model does not run on meta tensors)" in said[0]
+    assert all(row["milliseconds"] > 0 and row["forwards"] is None for row in content["rows"])
+
+
+def test_every_variant_takes_the_same_step():
+    said = []
+    content, goals = step.run(StepConfig(**TINY), said.append)
+    rows = {row["variant"]: row for row in content["rows"]}
+    assert set(rows) == set(variants.VARIANTS)
+    for name, row in rows.items():
+        if name in ("higher", "torchopt") and row["skipped"]:
+            assert "pip install" in row["skipped"] or "does not import" in row["skipped"]
+            continue
+        assert row["skipped"] is None, row
+        assert row["milliseconds"] > 0
+        assert row["peak_bytes"] > 0
+        assert row["forwards"] > 0
+        if name not in ("sgd", "fastmeta:difference"):
+            assert row["error"] <= 1e-12
+    assert rows["sgd"]["error"] is None
+    assert rows["sgd"]["ratio_to_plain"] == rows["reference"]["ratio_to_reference"] == 1
+    assert rows["fastmeta:forward"]["note"] == "forward"
+    assert goals == []
+
+
+def test_flops_of_the_exact_ways():
+    config = StepConfig(model="resnet20", batch=2, meta_batch=4, classes=3, samples=2, input_shape=(3, 8, 8))
+    problem, forward = Problem(config, torch.float32), sizes(config).forward_flops
+    counted = {k: step._flops(variants.VARIANTS[f"fastmeta:{k}"](problem)) / forward for k in ("forward", "reverse")}
+    # 13 F and what eager torch cannot leave out: a second primal forward; 2 F of gradients that nobody asked for.
+    # The first layer needs no gradient for its input, hence a little less.
+    assert counted == {"forward": pytest.approx(14, abs=0.15), "reverse": pytest.approx(15, abs=0.15)}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_precisions(dtype):
+    config = StepConfig(**TINY, dtype=dtype, variants=("sgd", "fastmeta", "reference"), memory=False)
+    content, _ = step.run(config, lambda text: None)
+    assert all(row["skipped"] is None and row["forwards"] > 0 for row in content["rows"])
+
+
+def test_own_factory_and_inputs():
+    config = StepConfig(
+        **{**TINY, "model": f"{__name__}:token_model"}, inputs=f"{__name__}:tokens", variants=("fastmeta", "reference")
+    )
+    content, _ = step.run(config, lambda text: None)
+    assert [row["error"] <= 1e-12 for row in content["rows"]] == [True, True]
+
+
+def test_a_wrong_step_is_not_timed(monkeypatch):
+    right = variants.VARIANTS["autograd"]
+
+    def wrong(problem):
+        variant = right(problem)
+
+        def take():
+            before = variant.table.clone()
+            inner()
+            variant.table.copy_(before + 1.001 * (variant.table - before))
+
+        inner, variant.step = variant.step, take
+        return variant
+
+    monkeypatch.setitem(variants.VARIANTS, "autograd", wrong)
+    with pytest.raises(step.WrongStep, match=r"autograd differs from the reference in float64: labels by 1.0e-03"):
+        step.run(StepConfig(**TINY, variants=("autograd",)), lambda text: None)
+
+
+def test_a_step_that_is_not_finite_gives_no_figure():
+    config = StepConfig(**TINY, lr=1e38, variants=("fastmeta",), check=False, memory=False)
+    with pytest.raises(step.WrongStep, match="fastmeta: a timed step was not finite"):
+        step.run(config, lambda text: None)
+
+
+def test_absent_libraries_are_skipped_by_name(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    config = StepConfig(**TINY, variants=("sgd", "higher", "torchopt"), check=False, memory=False)
+    said = []
+    content, _ = step.run(config, said.append)
+    assert [row["skipped"] for row in content["rows"]] == [
+        None,
+        "higher is not installed (pip install higher)",
+        "torchopt is not installed (pip install torchopt)",
+    ]
+    assert "skipped higher: higher is not installed (pip install higher)" in said
+
+
+def test_libraries_that_fail_to_import_are_skipped_with_the_reason(monkeypatch, tmp_path):
+    (tmp_path / "broken_peer.py").write_text("raise AttributeError('module torch has no attribute old')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = f"broken_peer does not import with torch {torch.__version__}: module torch has no attribute old"
+    assert peers.load("broken_peer") == expected
+
+
+def step_row(name, **figures):
+    return step.StepRow(name, **figures)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "goals"),
+    [
+        (
+            StepConfig(model="mlp", batch=128, meta_batch=256, classes=10, threads=1),
+            [step_row("fastmeta", ratio_to_plain=4.1)],
+            [(4.2, True)],
+        ),
+        (
+            StepConfig(threads=1),
+            [step_row("fastmeta", ratio_to_plain=5.4, peak_bytes=74), step_row("reference", peak_bytes=100)],
+            [(5.3, False), (0.75, True)],
+        ),
+        (StepConfig(threads=2), [step_row("fastmeta", ratio_to_plain=5.4)], []),
+        (StepConfig(threads=1), [step_row("fastmeta", skipped="why")], []),
+    ],
+)
+def test_goals_of_steps(config, rows, goals):
+    assert [(v.goal, v.met) for v in step.verdicts(config, rows)] == goals
+
+
+# Command line ----------------------------------------------------------------------------------------------
+
+
+def test_step_writes_json(tmp_path, capsys):
+    path = tmp_path / "step.json"
+    flags = ["step", *TINY_FLAGS, "--variants", "sgd", "fastmeta", "--threads", "1", "--json", str(path)]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert out.index("forward F") < out.index("x reference")
+    content = json.loads(path.read_text())
+    assert content["kind"] == "step"
+    assert content["environment"]["cpu"]["threads"] == content["config"]["threads"] == 1
+    assert content["environment"]["command"].startswith("fastmeta bench step --model=mlp")
+    assert [row["variant"] for row in content["rows"]] == ["sgd", "fastmeta"]
+    assert content["rounds"] == 2
+
+
+def test_ops_prints_a_table_and_strict_fails_on_a_missed_goal(monkeypatch, capsys):
+    flags = ["ops", "--ops", "row_dot", "--sizes", "8x5", "--dtype", "float32", "--no-compile", "--seconds", "0.001"]
+    assert main(flags) == 0
+    assert "row_dot" in capsys.readouterr().out
+    monkeypatch.setattr(ops, "verdicts", lambda row, device: [results.Verdict("planted", ">=", 1e9, 1.0)])
+    assert main([*flags]) == 0
+    assert main([*flags, "--strict"]) == 1
+    assert "planted" in capsys.readouterr().out
+
+
+def test_a_factory_beside_the_caller_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_net.py").write_text("import torch\ndef make(num_classes): return torch.nn.Linear(2, num_classes)\n")
+    monkeypatch.chdir(tmp_path)
+    flags = [*TINY_FLAGS, "--model", "my_net:make", "--variants", "sgd", "--no-memory"]
+    assert main(["step", *flags]) == 0
+    assert "my_net:make, 9 parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("step --model resnet19", "unknown model 'resnet19': expected one of resnet18"),
+        ("step --model nowhere:net", "cannot import 'nowhere' for 'nowhere:net'"),
+        ("step --batch 0", "batch must be positive, got 0"),
+        ("step --classes 1", "classes must be at least 2, got 1"),
+        ("step --samples 3 --batch 4", "samples must be at least batch (4), got 3"),
+        ("step --variants sgd nothing", "unknown variant 'nothing': expected some of sgd, fastmeta"),
+        ("step --dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("step --inputs nowhere:f", "cannot import 'nowhere'"),
+        ("step --threads 0", "argument --threads: must be at least 1, got 0"),
+        ("step --input-shape 3,x", "argument --input-shape: must look like N,N,N, got '3,x'"),
+        ("step --json .", "--json must name a file, got the directory ."),
+        ("ops --ops nothing", "unknown operation 'nothing': expected some of instance_loss"),
+        ("ops --dtype int8", "unknown dtype 'int8': expected some of float64"),
+        ("ops --sizes 128", "argument --sizes: must look like NxN, got '128'"),
+        ("ops --sizes 128x1", "sizes must be n x C with n >= 1 and C >= 2, got 128x1"),
+        ("ops --seconds 0", "seconds must be positive, got 0"),
+        ("", "the following arguments are required: ops|step"),
+        ("ops --device cuda", "finds no CUDA device"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(flags, message, capsys):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    try:
+        code = main(flags.split())
+    except SystemExit as error:
+        code = error.code
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert message in err
+    assert err.startswith("fastmeta bench")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+@pytest.mark.parametrize("command", [[], ["ops"], ["step"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--help"])
+    assert done.value.code == 0
+    assert "usage: fastmeta bench" in capsys.readouterr().out
