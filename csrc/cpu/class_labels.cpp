@@ -12,16 +12,15 @@ int64_t target(const IndexVector& targets, int64_t i) { return targets.data[i * 
 
 // Loss, v and entropy of batch row i of class y. Overwrites z.
 template <class A>
-FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, int64_t y, A alpha, A w, A* z, A* e) {
+FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, int64_t y, A alpha, A w, A* z, A m, A* e) {
   const int64_t C = out.C;
-  const MaxSum<A> q = softmax_row(z, C, e);
+  const A sum = exp_row(z, m, C, e);
   Sum<A> below;
-  sweep<A>(C, FASTMETA_BODY(k) { below += below_end<A>(q.max - load(z + k), k, C); }, below);
-  const A below_y = q.max - z[y];
-  out.set_loss(i, class_loss_from(alpha, C, below_y, below.value() - below_y, std::log(q.sum)),
-               class_entropy(alpha, C));
-  centred_row(e, w / q.sum, class_other(alpha, C) * q.sum, C, z);
-  z[y] = dlogits(e[y] / q.sum, 1 - alpha, A(1), w);
+  sweep<A>(C, FASTMETA_BODY(k) { below += below_end<A>(m - load(z + k), k, C); }, below);
+  const A below_y = m - z[y];
+  out.set_loss(i, class_loss_from(alpha, C, below_y, below.value() - below_y, std::log(sum)), class_entropy(alpha, C));
+  centred_row(e, w / sum, class_other(alpha, C) * sum, C, z);
+  z[y] = dlogits(e[y] / sum, 1 - alpha, A(1), w);
   store_row(z, C, out.v, i);
 }
 
@@ -34,9 +33,9 @@ FASTMETA_CLONES void loss_rows(const ClassLossArgs& a, int64_t begin, int64_t en
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = target(a.targets, i);
     const A alpha = value<A>(a.alpha, y), w = weight_of<A>(a.weight, i);
-    load_row(a.logits, i, a.C, z);
-    if (finite_row(z, a.C) && is_finite(alpha) && is_finite(w)) {
-      write_loss(out, i, y, alpha, w, z, e);
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
+    if (scan.finite && is_finite(alpha) && is_finite(w)) {
+      write_loss(out, i, y, alpha, w, z, scan.max, e);
     } else {
       out.skip(i, z);
       ++skipped;
@@ -63,12 +62,12 @@ FASTMETA_CLONES void term_rows(const ClassLabelStepArgs& a, int64_t begin, int64
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = target(a.targets, i);
     const A alpha = value<A>(a.alpha_in, y), w = weight_of<A>(a.weight, i);
-    load_row(a.logits, i, a.C, z);
-    load_row(a.u, i, a.C, u, Padding::kZero);
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
+    const bool finite = load_row(a.u, i, a.C, u, Padding::kZero).finite && scan.finite;
     terms<A>(a)[i] = quiet_nan<A>();
-    if (!finite_row(z, a.C) || !finite_row(u, a.C) || !is_finite(alpha) || !is_finite(w)) continue;
+    if (!finite || !is_finite(alpha) || !is_finite(w)) continue;
     A eu;
-    const A sum = softmax_dot_row(z, u, a.C, e, eu).sum;
+    const A sum = exp_dot_row(z, scan.max, u, a.C, e, eu);
     const A others = sum_row(u, a.C) - u[y];
     static_cast<A*>(a.alignment)[i] = eu / sum - class_dot(alpha, a.C, u[y], others);
     terms<A>(a)[i] = class_grad(a.C, u[y], others, w);
@@ -108,8 +107,8 @@ FASTMETA_CLONES void moved_loss_rows(const ClassLabelStepArgs& a, int64_t begin,
   for (int64_t i = begin; i < end; ++i) {
     const A alpha = new_alphas<A>(a)[i];
     if (is_finite(alpha)) {
-      load_row(a.logits, i, a.C, z);
-      write_loss(out, i, target(a.targets, i), alpha, weight_of<A>(a.weight, i), z, e);
+      const A m = load_row(a.logits, i, a.C, z).max;
+      write_loss(out, i, target(a.targets, i), alpha, weight_of<A>(a.weight, i), z, m, e);
     } else {
       out.skip(i, z);
       ++skipped;

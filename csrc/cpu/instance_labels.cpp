@@ -16,7 +16,7 @@ struct LabelRow {
   MaxSum<A> softmax;
   A entropy;
 
-  FASTMETA_INLINE void update(int64_t C) { softmax = softmax_entropy_row(l, C, e, entropy); }
+  FASTMETA_INLINE void take_softmax(A max, int64_t C) { softmax = {max, exp_entropy_row(l, max, C, e, entropy)}; }
 };
 
 // Loss, v and entropy of batch row i below the label `row`. z and e hold its logits and their exponentials; z is lost.
@@ -46,11 +46,11 @@ FASTMETA_CLONES void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t
   int32_t skipped = 0;
   for (int64_t i = begin; i < end; ++i) {
     const A w = weight_of<A>(a.weight, i);
-    load_row(a.logits, i, a.C, z);
-    load_row(a.label_logits, a.index.data[i * a.index.stride], a.C, label.l);
-    if (finite_row(z, a.C) && finite_row(label.l, a.C) && is_finite(w)) {
-      label.update(a.C);
-      write_loss(out, i, w, z, e, softmax_row(z, a.C, e), label);
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
+    const Scan<A> label_scan = load_row(a.label_logits, a.index.data[i * a.index.stride], a.C, label.l);
+    if (scan.finite && label_scan.finite && is_finite(w)) {
+      label.take_softmax(label_scan.max, a.C);
+      write_loss<A>(out, i, w, z, e, {scan.max, exp_row(z, scan.max, a.C, e)}, label);
     } else {
       out.skip(i, z);
       ++skipped;
@@ -80,21 +80,17 @@ class LabelStep {
   // skipped.
   FASTMETA_INLINE int32_t operator()(const int64_t* occurrences, int64_t count) {
     const int64_t C = a_.C, row = a_.functional ? occurrences[0] : a_.index.data[occurrences[0] * a_.index.stride];
-    load_row(from_, row, C, old_.l);
-    if (!finite_row(old_.l, C)) return skip(occurrences, count);
-    old_.softmax = softmax_row(old_.l, C, old_.e);
+    const Scan<A> scan = load_row(from_, row, C, old_.l);
+    if (!scan.finite) return skip(occurrences, count);
+    old_.softmax = {scan.max, exp_row(old_.l, scan.max, C, old_.e)};
 
-    fill_row(A(0), C, grad_);
     bool moved = false;
-    for (int64_t k = 0; k < count; ++k) moved |= add_gradient(occurrences[k]);
+    for (int64_t k = 0; k < count; ++k) moved |= add_gradient(occurrences[k], !moved);
     if (!moved) return skip(occurrences, count);
-
     sweep<A>(C, FASTMETA_BODY(k) { store(new_.l + k, load(old_.l + k) - step_ * load(grad_ + k)); });
-    // through the table's dtype: the new loss and v belong to the row as it is stored
-    store_row(new_.l, C, {grad_, C, from_.dtype}, 0);
-    load_row({grad_, C, from_.dtype}, 0, C, new_.l);
-    if (!finite_row(new_.l, C)) return skip(occurrences, count);
-    new_.update(C);
+    const Scan<A> new_scan = round_new();
+    if (!new_scan.finite) return skip(occurrences, count);
+    new_.take_softmax(new_scan.max, C);
     if (!a_.functional) store_row(new_.l, C, a_.table, row);
 
     int32_t skipped = 0;
@@ -107,7 +103,7 @@ class LabelStep {
           ++skipped;
           continue;
         }
-        q_ = softmax_row(z_, C, e_);
+        q_.sum = exp_row(z_, q_.max, C, e_);
       }
       write_loss(out_, i, weight_of<A>(a_.weight, i), z_, e_, q_, new_);
     }
@@ -115,22 +111,36 @@ class LabelStep {
   }
 
  private:
+  // false for a row to be skipped
   FASTMETA_INLINE bool load_batch_row(int64_t i) {
-    load_row(a_.logits, i, a_.C, z_);
-    load_row(a_.u, i, a_.C, u_);
-    return finite_row(z_, a_.C) && finite_row(u_, a_.C) && is_finite(weight_of<A>(a_.weight, i));
+    const Scan<A> z = load_row(a_.logits, i, a_.C, z_), u = load_row(a_.u, i, a_.C, u_);
+    q_.max = z.max;
+    return z.finite && u.finite && is_finite(weight_of<A>(a_.weight, i));
   }
 
-  // grad += w p (u - <p, u>); false for a row to be skipped
-  FASTMETA_INLINE bool add_gradient(int64_t i) {
+  // grad = or += w p (u - <p, u>); false for a row to be skipped
+  FASTMETA_INLINE bool add_gradient(int64_t i, bool first) {
     if (!load_batch_row(i)) return false;
     A eu;
-    q_ = softmax_dot_row(z_, u_, a_.C, e_, eu);
+    q_.sum = exp_dot_row(z_, q_.max, u_, a_.C, e_, eu);
     const A sum = old_.softmax.sum, pu = dot_row(old_.e, u_, a_.C) / sum, f = weight_of<A>(a_.weight, i) / sum;
     out_.set_alignment(i, eu / q_.sum - pu);
-    sweep<A>(
-        a_.C, FASTMETA_BODY(k) { store(grad_ + k, load(grad_ + k) + load(old_.e + k) * f * (load(u_ + k) - pu)); });
+    if (first)
+      sweep<A>(a_.C, FASTMETA_BODY(k) { store(grad_ + k, load(old_.e + k) * f * (load(u_ + k) - pu)); });
+    else
+      sweep<A>(
+          a_.C, FASTMETA_BODY(k) { store(grad_ + k, load(grad_ + k) + load(old_.e + k) * f * (load(u_ + k) - pu)); });
     return true;
+  }
+
+  // The new row through the table's dtype: its loss and v belong to the row as it is stored.
+  FASTMETA_INLINE Scan<A> round_new() {
+    if (size_of(from_.dtype) == sizeof(A)) {
+      pad_row(new_.l, a_.C);
+      return scan_row(new_.l, a_.C);
+    }
+    store_row(new_.l, a_.C, {grad_, a_.C, from_.dtype}, 0);
+    return load_row({grad_, a_.C, from_.dtype}, 0, a_.C, new_.l);
   }
 
   int32_t skip(const int64_t* occurrences, int64_t count) {

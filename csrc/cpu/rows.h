@@ -27,16 +27,65 @@ FASTMETA_INLINE void narrow(const A* from, int64_t C, T* to) {
   for (int64_t k = 0; k < C; ++k) to[k] = from_acc<T>(from[k]);
 }
 
+// What a pass over a row tells about it.
 template <class A>
-FASTMETA_INLINE void load_row(const ConstMatrix& from, int64_t i, int64_t C, A* x, Padding padding = Padding::kFirst) {
-  const char* row = static_cast<const char*>(from.data) + i * from.row_stride * size_of(from.dtype);
-  if (from.dtype == DType::kBFloat16 && sizeof(A) == 4)
-    widen(reinterpret_cast<const BFloat16*>(row), C, x);
-  else if (from.dtype == DType::kFloat16 && sizeof(A) == 4)
-    widen(reinterpret_cast<const Float16*>(row), C, x);
-  else
-    widen(reinterpret_cast<const A*>(row), C, x);
+struct Scan {
+  A max;
+  bool finite;  // all elements; where not, `max` may have lost a NaN
+};
+
+template <class A>
+struct Scanner {
+  Vec<A> most, zero;
+
+  FASTMETA_INLINE explicit Scanner(A first) : most(all<A>(first)), zero{} {}
+  FASTMETA_INLINE void operator()(Vec<A> v) {
+    most = where_negative<A>(most - v, v, most);
+    zero += v * A(0);  // 0, or NaN where v is not finite
+  }
+  FASTMETA_INLINE Scan<A> result() const { return {max_lanes<A>(most), add_lanes<A>(zero) == 0}; }
+};
+
+template <class A>
+FASTMETA_INLINE Scan<A> scan_row(const A* x, int64_t C) {
+  Scanner<A> scan(x[0]);
+  sweep<A>(C, FASTMETA_BODY(k) { scan(load(x + k)); });
+  return scan.result();
+}
+
+template <class A>
+FASTMETA_INLINE void pad_row(A* x, int64_t C, Padding padding = Padding::kFirst) {
   for (int64_t k = C; k < padded<A>(C); ++k) x[k] = padding == Padding::kFirst ? x[0] : A(0);
+}
+
+// Row i in scratch, scanned on the way (which costs nothing where the result is not used).
+template <class A>
+FASTMETA_INLINE Scan<A> load_row(const ConstMatrix& from, int64_t i, int64_t C, A* x,
+                                 Padding padding = Padding::kFirst) {
+  const char* data = static_cast<const char*>(from.data) + i * from.row_stride * size_of(from.dtype);
+  if (size_of(from.dtype) != sizeof(A)) {
+    if (from.dtype == DType::kBFloat16)
+      widen(reinterpret_cast<const BFloat16*>(data), C, x);
+    else
+      widen(reinterpret_cast<const Float16*>(data), C, x);
+    pad_row(x, C, padding);
+    return scan_row(x, C);
+  }
+  constexpr int64_t kLanes = Simd<A>::kLanes;
+  const A* row = reinterpret_cast<const A*>(data);
+  Scanner<A> scan(row[0]);
+  int64_t k = 0;
+  for (; k + kLanes <= C; k += kLanes) {
+    const Vec<A> v = load(row + k);
+    store(x + k, v);
+    scan(v);
+  }
+  if (k < C) {
+    const A rest = padding == Padding::kFirst ? row[0] : A(0);
+    for (int64_t j = 0; j < kLanes; ++j) x[k + j] = k + j < C ? row[k + j] : rest;
+    scan(load(x + k));
+  }
+  return scan.result();
 }
 
 template <class A>
@@ -52,25 +101,6 @@ FASTMETA_INLINE void store_row(const A* x, int64_t C, const Matrix& to, int64_t 
 template <class A>
 FASTMETA_INLINE void fill_row(A value, int64_t C, A* out) {
   sweep<A>(C, FASTMETA_BODY(k) { store(out + k, all<A>(value)); });
-}
-
-// Whether all elements are finite: 0 * x is 0, or NaN where x is not.
-template <class A>
-FASTMETA_INLINE bool finite_row(const A* x, int64_t C) {
-  Sum<A> zero;
-  sweep<A>(C, FASTMETA_BODY(k) { zero += load(x + k) * A(0); }, zero);
-  return zero.value() == 0;
-}
-
-template <class A>
-FASTMETA_INLINE A max_row(const A* x, int64_t C) {
-  Vec<A> most = load(x);
-  sweep<A>(
-      C, FASTMETA_BODY(k) {
-        const Vec<A> v = load(x + k);
-        most = where_negative<A>(most - v, v, most);  // a NaN may get lost here; it shows in the exponentials
-      });
-  return max_lanes<A>(most);
 }
 
 template <class A>
@@ -110,35 +140,26 @@ FASTMETA_INLINE A exp_row(const A* x, A shift, int64_t C, A* e) {
   return sum.value();
 }
 
-// m and S of a row; e_k = exp(x_k - m), padding zero
+// The same, and eu = sum_k e_k u_k
 template <class A>
-FASTMETA_INLINE MaxSum<A> softmax_row(const A* x, int64_t C, A* e) {
-  const A m = max_row(x, C);
-  return {m, exp_row(x, m, C, e)};
-}
-
-// The same, and dot = sum_k e_k u_k
-template <class A>
-FASTMETA_INLINE MaxSum<A> softmax_dot_row(const A* x, const A* u, int64_t C, A* e, A& dot) {
-  const A m = max_row(x, C);
+FASTMETA_INLINE A exp_dot_row(const A* x, A shift, const A* u, int64_t C, A* e, A& eu) {
   Sum<A> sum, product;
   sweep<A>(
       C,
       FASTMETA_BODY(k) {
-        const Vec<A> y = below_end<A>(exp<A>(load(x + k) - m), k, C);
+        const Vec<A> y = below_end<A>(exp<A>(load(x + k) - shift), k, C);
         store(e + k, y);
         sum += y;
         product += y * load(u + k);
       },
       sum, product);
-  dot = product.value();
-  return {m, sum.value()};
+  eu = product.value();
+  return sum.value();
 }
 
-// The same, and entropy = log S + sum_k e_k (m - x_k) / S
+// The same, and the entropy of the distribution e / S
 template <class A>
-FASTMETA_INLINE MaxSum<A> softmax_entropy_row(const A* x, int64_t C, A* e, A& entropy) {
-  const A m = max_row(x, C);
+FASTMETA_INLINE A exp_entropy_row(const A* x, A m, int64_t C, A* e, A& entropy) {
   Sum<A> sum, below;
   sweep<A>(
       C,
@@ -152,7 +173,7 @@ FASTMETA_INLINE MaxSum<A> softmax_entropy_row(const A* x, int64_t C, A* e, A& en
       sum, below);
   const A s = sum.value();
   entropy = std::log(s) + below.value() / s;
-  return {m, s};
+  return s;
 }
 
 // out_k = a_k f - b_k g

@@ -13,11 +13,11 @@ FASTMETA_CLONES void forward_rows(const SoftCrossEntropyArgs& a, int64_t begin, 
   Scratch<A> rows(3, a.C);
   A *z = rows[0], *p = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
-    load_row(a.logits, i, a.C, z);
+    const A m = load_row(a.logits, i, a.C, z).max;
     load_row(a.probs, i, a.C, p, Padding::kZero);
-    const MaxSum<A> q = softmax_row(z, a.C, e);
-    static_cast<A*>(a.loss)[i] = loss_from(below_row(p, q.max, z, a.C), sum_row(p, a.C), std::log(q.sum));
-    static_cast<A*>(a.lse)[i] = q.lse();
+    const A log_sum = std::log(exp_row(z, m, a.C, e));
+    static_cast<A*>(a.loss)[i] = loss_from(below_row(p, m, z, a.C), sum_row(p, a.C), log_sum);
+    static_cast<A*>(a.lse)[i] = m + log_sum;
   }
 }
 
@@ -46,10 +46,10 @@ FASTMETA_CLONES void hvp_rows(const HvpArgs& a, int64_t begin, int64_t end) {
   Scratch<A> rows(3, a.C);
   A *z = rows[0], *v = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
-    load_row(a.logits, i, a.C, z);
+    const A m = load_row(a.logits, i, a.C, z).max;
     load_row(a.v, i, a.C, v);
     A ev;
-    const A sum = softmax_dot_row(z, v, a.C, e, ev).sum;
+    const A sum = exp_dot_row(z, m, v, a.C, e, ev);
     A s = 1;
     if (a.probs.data != nullptr) {
       load_row(a.probs, i, a.C, z, Padding::kZero);
@@ -65,10 +65,10 @@ FASTMETA_CLONES void label_grad_rows(const HvpArgs& a, int64_t begin, int64_t en
   Scratch<A> rows(3, a.C);
   A *z = rows[0], *v = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
-    load_row(a.logits, i, a.C, z);
+    const A m = load_row(a.logits, i, a.C, z).max;
     load_row(a.v, i, a.C, v);
     A ev;
-    const A sum = softmax_dot_row(z, v, a.C, e, ev).sum;
+    const A sum = exp_dot_row(z, m, v, a.C, e, ev);
     centred_row(v, A(1), ev / sum, a.C, v);
     store_row(v, a.C, a.out, i);
   }
