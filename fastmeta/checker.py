@@ -223,10 +223,10 @@ def _check_way(
         way: Way = "forward" if tangent == "forward" else "reverse"
         layer = first_failing_layer(double.model, double.train[0], way, random)
         return CheckRow(tangent, "cannot", note=f"first layer in the way: {layer}" if layer else str(error))
-    error, cosine = truth.compare(double.gradient(plan, random))
+    relative, cosine = truth.compare(double.gradient(plan, random))
     bound, good = (CLOSE, "inexact") if plan.way == "difference" else (truth.exact, "exact")
     name = f"auto ({plan.way})" if tangent == "auto" else plan.way
-    row = CheckRow(name, good if error <= bound else "WRONG", error, cosine, note=plan.reason)
+    row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine, note=plan.reason)
     if plan.math_attention:
         row.note += " [attention as plain maths]"
     if own is not None and tangent != "auto":

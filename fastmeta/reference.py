@@ -48,7 +48,7 @@ def class_probs(alpha: Tensor, targets: Tensor) -> Tensor:
 def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean") -> Tensor:
     """L_i = -sum_k p_ik log q_ik, then mean, sum or none over the n rows. Differentiable to any order."""
     loss = -(probs * logits.log_softmax(-1)).sum(-1)
-    return {"none": lambda: loss, "sum": loss.sum, "mean": loss.mean}[reduction]()
+    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
 
 
 def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = None) -> Tensor:
@@ -297,7 +297,7 @@ def meta_step(
         model, label_param, probs_of, x, x_meta, y_meta, lookahead=plain, weight=weight, logits_of=logits_of
     )
     label = constrain(label_param.detach() - label_lr * out.grad)
-    params = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     logits = logits_of(model(x))
     grads = _grads(_weighted_mean(logits, probs_of(label), weight), params, create_graph=False)
     new, buffers = optimizer.update(params, grads)

@@ -58,25 +58,49 @@ class Network:
         if not self.params:
             raise ValueError(
                 "the model has no parameter to train: none requires a gradient"
-                + (
-                    ""
-                    if wanted is None
-                    else " and belongs to the optimizer; build the optimizer from model.parameters()"
-                )
+                + ("" if wanted is None else " and belongs to the optimizer; build it from model.parameters()")
             )
+        # Where everything hangs is looked up once: walking the modules at every pass costs more than a small layer.
+        # Parameters and buffers that stand under several names get all of them, so that a tie stays one.
+        first = {id(p): name for name, p in self.params.items()}
+        self._names = [
+            (name, first[id(p)]) for name, p in model.named_parameters(remove_duplicate=False) if id(p) in first
+        ]
+        seen: dict[int, str] = {}
+        self._slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
+        self._buffer_names: list[tuple[str, str]] = []
+        for path, module in model.named_modules(remove_duplicate=False):
+            for key, b in module._buffers.items():
+                if b is not None:
+                    name = f"{path}.{key}" if path else key
+                    canonical = seen.setdefault(id(b), name)
+                    self._buffer_names.append((name, canonical))
+                    self._slots.setdefault(canonical, (module._buffers, key))
+
+    def _buffer(self, name: str) -> Tensor:
+        holder, key = self._slots[name]
+        b = holder[key]  # looked up anew: a move to another device replaces buffers
+        assert b is not None
+        return b
 
     def buffers(self) -> Tensors:
         """A copy of the model's buffers, for one pass to write into."""
-        return {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        return {name: self._buffer(name).detach().clone() for name in self._slots}
+
+    def own_buffers(self) -> Iterator[Tensor]:
+        """The model's buffers themselves."""
+        return map(self._buffer, self._slots)
 
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
         """Make `buffers` the model's own (in place)."""
         with torch.no_grad():
-            for name, b in self.model.named_buffers():
-                b.copy_(buffers[name])
+            for name, b in buffers.items():
+                self._buffer(name).copy_(b)
 
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        logits = self.logits_of(functional_call(self.model, (params, buffers), (x,)))
+        state = {name: params[canonical] for name, canonical in self._names}
+        state.update((name, buffers[canonical]) for name, canonical in self._buffer_names)
+        logits = self.logits_of(functional_call(self.model, state, (x,), tie_weights=False))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

@@ -13,7 +13,7 @@ central difference on the real batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -47,7 +47,7 @@ def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tenso
         return torch.zeros_like(logits) if u is None else u
 
 
-def reverse_tangent(grads: list[Tensor | None], v: Tensor, direction: list[Tensor | None]) -> Tensor:
+def reverse_tangent(grads: Sequence[Tensor | None], v: Tensor, direction: Sequence[Tensor | None]) -> Tensor:
     """u by double-vjp: `grads` = J'v was made with create_graph from the leaf `v`, in which it is linear."""
     pairs = [(a, b) for a, b in zip(grads, direction, strict=True) if a is not None and b is not None]
     pairs = [(a, b) for a, b in pairs if a.requires_grad]
@@ -208,13 +208,13 @@ def _refuse_reentrant_checkpoint() -> Any:
 
     function = checkpoint.CheckpointFunction
 
-    def refuse(*_: Any, **__: Any) -> Any:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError(
             "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "
             "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
 
-    function.apply: Callable[..., Any] = refuse  # type: ignore[misc]
+    function.apply = refuse  # type: ignore[method-assign]
     try:
         yield
     finally:
