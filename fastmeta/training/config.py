@@ -1,7 +1,7 @@
 """What a run is: one tree of frozen dataclasses, the same in Python, in TOML and as flags.
 
-A value of None means "by data set" (`presets.py`); :func:`presets.resolve` leaves none behind, and the resolved tree is
-what a run directory records.
+A value of None ("auto" in the help) goes by the data set: `presets.py` fills it in, and the resolved tree is what a run
+directory records.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class TrainConfig:
     """One run: a data set, a method that decides the labels, a model, a schedule, and baselines beside it."""
 
     dataset: str = "digits"
-    """digits, or npz:PATH with x_train (uint8, NHWC), y_train and, where there are, x_meta and y_meta (or meta_index),
+    """digits or npz:PATH. Arrays of the file: x_train (uint8, NHWC), y_train; optional x_meta and y_meta or meta_index,
     x_test and y_test, y_true, class_names."""
     noise: str | None = None
     """Label noise to add: none or uniform:RATE. By default uniform:0.4 for the digits and none for all else."""
@@ -233,7 +233,7 @@ def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> An
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{source}: {name} must be a table [{name}], got {value!r}")
-            arguments[key] = _build(hints[key], value, source, f"{name}.")  # type: ignore[arg-type]
+            arguments[key] = _build(hints[key], value, source, f"{name}.")
         else:
             arguments[key] = _typed(hints[key], value, f"{source}: {name}")
     try:

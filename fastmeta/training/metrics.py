@@ -86,8 +86,8 @@ def evaluate(
     model.eval()
     device = images.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
-    # per bin: rows, right ones, sum of confidences
-    bins = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=device)
+    # per bin: right ones, sum of confidences
+    bins = torch.zeros(2, ECE_BINS, dtype=torch.float64, device=device)
     for rows in torch.arange(len(images), device=device).split(batch_size):
         x, y = load_batch(images, rows, transform), targets[rows]
         with autocast():
@@ -97,9 +97,9 @@ def evaluate(
         nll -= log_q.gather(1, y[:, None]).sum()
         member = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
         in_bin = (member == torch.arange(ECE_BINS, device=device)[:, None]).double()  # (bins, n)
-        bins += torch.stack([in_bin.sum(1), in_bin @ (predicted == y).double(), in_bin @ confidence])
+        bins += torch.stack([in_bin @ (predicted == y).double(), in_bin @ confidence])
     model.train(training)
-    count, right, confident = bins.cpu()
+    right, confident = bins.cpu()
     total = len(images)
     return {
         "test_accuracy": float(right.sum()) / total,

@@ -103,19 +103,18 @@ def _try_forward(prepared: Prepared) -> None:
     from fastmeta.data import load_batch
 
     images = prepared.data.images
+    few = torch.arange(min(2, len(images)), device=images.device)
     model = copy.deepcopy(prepared.initial).to(prepared.device).eval()
     with torch.no_grad():
         try:
-            out = model(
-                load_batch(images, torch.arange(min(2, len(images)), device=images.device), prepared.data.transform)
-            )
+            out = model(load_batch(images, few, prepared.data.transform))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"model {prepared.config.model} cannot take images of shape {tuple(images.shape[1:])}: {reason}"
             ) from error
     shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    if shape != (min(2, len(images)), prepared.splits.num_classes):
+    if shape != (len(few), prepared.splits.num_classes):
         raise InputError(
             f"model {prepared.config.model} must return logits (batch, {prepared.splits.num_classes}), got {shape}"
         )

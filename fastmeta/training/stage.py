@@ -38,7 +38,8 @@ class Stage:
     """
 
     def __init__(self, name: str, config: TrainConfig, data: DeviceData, model: nn.Module) -> None:
-        assert config.epochs is not None and config.data.batch_size is not None
+        assert config.epochs is not None
+        assert config.data.batch_size is not None
         assert config.data.meta_batch_size is not None
         self.name, self.config, self.data = name, config, data
         self.device = data.images.device
@@ -47,7 +48,8 @@ class Stage:
         self.model = model.to(device=self.device, memory_format=self._format)  # type: ignore[call-overload]
         self.model.train()
         optim = config.optim
-        assert optim.lr is not None and optim.weight_decay is not None
+        assert optim.lr is not None
+        assert optim.weight_decay is not None
         self.optimizer = torch.optim.SGD(
             [p for p in self.model.parameters() if p.requires_grad],
             lr=optim.lr,

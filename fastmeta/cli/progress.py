@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmeta.report.table import TITLES, percent, result_table
+from fastmeta.training.listener import Listener
 
 if TYPE_CHECKING:
     from fastmeta.data import Splits
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 LINES = 5
 
 
-class ConsoleListener:
-    """A :class:`fastmeta.training.listener.Listener` that prints with rich."""
+class ConsoleListener(Listener):
+    """Prints with rich."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)

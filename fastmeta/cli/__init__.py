@@ -1,0 +1,50 @@
+"""The ``fastmeta`` command: finds the sub-command, hands it the rest of the line, passes its exit code on.
+
+Exit codes: 0 done, 1 it ran and the answer is bad (a wrong gradient, a diverged run), 2 something given is wrong,
+128 + N stopped by signal N.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+#: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
+COMMANDS = {
+    "train": "learn the labels of a training set and compare with fixed labels",
+    "check": "is the meta-gradient of a model right, which way makes it, what does it cost",
+    "bench": "time the operations, or whole steps of a model",
+}
+
+EXAMPLES = """examples:
+  fastmeta train                                   bundled digits with 40% wrong labels, under a minute
+  fastmeta train --dataset npz:my.npz --epochs 60  your own images and labels
+  fastmeta check --model torchvision:resnet50
+  fastmeta bench ops"""
+
+
+def usage() -> str:
+    lines = ["usage: fastmeta COMMAND …   (each has its own --help)", ""]
+    lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
+    lines += ["", "  --version  the version; with -v also libraries, devices, compiled architectures", ""]
+    return "\n".join([*lines, EXAMPLES])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] in ("--version", "-V"):
+        from fastmeta.cli.version import version_text
+
+        print(version_text(verbose=bool({"-v", "--verbose"} & set(args[1:]))))
+        return 0
+    if args[0] not in COMMANDS:
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"fastmeta: unknown command {args[0]!r}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)

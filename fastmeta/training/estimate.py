@@ -1,0 +1,105 @@
+"""What a run would be: resolved config, splits, memory and time, from a few trial steps; nothing is written."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.session import Prepared, prepare
+from fastmeta.training.stage import Stage
+
+WARM_UP, TIMED = 3, 5
+
+
+def dry_run(config: TrainConfig) -> str:
+    """Text for people. Takes a few steps on copies. Raises what :func:`fastmeta.train` would raise before it trains."""
+    before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+            return _describe(prepare(config))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _describe(prepared: Prepared) -> str:
+    splits, config = prepared.splits, prepared.config
+    stages = [prepared.stage(name) for name in prepared.stages]
+    timed: dict[bool, float] = {}
+    for stage in stages:  # all stages with fixed labels cost the same
+        if stage.method.needs_meta not in timed:
+            timed[stage.method.needs_meta] = _seconds_per_step(stage)
+    figures_began = time.perf_counter()
+    stages[0].figures()
+    per_epoch = time.perf_counter() - figures_began
+    seconds = sum(s.total * timed[s.method.needs_meta] + (config.epochs or 0) * per_epoch for s in stages)
+
+    main = stages[0]
+    rate = "unknown" if splits.noise_rate is None else f"{splits.noise_rate:.1%}"
+    test = "none" if splits.test is None else f"{len(splits.test):,}"
+    labels = 0 if main.method.labels is None else sum(_size(b) for b in main.method.labels.buffers())
+    parameters = sum(p.numel() for p in main.model.parameters())
+    rows = [
+        ("train", f"{len(splits.train):,} images {splits.train.x.shape[1:]}, wrong labels: {rate}"),
+        ("clean", f"{len(splits.meta):,}"),
+        ("test", test),
+        ("classes", f"{splits.num_classes}"),
+        ("batches", _batches(main)),
+        ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
+        ("method", main.method.explain().replace("\n", "\n          ")),
+        ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}, {_peak(prepared)}"),
+        ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
+        *(("note", note) for note in splits.notes),
+    ]
+    body = "\n".join(f"{name:<9} {text}" for name, text in rows)
+    return f"{config.to_toml().strip()}\n\n{body}\ndry run: nothing was written"
+
+
+def _seconds_per_step(stage: Stage) -> float:
+    for _ in range(min(WARM_UP, stage.total)):
+        stage.take_step()
+    stage.check()  # waits for the device
+    count = max(1, min(TIMED, stage.total - stage.step))
+    began = time.perf_counter()
+    for _ in range(count):
+        stage.take_step()
+    stage.check()
+    return (time.perf_counter() - began) / count
+
+
+def _batches(stage: Stage) -> str:
+    dropped = stage.data.train_size - stage.steps_per_epoch * stage.sampler.batch_size
+    return (
+        f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
+        f"{stage.meta_sampler.batch_size} clean images; each pass drops its last {dropped} rows, others each time"
+    )
+
+
+def _peak(prepared: Prepared) -> str:
+    if prepared.device.type == "cuda":
+        return f"peak on the device {_mib(torch.cuda.max_memory_allocated(prepared.device))}"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"peak of the process {_mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}"
+
+
+def _stage_line(stage: Stage, seconds: float) -> str:
+    return f"{stage.name} {stage.total:,} steps × {seconds * 1e3:.1f} ms"
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _clock(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
