@@ -147,7 +147,7 @@ class _Problem:
         with random.replay(), uncached_autocast():
             out = meta_pass(self.network, self.labels, lookahead, plan, self.train, self.meta)
         index = self.train[1]
-        return self.labels.gradient(out.logits.detach(), out.u, index, out.lr / len(index))
+        return self.labels.gradient(out.logits.detach(), out.u, index, out.scale)
 
     def reference(self, random: RandomState, function: Callable[..., Any], label: Tensor) -> Any:
         """`function` of reference.py on this problem, at the label parameter `label`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.labels import ClassLabels, InstanceLabels
-from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead
+from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
 from fastmeta.meta.network import Network, RandomState, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.tangent import (
     TangentChoice,
@@ -37,7 +37,7 @@ class MetaPass:
     meta_loss: Tensor  # 0-d, at theta*
     g: list[Tensor]  # gradient of the meta loss at theta*
     u: Tensor  # (n, C)
-    lr: float  # lambda of the closed forms
+    scale: Rate  # lambda / n of the closed forms
     buffers: Tensors  # the model's buffers after its one train forward
 
 
@@ -128,7 +128,14 @@ def meta_pass(
         u = difference_tangent(network, start, x, direction, random)
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(
-        logits, before, loss.mean(), meta_loss.detach(), list(g.values()), u.detach(), lookahead.lr, buffers
+        logits,
+        before,
+        loss.mean(),
+        meta_loss.detach(),
+        list(g.values()),
+        u.detach(),
+        lookahead.scale / len(index),
+        buffers,
     )
 
 
@@ -197,7 +204,7 @@ def label_gradient(
     logits, index = out.logits.detach(), train[1]
     unweighted = out.before.v if weight is None else labels.batch_loss(logits, index).v
     return LabelGradient(
-        grad=labels.gradient(logits, out.u, index, out.lr / len(index), weight),
+        grad=labels.gradient(logits, out.u, index, out.scale, weight),
         train_loss=out.train_loss,
         meta_loss=out.meta_loss,
         logits=logits,

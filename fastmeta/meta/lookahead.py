@@ -17,11 +17,14 @@ from fastmeta.meta.network import Tensors
 LookAheadChoice = Literal["sgd", "optimizer"] | float
 
 
+Rate = float | Tensor
+
+
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """One parameter's step: theta* = theta - lr * d(G), d by SGD's momentum, dampening, Nesterov, weight decay."""
 
-    lr: float
+    lr: Rate
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
@@ -29,12 +32,17 @@ class _Rule:
     buffer: Tensor | None = None
 
     @property
-    def slope(self) -> float:
-        """c = -d theta* / d G."""
+    def gain(self) -> float:
+        """-d theta* / d G, over lr."""
         if not self.momentum:
-            return self.lr
+            return 1.0
         kept = 1.0 if self.buffer is None else 1.0 - self.dampening
-        return self.lr * (1.0 + self.momentum * kept if self.nesterov else kept)
+        return 1.0 + self.momentum * kept if self.nesterov else kept
+
+    @property
+    def slope(self) -> Rate:
+        """c = -d theta* / d G."""
+        return self.lr if self.gain == 1.0 else self.lr * self.gain
 
     def offset(self, theta: Tensor) -> Tensor:
         """b: theta* at G = 0."""
@@ -42,7 +50,7 @@ class _Rule:
         if not self.momentum or self.buffer is None:
             return decayed
         carried = self.momentum * self.momentum if self.nesterov else self.momentum
-        return decayed - self.lr * carried * self.buffer
+        return decayed - (self.lr * carried) * self.buffer
 
 
 class LookAhead:
@@ -75,9 +83,9 @@ class LookAhead:
         self.choice = choice
         self.optimizer = optimizer
 
-    def _rules(self, params: Tensors) -> dict[str, _Rule]:
+    def rules(self, params: Tensors) -> dict[str, Rule]:
         if isinstance(self.choice, int | float):
-            rule = _Rule(float(self.choice))
+            rule = Rule(float(self.choice))
             return dict.fromkeys(params, rule)
         assert self.optimizer is not None
         by_id = {}
@@ -85,9 +93,9 @@ class LookAhead:
             lr = float(group["lr"])
             for p in group["params"]:
                 if self.choice == "sgd":
-                    by_id[id(p)] = _Rule(lr)
+                    by_id[id(p)] = Rule(lr)
                 else:
-                    by_id[id(p)] = _Rule(
+                    by_id[id(p)] = Rule(
                         lr,
                         group["momentum"],
                         group["dampening"],
@@ -99,18 +107,32 @@ class LookAhead:
 
     def prepare(self, params: Tensors) -> PreparedLookAhead:
         """Read the optimizer once, for one step."""
-        return PreparedLookAhead(self._rules(params))
+        return PreparedLookAhead(self.rules(params))
 
 
 class PreparedLookAhead:
-    """One step's look-ahead: ``star`` gives theta*, ``direction`` the tangent direction of the label gradient."""
+    """One step's look-ahead: ``star`` gives theta*, ``direction`` the tangent direction of the label gradient.
 
-    def __init__(self, rules: dict[str, _Rule]) -> None:
+    Rates may be floats or 0-d tensors (a compiled step reads them on the device).
+    """
+
+    def __init__(self, rules: dict[str, Rule]) -> None:
         self.rules = rules
-        slopes = {name: rule.slope for name, rule in rules.items()}
-        #: lambda of the closed forms; where parameters differ, the largest slope
-        self.lr = max(slopes.values(), default=0.0)
-        self.relative = {name: s / self.lr for name, s in slopes.items() if s != self.lr} if self.lr else {}
+        first = next(iter(rules.values()))
+        self.uniform = all(r.lr is first.lr or _same(r.lr, first.lr) for r in rules.values()) and all(
+            r.gain == first.gain for r in rules.values()
+        )
+        #: the slope of the first parameter: lambda, where all parameters share one
+        self.rate: Rate = first.slope
+
+    @property
+    def scale(self) -> Rate:
+        """lambda of the closed forms, to go with u = J direction."""
+        return self.rate if self.uniform else 1.0
+
+    def direction(self, g: Tensors) -> Tensors:
+        """g; where parameters have slopes of their own, g times slope, and then ``scale`` is 1."""
+        return g if self.uniform else {name: t * self.rules[name].slope for name, t in g.items()}
 
     def star(self, params: Tensors, grads: Tensors) -> Tensors:
         """theta*, detached; a parameter that `grads` lacks stays, as the optimizer would leave it."""
@@ -118,15 +140,14 @@ class PreparedLookAhead:
         moved = list(grads)
         with torch.no_grad():
             offsets = [self.rules[name].offset(star[name]) for name in moved]
-            slopes = [self.rules[name].slope for name in moved]
             deltas = [grads[name] for name in moved]
-            if len(set(slopes)) == 1:
-                new = torch._foreach_add(offsets, deltas, alpha=-slopes[0])
+            if self.uniform and not isinstance(self.rate, Tensor):
+                new = torch._foreach_add(offsets, deltas, alpha=-self.rate)
             else:
-                new = torch._foreach_add(offsets, torch._foreach_mul(deltas, [-s for s in slopes]))
+                new = [b - self.rules[name].slope * d for name, b, d in zip(moved, offsets, deltas, strict=True)]
         star.update(zip(moved, new, strict=True))
         return star
 
-    def direction(self, g: dict[str, Tensor]) -> Tensors:
-        """g, scaled where a parameter's slope differs from ``lr``: then u = J direction and scale = lr / n."""
-        return {name: t * self.relative[name] if name in self.relative else t for name, t in g.items()}
+
+def _same(a: Rate, b: Rate) -> bool:
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b

@@ -136,13 +136,13 @@ class MetaStep:
         out = meta_pass(network, self.labels, prepared, plan, train, meta, weight=weight, reduce=ranks.mean)
         n = len(index)
         if self.label_lr is None:
-            self.label_lr = self.labels.default_label_lr(out.lr, n * ranks.size)
+            self.label_lr = self.labels.default_label_lr(float(prepared.rate), n * ranks.size)
         finite = ranks.all(_all_finite(out))
         # a step that is not finite takes a label step of length zero, on the device
-        scale = finite.to(torch.float64) * (out.lr / (n * ranks.size))
+        scale = finite.to(torch.float64) * (out.scale / ranks.size)
 
         logits = out.logits.detach()
-        grad = self.labels.gradient(logits, out.u, index, out.lr / (n * ranks.size), weight)
+        grad = self.labels.gradient(logits, out.u, index, out.scale / ranks.size, weight)
         grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
         if ranks.size == 1:
             moved = self.labels.step_(
