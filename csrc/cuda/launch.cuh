@@ -1,0 +1,197 @@
+// How kernels are launched: the geometry of a row, dispatch from run-time dtypes to types, and the error check.
+//
+// A row of C columns belongs to a *group* of threads, kThreads of them. Short rows share a warp, long ones get a block.
+//
+//   resident: the row is read once into registers       streamed: it is read again, chunk by chunk, pass by pass
+//     C up to   threads  columns per thread               C up to   threads  columns per thread and chunk
+//         256         8          32                           128         8          16
+//       1,024        32          32                         4,096        32          16
+//       4,096       128          32                        beyond       512          16
+//      12,288       512          24                       float64       128           8
+//
+// 8 threads: at C = 100 a whole warp would idle half. 32 columns: the step keeps three operands, 96 registers. 24 with
+// 512 threads, which have 128 registers each. float64 has one generic geometry: it serves checks, not training.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <climits>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels.h"
+#include "../softmax_math.h"
+
+// Dynamic shared memory under one name, so that an emulated block can bring its own.
+#ifndef FASTMETA_SHARED
+#define FASTMETA_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace fastmeta::cuda {
+
+// ---------------------------------------------------------------------------------------------------------
+// Geometry
+// ---------------------------------------------------------------------------------------------------------
+
+template <int kThreadsPerRow, int kColumnsPerThread, bool kIsResident>
+struct Geometry {
+  static constexpr int kThreads = kThreadsPerRow;
+  static constexpr int kColumns = kColumnsPerThread;
+  static constexpr bool kResident = kIsResident;
+  static constexpr int kBlock = kThreads < 128 ? 128 : kThreads;
+  static constexpr int kRowsPerBlock = kBlock / kThreads;
+  static constexpr int kCapacity = kThreads * kColumns;
+};
+
+using Streamed64 = Geometry<128, 8, false>;
+using StreamedTiny = Geometry<8, 16, false>;
+using StreamedShort = Geometry<32, 16, false>;
+using StreamedLong = Geometry<512, 16, false>;
+
+// Calls f(Geometry) for rows of C columns of T that are kept in registers where they fit. `lead` is how many columns a
+// row may start past a 16-byte boundary: threads are laid out from that boundary (vector.cuh).
+template <class T, class F>
+void with_geometry(int64_t C, int lead, F f) {
+  if constexpr (sizeof(T) == 8) {
+    f(Streamed64{});
+  } else {
+    const int64_t columns = C + lead;
+    if (columns <= 256) return f(Geometry<8, 32, true>{});
+    if (columns <= 1024) return f(Geometry<32, 32, true>{});
+    if (columns <= 4096) return f(Geometry<128, 32, true>{});
+    if (columns <= 12288) return f(Geometry<512, 24, true>{});
+    f(StreamedLong{});
+  }
+}
+
+// The same for bodies that keep no row.
+template <class T, class F>
+void with_streamed_geometry(int64_t C, F f) {
+  if constexpr (sizeof(T) == 8) {
+    f(Streamed64{});
+  } else if (C <= 128) {
+    f(StreamedTiny{});
+  } else if (C <= 4096) {
+    f(StreamedShort{});
+  } else {
+    f(StreamedLong{});
+  }
+}
+
+// Columns that rows of `m` may start past a 16-byte boundary: 0 where base and stride are multiples of 16 bytes.
+inline int max_lead(ConstMatrix m) {
+  const int64_t size = size_of(m.dtype);
+  const bool aligned = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.row_stride * size % 16 == 0;
+  return aligned ? 0 : static_cast<int>(16 / size - 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Dtypes. Only the combinations that kernels.h allows are compiled.
+// ---------------------------------------------------------------------------------------------------------
+
+[[noreturn]] inline void unsupported(const char* what) {
+  throw std::runtime_error(std::string("fastmeta: the CUDA kernels have no such dtype for ") + what +
+                           "; the argument checks should have refused it");
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// f(Type<T>) for the dtype of the logits
+template <class F>
+void with_dtype(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat64: return f(Type<double>{});
+    case DType::kFloat32: return f(Type<float>{});
+    case DType::kBFloat16: return f(Type<BFloat16>{});
+    case DType::kFloat16: return f(Type<Float16>{});
+  }
+}
+
+// f(Type<U>) for u: T or acc(T)
+template <class T, class F>
+void with_tangent_dtype(DType dtype, DType logits, F f) {
+  if (dtype == logits) return f(Type<T>{});
+  if constexpr (sizeof(T) == 2) {
+    if (dtype == DType::kFloat32) return f(Type<float>{});
+  }
+  unsupported("u");
+}
+
+// f(Type<L>) for label rows and probs: T, acc(T), or bfloat16 where acc(T) is float32
+template <class T, class F>
+void with_label_dtype(DType dtype, DType logits, F f) {
+  if (dtype == logits) return f(Type<T>{});
+  if constexpr (sizeof(T) == 2) {
+    if (dtype == DType::kFloat32) return f(Type<float>{});
+  }
+  if constexpr (sizeof(T) == 4 || std::is_same_v<T, Float16>) {
+    if (dtype == DType::kBFloat16) return f(Type<BFloat16>{});
+  }
+  unsupported("label rows");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Launch
+// ---------------------------------------------------------------------------------------------------------
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("fastmeta: CUDA error in ") + what + ": " + cudaGetErrorString(error));
+  }
+}
+
+// Launches kernel(args) with one group per row, on `stream`; throws where the launch fails. A launch of no rows is none.
+template <class G, class Args>
+void launch(void (*kernel)(Args), const Args& args, int64_t rows, int64_t C, size_t shared_bytes, void* stream,
+            const char* name) {
+  if (rows == 0) return;
+  if (C > INT_MAX / 2) throw std::runtime_error(std::string("fastmeta: ") + name + " takes at most 2^30 classes");
+  const int64_t blocks = (rows + G::kRowsPerBlock - 1) / G::kRowsPerBlock;
+  if (blocks > INT_MAX) throw std::runtime_error(std::string("fastmeta: ") + name + " got too many rows for one launch");
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(G::kBlock);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  check(cudaLaunchKernelEx(&config, kernel, args), name);
+}
+
+// Sets the counter of skipped rows to zero ahead of the kernel that adds to it. A memset node, not a store by the
+// kernel: blocks run in no order, so none of them could know that its zero comes before the others' sums.
+inline void zero_count(int32_t* skipped, void* stream) {
+  check(cudaMemsetAsync(skipped, 0, sizeof(int32_t), static_cast<cudaStream_t>(stream)), "zeroing the skipped count");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Reading arguments in a kernel
+// ---------------------------------------------------------------------------------------------------------
+
+template <class S>
+__device__ __forceinline__ const S* row_of(ConstMatrix m, int64_t i) {
+  return static_cast<const S*>(m.data) + i * m.row_stride;  // 64-bit: a label table passes 2^31 elements
+}
+template <class S>
+__device__ __forceinline__ S* row_of(Matrix m, int64_t i) {
+  return static_cast<S*>(m.data) + i * m.row_stride;
+}
+
+template <class A>
+__device__ __forceinline__ A value_at(ConstVector v, int64_t i) {
+  return static_cast<const A*>(v.data)[i * v.stride];
+}
+// weight_i, 1 where there are no weights
+template <class A>
+__device__ __forceinline__ A weight_at(ConstVector weight, int64_t i) {
+  return weight.data == nullptr ? A(1) : value_at<A>(weight, i);
+}
+__device__ __forceinline__ int64_t index_at(IndexVector index, int64_t i) { return index.data[i * index.stride]; }
+
+__device__ __forceinline__ double value_of(Scalar s) {
+  if (s.device == nullptr) return s.host;
+  return s.dtype == DType::kFloat64 ? *static_cast<const double*>(s.device) : *static_cast<const float*>(s.device);
+}
+
+}  // namespace fastmeta::cuda

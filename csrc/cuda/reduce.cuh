@@ -1,0 +1,173 @@
+// The group of threads that owns a row: its sums and maxima, and softmax statistics that grow chunk by chunk.
+//
+// Every reduction ends with the same bits in every thread of the group: butterflies of commutative operations inside
+// a warp, then one butterfly over the warps' results. So decisions taken on a reduced value are uniform in the group,
+// and results repeat bitwise from run to run.
+#pragma once
+
+#include "launch.cuh"
+
+namespace fastmeta::cuda {
+
+// ---------------------------------------------------------------------------------------------------------
+// Group
+// ---------------------------------------------------------------------------------------------------------
+
+template <class A, class G>
+class Group {
+ public:
+  static constexpr int kThreads = G::kThreads;
+  static constexpr int kLanes = kThreads < 32 ? kThreads : 32;  // lanes of one warp that belong to the group
+  static constexpr int kWarps = kThreads / kLanes;
+  static constexpr int kMaxValues = 4;  // values that one reduction takes
+  static constexpr size_t kSharedBytes = kWarps == 1 ? 0 : 2 * kMaxValues * kWarps * sizeof(A);
+
+  __device__ explicit Group(unsigned char* shared) : scratch_(reinterpret_cast<A*>(shared)) {}
+
+  __device__ static int64_t row() {
+    return static_cast<int64_t>(blockIdx.x) * G::kRowsPerBlock + static_cast<int>(threadIdx.x) / kThreads;
+  }
+  __device__ static int rank() { return static_cast<int>(threadIdx.x) % kThreads; }
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % kLanes; }
+  __device__ static bool leader() { return rank() == 0; }
+
+  // The lanes that take part: groups of one warp may be at different places of the kernel, so each names itself only.
+  __device__ static unsigned mask() {
+    return (0xffffffffu >> (32 - kLanes)) << (threadIdx.x % 32 / kLanes * kLanes);
+  }
+
+  // Orders memory between the threads of the group.
+  __device__ static void sync() {
+    if constexpr (kWarps == 1) {
+      __syncwarp(mask());
+    } else {
+      __syncthreads();
+    }
+  }
+
+  // One bit per lane of the group; the same in every warp of the group where `value` depends on the lane alone.
+  __device__ static unsigned ballot(bool value) {
+    const unsigned bits = __ballot_sync(mask(), value);
+    return (bits & mask()) >> (threadIdx.x % 32 / kLanes * kLanes);
+  }
+
+  template <class... X>
+  __device__ void sum(X&... x) {
+    reduce([](A a, A b) { return a + b; }, x...);
+  }
+  template <class... X>
+  __device__ void max(X&... x) {
+    reduce([](A a, A b) { return fmax(a, b); }, x...);  // a NaN gives way, and is found in the sums
+  }
+
+ private:
+  template <class Op, class... X>
+  __device__ void reduce(Op op, X&... x) {
+    static_assert(sizeof...(X) <= kMaxValues);
+    butterfly<kLanes>(op, x...);
+    if constexpr (kWarps > 1) {
+      const int warp = static_cast<int>(threadIdx.x) / 32;
+      A* here = scratch_ + half_ * (kMaxValues * kWarps);
+      if (lane() == 0) {
+        int k = 0;
+        ((here[k++ * kWarps + warp] = x), ...);
+      }
+#ifndef FASTMETA_PLANT_RACE  // tests build without this barrier to see that they would notice
+      __syncthreads();
+#endif
+      int k = 0;
+      ((x = here[k++ * kWarps + lane() % kWarps]), ...);
+      butterfly<kWarps>(op, x...);
+      // The two halves of the scratch alternate, so one barrier is enough: who writes this half again has passed the
+      // barrier of the next reduction, and by then every thread has read this one.
+      half_ ^= 1;
+    }
+  }
+
+  template <int kWidth, class Op, class... X>
+  __device__ static void butterfly(Op op, X&... x) {
+#pragma unroll
+    for (int offset = kWidth / 2; offset > 0; offset /= 2) {
+      ((x = op(x, __shfl_xor_sync(mask(), x, offset))), ...);
+    }
+  }
+
+  A* scratch_;  // (2, kMaxValues, kWarps)
+  int half_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Softmax statistics
+// ---------------------------------------------------------------------------------------------------------
+
+// exp(x) for x <= 0, the distance below a maximum. In float32 one product and the hardware's 2^x: its relative error
+// of about |x| 2^-24 meets a value of e^x, so it stays under half an ulp of the largest term of the row. A row of
+// 16-bit labels is limited by arithmetic, not memory, and takes six exponentials per element.
+__device__ __forceinline__ float exp_below(float x) { return __expf(x); }
+__device__ __forceinline__ double exp_below(double x) { return exp(x); }
+
+template <class A>
+__device__ __forceinline__ constexpr A largest() {
+  return sizeof(A) == 8 ? static_cast<A>(1.7976931348623157e308) : static_cast<A>(3.402823466e38f);
+}
+
+// m - x, finite for finite m: columns past the row hold x = -inf, and their probability 0 must not meet an infinity.
+template <class A>
+__device__ __forceinline__ A below(A m, A x) {
+  return fmin(m - x, largest<A>());
+}
+
+// Sums over the columns seen so far, with exponentials below the largest x seen so far: e_k = exp(x_k - max).
+// `max` starts at the lowest finite value, not at -inf, whose difference to itself is NaN.
+template <class A>
+struct SoftmaxSum {
+  A max = -largest<A>(), sum = 0;  // sum_k e_k
+
+  __device__ void raise(A m) {
+    sum *= exp_below(max - m);
+    max = m;
+  }
+  __device__ void add(A x) { sum += exp_below(x - max); }
+};
+
+template <class A>
+struct SoftmaxDot {
+  A max = -largest<A>(), sum = 0, dot = 0;  // sum_k e_k u_k
+
+  __device__ void raise(A m) {
+    const A f = exp_below(max - m);
+    sum *= f;
+    dot *= f;
+    max = m;
+  }
+  __device__ void add(A x, A u) {
+    const A e = exp_below(x - max);
+    sum += e;
+    dot += e * u;
+  }
+};
+
+// p = softmax(l) with two sums of distances, none with a negative term:
+//   own   = sum_k e_k (max - l_k)        entropy      = own / sum + log sum
+//   other = sum_k e_k (shift - z_k)      <p, lse - z> = other / sum + log S,   shift the maximum of z
+template <class A>
+struct SoftmaxBelow {
+  A max = -largest<A>(), sum = 0, own = 0, other = 0;
+
+  // new maximum m of l; `rise` is how far the shift of z went up
+  __device__ void raise(A m, A rise) {
+    const A f = exp_below(max - m);
+    own = f * (own + sum * below(m, max));
+    other = f * (other + sum * rise);
+    sum *= f;
+    max = m;
+  }
+  __device__ A add(A l) {
+    const A e = exp_below(l - max);
+    sum += e;
+    own += e * below(max, l);
+    return e;
+  }
+};
+
+}  // namespace fastmeta::cuda
