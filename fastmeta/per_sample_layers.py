@@ -7,6 +7,7 @@ A layer that is linear in its parameters, y_i = layer(a_i; W), with g_i = dL_i/d
     |dL_i/dW|^2   =  sum_{t,s} <a_it, a_is> <g_it, g_is>                   "ghost" norm: two T x T Gram matrices
 
 The ghost norm costs T^2 (d + p) per sample, the sum itself T d p: whichever is less is taken, a few samples at a time.
+Where it is the sum, a dot that is wanted beside the norm is taken from it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from fastmeta import ops
 
 # Elements of scratch memory that a norm may take: samples are worked off in chunks of this size.
-_SCRATCH = 1 << 24
+_SCRATCH = 1 << 22
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
@@ -36,6 +38,11 @@ def _common(*tensors: Tensor | None) -> list[Any]:
         if t is not None and t.is_floating_point():
             dtype = torch.promote_types(dtype, t.dtype)
     return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    """Their sum, without a copy of a single one."""
+    return terms[0] if len(terms) == 1 else torch.stack(list(terms)).sum(0)
 
 
 class Rule:
@@ -54,8 +61,8 @@ class Rule:
         """(n, p): the gradient per sample, no larger than `g` itself."""
         raise NotImplementedError
 
-    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
-        """(n,): |sum over the calls of dL_i/dW|^2; all calls have a rule of this class."""
+    def weight_terms(self, calls: Sequence[Call], direction: Tensor | None) -> Terms:
+        """Of the gradient summed over the calls, which all have a rule of this class."""
         raise NotImplementedError
 
 
@@ -63,6 +70,20 @@ class Call(NamedTuple):
     rule: Any  # a Rule
     a: Tensor
     g: Tensor
+
+
+# (n,) |gradient|^2 and (n,) <gradient, direction>, None without a direction
+Terms = tuple[Tensor, Tensor | None]
+
+
+def _dense_terms(grads: Tensor, direction: Tensor | None) -> Terms:
+    """`grads` (n, P) are there."""
+    dot = None if direction is None else grads @ direction.flatten().to(grads.dtype)
+    return _row_dot(grads, grads), dot
+
+
+def _dot_by_apply(calls: Sequence[Call], direction: Tensor | None) -> Tensor | None:
+    return None if direction is None else _total([call_dot(call, {"weight": direction}) for call in calls])
 
 
 class OuterRule(Rule):
@@ -76,28 +97,42 @@ class OuterRule(Rule):
         """(n, groups, T, d) and (n, groups, T, p)."""
         raise NotImplementedError
 
-    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
+    def weight_grads(self, a: Tensor, g: Tensor) -> Tensor:
+        """(n, weight elements): the gradients per sample, for a few samples."""
+        raise NotImplementedError
+
+    def weight_terms(self, calls: Sequence[Call], direction: Tensor | None) -> Terms:
         sizes = [call.rule.sizes(call.g) for call in calls]
         groups, _, d, p = sizes[0]
         T = sum(size[1] for size in sizes)
-        ghost = T * (d + p) < d * p
-        per_sample = groups * (T * (d + p) + (2 * T * T if ghost else d * p))
-        chunk = max(1, _SCRATCH // max(1, per_sample))
-        n = calls[0].g.shape[0]
-        out = [self._chunk_norm2(calls, slice(i, i + chunk), T, ghost) for i in range(0, n, chunk)]
-        return torch.cat(out) if out else calls[0].g.new_zeros(0)
+        ghost = T == 1 or T * (d + p) < d * p
+        scratch = groups * (T * (d + p) + 2 * T * T if ghost else d * p)
+        chunk, n = max(1, _SCRATCH // max(1, scratch)), len(calls[0].g)
+        terms = _ghost_norm2 if ghost else _direct_terms
+        out = [terms(calls, slice(i, i + chunk), direction) for i in range(0, n, chunk)]
+        norm2 = torch.cat([part for part, _ in out])
+        if ghost or direction is None:
+            return norm2, _dot_by_apply(calls, direction)
+        return norm2, torch.cat([part for _, part in out if part is not None])
 
-    def _chunk_norm2(self, calls: Sequence[Call], rows: slice, T: int, ghost: bool) -> Tensor:
-        factors = [call.rule.factors(*_common(call.a[rows], call.g[rows])) for call in calls]
-        a, b = (parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in zip(*factors, strict=True))
-        if T == 1:
-            n, groups = a.shape[:2]
-            a, b = a.reshape(n * groups, -1), b.reshape(n * groups, -1)
-            return (_row_dot(a, a) * _row_dot(b, b)).view(n, groups).sum(1)
-        if ghost:
-            return _row_dot(a @ a.mT, b @ b.mT)
-        weight_grads = a.mT @ b
-        return _row_dot(weight_grads, weight_grads)
+
+def _chunk(calls: Sequence[Call], rows: slice) -> list[tuple[Any, Tensor, Tensor]]:
+    return [(call.rule, *_common(call.a[rows], call.g[rows])) for call in calls]
+
+
+def _direct_terms(calls: Sequence[Call], rows: slice, direction: Tensor | None) -> Terms:
+    grads = _total([rule.weight_grads(a, g) for rule, a, g in _chunk(calls, rows)])
+    return _dense_terms(grads, direction)
+
+
+def _ghost_norm2(calls: Sequence[Call], rows: slice, _: Tensor | None) -> Terms:
+    factors = [rule.factors(a, g) for rule, a, g in _chunk(calls, rows)]
+    a, b = (parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in zip(*factors, strict=True))
+    n, groups, T = a.shape[:3]
+    if T > 1:
+        return _row_dot(a @ a.mT, b @ b.mT), None
+    a, b = a.flatten(0, 2), b.flatten(0, 2)
+    return (_row_dot(a, a) * _row_dot(b, b)).view(n, groups).sum(1), None
 
 
 class LinearRule(OuterRule):
@@ -115,6 +150,10 @@ class LinearRule(OuterRule):
     def factors(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         n, T = a.shape[0], a.shape[1:-1].numel()
         return a.reshape(n, 1, T, a.shape[-1]), g.reshape(n, 1, T, g.shape[-1])
+
+    def weight_grads(self, a: Tensor, g: Tensor) -> Tensor:
+        a, g = (factor.squeeze(1) for factor in self.factors(a, g))
+        return (g.mT @ a).flatten(1)
 
 
 class Conv2dRule(OuterRule):
@@ -149,6 +188,14 @@ class Conv2dRule(OuterRule):
         T = patches.shape[-1]
         return patches.view(n, layer.groups, -1, T).mT, g.reshape(n, layer.groups, -1, T).mT
 
+    def weight_grads(self, a: Tensor, g: Tensor) -> Tensor:
+        # one convolution whose groups are the samples: up to 7 times faster than patches and a matrix product
+        layer, n, (p, *inputs) = self.layer, a.shape[0], self.layer.weight.shape
+        a = self._padded(a)
+        a, g = a.reshape(1, -1, *a.shape[2:]), g.reshape(1, -1, *g.shape[2:])
+        size = (n * p, *inputs)
+        return conv2d_weight(a, size, g, layer.stride, 0, layer.dilation, n * layer.groups).reshape(n, -1)
+
 
 class EmbeddingRule(Rule):
     """a (n, ...) of int64; the gradient of row w is the sum of g_it over the t with a_it = w."""
@@ -161,7 +208,7 @@ class EmbeddingRule(Rule):
         padding = self.layer.padding_idx
         return out if padding is None else out.masked_fill((a == padding).unsqueeze(-1), 0)
 
-    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
+    def weight_terms(self, calls: Sequence[Call], direction: Tensor | None) -> Terms:
         n, p = calls[0].g.shape[0], calls[0].g.shape[-1]
         rows, grads = [], []
         for rule, a, g in calls:
@@ -177,7 +224,7 @@ class EmbeddingRule(Rule):
         run = (row[:, 1:] != row[:, :-1]).long().cumsum(1)
         run = F.pad(run, (1, 0)).unsqueeze(-1).expand_as(grad)
         summed = torch.zeros_like(grad).scatter_add_(1, run, grad)
-        return _row_dot(summed, summed)
+        return _row_dot(summed, summed), _dot_by_apply(calls, direction)
 
 
 class ScaleRule(Rule):
@@ -189,7 +236,7 @@ class ScaleRule(Rule):
         raise NotImplementedError
 
     def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        out = torch.zeros_like(a) if weight is None else _scale(self.normalised(a), weight, self.axis)
+        out = torch.zeros_like(a) if weight is None else self.normalised(a) * _broadcast(weight, a, self.axis)
         return _shift(out, bias, self.axis)
 
     def bias_grads(self, g: Tensor) -> Tensor:
@@ -197,14 +244,9 @@ class ScaleRule(Rule):
             return g.flatten(2).sum(2) if g.dim() > 2 else g
         return g.reshape(g.shape[0], -1, self.layer.weight.numel()).sum(1)
 
-    def weight_norm2(self, calls: Sequence[Call]) -> Tensor:
-        total: Tensor | None = None
-        for rule, a, g in calls:
-            a, g = _common(a, g)
-            grads = rule.bias_grads(g * rule.normalised(a))
-            total = grads if total is None else total + grads
-        assert total is not None
-        return _row_dot(total, total)
+    def weight_terms(self, calls: Sequence[Call], direction: Tensor | None) -> Terms:
+        everything = _chunk(calls, slice(None))
+        return _dense_terms(_total([rule.bias_grads(g * rule.normalised(a)) for rule, a, g in everything]), direction)
 
 
 class LayerNormRule(ScaleRule):
@@ -231,10 +273,6 @@ class EvalBatchNormRule(ScaleRule):
 
 def _broadcast(parameter: Tensor, like: Tensor, axis: int) -> Tensor:
     return parameter.view(-1, *[1] * (like.dim() - 2)) if axis == 1 else parameter
-
-
-def _scale(x: Tensor, weight: Tensor, axis: int) -> Tensor:
-    return x * _broadcast(weight, x, axis)
 
 
 def _shift(x: Tensor, bias: Tensor | None, axis: int) -> Tensor:
@@ -281,14 +319,15 @@ def call_dot(call: Call, directions: Mapping[str, Tensor]) -> Tensor:
         return _row_dot(call.rule.apply(a, weight, bias), g)
 
 
-def joint_norm2(calls: Sequence[Call], name: str) -> Tensor:
-    """(n,): |sum over the calls of dL_i/dparameter|^2 for one parameter that all these calls share."""
+def joint_terms(calls: Sequence[Call], name: str, direction: Tensor | None = None) -> Terms:
+    """For one parameter that all these calls share: its gradients' squared norms and dots."""
+    if not len(calls[0].g):
+        none = _common(calls[0].g)[0].new_zeros(0)
+        return none, None if direction is None else none
     with torch.autocast(calls[0].g.device.type, enabled=False):
         if name == "weight":
-            return cast(Tensor, calls[0].rule.weight_norm2(calls))
-        grads = [call.rule.bias_grads(*_common(call.g)) for call in calls]
-        total = grads[0] if len(grads) == 1 else torch.stack(grads).sum(0)
-        return _row_dot(total, total)
+            return cast(Terms, calls[0].rule.weight_terms(calls, direction))
+        return _dense_terms(_total([call.rule.bias_grads(*_common(call.g)) for call in calls]), direction)
 
 
 def check_batch(a: Tensor, g: Tensor, n: int, rule: Rule, what: str) -> None:
@@ -364,5 +403,5 @@ def per_sample_grad_norm(
         (n,) in float32, or float64 where an argument is float64.
     """
     call = _single_call(activations, grad_outputs, layer, parameters)
-    norm2 = torch.stack([joint_norm2([call], name) for name in parameters]).sum(0)
+    norm2 = _total([joint_terms([call], name)[0] for name in parameters])
     return norm2.clamp_min(0).sqrt()  # a ghost norm near zero may round below it

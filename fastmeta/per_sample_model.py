@@ -12,16 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fastmeta.per_sample_layers import (
-    SUPPORTED,
-    Call,
-    Rule,
-    call_dot,
-    check_batch,
-    couples_samples,
-    joint_norm2,
-    rule_for,
-)
+from fastmeta.per_sample_layers import SUPPORTED, Call, Rule, check_batch, couples_samples, joint_terms, rule_for
 from fastmeta.reference import pick_logits
 
 _WAY_OUT = "freeze it with requires_grad_(False) to leave it out, or take torch.func.vmap(torch.func.grad(...))"
@@ -88,15 +79,15 @@ def per_sample(
                 check_batch(r.a, g, n, r.rule, f"layer {name!r} ({type(r.rule.layer).__name__})")
                 calls.append(Call(r.rule, r.a, g))
 
+    norm2, dot = zero, None if directions is None else zero
     with torch.no_grad():
-        norm = sum((_norm2(shared, names) for shared in _by_parameter(calls).values()), zero).clamp_min(0).sqrt()
-        if directions is None:
-            return PerSample(None, norm)
-        dot = zero
-        for call in calls:
-            own = {k: directions[id(p)] for k, p in _trainable(call.rule.layer) if id(p) in directions}
-            dot = dot + call_dot(call, own) if own else dot
-        return PerSample(dot, norm)
+        for key, shared in _by_parameter(calls).items():
+            _refuse_mixed(shared, names[key])
+            name, direction_here = shared[0][0], None if directions is None else directions.get(key)
+            norm2_here, dot_here = joint_terms([call for _, call in shared], name, direction_here)
+            norm2 = norm2 + norm2_here
+            dot = dot if dot is None or dot_here is None else dot + dot_here
+        return PerSample(dot, norm2.clamp_min(0).sqrt())  # a ghost norm near zero may round below it
 
 
 def _trainable(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -221,13 +212,10 @@ def _by_parameter(calls: list[Call]) -> dict[int, list[tuple[str, Call]]]:
     return shared
 
 
-def _norm2(shared: list[tuple[str, Call]], names: dict[int, str]) -> Tensor:
-    kinds = {(name, type(call.rule)) for name, call in shared}
-    if len(kinds) > 1:
-        name, call = shared[0]
+def _refuse_mixed(shared: list[tuple[str, Call]], parameter: str) -> None:
+    if len({(name, type(call.rule)) for name, call in shared}) > 1:
+        kinds = sorted({type(call.rule.layer).__name__ for _, call in shared})
         raise ValueError(
-            f"parameter {names[id(getattr(call.rule.layer, name))]!r} is shared by layers of different kinds "
-            f"({', '.join(sorted({type(c.rule.layer).__name__ for _, c in shared}))}), whose gradients have no joint "
-            f"norm here; {_WAY_OUT}"
+            f"parameter {parameter!r} is shared by layers of different kinds ({', '.join(kinds)}), whose gradients "
+            f"have no joint norm here; {_WAY_OUT}"
         )
-    return joint_norm2([call for _, call in shared], shared[0][0])

@@ -109,15 +109,16 @@ def test_without_a_layer_it_is_linear():
     close(per_sample_grad_norm(a, g), truth["weight"].flatten(1).norm(dim=1))
 
 
-@pytest.mark.parametrize(("features", "ghost"), [(30, True), (3, False)])
-def test_the_cheaper_norm_is_taken(features, ghost, monkeypatch):
+@pytest.mark.parametrize(("features", "way"), [(30, "_ghost_norm2"), (3, "_direct_terms")])
+def test_the_cheaper_norm_is_taken(features, way, monkeypatch):
     seen = []
-    original = per_sample_layers.OuterRule._chunk_norm2
-    monkeypatch.setattr(
-        per_sample_layers.OuterRule, "_chunk_norm2", lambda self, *args: seen.append(args[-1]) or original(self, *args)
-    )
+    for name in ("_ghost_norm2", "_direct_terms"):
+        original = getattr(per_sample_layers, name)
+        monkeypatch.setattr(
+            per_sample_layers, name, lambda *args, name=name, original=original: seen.append(name) or original(*args)
+        )
     per_sample_grad_norm(torch.randn(N, 8, features), torch.randn(N, 8, features))
-    assert seen == [ghost]
+    assert seen == [way]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -137,8 +138,19 @@ def test_low_precision_accumulates_in_float32(dtype):
 
 
 def test_empty_batch():
-    assert per_sample_grad_norm(torch.randn(0, 3), torch.randn(0, 4)).shape == (0,)
-    assert per_sample_grad_dot(torch.randn(0, 3), torch.randn(0, 4), torch.randn(4, 3)).shape == (0,)
+    for layer, a in [
+        (nn.Linear(3, 4), torch.randn(0, 3)),
+        (nn.Linear(3, 4), torch.randn(0, 7, 3)),
+        (nn.Conv2d(3, 4, 3), torch.randn(0, 3, 5, 5)),
+        (nn.Embedding(3, 4), torch.zeros(0, 7, dtype=torch.int64)),
+        (nn.GroupNorm(1, 3), torch.randn(0, 3, 4)),
+    ]:
+        direction = dict(layer.named_parameters())
+        assert per_sample_grad_norm(a, layer(a), layer=layer, parameters=tuple(direction)).shape == (0,)
+        assert per_sample_grad_dot(a, layer(a), direction, layer=layer).shape == (0,)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, C))
+    empty = per_sample(model, torch.randn(0, 3), torch.zeros(0, dtype=torch.int64), list(model.parameters()))
+    assert empty.dot.shape == empty.norm.shape == (0,)
 
 
 def test_layer_errors():
@@ -235,7 +247,9 @@ def setup(name):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("name", MODELS)
-def test_model(name, soft):
+def test_model(name, soft, monkeypatch):
+    if soft:
+        monkeypatch.setattr(per_sample_layers, "_SCRATCH", 1)  # sample by sample
     model, x = setup(name)
     targets = torch.rand(N, C, dtype=torch.float64) if soft else torch.randint(C, (N,))
     params = {k: p for k, p in model.named_parameters() if p.requires_grad}
