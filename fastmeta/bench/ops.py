@@ -176,7 +176,7 @@ class OpsRow:
     gigabytes_per_second: float  # of the fused variant
     share_of_copy: float
     error: dict[str, float]  # variant -> max |output - float64 truth| / max |truth|, worst output
-    skipped: dict[str, str]
+    notes: dict[str, str]  # peer -> why it is absent, or was not timed like the others
 
 
 class WrongResult(AssertionError):
@@ -254,7 +254,7 @@ class Prepared:
 
     bodies: dict[str, list[Body]]
     errors: dict[str, float]
-    skipped: dict[str, str]
+    notes: dict[str, str]
     moved_bytes: int
 
 
@@ -262,13 +262,13 @@ def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepare
     """Inputs, variants and the comparison of their outputs for one case."""
     operation, device = OPERATIONS[name], torch.device(config.device)
     inputs = Inputs.random(n, C, DTYPES[dtype], device, seed=0)
-    variants, skipped = _variants(name, config), {}
+    variants, notes = _variants(name, config), {}
     arguments = dict.fromkeys(variants, operation.arguments)
     same = dict(variants)
     for peer, (load, peer_arguments, same_maths) in operation.peers.items():
         f = load()
         if isinstance(f, str):
-            skipped[peer] = f
+            notes[peer] = f"skipped, {f}"
             continue
         variants[peer], arguments[peer] = f, peer_arguments
         if same_maths:
@@ -282,13 +282,13 @@ def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepare
     bodies = {k: _bodies(f, arguments[k], slots) for k, f in variants.items()}
     for calls in bodies.values():
         calls[0]()
-    return Prepared(bodies, errors, skipped, moved)
+    return Prepared(bodies, errors, notes, moved)
 
 
 def measure(name: str, n: int, C: int, dtype: str, config: OpsConfig, copy: float) -> OpsRow:
     """One row of the table; `copy` is the device's copy bandwidth in bytes per second."""
     case = prepare(name, n, C, dtype, config)
-    timings = _time(case.bodies, torch.device(config.device), config)
+    timings, uncaptured = _time(case.bodies, torch.device(config.device), config)
     fused = timings["fused"]
     bandwidth = case.moved_bytes / fused.median
     return OpsRow(
@@ -301,16 +301,29 @@ def measure(name: str, n: int, C: int, dtype: str, config: OpsConfig, copy: floa
         gigabytes_per_second=bandwidth / 1e9,
         share_of_copy=bandwidth / copy,
         error=case.errors,
-        skipped=case.skipped,
+        notes={**case.notes, **uncaptured},
     )
 
 
-def _time(bodies: dict[str, list[Body]], device: torch.device, config: OpsConfig) -> dict[str, Timing]:
+def _time(
+    bodies: dict[str, list[Body]], device: torch.device, config: OpsConfig
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Timings per call, and the variants that could not be captured, with the reason."""
     if device.type != "cuda" or not config.graph:
-        return interleave(bodies, device, seconds=config.seconds)
-    replays = {name: replayed(calls) for name, calls in bodies.items()}
-    timings = interleave({k: [body] for k, (body, _) in replays.items()}, device, seconds=config.seconds)
-    return {k: Timing(tuple(s / replays[k][1] for s in t.seconds)) for k, t in timings.items()}
+        return interleave(bodies, device, seconds=config.seconds), {}
+    captured: dict[str, tuple[list[Body], int]] = {}
+    notes: dict[str, str] = {}
+    for name, calls in bodies.items():
+        try:
+            replay, count = replayed(calls)
+            captured[name] = [replay], count
+        except RuntimeError as error:  # it waits for the device, as others' code may
+            if name == "fused":
+                raise
+            captured[name] = calls, 1
+            notes[name] = f"timed from the host, not captured in a graph: {str(error).splitlines()[0]}"
+    timings = interleave({k: calls for k, (calls, _) in captured.items()}, device, seconds=config.seconds)
+    return {k: Timing(tuple(s / captured[k][1] for s in t.seconds)) for k, t in timings.items()}, notes
 
 
 def rows(config: OpsConfig, copy: float) -> Iterator[OpsRow]:
@@ -386,7 +399,7 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> tuple[dict[str
         measured.append(row)
         say(line(cells(row)))
     say("eager, compiled, others: how many times longer they take than the fused operation, paired")
-    for peer, reason in sorted({item for r in measured for item in r.skipped.items()}):
-        say(f"skipped {peer}: {reason}")
+    for peer, note in sorted({item for r in measured for item in r.notes.items()}):
+        say(f"{peer}: {note}")
     content = {"config": asdict(config), "copy_gb_per_s": copy / 1e9, "rows": [asdict(r) for r in measured]}
     return content, [v for r in measured for v in verdicts(r, config.device)]
