@@ -29,51 +29,54 @@ def plain(value: float | None, digits: int) -> str:
 
 def result_table(summary: Mapping[str, Any]) -> Table:
     """The method's row and one per baseline; `summary` is a summary.json."""
+    from rich import box
     from rich.table import Table
 
     table = Table(
-        title=f"{_name(summary['dataset'])}, {_data_line(summary)}",
+        title=f"{_name(summary['dataset'])}: {_data_line(summary)}",
         title_justify="left",
         caption=_caption(summary),
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("labels", no_wrap=True)
+    # narrow enough for a terminal of 80 columns; nll and ece stand in summary.json
     for header in (
         "test %\nlast",
-        "test %\nbest",
-        "nll",
-        "ece",
-        "labels right %\nstart → end",
+        "\nbest",
+        "labels right\nstart → end %",
         "put\nright",
-        "spoiled",
-        "wrong\nfound, AP",
-        "s",
+        "\nspoiled",
+        "wrong ones\nfound, AP",
+        "\ns",
     ):
         table.add_column(header, justify="right", no_wrap=True)
-    right = f"{percent(summary['label_accuracy_initial'])} → {percent(summary['label_accuracy_final'])}"
+    start, end = percent(summary["label_accuracy_initial"]), percent(summary["label_accuracy_final"])
+    last, best, seconds = _stage_cells(summary)
     table.add_row(
         f"[bold]{TITLES.get(summary['method'], summary['method'])}",
-        *_stage_cells(summary)[:4],
-        "–" if summary["label_accuracy_initial"] is None else right,
+        last,
+        best,
+        "–" if summary["label_accuracy_initial"] is None else f"{start} → {end}",
         _count(summary["labels_corrected"]),
         _count(summary["labels_spoiled"]),
         plain(summary["wrong_label_average_precision"], 3),
-        _stage_cells(summary)[4],
+        seconds,
     )
     for name, figures in summary["baselines"].items():
-        cells = _stage_cells(figures)
-        table.add_row(TITLES.get(name, name), *cells[:4], "", "", "", "", cells[4])
+        last, best, seconds = _stage_cells(figures)
+        table.add_row(TITLES.get(name, name), last, best, "", "", "", "", seconds)
     return table
 
 
-def _stage_cells(figures: Mapping[str, Any]) -> list[str]:
-    return [
+def _stage_cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (
         percent(figures["test_accuracy_last"]),
         percent(figures["test_accuracy_best"]),
-        plain(figures["nll"], 3),
-        plain(figures["ece"], 3),
         plain(figures["seconds"], 1),
-    ]
+    )
 
 
 def _count(value: int | None) -> str:

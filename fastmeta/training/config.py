@@ -130,7 +130,8 @@ class TrainConfig:
     method: str = "instance_labels"
     """onehot, class_labels or instance_labels."""
     model: str | None = None
-    """small_conv, mlp, resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10 or torchvision:NAME."""
+    """small_conv, mlp, resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, torchvision:NAME, or your own
+    as package.module:factory."""
     epochs: int | None = None
     """Passes over the training set."""
     seed: int = 0
@@ -145,7 +146,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the network under autocast; weights, labels and label gradient stay fp32."""
     threads: int | None = None
-    """CPU threads; by default torch's own choice."""
+    """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints at the end of an epoch."""
     optim: OptimConfig = field(default_factory=OptimConfig)

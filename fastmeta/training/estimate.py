@@ -9,6 +9,7 @@ import time
 import torch
 
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.presets import preset_threads
 from fastmeta.training.session import Prepared, prepare
 from fastmeta.training.stage import Stage
 
@@ -18,8 +19,7 @@ WARM_UP, TIMED = 3, 5
 def dry_run(config: TrainConfig) -> str:
     """Text for people. Takes a few steps on copies. Raises what :func:`fastmeta.train` would raise before it trains."""
     before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(preset_threads(config) or before)
     try:
         with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
             return _describe(prepare(config))

@@ -26,13 +26,14 @@ class Preset:
     weight_decay: float
     target_prob: float
     baselines: str
+    threads: int | None  # None is torch's own choice
     #: label_lr * lr / batch_size of instance labels; None leaves it to the label family
     instance_rate: float | None = None
 
 
 DIGITS = Preset(
     noise="uniform:0.4",
-    model="small_conv",
+    model="fastmeta.models.digits:digits_conv",
     epochs=30,
     batch_size=64,
     meta_batch_size=30,
@@ -40,6 +41,7 @@ DIGITS = Preset(
     weight_decay=2e-3,
     target_prob=0.4,
     baselines="all",
+    threads=1,
     # short runs and few visits per label want larger steps than the family's default
     instance_rate=1.5,
 )
@@ -53,6 +55,7 @@ ARRAYS = Preset(
     weight_decay=5e-4,
     target_prob=0.9,
     baselines="none",
+    threads=None,
 )
 
 
@@ -61,12 +64,17 @@ def preset_noise(config: TrainConfig) -> str:
     return config.noise if config.noise is not None else _preset(config).noise
 
 
+def preset_threads(config: TrainConfig) -> int | None:
+    """CPU threads of a run, None for torch's own choice."""
+    return config.threads if config.threads is not None else _preset(config).threads
+
+
 def _preset(config: TrainConfig) -> Preset:
     return DIGITS if config.dataset == "digits" else ARRAYS
 
 
 def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
-    """`config` with every None replaced, `out` apart; label_lr stays None for methods without learned labels.
+    """`config` with every None replaced, but for `out`, `threads` where torch chooses, and label_lr of fixed labels.
 
     Raises:
         InputError: settings that do not fit the images.
@@ -100,13 +108,14 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
             one = method.family(torch.zeros(1, dtype=torch.int64), splits.num_classes, 0.5)
             label_lr = one.default_label_lr(optim.lr, batch_size)
         labels = replace(labels, label_lr=label_lr)
-    model = config.model or (preset.model if min(height, width) >= 16 else DIGITS.model)
+    model = config.model or (preset.model if config.dataset == "digits" or min(height, width) >= 16 else "small_conv")
     return replace(
         config,
         noise=preset_noise(config),
         model=model,
         epochs=_or(config.epochs, preset.epochs),
         baselines=config.baselines if config.baselines is not None else preset.baselines,
+        threads=preset_threads(config),
         optim=optim,
         labels=labels,
         data=data,

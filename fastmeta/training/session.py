@@ -22,7 +22,7 @@ from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed,
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.listener import Listener
-from fastmeta.training.presets import preset_noise, resolve
+from fastmeta.training.presets import preset_noise, preset_threads, resolve
 from fastmeta.training.result import (
     CUSTOM,
     Run,
@@ -171,8 +171,7 @@ def train(
         config = TrainConfig.read(path / "config.toml")
     config = config or TrainConfig()
     before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(preset_threads(config) or before)
     devices = list(range(torch.cuda.device_count()))
     try:
         with torch.random.fork_rng(devices), _deterministic():
