@@ -31,7 +31,9 @@ FASTMETA_INLINE void narrow(const A* from, int64_t C, T* to) {
 template <class A>
 struct Scan {
   A max;
-  bool finite;  // all elements; where not, `max` may have lost a NaN
+  bool finite;  // all elements; where not, `max` may have lost a NaN, and so may exponentials below it
+
+  FASTMETA_INLINE A poison() const { return finite ? A(0) : quiet_nan<A>(); }  // what makes a result NaN where not
 };
 
 template <class A>

@@ -90,15 +90,14 @@ FASTMETA_INLINE Vec<A> where_negative(Vec<A> d, Vec<A> a, Vec<A> b) {
   return a;
 }
 
-// exp for x <= 88 (709): within 1 ulp, 0 below the normal range, NaN for NaN and for infinities.
+// exp for finite x <= 88 (709): within 1 ulp; below the normal range the smallest normal number.
 template <class A>
 FASTMETA_INLINE Vec<A> exp(Vec<A> x) {
   using S = Simd<A>;
-  const Vec<A> over = x - S::kMin;
-  const Vec<A> bounded = where_negative<A>(over, all<A>(S::kMin), x);
-  const Vec<A> shifted = bounded * S::kLog2e + S::kRound;
+  x = where_negative<A>(x - S::kMin, all<A>(S::kMin), x);
+  const Vec<A> shifted = x * S::kLog2e + S::kRound;
   const Vec<A> n = shifted - S::kRound;
-  const Vec<A> r = (bounded - n * S::kLn2Hi) - n * S::kLn2Lo;
+  const Vec<A> r = (x - n * S::kLn2Hi) - n * S::kLn2Lo;
   Vec<A> poly = all<A>(S::kPoly[0]);
 #pragma GCC unroll 16
   for (unsigned k = 1; k < sizeof(S::kPoly) / sizeof(A); ++k) poly = poly * r + S::kPoly[k];
@@ -108,8 +107,7 @@ FASTMETA_INLINE Vec<A> exp(Vec<A> x) {
   bits = (bits + S::kBias) << S::kMantissa;  // 2^n; the bits of kRound fall off at the top
   Vec<A> power;
   std::memcpy(&power, &bits, sizeof(power));
-  power = where_negative<A>(over, Vec<A>{}, power);
-  return mantissa * power + x * A(0);  // 0 * x: a NaN may have had the sign that `bounded` replaces
+  return mantissa * power;
 }
 
 template <class A>
@@ -130,15 +128,13 @@ FASTMETA_INLINE A add_lanes(Vec<A> v) {
 
 template <class A>
 FASTMETA_INLINE A max_lanes(Vec<A> v) {
-  typedef A Quarter __attribute__((vector_size(16)));
-  Quarter q[4];
-  std::memcpy(q, &v, sizeof(v));
-  A m = q[0][0];
+  A m[Simd<A>::kLanes];
+  std::memcpy(m, &v, sizeof(v));
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-    for (unsigned k = 0; k < 16 / sizeof(A); ++k) m = q[i][k] > m ? q[i][k] : m;
-  return m;
+  for (int half = Simd<A>::kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int k = 0; k < half; ++k) m[k] = m[k + half] > m[k] ? m[k + half] : m[k];
+  return m[0];
 }
 
 // A sum in lanes on two levels, so that long rows add blocks and not a million terms to one number.

@@ -13,11 +13,11 @@ FASTMETA_CLONES void forward_rows(const SoftCrossEntropyArgs& a, int64_t begin, 
   Scratch<A> rows(3, a.C);
   A *z = rows[0], *p = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
-    const A m = load_row(a.logits, i, a.C, z).max;
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
     load_row(a.probs, i, a.C, p, Padding::kZero);
-    const A log_sum = std::log(exp_row(z, m, a.C, e));
-    static_cast<A*>(a.loss)[i] = loss_from(below_row(p, m, z, a.C), sum_row(p, a.C), log_sum);
-    static_cast<A*>(a.lse)[i] = m + log_sum;
+    const A log_sum = std::log(exp_row(z, scan.max, a.C, e)) + scan.poison();
+    static_cast<A*>(a.loss)[i] = loss_from(below_row(p, scan.max, z, a.C), sum_row(p, a.C), log_sum);
+    static_cast<A*>(a.lse)[i] = scan.max + log_sum;
   }
 }
 
@@ -27,10 +27,10 @@ FASTMETA_CLONES void backward_rows(const SoftCrossEntropyBackwardArgs& a, int64_
   A *z = rows[0], *p = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
     const A w = value<A>(a.grad, i), lse = value<A>(a.lse, i);
-    load_row(a.logits, i, a.C, z);
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
     if (a.grad_logits.data != nullptr) {
       load_row(a.probs, i, a.C, p, Padding::kZero);
-      const A sum = exp_row(z, lse, a.C, e);
+      const A sum = exp_row(z, lse, a.C, e) + scan.poison();
       difference_row(e, w * sum_row(p, a.C) / sum, p, w, a.C, e);
       store_row(e, a.C, a.grad_logits, i);
     }
@@ -46,10 +46,10 @@ FASTMETA_CLONES void hvp_rows(const HvpArgs& a, int64_t begin, int64_t end) {
   Scratch<A> rows(3, a.C);
   A *z = rows[0], *v = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
-    const A m = load_row(a.logits, i, a.C, z).max;
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
     load_row(a.v, i, a.C, v);
     A ev;
-    const A sum = exp_dot_row(z, m, v, a.C, e, ev);
+    const A sum = exp_dot_row(z, scan.max, v, a.C, e, ev) + scan.poison();
     A s = 1;
     if (a.probs.data != nullptr) {
       load_row(a.probs, i, a.C, z, Padding::kZero);
@@ -65,10 +65,10 @@ FASTMETA_CLONES void label_grad_rows(const HvpArgs& a, int64_t begin, int64_t en
   Scratch<A> rows(3, a.C);
   A *z = rows[0], *v = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
-    const A m = load_row(a.logits, i, a.C, z).max;
+    const Scan<A> scan = load_row(a.logits, i, a.C, z);
     load_row(a.v, i, a.C, v);
     A ev;
-    const A sum = exp_dot_row(z, m, v, a.C, e, ev);
+    const A sum = exp_dot_row(z, scan.max, v, a.C, e, ev) + scan.poison();
     centred_row(v, A(1), ev / sum, a.C, v);
     store_row(v, a.C, a.out, i);
   }
