@@ -65,12 +65,12 @@ def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Da
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {what}; npz:PATH wants a file written by np.savez")
-    wanted = dict.fromkeys(FIELDS)
-    sources = {**{k: k for k in wanted}, "y_train": given, "y_true": truth}
+    sources = {**{field: field for field in FIELDS}, "y_train": given, "y_true": truth}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise InputError(f"{path} holds a single array; write one with np.savez(path, x_train=…, y_train=…)")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds a single array; write a file of several with np.savez")
+        with loaded as file:
             for field, key in (("given", given), ("truth", truth)):
                 if key not in file.files and key not in ("y_train", "y_true"):
                     raise InputError(f"{path}: no array {key!r} for data.{field}, found {', '.join(file.files)}")

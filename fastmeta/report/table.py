@@ -13,9 +13,9 @@ TITLES = {
     "instance_labels": "instance labels",
     "class_labels": "class labels",
     "onehot": "fixed labels",
-    "noisy": "fixed, given",
-    "union": "fixed, given + clean",
-    "clean": "fixed, clean alone",
+    "noisy": "fixed: given",
+    "union": "fixed: given+clean",
+    "clean": "fixed: clean",
 }
 
 
@@ -38,18 +38,18 @@ def result_table(summary: Mapping[str, Any]) -> Table:
         caption=_caption(summary),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,
+        show_edge=False,
     )
     table.add_column("labels", no_wrap=True)
     # narrow enough for a terminal of 80 columns; nll and ece stand in summary.json
     for header in (
         "test %\nlast",
-        "\nbest",
-        "labels right\nstart → end %",
-        "put\nright",
+        "\n best",
+        " labels right %\nstart → end",
+        "  put\nright",
         "\nspoiled",
-        "wrong ones\nfound, AP",
+        " finds\nwrong, AP",
         "\ns",
     ):
         table.add_column(header, justify="right", no_wrap=True)

@@ -1,0 +1,120 @@
+"""Arrays are checked once, where they enter; every message says what is wrong and how to mend it."""
+
+import numpy as np
+import pytest
+
+from fastmeta.data import Dataset, InputError, load_dataset
+from fastmeta.data.sources import digits
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    base = {
+        "x_train": rng.integers(0, 256, (12, 5, 6, 3), dtype=np.uint8),
+        "y_train": np.arange(12) % 3,
+        "x_test": rng.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8),
+        "y_test": np.array([0, 1, 2, 0]),
+    }
+    return {k: v for k, v in {**base, **changes}.items() if v is not None}
+
+
+def test_takes_over_what_is_right():
+    data = Dataset.from_arrays(
+        arrays(y_true=np.zeros(12, np.uint8), meta_index=[3, 1], class_names=list("abc"), more=1)
+    )
+    assert data.num_classes == 3
+    assert data.class_names == ("a", "b", "c")
+    assert data.y_true is not None
+    assert data.y_true.dtype == np.int64
+    assert data.meta_index is not None
+    assert data.meta_index.tolist() == [3, 1]
+
+
+def test_grey_images_need_no_channel_axis_and_columns_of_labels_are_vectors():
+    data = Dataset.from_arrays({"x_train": np.zeros((4, 5, 6), np.uint8), "y_train": np.array([[0], [1], [0], [1]])})
+    assert data.x_train.shape == (4, 5, 6, 1)
+    assert data.y_train.shape == (4,)
+    assert data.x_test is None
+
+
+X = np.zeros((12, 5, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": None}, "array 'x_train' is missing, found x_test, y_test, y_train"),
+        ({"y_test": None}, "'x_test' comes without 'y_test'"),
+        ({"x_train": X.astype(np.float32)}, r"must be uint8 images .* got float32 .*astype\(np.uint8\)"),
+        ({"x_train": X[:0]}, "none empty"),
+        ({"x_train": X.transpose(0, 3, 1, 2)}, r"transpose\(0, 2, 3, 1\)"),
+        (
+            {"x_test": np.zeros((4, 7, 6, 3), np.uint8)},
+            r"x_test has images of shape \(7, 6, 3\), x_train of \(5, 6, 3\)",
+        ),
+        ({"y_train": np.zeros(11, np.int64)}, "y_train has 11 labels for the 12 images"),
+        ({"y_train": np.arange(12.0)}, "integer dtype, got float64"),
+        ({"y_train": np.full(12, 2)}, r"one class only \(2\)"),
+        ({"y_train": np.arange(12) % 3 - 1}, "got -1 to 1; renumber"),
+        ({"class_names": ["a", "b"]}, r"must lie in 0\.\.1 \(2 class_names are given\), got 0 to 2"),
+        ({"meta_index": [0, 12]}, r"must lie in 0\.\.11, .* got 0 to 12"),
+        ({"meta_index": [4, 4]}, "names a row twice"),
+        ({"meta_index": [0.5]}, "integer dtype"),
+        ({"meta_index": [0], "x_meta": X, "y_meta": np.zeros(12, int)}, "both 'x_meta' and 'meta_index'"),
+    ],
+)
+def test_says_what_is_wrong(changes, message):
+    with pytest.raises(InputError, match=message):
+        Dataset.from_arrays(arrays(**changes))
+
+
+def test_npz_round_trip_with_other_label_arrays(tmp_path):
+    path = tmp_path / "set.npz"
+    human = (np.arange(12) + 1) % 3
+    np.savez(path, **arrays(human=human))
+    data = load_dataset(f"npz:{path}", given="human", truth="y_train")
+    assert data.y_train.tolist() == human.tolist()
+    assert data.y_true is not None
+    assert data.y_true.tolist() == (np.arange(12) % 3).tolist()
+    with pytest.raises(InputError, match="no array 'robots' for data.given, found .*human"):
+        load_dataset(f"npz:{path}", given="robots")
+
+
+def test_files_that_are_missing_or_broken(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_dataset(f"npz:{tmp_path}/none.npz")
+    with pytest.raises(InputError, match="is a folder"):
+        load_dataset(f"npz:{tmp_path}")
+    (tmp_path / "text.npz").write_text("no zip")
+    with pytest.raises(InputError, match="cannot be read as .npz"):
+        load_dataset(f"npz:{tmp_path}/text.npz")
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, **arrays())
+    (tmp_path / "half.npz").write_bytes(whole.read_bytes()[:800])
+    with pytest.raises(InputError, match="cannot be read as .npz"):
+        load_dataset(f"npz:{tmp_path}/half.npz")
+    np.save(tmp_path / "one.npy", X)
+    with pytest.raises(InputError, match="a single array"):
+        load_dataset(f"npz:{tmp_path}/one.npy")
+    np.savez(tmp_path / "pickle.npz", x_train=X, y_train=np.array([object()] * 12))
+    with pytest.raises(InputError, match="cannot be read as .npz"):
+        load_dataset(f"npz:{tmp_path}/pickle.npz")
+    with pytest.raises(InputError, match="unknown dataset 'cifar'"):
+        load_dataset("cifar")
+
+
+def test_digits_are_those_of_scikit_learn_three_clean_ones_per_class():
+    data = digits(seed=0)
+    assert data.meta_index is not None
+    assert data.x_test is not None
+    assert (len(data.x_test), len(data.meta_index), len(data.x_train) - len(data.meta_index)) == (397, 30, 1370)
+    assert np.bincount(data.y_train[data.meta_index]).tolist() == [3] * 10
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    ours = np.concatenate([data.x_train, data.x_test])[..., 0]
+    key = {image.tobytes(): target for image, target in zip(source.images, source.target, strict=True)}
+    labels = np.concatenate([data.y_train, data.y_test])
+    assert all(key[(x / 15).tobytes()] == y for x, y in zip(ours, labels, strict=True))
+    assert np.array_equal(digits(seed=0).x_train, data.x_train)
+    assert not np.array_equal(digits(seed=1).x_train, data.x_train)
