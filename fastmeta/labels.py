@@ -36,6 +36,27 @@ def _check_targets(targets: Tensor, num_classes: int) -> Tensor:
     return targets.to(torch.int64).clone()
 
 
+def instance_gradient(rows: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None = None) -> Tensor:
+    """d L_meta / d label logits `rows`, (n, C): scale * weight * p * (u - <p, u>).
+
+    It is the logit-space Hessian-vector product of cross-entropy taken at the label distribution (Eq. 7).
+    """
+    grad = ops.soft_cross_entropy_hvp(rows.to(u.dtype), u) * scale
+    return grad if weight is None else grad * weight.unsqueeze(1)
+
+
+def class_gradient(
+    targets: Tensor, num_classes: int, u: Tensor, scale: float | Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """d L_meta / d alpha, (C,): scale * sum over the rows of class c of weight * (mean_{k != c} u_k - u_c)."""
+    given = u.gather(1, targets.unsqueeze(1)).squeeze(1)
+    term = (u.sum(-1) - given) / (num_classes - 1) - given
+    if weight is not None:
+        term = term * weight
+    # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
+    return scale * (nn.functional.one_hot(targets, num_classes).to(u.dtype).T @ term)
+
+
 class _Labels(nn.Module):
     family: str
     targets: Tensor
@@ -119,12 +140,8 @@ class InstanceLabels(_Labels):
     def gradient(
         self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """d L_meta / d label logits, (n, C): scale * weight * p * (u - <p, u>), one row per entry of the batch.
-
-        It is the logit-space Hessian-vector product of cross-entropy taken at the label distribution (Eq. 7).
-        """
-        grad = ops.soft_cross_entropy_hvp(self.rows(index).to(u.dtype), u)
-        return grad * scale if weight is None else grad * (scale * weight.unsqueeze(1))
+        """d L_meta / d label logits (n, C), one row per entry of the batch: see :func:`instance_gradient`."""
+        return instance_gradient(self.rows(index), u, scale, weight)
 
     def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""
@@ -190,14 +207,8 @@ class ClassLabels(_Labels):
     def gradient(
         self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """d L_meta / d alpha, (C,): scale * sum over the rows of class c of weight * (mean_{k != c} u_k - u_c)."""
-        targets = self.targets[index]
-        given = u.gather(1, targets.unsqueeze(1)).squeeze(1)
-        term = (u.sum(-1) - given) / (self.num_classes - 1) - given
-        if weight is not None:
-            term = term * weight
-        # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
-        return scale * (nn.functional.one_hot(targets, self.num_classes).to(u.dtype).T @ term)
+        """d L_meta / d alpha (C,): see :func:`class_gradient`."""
+        return class_gradient(self._given(index), self.num_classes, u, scale, weight)
 
     def move_(self, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (C,) that is already there, then the clamp to [0, 1]."""

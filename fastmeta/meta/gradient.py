@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +76,17 @@ def meta_pass(
     *,
     weight: Tensor | None = None,
     reduce: Reduce = lambda tensors: tensors,
+    replay: bool = True,
 ) -> MetaPass:
     """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
 
-    Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once.
+    Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
+    the model must draw no random numbers, or `plan` must be reverse.
     """
     (x, index), (x_meta, y_meta) = train, meta
     params, names = network.params, list(network.params)
-    random = RandomState(index.device)
+    # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
+    random = RandomState(index.device) if replay and plan.way != "reverse" else None
     start = network.buffers()
     buffers = {k: b.clone() for k, b in start.items()}
     with math_attention(plan.math_attention):
@@ -122,9 +126,10 @@ def meta_pass(
         u = reverse_tangent(grads, v, [direction.get(k) for k in names])
         del grads
     elif plan.way == "forward":
-        with math_attention(plan.math_attention), random.replay():
+        with math_attention(plan.math_attention), nullcontext() if random is None else random.replay():
             u = forward_tangent(network, start, x, direction)
     else:
+        assert random is not None
         u = difference_tangent(network, start, x, direction, random)
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(

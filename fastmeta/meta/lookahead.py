@@ -142,7 +142,7 @@ class PreparedLookAhead:
             offsets = [self.rules[name].offset(star[name]) for name in moved]
             deltas = [grads[name] for name in moved]
             if self.uniform and not isinstance(self.rate, Tensor):
-                new = torch._foreach_add(offsets, deltas, alpha=-self.rate)
+                new = list(torch._foreach_add(offsets, deltas, alpha=-self.rate))
             else:
                 new = [b - self.rules[name].slope * d for name, b, d in zip(moved, offsets, deltas, strict=True)]
         star.update(zip(moved, new, strict=True))

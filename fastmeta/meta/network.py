@@ -62,13 +62,13 @@ class Network:
             )
         # Where everything hangs is looked up once: walking the modules at every pass costs more than a small layer.
         # Parameters and buffers that stand under several names get all of them, so that a tie stays one.
-        first = {id(p): name for name, p in self.params.items()}
-        self._names = [
-            (name, first[id(p)]) for name, p in model.named_parameters(remove_duplicate=False) if id(p) in first
-        ]
+        first = {id(p): name for name, p in model.named_parameters()}
+        self._names = [(name, first[id(p)]) for name, p in model.named_parameters(remove_duplicate=False)]
+        self._frozen = [name for name in first.values() if name not in self.params]
         seen: dict[int, str] = {}
         self._slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
         self._buffer_names: list[tuple[str, str]] = []
+        self._modules = list(model.modules())
         for path, module in model.named_modules(remove_duplicate=False):
             for key, b in module._buffers.items():
                 if b is not None:
@@ -76,6 +76,10 @@ class Network:
                     canonical = seen.setdefault(id(b), name)
                     self._buffer_names.append((name, canonical))
                     self._slots.setdefault(canonical, (module._buffers, key))
+
+    @property
+    def buffer_names(self) -> list[str]:
+        return list(self._slots)
 
     def _buffer(self, name: str) -> Tensor:
         holder, key = self._slots[name]
@@ -97,8 +101,17 @@ class Network:
             for name, b in buffers.items():
                 self._buffer(name).copy_(b)
 
+    def frozen(self) -> Tensors:
+        """The parameters that do not move."""
+        return {name: self.model.get_parameter(name) for name in self._frozen}
+
+    def modes(self) -> tuple[bool, ...]:
+        """train() or eval() of every module."""
+        return tuple(m.training for m in self._modules)
+
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        state = {name: params[canonical] for name, canonical in self._names}
+        """float logits (n, C); `params` may leave out frozen ones, which then are the model's own."""
+        state = {name: params[canonical] for name, canonical in self._names if canonical in params}
         state.update((name, buffers[canonical]) for name, canonical in self._buffer_names)
         logits = self.logits_of(functional_call(self.model, state, (x,), tie_weights=False))
         if not isinstance(logits, Tensor) or logits.ndim != 2:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.labels import ClassLabels
+from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
+from fastmeta.meta.graph import Untraceable
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.network import Network, math_attention, uncached_autocast
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
@@ -62,6 +65,10 @@ class MetaStep:
         on_grad: called with {name: gradient} before the optimizer's step, to clip or record; in-place changes count.
         process_group: data parallelism, each rank with its own rows of the batch, equally many;
             see fastmeta.meta.distributed.
+        compile: ``"off"`` runs eagerly; ``"trace"`` runs the whole step as one graph without its dead and doubled work
+            (12.96 instead of 13.96 train forwards for a ResNet); ``"full"`` compiles that graph with inductor.
+            One graph per batch shape, at most 8. What has no faithful graph (an optimizer that is not plain SGD,
+            `on_grad`, ranks, a model that traces badly) runs eagerly, with a warning; :meth:`explain` has the reason.
 
     BatchNorm's running statistics move exactly once per step, by the train batch. Random layers draw once: the tangent
     sees the masks of the train forward. A step whose loss, g or u is not finite changes nothing and is counted in
@@ -81,6 +88,7 @@ class MetaStep:
         unique_index: bool = False,
         on_grad: Callable[[dict[str, Tensor]], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        compile: CompileMode = "off",
     ) -> None:
         if label_lr is not None and not 0 <= label_lr < float("inf"):
             raise ValueError(f"label_lr must be a finite number >= 0, got {label_lr}")
@@ -96,6 +104,11 @@ class MetaStep:
         self.steps = 0
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=labels.targets.device)
         self._lookahead = LookAhead(lookahead, optimizer)
+        if compile not in get_args(CompileMode):
+            raise ValueError(f"compile must be one of {', '.join(get_args(CompileMode))}, got {compile!r}")
+        self.compile: CompileMode = compile
+        self._graphs: GraphStep | None = None
+        self._untraced = ""  # why the step runs eagerly although `compile` asks for more
         self._ranks = Ranks(process_group)
         self._network: Network | None = None
         self._network_key: tuple[tuple[int, bool], ...] = ()
@@ -113,7 +126,46 @@ class MetaStep:
         with uncached_autocast():
             if self.plan is None:
                 self.plan = plan_tangent(network, train[0], self.tangent)
-            return self._step(network, self.plan, train, meta, weight)
+            if self.label_lr is None:
+                rate = float(self._lookahead.prepare(network.params).rate)
+                self.label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
+            if self.compile != "off" and not self._untraced:
+                try:
+                    return self._graph_step(network, self.plan, self.label_lr, train, meta, weight)
+                except Untraceable as error:
+                    self._untraced = str(error)
+                    warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)
+            return self._step(network, self.plan, self.label_lr, train, meta, weight)
+
+    def _graph_step(
+        self,
+        network: Network,
+        plan: TangentPlan,
+        label_lr: float,
+        train: tuple[Any, Tensor],
+        meta: tuple[Any, Tensor],
+        weight: Tensor | None,
+    ) -> StepResult:
+        if self.on_grad is not None:
+            raise Untraceable("on_grad is Python between the gradient and the update")
+        if self._ranks.size > 1:
+            raise Untraceable("collectives are not in the graph")
+        if plan.way == "difference":
+            raise Untraceable("tangent by differences")
+        if self._graphs is None or self._graphs.network is not network:
+            self._graphs = GraphStep(
+                network,
+                self.labels,
+                self.optimizer,
+                self._lookahead,
+                plan,
+                mode=self.compile,
+                unique=self.unique_index,
+            )
+        result = StepResult(**self._graphs(train, meta, label_lr, weight))
+        self.nonfinite_steps += ~result.finite
+        self.steps += 1
+        return result
 
     def _current_network(self) -> Network:
         """The model as a function; made anew when parameters were frozen, unfrozen or given to the optimizer."""
@@ -127,6 +179,7 @@ class MetaStep:
         self,
         network: Network,
         plan: TangentPlan,
+        label_lr: float,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
@@ -135,8 +188,6 @@ class MetaStep:
         prepared = self._lookahead.prepare(network.params)
         out = meta_pass(network, self.labels, prepared, plan, train, meta, weight=weight, reduce=ranks.mean)
         n = len(index)
-        if self.label_lr is None:
-            self.label_lr = self.labels.default_label_lr(float(prepared.rate), n * ranks.size)
         finite = ranks.all(_all_finite(out))
         # a step that is not finite takes a label step of length zero, on the device
         scale = finite.to(torch.float64) * (out.scale / ranks.size)
@@ -146,10 +197,10 @@ class MetaStep:
         grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
         if ranks.size == 1:
             moved = self.labels.step_(
-                logits, out.u, index, scale=scale, label_lr=self.label_lr, weight=weight, unique=self.unique_index
+                logits, out.u, index, scale=scale, label_lr=label_lr, weight=weight, unique=self.unique_index
             )
         else:
-            moved = self._step_labels_together(logits, out, index, torch.where(finite, grad, 0), weight)
+            moved = self._step_labels_together(logits, out, index, torch.where(finite, grad, 0), label_lr, weight)
 
         with math_attention(plan.math_attention):
             params = list(network.params.values())
@@ -171,16 +222,15 @@ class MetaStep:
         )
 
     def _step_labels_together(
-        self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, weight: Tensor | None
+        self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: float, weight: Tensor | None
     ) -> ops.LabelStep:
         """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
         ranks, labels = self._ranks, self.labels
-        assert self.label_lr is not None
         alignment = ops.row_dot(labels.batch_loss(logits, index).v, out.u)
         if isinstance(labels, ClassLabels):
-            labels.move_(ranks.sum(grad), self.label_lr)
+            labels.move_(ranks.sum(grad), label_lr)
         else:
-            labels.move_(ranks.gather(index), ranks.gather(grad), self.label_lr)
+            labels.move_(ranks.gather(index), ranks.gather(grad), label_lr)
         loss, v, entropy, skipped = labels.batch_loss(logits, index, weight)
         return ops.LabelStep(loss, v, entropy, alignment, skipped)
 
@@ -228,11 +278,15 @@ class MetaStep:
             "optimizer": "the optimizer's own step, with its momentum and weight decay",
         }.get(str(choice), f"plain SGD at the fixed rate {choice}")
         rate = "set at the first step from lambda and n" if self.label_lr is None else f"{self.label_lr:g}"
+        graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[self.compile]
+        if self._untraced:
+            graph = f"runs eagerly: {self._untraced}"
         return "\n".join(
             [
                 f"labels:     {self.labels.family} ({self.labels.extra_repr()}), label_lr {rate}",
                 f"look-ahead: {look}",
                 f"tangent:    {tangent}",
+                f"compiled:   {graph}",
                 f"steps:      {self.steps}, of which not finite and skipped: {int(self.nonfinite_steps)}",
             ]
         )

@@ -1,0 +1,104 @@
+"""From a pure function of tensors to one clean graph of ATen operations: trace, functionalise, merge, prune.
+
+Tracing a whole meta step sees what no single autograd call can: the primal of the forward derivative is the train
+forward once more (merged), and half of a double backward is never asked for (pruned). ResNet-20's exact step falls from
+13.96 to 12.96 train forwards this way, from 14.98 where the trace starts from double-vjp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = torch.ops.aten
+
+#: what a pure graph does not need: names for the same values
+_ALIASES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
+#: batch norms that write their running statistics without a word in the schema, under which no pass below may run
+_HIDDEN_WRITES = {
+    "aten::cudnn_batch_norm",
+    "aten::miopen_batch_norm",
+    "aten::batch_norm",
+    "aten::_batch_norm_impl_index",
+    "aten::native_batch_norm",
+}
+
+
+class Untraceable(RuntimeError):
+    """The function has no faithful graph; the message says why."""
+
+
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The clean graph of `function`, a pure function from tensors to a flat sequence of tensors.
+
+    Shapes, dtypes and devices are those of `inputs` and stay so. Raises :class:`Untraceable` where the graph could
+    differ from the function.
+    """
+    try:
+        raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's Python does under fake tensors
+        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+    _name_batch_norm_writes(raw)
+    pure = make_fx(torch.func.functionalize(raw, remove="mutations"), tracing_mode="fake", _allow_non_fake_inputs=True)(
+        *inputs
+    )
+    _check_pure(pure)
+    _drop_aliases(pure)
+    clean = fx.GraphModule(pure, fx_graph_cse(pure.graph))
+    clean.graph.eliminate_dead_code()
+    clean.recompile()
+    return clean
+
+
+def random_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that draw random numbers."""
+    return [n for n in _calls(graph) if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
+
+
+def _calls(graph: fx.Graph) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "call_function"]
+
+
+def _name_batch_norm_writes(module: fx.GraphModule) -> None:
+    """native_batch_norm -> _native_batch_norm_legit, whose schema admits that it writes running statistics.
+
+    Functionalisation would leave the former as it is, and without its clones every batch norm of the step would write
+    into the caller's buffers; the label gradient stays right, so that no gradient test sees it.
+    """
+    for node in _calls(module.graph):
+        if node.target is aten.native_batch_norm.default:
+            x, weight, bias, mean, _var, *rest = node.args
+            if mean is None:
+                node.target = aten._native_batch_norm_legit.no_stats
+                node.args = (x, weight, bias, *rest)
+            else:
+                node.target = aten._native_batch_norm_legit.default
+    module.recompile()
+
+
+def _check_pure(module: fx.GraphModule) -> None:
+    for node in _calls(module.graph):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        if schema.is_mutable or schema.name in _HIDDEN_WRITES:
+            raise Untraceable(f"{node.target} writes into its inputs and has no functional form here")
+
+
+def _drop_aliases(module: fx.GraphModule) -> None:
+    for node in _calls(module.graph):
+        source: Any = node.args[0] if node.args else None
+        drop = node.target in _ALIASES
+        if node.target is aten.clone.default:
+            # a clone that changes the layout is work, one that does not is a name
+            drop = node.meta["val"].stride() == source.meta["val"].stride()
+        if drop:
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
