@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmeta import ops
 from fastmeta.labels import InstanceLabels, class_gradient, instance_gradient
+from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.gradient import Labels, meta_pass
 from fastmeta.meta.graph import Untraceable, random_nodes, trace
 from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule
@@ -154,10 +155,12 @@ class GraphStep:
         *,
         mode: CompileMode,
         unique: bool,
+        approx: Approximation = EXACT,
         cap: int = 8,
     ) -> None:
         self.network, self.labels, self.optimizer, self.lookahead = network, labels, optimizer, lookahead
         self.plan, self.mode, self.unique, self.cap = plan, mode, unique, cap
+        self.approx = approx
         self.compilations = 0
         self._graphs: dict[Any, Callable[..., Sequence[Tensor]]] = {}
         #: per shape, the graph before inductor: for counting and reading
@@ -177,7 +180,7 @@ class GraphStep:
 
     # -- the pure function -------------------------------------------------------------------------------
 
-    def _function(self, inputs: _Inputs) -> list[Tensor]:
+    def _function(self, inputs: _Inputs, labels_move: bool) -> list[Tensor]:
         network, names = self.network, list(self.network.params)
         params = {k: p.detach().requires_grad_() for k, p in zip(names, inputs.params, strict=True)}
         frozen = dict(zip(network.frozen(), inputs.frozen, strict=True))
@@ -186,36 +189,49 @@ class GraphStep:
         buffer_of = {k: next(momenta) if r.momentum else None for k, r in zip(names, self._rules, strict=True)}
         labels = _BatchLabels(self.labels.family, self.labels.num_classes, inputs.label, inputs.targets)
         weight = inputs.weight[0] if inputs.weight else None
-        out = meta_pass(
-            bound,
-            labels,  # type: ignore[arg-type]
-            PreparedLookAhead(self._lookahead_rules(inputs, buffer_of)),
-            self.plan,
-            (inputs.x, inputs.index),
-            (inputs.x_meta, inputs.y_meta),
-            weight=weight,
-            replay=False,
-        )
-        finite = torch.stack([t.sum() for t in (out.train_loss, out.meta_loss, out.u, *out.g)]).isfinite().all()
-        logits = out.logits.detach()
-        scale = torch.as_tensor(out.scale, dtype=torch.float64, device=logits.device)
-        grad_norm = labels.gradient(out.u, out.scale, weight).float().square().sum().sqrt()
-        label, moved = labels.step(
-            inputs.index, logits, out.u, torch.where(finite, scale, 0.0), inputs.label_lr, weight, self.unique
-        )
-        with math_attention(self.plan.math_attention):
-            grads = torch.autograd.grad(
-                out.logits, list(params.values()), moved.v / len(inputs.index), allow_unused=True
+        if labels_move:
+            lookahead = PreparedLookAhead(self._lookahead_rules(inputs, buffer_of))
+            out = meta_pass(
+                bound,
+                labels,  # type: ignore[arg-type]
+                lookahead,
+                self.plan,
+                (inputs.x, inputs.index),
+                (inputs.x_meta, inputs.y_meta),
+                weight=weight,
+                replay=False,
+                moving=self.approx.moving(network) if self.approx.kind == "last" else None,
+                keep_grads=self.approx.kind == "delayed",
             )
+            finite, z, after = out.finite(), out.logits, out.buffers
+            scale = torch.as_tensor(out.scale, dtype=torch.float64, device=z.device)
+            grad_norm = labels.gradient(out.u, out.scale, weight).float().square().sum().sqrt()
+            label, moved = labels.step(
+                inputs.index, z.detach(), out.u, torch.where(finite, scale, 0.0), inputs.label_lr, weight, self.unique
+            )
+            train_loss, meta_loss, v, grads = out.train_loss, out.meta_loss, moved.v, out.grads
+        else:
+            after = bound.buffers()
+            with math_attention(self.plan.math_attention):
+                z = bound(params, after, inputs.x)
+            before = labels.batch_loss(z.detach(), inputs.index, weight)
+            moved = ops.LabelStep(*before[:3], torch.full_like(before.loss, torch.nan), before.skipped)
+            label, grads = inputs.label, {}
+            train_loss, v = (moved.loss if weight is None else moved.loss * weight).mean(), moved.v
+            finite = train_loss.isfinite()
+            meta_loss = grad_norm = torch.full_like(train_loss, torch.nan)
+        if not grads:
+            made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
+            grads = {k: t for k, t in zip(params, made, strict=True) if t is not None}
         new, buffers = [], []
-        for (name, p), grad, rule in zip(params.items(), grads, self._rules, strict=True):
-            theta, old = p.detach(), buffer_of[name]
+        for (name, p), rule in zip(params.items(), self._rules, strict=True):
+            theta, old, grad = p.detach(), buffer_of[name], grads.get(name)
             moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, inputs.lrs[rule.group])
             new.append(torch.where(finite, moved_to, theta))
             if old is not None and buffer is not None:
                 buffers.append(torch.where(finite, buffer, old))
-        statistics = [torch.where(finite, out.buffers[k], b) for k, b in zip(out.buffers, inputs.buffers, strict=True)]
-        told = (out.train_loss, out.meta_loss, moved.loss, logits, moved.entropy, moved.alignment)
+        statistics = [torch.where(finite, after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
+        told = (train_loss, meta_loss, moved.loss, z.detach(), moved.entropy, moved.alignment)
         return [*new, *buffers, *statistics, label, *told, grad_norm, moved.skipped, finite]
 
     def _lookahead_rules(self, inputs: _Inputs, buffer_of: dict[str, Tensor | None]) -> dict[str, Rule]:
@@ -232,9 +248,10 @@ class GraphStep:
 
     # -- graphs by shape ---------------------------------------------------------------------------------
 
-    def _graph(self, leaves: list[Tensor], spec: TreeSpec) -> Callable[..., Sequence[Tensor]]:
+    def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Callable[..., Sequence[Tensor]]:
         device = leaves[0].device.type
         key = (
+            labels_move,
             spec,
             tuple((t.shape, t.dtype, t.device, t.stride()) for t in leaves),
             self.network.modes(),
@@ -246,12 +263,12 @@ class GraphStep:
                     f"{self.cap} graphs are kept already, one per batch shape, dtype and mode; "
                     "give batches of equal size (drop the partial last one)"
                 )
-            self._graphs[key] = self._build(leaves, spec)
+            self._graphs[key] = self._build(leaves, spec, labels_move)
         return self._graphs[key]
 
-    def _trace(self, leaves: list[Tensor], spec: TreeSpec) -> fx.GraphModule:
+    def _trace(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
-            return self._function(_Inputs(*tree_unflatten(list(flat), spec)))
+            return self._function(_Inputs(*tree_unflatten(list(flat), spec)), labels_move)
 
         graph = trace(function, leaves)
         if self.plan.way == "forward" and random_nodes(graph.graph):
@@ -260,9 +277,9 @@ class GraphStep:
             graph = trace(function, leaves)
         return graph
 
-    def _build(self, leaves: list[Tensor], spec: TreeSpec) -> Callable[..., Sequence[Tensor]]:
+    def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Callable[..., Sequence[Tensor]]:
         start = time.perf_counter()
-        graph = self._trace(leaves, spec)
+        graph = self._trace(leaves, spec, labels_move)
         self.graphs.append(graph)
         self.compilations += 1
         if self.mode != "full":
@@ -279,13 +296,19 @@ class GraphStep:
     # -- one step ----------------------------------------------------------------------------------------
 
     def __call__(
-        self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], label_lr: float, weight: Tensor | None
+        self,
+        train: tuple[Any, Tensor],
+        meta: tuple[Any, Tensor],
+        label_lr: float,
+        weight: Tensor | None,
+        *,
+        labels_move: bool = True,
     ) -> dict[str, Tensor]:
         """Run the step and write the new parameters, momentum, buffers and labels; the statistics by name."""
         labels, index = self.labels, train[1]
         inputs = self._read(train, meta, label_lr, weight)
         leaves, spec = tree_flatten(inputs.tree())
-        graph = self._graph(leaves, spec)
+        graph = self._graph(leaves, spec, labels_move)
         with torch.no_grad():
             out: Iterator[Tensor] = iter(graph(*leaves))
             for old in (inputs.params, inputs.momentum, inputs.buffers):

@@ -40,6 +40,14 @@ class MetaPass:
     u: Tensor  # (n, C)
     scale: Rate  # lambda / n of the closed forms
     buffers: Tensors  # the model's buffers after its one train forward
+    grads: Tensors  # of the training loss at theta under the old labels, of the parameters that theta* moves
+
+    def finite(self) -> Tensor:
+        """0-d bool: the loss, the meta loss, g and u hold no NaN and no infinity."""
+        # A sum, because it reads once at the speed of memory (the largest absolute value took 6 times as long on a
+        # CPU). It overflows before the entries do only where their number times their size passes 1e38.
+        sums = [t.sum() for t in (self.train_loss, self.meta_loss, self.u, *self.g)]
+        return torch.stack([t.to(torch.float64) for t in sums]).isfinite().all()
 
 
 def check_batch(labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> None:
@@ -77,14 +85,17 @@ def meta_pass(
     weight: Tensor | None = None,
     reduce: Reduce = lambda tensors: tensors,
     replay: bool = True,
+    moving: list[str] | None = None,
+    keep_grads: bool = False,
 ) -> MetaPass:
     """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
 
     Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
-    the model must draw no random numbers, or `plan` must be reverse.
+    the model must draw no random numbers, or `plan` must be reverse. `moving` names the parameters that theta* moves
+    (all); `grads` are empty unless kept.
     """
     (x, index), (x_meta, y_meta) = train, meta
-    params, names = network.params, list(network.params)
+    params, names = network.params, list(network.params) if moving is None else moving
     # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
     random = RandomState(index.device) if replay and plan.way != "reverse" else None
     start = network.buffers()
@@ -103,20 +114,22 @@ def meta_pass(
         v.requires_grad_()
     grads = list(
         torch.autograd.grad(
-            logits, list(params.values()), v, retain_graph=True, create_graph=reverse, allow_unused=True
+            logits, [params[k] for k in names], v, retain_graph=True, create_graph=reverse, allow_unused=True
         )
     )
     reached = {k: t.detach() for k, t in zip(names, grads, strict=True) if t is not None}
-    star = lookahead.star(params, dict(zip(reached, reduce(list(reached.values())), strict=True)))
+    reached = dict(zip(reached, reduce(list(reached.values())), strict=True))
+    star = lookahead.star(params, reached)
+    kept = reached if keep_grads else {}
     del reached
     if not reverse:
         del grads
 
-    # Eq. (4): a leaf of its own per parameter, so that this graph ends at theta*
-    star = {k: t.detach().requires_grad_() for k, t in star.items()}
+    # Eq. (4): a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
+    star = {k: t.detach().requires_grad_(k in names) for k, t in star.items()}
     meta_logits = network(star, {k: b.clone() for k, b in buffers.items()}, x_meta)
     meta_loss = torch.nn.functional.cross_entropy(meta_logits, y_meta)
-    g_all = torch.autograd.grad(meta_loss, list(star.values()), allow_unused=True)
+    g_all = torch.autograd.grad(meta_loss, [star[k] for k in names], allow_unused=True)
     del star, meta_logits
     g = {k: t for k, t in zip(names, g_all, strict=True) if t is not None}
     g = dict(zip(g, reduce(list(g.values())), strict=True))
@@ -133,14 +146,15 @@ def meta_pass(
         u = difference_tangent(network, start, x, direction, random)
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(
-        logits,
-        before,
-        loss.mean(),
-        meta_loss.detach(),
-        list(g.values()),
-        u.detach(),
-        lookahead.scale / len(index),
-        buffers,
+        logits=logits,
+        before=before,
+        train_loss=loss.mean(),
+        meta_loss=meta_loss.detach(),
+        g=list(g.values()),
+        u=u.detach(),
+        scale=lookahead.scale / len(index),
+        buffers=buffers,
+        grads=kept,
     )
 
 

@@ -105,6 +105,11 @@ class Network:
         """The parameters that do not move."""
         return {name: self.model.get_parameter(name) for name in self._frozen}
 
+    def owners(self) -> list[nn.Module]:
+        """The modules that own a parameter that moves."""
+        trained = {id(p) for p in self.params.values()}
+        return [m for m in self._modules if any(id(p) in trained for p in m.parameters(recurse=False))]
+
     def modes(self) -> tuple[bool, ...]:
         """train() or eval() of every module."""
         return tuple(m.training for m in self._modules)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.labels import ClassLabels
+from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
 from fastmeta.meta.graph import Untraceable
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
-from fastmeta.meta.network import Network, math_attention, uncached_autocast
+from fastmeta.meta.network import Network, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
 
 
@@ -70,6 +71,9 @@ class MetaStep:
             One graph per batch shape, at most 8. What has no faithful graph (an optimizer that is not plain SGD,
             `on_grad`, ranks, a model that traces badly) runs eagerly, with a warning; :meth:`explain` has the reason.
 
+        approx: None is the exact step. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and
+            change what is computed: see fastmeta.meta.approximation for each equation and cost.
+
     BatchNorm's running statistics move exactly once per step, by the train batch. Random layers draw once: the tangent
     sees the masks of the train forward. A step whose loss, g or u is not finite changes nothing and is counted in
     `nonfinite_steps`. After a step the parameters' ``.grad`` is None.
@@ -89,6 +93,7 @@ class MetaStep:
         on_grad: Callable[[dict[str, Tensor]], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
         compile: CompileMode = "off",
+        approx: str | None = None,
     ) -> None:
         if label_lr is not None and not 0 <= label_lr < float("inf"):
             raise ValueError(f"label_lr must be a finite number >= 0, got {label_lr}")
@@ -107,6 +112,9 @@ class MetaStep:
         if compile not in get_args(CompileMode):
             raise ValueError(f"compile must be one of {', '.join(get_args(CompileMode))}, got {compile!r}")
         self.compile: CompileMode = compile
+        self.approx = Approximation.parse(approx)
+        if self.approx.kind == "difference":
+            self.tangent = "difference"
         self._graphs: GraphStep | None = None
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
         self._ranks = Ranks(process_group)
@@ -125,7 +133,8 @@ class MetaStep:
         network = self._current_network()
         with uncached_autocast():
             if self.plan is None:
-                self.plan = plan_tangent(network, train[0], self.tangent)
+                moved = [network.params[name] for name in self.approx.moving(network)]
+                self.plan = plan_tangent(Network(self.model, moved, self.logits_of), train[0], self.tangent)
             if self.label_lr is None:
                 rate = float(self._lookahead.prepare(network.params).rate)
                 self.label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
@@ -160,9 +169,10 @@ class MetaStep:
                 self._lookahead,
                 plan,
                 mode=self.compile,
+                approx=self.approx,
                 unique=self.unique_index,
             )
-        result = StepResult(**self._graphs(train, meta, label_lr, weight))
+        result = StepResult(**self._graphs(train, meta, label_lr, weight, labels_move=self._labels_move()))
         self.nonfinite_steps += ~result.finite
         self.steps += 1
         return result
@@ -175,6 +185,34 @@ class MetaStep:
             self._network, self._network_key = Network(self.model, optimized, self.logits_of), key
         return self._network
 
+    def _labels_move(self) -> bool:
+        return self.approx.kind != "every" or self.steps % self.approx.number == 0
+
+    def _plain_step(
+        self, network: Network, plan: TangentPlan, train: tuple[Any, Tensor], weight: Tensor | None
+    ) -> StepResult:
+        """Training with the labels as they are: the steps between those of "every:k"."""
+        x, index = train
+        buffers = network.buffers()
+        with math_attention(plan.math_attention):
+            logits = network(network.params, buffers, x)
+        before = self.labels.batch_loss(logits.detach(), index, weight)
+        loss = (before.loss if weight is None else before.loss * weight).mean()
+        finite = self._ranks.all(loss.isfinite())
+        self._move_model(network, logits, before.v, finite, buffers)
+        nothing = torch.full_like(loss, torch.nan)
+        return StepResult(
+            train_loss=loss,
+            meta_loss=nothing,
+            loss=before.loss,
+            logits=logits.detach(),
+            entropy=before.entropy,
+            alignment=torch.full_like(before.loss, torch.nan),
+            label_grad_norm=nothing,
+            skipped=before.skipped,
+            finite=finite,
+        )
+
     def _step(
         self,
         network: Network,
@@ -184,11 +222,23 @@ class MetaStep:
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
     ) -> StepResult:
+        if not self._labels_move():
+            return self._plain_step(network, plan, train, weight)
         index, ranks = train[1], self._ranks
-        prepared = self._lookahead.prepare(network.params)
-        out = meta_pass(network, self.labels, prepared, plan, train, meta, weight=weight, reduce=ranks.mean)
-        n = len(index)
-        finite = ranks.all(_all_finite(out))
+        delayed = self.approx.kind == "delayed"
+        out = meta_pass(
+            network,
+            self.labels,
+            self._lookahead.prepare(network.params),
+            plan,
+            train,
+            meta,
+            weight=weight,
+            reduce=ranks.mean,
+            moving=self.approx.moving(network) if self.approx.kind == "last" else None,
+            keep_grads=delayed,
+        )
+        finite = ranks.all(out.finite())
         # a step that is not finite takes a label step of length zero, on the device
         scale = finite.to(torch.float64) * (out.scale / ranks.size)
 
@@ -202,23 +252,28 @@ class MetaStep:
         else:
             moved = self._step_labels_together(logits, out, index, torch.where(finite, grad, 0), label_lr, weight)
 
-        with math_attention(plan.math_attention):
-            params = list(network.params.values())
-            grads = torch.autograd.grad(out.logits, params, moved.v / n, allow_unused=True)
-        reached = {k: g for k, g in zip(network.params, grads, strict=True) if g is not None}
-        reached = dict(zip(reached, ranks.mean(list(reached.values())), strict=True))
-        self._update(network, reached, finite, out)
-        self.steps += 1
+        if delayed:
+            self._update(network, out.grads, finite, out.buffers)
+        else:
+            self._move_model(network, out.logits, moved.v, finite, out.buffers)
         return StepResult(
-            out.train_loss,
-            out.meta_loss,
-            moved.loss,
-            logits,
-            moved.entropy,
-            moved.alignment,
-            grad_norm,
-            moved.skipped,
-            finite,
+            train_loss=out.train_loss,
+            meta_loss=out.meta_loss,
+            loss=moved.loss,
+            logits=logits,
+            entropy=moved.entropy,
+            alignment=moved.alignment,
+            label_grad_norm=grad_norm,
+            skipped=moved.skipped,
+            finite=finite,
+        )
+
+    def _move_model(self, network: Network, logits: Tensor, v: Tensor, finite: Tensor, buffers: Tensors) -> None:
+        """Eq. (6): the backward of `v` through the kept graph, averaged over the ranks, then the optimizer's step."""
+        grads = torch.autograd.grad(logits, list(network.params.values()), v / len(v), allow_unused=True)
+        reached = {k: g for k, g in zip(network.params, grads, strict=True) if g is not None}
+        self._update(
+            network, dict(zip(reached, self._ranks.mean(list(reached.values())), strict=True)), finite, buffers
         )
 
     def _step_labels_together(
@@ -234,8 +289,9 @@ class MetaStep:
         loss, v, entropy, skipped = labels.batch_loss(logits, index, weight)
         return ops.LabelStep(loss, v, entropy, alignment, skipped)
 
-    def _update(self, network: Network, grads: dict[str, Tensor], finite: Tensor, out: MetaPass) -> None:
+    def _update(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
         """The optimizer's step and the new running statistics, or neither where `finite` is False."""
+        self.steps += 1
         on_device = finite.is_cuda
         if not on_device and not bool(finite):
             self.nonfinite_steps += 1
@@ -256,7 +312,7 @@ class MetaStep:
             network.params[name].grad = g
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        network.write_buffers(out.buffers)
+        network.write_buffers(buffers)
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(torch.where(finite, tensor, before))
@@ -286,6 +342,7 @@ class MetaStep:
                 f"labels:     {self.labels.family} ({self.labels.extra_repr()}), label_lr {rate}",
                 f"look-ahead: {look}",
                 f"tangent:    {tangent}",
+                f"approx:     {self.approx}",
                 f"compiled:   {graph}",
                 f"steps:      {self.steps}, of which not finite and skipped: {int(self.nonfinite_steps)}",
             ]
@@ -306,11 +363,3 @@ class MetaStep:
         self.plan = None if state["plan"] is None else TangentPlan(**state["plan"])
         self.steps = state["steps"]
         self.nonfinite_steps.fill_(state["nonfinite_steps"])
-
-
-def _all_finite(out: MetaPass) -> Tensor:
-    """0-d bool: the loss, the meta loss, g and u hold no NaN and no infinity."""
-    # A sum, because it reads once at the speed of memory (the largest absolute value took 6 times as long on a CPU).
-    # It overflows before the entries do only where their number times their size passes 1e38.
-    sums = [t.sum() for t in (out.train_loss, out.meta_loss, out.u, *out.g)]
-    return torch.stack([t.to(torch.float64) for t in sums]).isfinite().all()

@@ -129,7 +129,7 @@ def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) 
         network(network.params, network.buffers(), x)
     if choice == "difference":
         return TangentPlan("difference", False, "asked for; inexact")
-    convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.model.modules())
+    convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
     order: list[Way] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
     kind = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
     preferred = f"{kind}, where {order[0]} is the cheaper exact way"

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastmeta
 from fastmeta import models
+from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import GraphStep
 from fastmeta.meta.graph import Untraceable, random_nodes, trace
 from fastmeta.meta.lookahead import LookAhead
@@ -64,7 +65,7 @@ def test_the_graph_leaves_every_input_as_it_was(tangent):
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
-def graph_flops(model, num_classes, n, m, shape, way):
+def graph_flops(model, num_classes, n, m, shape, way, approx=None):
     """FLOPs of the traced step and of one train forward, on meta-like fake tensors: nothing is computed."""
     labels = fastmeta.InstanceLabels(torch.zeros(n, dtype=torch.int64), num_classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -76,6 +77,7 @@ def graph_flops(model, num_classes, n, m, shape, way):
         TangentPlan(way, False, "asked for"),
         mode="trace",
         unique=True,
+        approx=Approximation.parse(approx),
     )
     batches = ((torch.zeros(n, *shape), torch.arange(n)), (torch.zeros(m, *shape), torch.zeros(m, dtype=torch.int64)))
     graph = step.graph_of(*batches)

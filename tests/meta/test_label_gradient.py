@@ -30,7 +30,7 @@ def make_labels(family, case):
 
 
 def relative(a, b):
-    return float((a - b).norm() / b.norm())
+    return float((a - b).detach().norm() / b.detach().norm())
 
 
 FAMILIES = [fastmeta.InstanceLabels, fastmeta.ClassLabels]
