@@ -105,14 +105,13 @@ def _value_of(argv: list[str], flag: str) -> str | None:
 
 
 def _one_line(message: str) -> str:
-    """The sentence inside tyro's box."""
-    lines = [line.strip("│ ").strip() for line in message.splitlines() if line.startswith("│")]
-    sentence = []
-    for line in lines:
-        if re.fullmatch("─+", line):
-            break
-        sentence.append(line)
-    text = " ".join(" ".join(sentence).split()) or " ".join(message.split())
+    """The sentence inside tyro's box, which it draws with lines or, where the terminal has none, with dashes."""
+    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()][1:]  # the first is the box's title
+    parts = "\n".join("" if re.fullmatch("[─-]+", line) else line for line in lines).strip().split("\n\n")
+    text = " ".join(parts[0].split())
+    close = re.search(r"Perhaps you meant:\s+(--\S+)", message.replace("│", " "))
+    if close:
+        text += f"; did you mean {close[1]}?"
     text = re.sub(r"^Error parsing run\.\w+: ", "", text)
     text = re.sub(r"^Unrecognized options: ", "unknown option ", text)
     return f"{text} ({PROG} --help lists the options)"

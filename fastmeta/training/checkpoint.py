@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmeta.data import InputError
 
 VERSION = 1
+_KEY = "fastmeta"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -29,15 +30,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def pack(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Tensors as safetensors; copies, because tied weights share memory, which the format refuses."""
+def pack(tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:
+    """Tensors as safetensors, with `values` as JSON beside them: the same content gives the same bytes.
+
+    Copies, because tied weights share memory, which the format refuses; one key, because its order of several differs
+    from process to process.
+    """
     from safetensors.torch import save
 
-    return save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata)
+    content = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    return save(content, {_KEY: json.dumps(values)})
 
 
 def save(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    write_atomically(path, pack(tensors, {"version": str(VERSION), "state": json.dumps(values)}))
+    write_atomically(path, pack(tensors, {"version": VERSION, **values}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -46,12 +52,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("version") != str(VERSION):
+            values = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            if values.get("version") != VERSION:
                 raise InputError(
-                    f"{path} has checkpoint version {metadata.get('version')}, this fastmeta reads {VERSION}; "
+                    f"{path} has checkpoint version {values.get('version')}, this fastmeta reads {VERSION}; "
                     "finish the run with the version that began it"
                 )
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["state"])  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, values  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no checkpoint that can be read ({error}); start a new run") from error

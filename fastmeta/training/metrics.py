@@ -42,9 +42,10 @@ class Accumulator:
         ]
         counted = torch.stack([t.to(torch.float64) for t in of_finite_steps])
         sums = torch.where(outcome.finite, counted, 0.0)
-        # the kernels also skip rows whose logits are not finite; what is left had an index outside the table
-        bad_rows = (~outcome.logits.isfinite().all(1)).sum()
-        skips = zero if outcome.skipped is None else (outcome.skipped - bad_rows).clamp(min=0).to(torch.float64)
+        # The kernels also skip rows whose logits or tangent are not finite. A row whose logits are fine and whose loss
+        # is NaN all the same had an index outside the label table, or a label row that is not finite.
+        astray = outcome.train_loss.isnan() & outcome.logits.isfinite().all()
+        skips = zero if outcome.skipped is None else torch.where(astray, outcome.skipped, 0).to(torch.float64)
         streak = (self.values[-2] + 1) * (1 - finite)
         longest = torch.maximum(self.values[-1], streak)
         self.values[: len(_SUMS)] += torch.cat([sums, torch.stack([skips, 1 - finite])])

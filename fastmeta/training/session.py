@@ -323,14 +323,14 @@ class _Session:
 
     def _run_stage(self, stage: Stage, stop: _Stop) -> None:
         self.listener.stage(stage)
-        if stage.step == 0:
-            self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
         began = time.perf_counter() - stage.seconds
         while stage.step < stage.total:
             if stop.signum is not None:
                 stage.seconds = time.perf_counter() - began
                 self._save()
                 raise Interrupted(self.path, stop.signum, f"in {stage.name} at step {stage.step} of {stage.total}")
+            if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
+                self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
             if stage.step % CHECK_EVERY == 0:
                 stage.check()
@@ -362,9 +362,9 @@ class _Session:
     # -- results ------------------------------------------------------------------------------------------
 
     def _keep_main(self, stage: Stage) -> None:
-        metadata = {"model": str(self.prepared.config.model), "step": str(stage.step)}
+        values = {"model": self.prepared.config.model, "step": stage.step}
         state = dict(stage.model.state_dict())
-        checkpoint.write_atomically(self.path / "model.safetensors", checkpoint.pack(state, metadata))
+        checkpoint.write_atomically(self.path / "model.safetensors", checkpoint.pack(state, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
 
     def _finish(self) -> Run:

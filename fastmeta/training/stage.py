@@ -121,8 +121,9 @@ class Stage:
         sums = self.sums.read()
         if sums["index_skips"]:
             raise TrainingError(
-                f"{self.name}: {sums['index_skips']:.0f} rows of training batches pointed outside the label table and "
-                "were skipped: index and labels do not belong together; run with FASTMETA_DEBUG=1 to stop at the first"
+                f"{self.name}: {sums['index_skips']:.0f} rows of training batches were skipped: they pointed outside "
+                "the label table, or at a label row that is not finite; index and labels do not belong together "
+                "(FASTMETA_DEBUG=1 stops at the first)"
             )
         if sums["longest_streak"] >= MOST_NONFINITE:
             raise TrainingError(

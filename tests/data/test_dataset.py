@@ -76,7 +76,7 @@ def test_npz_round_trip_with_other_label_arrays(tmp_path):
     assert data.y_train.tolist() == human.tolist()
     assert data.y_true is not None
     assert data.y_true.tolist() == (np.arange(12) % 3).tolist()
-    with pytest.raises(InputError, match="no array 'robots' for data.given, found .*human"):
+    with pytest.raises(InputError, match=r"no array 'robots' for data.given, found .*human"):
         load_dataset(f"npz:{path}", given="robots")
 
 
@@ -86,18 +86,18 @@ def test_files_that_are_missing_or_broken(tmp_path):
     with pytest.raises(InputError, match="is a folder"):
         load_dataset(f"npz:{tmp_path}")
     (tmp_path / "text.npz").write_text("no zip")
-    with pytest.raises(InputError, match="cannot be read as .npz"):
+    with pytest.raises(InputError, match=r"cannot be read as \.npz"):
         load_dataset(f"npz:{tmp_path}/text.npz")
     whole = tmp_path / "whole.npz"
     np.savez(whole, **arrays())
     (tmp_path / "half.npz").write_bytes(whole.read_bytes()[:800])
-    with pytest.raises(InputError, match="cannot be read as .npz"):
+    with pytest.raises(InputError, match=r"cannot be read as \.npz"):
         load_dataset(f"npz:{tmp_path}/half.npz")
     np.save(tmp_path / "one.npy", X)
     with pytest.raises(InputError, match="a single array"):
         load_dataset(f"npz:{tmp_path}/one.npy")
     np.savez(tmp_path / "pickle.npz", x_train=X, y_train=np.array([object()] * 12))
-    with pytest.raises(InputError, match="cannot be read as .npz"):
+    with pytest.raises(InputError, match=r"cannot be read as \.npz"):
         load_dataset(f"npz:{tmp_path}/pickle.npz")
     with pytest.raises(InputError, match="unknown dataset 'cifar'"):
         load_dataset("cifar")

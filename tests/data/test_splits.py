@@ -60,7 +60,7 @@ def test_clean_arrays_of_their_own_and_their_overlap_with_train():
     assert np.array_equal(parts.meta.x, x)
     assert parts.notes == ("the clean set has no image of 1 class(es): 3; it learns from the others",)
     leak = np.concatenate([x, dataset().x_train[7:8]])
-    with pytest.raises(InputError, match="share 1 image.*row 7 of x_train.*drop these rows"):
+    with pytest.raises(InputError, match=r"share 1 image.*row 7 of x_train.*drop these rows"):
         split(dataset(x_meta=leak, y_meta=[0, 1, 2, 3]))
 
 

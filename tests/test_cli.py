@@ -1,0 +1,191 @@
+"""The command line: one line and exit code 2 for what the user got wrong, nothing half-written, help that reads."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastmeta
+from fastmeta.cli import COMMANDS, main
+from fastmeta.cli.train import _one_line, parse
+from fastmeta.training import load_run
+from tests.training.test_run import two_classes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def npz(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "two.npz"
+    np.savez(path, **two_classes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--epoch 3", "unknown option --epoch, 3; did you mean --epochs?"),
+        ("extra", "unknown option extra"),
+        ("--epochs three", "Error parsing --epochs: expected a whole number, got 'three'"),
+        ("--epochs", "Missing value for argument '--epochs'"),
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--optim.lr 0", "optim.lr must be above 0 and finite, got 0.0"),
+        ("--optim.schedule linear", "invalid choice 'linear' for argument '--optim.schedule'"),
+        ("--method foo", "method must be one of onehot, class_labels, instance_labels, got 'foo'"),
+        ("--noise pairs:0.1", "unknown noise 'pairs:0.1': expected none or uniform:RATE"),
+        ("--model resnet99", "unknown model 'resnet99'"),
+        ("--dataset npz:missing.npz", "missing.npz does not exist"),
+        ("--config missing.toml", "cannot read the config file missing.toml"),
+        ("--resume missing", "missing is no run directory"),
+        ("--resume missing --epochs 3", "give no other flag with it"),
+        ("--device cuda:99", "device cuda:99 is not there"),
+        ("--dry-run --epochs 0", "epochs must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys, tmp_path):
+    assert main(["train", *line.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("fastmeta train: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+DRAWN = """╭─ Unrecognized options ──────╮
+│ Unrecognized options: --epoch  │
+│ ────────────────────────────── │
+│ Perhaps you meant:             │
+│     --epochs INT               │
+╰────────────────────────────────╯
+"""
+DASHED = """ Unrecognized options
+ ----------------------
+  Unrecognized options: --epoch
+  ----------------------
+  Perhaps you meant:
+      --epochs INT
+"""
+
+
+@pytest.mark.parametrize("box", [DRAWN, DASHED])
+def test_the_parsers_box_becomes_one_line(box):
+    expected = "unknown option --epoch; did you mean --epochs? (fastmeta train --help lists the options)"
+    assert _one_line(box) == expected
+
+
+def test_a_broken_config_file_names_the_key(capsys, tmp_path):
+    (tmp_path / "c.toml").write_text("[optim]\nlearning_rate = 1\n")
+    assert main(["train", "--config", "c.toml"]) == 2
+    assert "c.toml: unknown key 'optim.learning_rate'" in capsys.readouterr().err
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    (tmp_path / "c.toml").write_text('epochs = 7\nnoise = "none"\n[optim]\nlr = 0.5\nnesterov = true\n')
+    for form in (["--config", "c.toml"], ["--config=c.toml"]):
+        run = parse([*form, "--epochs", "9", "--optim.momentum", "0.5", "--optim.milestones", "0.1", "0.2"]).run
+        assert (run.epochs, run.noise, run.optim.lr, run.optim.momentum) == (9, "none", 0.5, 0.5)
+        assert run.optim.milestones == (0.1, 0.2)
+        assert run.optim.nesterov
+    assert not parse(["--config", "c.toml", "--optim.no-nesterov"]).run.optim.nesterov
+
+
+def test_help_reads(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--dataset", "--noise", "--method", "--model", "--epochs", "--seed", "--out", "--resume", "--dry-run"):
+        assert f"{flag} " in text
+    assert "None" not in text
+    assert "MISSING" not in text
+    assert main([]) == main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text and what in text for name, what in COMMANDS.items())
+
+
+def test_unknown_command(capsys):
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == (
+        "fastmeta: unknown command 'trian', expected one of train, check, bench; did you mean train?\n"
+    )
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastmeta {fastmeta.__version__}\n"
+    assert main(["--version", "-v"]) == 0
+    text = capsys.readouterr().out
+    import torch
+
+    assert f"torch         {torch.__version__}" in text
+    assert "CPU half      loaded" in text
+    assert "CUDA half     " in text
+
+
+def test_dry_run_writes_nothing(npz, capsys, tmp_path):
+    assert main(["train", "--dataset", f"npz:{npz}", "--dry-run", "--model", "mlp", "--threads", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "epochs = 100" in text
+    assert "80 images (4, 4, 1), wrong labels: 10.0%" in text
+    assert "about" in text
+    assert text.endswith("dry run: nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_prints_a_table_and_leaves_a_run(npz, capsys, tmp_path):
+    line = ["train", "--dataset", f"npz:{npz}", "--model", "mlp", "--epochs", "2", "--threads", "1"]
+    assert main([*line, "--baselines", "noisy,clean"]) == 0
+    text = capsys.readouterr().out
+    assert "two.npz: 80 train (10.0% of the labels wrong), 8 clean, 20 test" in text
+    assert all(len(row) <= 80 for row in text[text.index("two.npz: ") :].splitlines()[:-1])
+    assert "…" not in text
+    for row in ("instance labels", "fixed: given", "fixed: clean"):
+        assert row in text
+    run = load_run("runs/two-instance_labels-seed0")
+    assert list(run.summary["baselines"]) == ["noisy", "clean"]
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert main([*line, "--baselines", "none"]) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "two-instance_labels-seed0",
+        "two-instance_labels-seed0-2",
+    ]
+
+
+def test_sigterm_says_how_to_go_on_and_exits_143(npz, tmp_path):
+    script = [
+        sys.executable,
+        "-m",
+        "fastmeta",
+        "train",
+        "--dataset",
+        f"npz:{npz}",
+        "--epochs",
+        "100000",
+        "--out",
+        "run",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = ["--model", "mlp", "--threads", "1"]
+    with subprocess.Popen([*script, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while run.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.02)
+        run.terminate()
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 143, err.decode()
+    first, second = err.decode().splitlines()[-2:]
+    assert first.startswith("fastmeta train: stopped by SIGTERM in instance_labels at step ")
+    assert second == "go on with: fastmeta train --resume run"
+    assert not (tmp_path / "run" / "summary.json").exists()

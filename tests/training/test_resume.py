@@ -1,0 +1,158 @@
+"""A run that was stopped, by a signal or by force, goes on bitwise where it stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastmeta.data import InputError
+from fastmeta.training import DataConfig, Interrupted, OptimConfig, TrainConfig, checkpoint, load_run, train
+from fastmeta.training.listener import Listener
+from tests.training.test_run import Warnings, two_classes
+
+CONFIG = {
+    "epochs": 3,
+    "threads": 1,
+    "model": "small_conv",
+    "baselines": "union",
+    "optim": OptimConfig(lr=0.05, nesterov=True),
+    "data": DataConfig(batch_size=16, augment="crop_flip", padding=1),  # 5 steps per epoch
+}
+
+
+def config(path):
+    return TrainConfig(**CONFIG, checkpoint_seconds=0, out=str(path))
+
+
+class Kill(Listener):
+    """Sends a signal to this process behind a step of a stage."""
+
+    def __init__(self, signum, stage, step):
+        self.at, self.signum = (stage, step), signum
+
+    def step(self, stage):
+        if (stage.name, stage.step) == self.at:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return train(config(tmp_path_factory.mktemp("unbroken") / "run"), data=two_classes()).path
+
+
+def assert_same(path, unbroken):
+    for name in ("model.safetensors", "labels.safetensors", "config.toml"):
+        assert (path / name).read_bytes() == (unbroken / name).read_bytes(), name
+    with np.load(path / "labels.npz") as a, np.load(unbroken / "labels.npz") as b:
+        assert a.files == b.files
+        assert all(np.array_equal(a[k], b[k]) for k in a.files)
+
+    def lines(p):
+        records = [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+    assert lines(path) == lines(unbroken)
+
+    def figures(p):
+        drop = lambda d: {k: drop(v) if isinstance(v, dict) else v for k, v in d.items() if k != "seconds"}  # noqa: E731
+        return drop(json.loads((p / "summary.json").read_text()))
+
+    assert figures(path) == figures(unbroken)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "at", [("instance_labels", 1), ("instance_labels", 7), ("instance_labels", 15), ("union", 5), ("union", 14)]
+)
+def test_a_signal_saves_at_a_step_boundary(signum, at, unbroken, tmp_path):
+    path = tmp_path / "run"
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    if at == ("instance_labels", 15):  # behind the last step of a stage the signal is heard in the next one
+        at_stage, at_step = "union", 0
+    else:
+        at_stage, at_step = at
+    with pytest.raises(Interrupted, match=f"in {at_stage} at step {at_step} of 15") as stopped:
+        train(config(path), data=two_classes(), listener=Kill(signum, *at))
+    assert (stopped.value.signum, stopped.value.path) == (signum, path)
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert not (path / "summary.json").exists()
+    run = train(resume=path, data=two_classes())
+    assert_same(path, unbroken)
+    assert run.summary == load_run(path).summary
+
+
+KILLED = """
+import signal, sys
+from fastmeta.training import train
+from tests.training.test_resume import Kill, config
+from tests.training.test_run import two_classes
+train(config(sys.argv[1]), data=two_classes(), listener=Kill(signal.SIGKILL, sys.argv[2], int(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("at", [("instance_labels", 8), ("union", 11)])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(at, unbroken, tmp_path):
+    path = tmp_path / "run"
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", KILLED, str(path), *map(str, at)]
+    done = subprocess.run(script, cwd=root, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"run": "instance_labels", "ep')  # as torn as a line can be
+    train(resume=path, data=two_classes())
+    assert_same(path, unbroken)
+
+
+def interrupted(path):
+    with pytest.raises(Interrupted):
+        train(config(path), data=two_classes(), listener=Kill(signal.SIGTERM, "instance_labels", 7))
+    return path
+
+
+def test_another_thread_count_is_said(tmp_path):
+    path = interrupted(tmp_path / "run")
+    text = (path / "config.toml").read_text()
+    (path / "config.toml").write_text(text.replace("threads = 1", "threads = 2"))
+    listener = Warnings()
+    train(resume=path, data=two_classes(), listener=listener)
+    assert [t for t in listener.texts if "CPU threads 2, begun with 1" in t]
+
+
+def test_what_cannot_be_resumed(tmp_path, unbroken):
+    path = interrupted(tmp_path / "run")
+    with pytest.raises(InputError, match="the data are not those"):
+        train(resume=path, data=two_classes(seed=1))
+    with pytest.raises(InputError, match="begun with data= of the caller's own"):
+        train(resume=path)
+    with pytest.raises(InputError, match="begun without model=: leave it out"):
+        train(resume=path, data=two_classes(), model=torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match="not both"):
+        train(TrainConfig(), resume=path)
+    with pytest.raises(InputError, match="is no run directory"):
+        train(resume=tmp_path)
+    state = path / "checkpoint" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is no checkpoint that can be read"):
+        train(resume=path, data=two_classes())
+    assert train(resume=unbroken).summary == load_run(unbroken).summary  # finished already: nothing to do
+
+
+def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, b"old")
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,241 @@
+"""A run from config to directory and back."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastmeta
+from fastmeta.data import InputError
+from fastmeta.methods import METHODS
+from fastmeta.training import LabelConfig, OptimConfig, TrainConfig, TrainingError, load_run, train
+from fastmeta.training.listener import Listener
+
+
+def two_classes(seed=0, **changes):
+    """Bright and dark 4x4 images, a tenth of the given labels wrong."""
+    rng = np.random.default_rng(seed)
+
+    def part(count):
+        y = np.arange(count) % 2
+        return (rng.integers(0, 120, (count, 4, 4, 1)) + 130 * y[:, None, None, None]).astype(np.uint8), y
+
+    x_train, y_true = part(80)
+    x_meta, y_meta = part(8)
+    x_test, y_test = part(20)
+    y_train = np.where(np.arange(80) % 10 == 0, 1 - y_true, y_true)
+    arrays = {
+        "x_train": x_train,
+        "y_train": y_train,
+        "y_true": y_true,
+        "x_meta": x_meta,
+        "y_meta": y_meta,
+        "x_test": x_test,
+        "y_test": y_test,
+        "class_names": ["dark", "bright"],
+    }
+    return {k: v for k, v in {**arrays, **changes}.items() if v is not None}
+
+
+class Warnings(Listener):
+    def __init__(self):
+        self.texts = []
+
+    def warning(self, text):
+        self.texts.append(text)
+
+
+def config(path, **changes):
+    return TrainConfig(**{"epochs": 3, "threads": 1, "model": "mlp", "out": str(path), **changes})
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "digits"
+    return fastmeta.train(fastmeta.TrainConfig(epochs=2, out=str(path)))
+
+
+def test_directory_holds_every_file(digits_run):
+    files = sorted(str(p.relative_to(digits_run.path)) for p in digits_run.path.rglob("*") if p.is_file())
+    assert files == [
+        "checkpoint/state.safetensors",
+        "config.toml",
+        "figures/accuracy.png",
+        "figures/label_matrix.png",
+        "figures/labels.png",
+        "labels.npz",
+        "labels.safetensors",
+        "metrics.jsonl",
+        "model.safetensors",
+        "summary.json",
+    ]
+    for figure in (digits_run.path / "figures").iterdir():
+        assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_summary(digits_run):
+    s = json.loads((digits_run.path / "summary.json").read_text())
+    assert s == digits_run.summary
+    assert (s["schema"], s["schema_version"]) == ("fastmeta.run", 1)
+    assert (s["train_size"], s["meta_size"], s["test_size"], s["num_classes"]) == (1370, 30, 397, 10)
+    assert list(s["baselines"]) == ["noisy", "union", "clean"]
+    for stage in (s, *s["baselines"].values()):
+        assert 0.2 < stage["test_accuracy_last"] <= stage["test_accuracy_best"] <= 1
+        assert stage["nll"] > 0
+        assert 0 <= stage["ece"] <= 1
+        assert stage["seconds"] > 0
+    assert s["label_accuracy_initial"] == pytest.approx(1 - s["noise_rate"])
+    corrected = s["labels_corrected"] - s["labels_spoiled"]
+    assert s["label_accuracy_final"] == pytest.approx(s["label_accuracy_initial"] + corrected / 1370)
+    assert s["noise_rate"] < s["wrong_label_average_precision"] <= 1  # better than chance
+
+
+def test_metrics_have_a_line_per_epoch_and_stage(digits_run):
+    lines = [json.loads(line) for line in (digits_run.path / "metrics.jsonl").read_text().splitlines()]
+    stages = ("instance_labels", "noisy", "union", "clean")
+    assert [(r["run"], r["epoch"]) for r in lines] == [(name, epoch) for name in stages for epoch in range(3)]
+    last = lines[2]
+    assert last["step"] == 2 * (1370 // 64)
+    assert last["test_accuracy"] == digits_run.summary["test_accuracy_last"]
+    assert last["label_accuracy"] == digits_run.summary["label_accuracy_final"]
+    assert last["label_grad_norm"] > 0
+
+
+def test_labels_file(digits_run):
+    with np.load(digits_run.path / "labels.npz") as t:
+        probs = digits_run.labels.probs().numpy()
+        assert np.array_equal(t["given"], digits_run.labels.targets.numpy())
+        assert (t["learned"] == probs.argmax(1)).mean() > 0.99  # but for ties
+        np.testing.assert_allclose(t["probability"], probs.max(1), rtol=1e-6)
+        np.testing.assert_allclose(t["given_probability"], probs[np.arange(1370), t["given"]], rtol=1e-6)
+        np.testing.assert_allclose(t["entropy"], -(probs * np.log(probs)).sum(1), rtol=1e-5)
+        from fastmeta.data.sources import digits
+
+        assert np.array_equal(digits(0).y_train[t["index"]], t["true"])
+
+
+def test_load_run_gives_back_the_same(digits_run):
+    again = load_run(digits_run.path)
+    assert again.summary == digits_run.summary
+    assert again.config == digits_run.config
+    assert torch.equal(again.labels.label_logits, digits_run.labels.label_logits)
+    assert not again.model.training
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(again.model(x), digits_run.model(x))
+
+
+def test_config_file_of_a_run_runs_it_again(digits_run, tmp_path):
+    text = (digits_run.path / "config.toml").read_text()
+    (tmp_path / "again.toml").write_text(f'out = "{tmp_path / "again"}"\n' + text.replace('baselines = "all"', ""))
+    again = train(TrainConfig.read(tmp_path / "again.toml"))
+    for name in ("model.safetensors", "labels.safetensors"):
+        assert (again.path / name).read_bytes() == (digits_run.path / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_on_arrays_of_ones_own(method, tmp_path):
+    run = train(config(tmp_path / "run", method=method, baselines="clean"), data=two_classes())
+    s = run.summary
+    assert s["test_accuracy_last"] > 0.9
+    assert (s["train_size"], s["meta_size"], s["test_size"]) == (80, 8, 20)
+    assert s["noise_rate"] == pytest.approx(0.1)
+    assert s["noise"] == "none"
+    assert s["class_names"] == ["dark", "bright"]
+    assert (run.labels is None) == (method == "onehot")
+    assert (s["label_lr"] is None) == (method == "onehot")
+    assert list(s["baselines"]) == ["clean"]
+
+
+def test_what_nobody_knows_is_null(tmp_path):
+    listener = Warnings()
+    data = two_classes(y_true=None, x_meta=None, y_meta=None, x_test=None, y_test=None)
+    s = train(config(tmp_path / "run"), data=data, listener=listener).summary
+    for key in ("noise_rate", "label_accuracy_initial", "label_accuracy_final", "labels_corrected", "labels_spoiled"):
+        assert s[key] is None
+    for key in ("wrong_label_average_precision", "test_accuracy_last", "test_accuracy_best", "nll", "ece"):
+        assert s[key] is None
+    assert isinstance(s["labels_changed"], int)
+    assert (s["train_size"], s["meta_size"], s["test_size"]) == (64, 16, None)
+    held_out = [text for text in listener.texts if "held out" in text]
+    assert len(held_out) == 1
+    assert held_out[0] in s["warnings"]
+    assert not (tmp_path / "run/figures/accuracy.png").exists()
+    assert (tmp_path / "run/figures/labels.png").exists()
+    assert "true" not in np.load(tmp_path / "run/labels.npz").files
+
+
+def test_a_module_of_ones_own_is_copied_and_must_be_given_again(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    before = model[1].weight.clone()
+    run = train(config(tmp_path / "run"), model=model, data=two_classes())
+    assert torch.equal(model[1].weight, before)
+    assert not torch.equal(run.model[1].weight, before)
+    assert run.summary["model"] == "custom:Sequential"
+    with pytest.raises(InputError, match="pass it as model="):
+        load_run(run.path)
+    assert torch.equal(load_run(run.path, model=model).model[1].weight, run.model[1].weight)
+
+
+def test_the_callers_random_state_and_threads_stay(tmp_path):
+    torch.manual_seed(7)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(config(tmp_path / "run", epochs=1), data=two_classes())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_bf16_keeps_weights_and_labels_in_fp32(tmp_path):
+    run = train(config(tmp_path / "run", precision="bf16"), data=two_classes())
+    assert run.summary["test_accuracy_last"] > 0.9
+    assert {t.dtype for t in run.model.state_dict().values()} == {torch.float32}
+    assert run.labels.label_logits.dtype == torch.float32
+
+
+def test_too_small_a_label_lr_is_said(tmp_path):
+    listener = Warnings()
+    run = train(config(tmp_path / "run", labels=LabelConfig(label_lr=1e-3)), data=two_classes(), listener=listener)
+    (text,) = [t for t in listener.texts if "hardly moved" in t]
+    assert text in run.summary["warnings"]
+
+
+@pytest.mark.parametrize("method", ["onehot", "instance_labels"])
+def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(method, tmp_path):
+    optim = OptimConfig(lr=1e30, schedule="constant")
+    with pytest.raises(TrainingError, match=r"not finite for 10 steps in a row .* lower optim\.lr"):
+        train(config(tmp_path / "run", method=method, epochs=40, optim=optim), data=two_classes(), listener=Warnings())
+    assert (tmp_path / "run/checkpoint/state.safetensors").is_file()
+    assert not (tmp_path / "run/summary.json").exists()
+    with pytest.raises(InputError, match="is not finished; go on with: fastmeta train --resume"):
+        load_run(tmp_path / "run")
+
+
+def test_nothing_is_written_where_something_is_wrong(tmp_path):
+    out = tmp_path / "run"
+    for changes, data in (
+        ({"model": "resnet99"}, two_classes()),
+        ({"model": "vgg16_bn"}, two_classes()),
+        ({"device": "cuda:99"}, two_classes()),
+        ({}, two_classes(y_train=np.zeros(80, int))),
+        ({}, two_classes(x_meta=two_classes()["x_train"][:8])),
+        ({"dataset": "npz:/nowhere.npz"}, None),
+    ):
+        with pytest.raises(InputError):
+            train(config(out, **changes), data=data)
+    with pytest.raises(InputError, match=r"must return logits \(batch, 2\), got \(2, 3\)"):
+        train(config(out), model=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data=two_classes())
+    with pytest.raises(InputError, match="cannot take images of shape"):
+        train(config(out), model=nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), data=two_classes())
+    assert not out.exists()
+
+
+def test_a_directory_that_is_taken(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match="is not empty; choose another --out"):
+            train(config(out), data=two_classes())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="is no run directory"):
+        load_run(tmp_path)
