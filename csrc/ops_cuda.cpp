@@ -15,13 +15,13 @@ struct Cuda {
   // Indices are checked by the kernels: to read them here would wait for the device.
   static constexpr bool checks_indices = false;
 
-#define X(name, Args)                                                                        \
-  static void name(const Tensor& on, const Args& args) {                                     \
-    const int32_t device = on.get_device_index();                                            \
-    const torch::stable::accelerator::DeviceGuard guard(device);                             \
-    void* stream = nullptr;                                                                  \
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));             \
-    cuda::name(args, stream);                                                                \
+#define X(name, Args)                                                            \
+  static void name(const Tensor& on, const Args& args) {                         \
+    const int32_t device = on.get_device_index();                                \
+    const torch::stable::accelerator::DeviceGuard guard(device);                 \
+    void* stream = nullptr;                                                      \
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream)); \
+    cuda::name(args, stream);                                                    \
   }
   FASTMETA_LAUNCHERS(X)
 #undef X

@@ -28,9 +28,12 @@ template <class A, class Group>
 __device__ A thread_mass(ConstMatrix probs, int64_t i, int64_t C) {
   if constexpr (sizeof(A) == 8) return thread_sum<double, Group>(row_of<double>(probs, i), C);
   switch (probs.dtype) {
-    case DType::kBFloat16: return thread_sum<BFloat16, Group>(row_of<BFloat16>(probs, i), C);
-    case DType::kFloat16: return thread_sum<Float16, Group>(row_of<Float16>(probs, i), C);
-    default: return thread_sum<float, Group>(row_of<float>(probs, i), C);
+    case DType::kBFloat16:
+      return thread_sum<BFloat16, Group>(row_of<BFloat16>(probs, i), C);
+    case DType::kFloat16:
+      return thread_sum<Float16, Group>(row_of<Float16>(probs, i), C);
+    default:
+      return thread_sum<float, Group>(row_of<float>(probs, i), C);
   }
 }
 

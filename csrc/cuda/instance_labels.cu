@@ -19,9 +19,8 @@ namespace {
 // v_i = NaN, and the row is counted
 template <class T, class Cols, class Group>
 __device__ void skip_row(Group& group, T* v, const Cols& first, int chunks, int32_t* skipped) {
-  for_chunks(first, chunks, [&](const Cols& cols) {
-    write_row(v, cols, [](int, int) { return quiet_nan<acc_t<T>>(); });
-  });
+  for_chunks(first, chunks,
+             [&](const Cols& cols) { write_row(v, cols, [](int, int) { return quiet_nan<acc_t<T>>(); }); });
   if (group.leader()) atomicAdd(skipped, 1);
 }
 

@@ -103,10 +103,14 @@ struct Type {
 template <class F>
 void with_dtype(DType dtype, F f) {
   switch (dtype) {
-    case DType::kFloat64: return f(Type<double>{});
-    case DType::kFloat32: return f(Type<float>{});
-    case DType::kBFloat16: return f(Type<BFloat16>{});
-    case DType::kFloat16: return f(Type<Float16>{});
+    case DType::kFloat64:
+      return f(Type<double>{});
+    case DType::kFloat32:
+      return f(Type<float>{});
+    case DType::kBFloat16:
+      return f(Type<BFloat16>{});
+    case DType::kFloat16:
+      return f(Type<Float16>{});
   }
 }
 
@@ -143,14 +147,16 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
-// Launches kernel(args) with one group per row, on `stream`; throws where the launch fails. A launch of no rows is none.
+// Launches kernel(args) with one group per row, on `stream`; throws where the launch fails. A launch of no rows is
+// none.
 template <class G, class Args>
 void launch(void (*kernel)(Args), const Args& args, int64_t rows, int64_t C, size_t shared_bytes, void* stream,
             const char* name) {
   if (rows == 0) return;
   if (C > INT_MAX / 2) throw std::runtime_error(std::string("fastmeta: ") + name + " takes at most 2^30 classes");
   const int64_t blocks = (rows + G::kRowsPerBlock - 1) / G::kRowsPerBlock;
-  if (blocks > INT_MAX) throw std::runtime_error(std::string("fastmeta: ") + name + " got too many rows for one launch");
+  if (blocks > INT_MAX)
+    throw std::runtime_error(std::string("fastmeta: ") + name + " got too many rows for one launch");
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(G::kBlock);

@@ -32,9 +32,7 @@ class Group {
   __device__ static bool leader() { return rank() == 0; }
 
   // The lanes that take part: groups of one warp may be at different places of the kernel, so each names itself only.
-  __device__ static unsigned mask() {
-    return (0xffffffffu >> (32 - kLanes)) << (threadIdx.x % 32 / kLanes * kLanes);
-  }
+  __device__ static unsigned mask() { return (0xffffffffu >> (32 - kLanes)) << (threadIdx.x % 32 / kLanes * kLanes); }
 
   // Orders memory between the threads of the group.
   __device__ static void sync() {

@@ -89,9 +89,8 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_backward_kernel(
         z.load(z_row, cols, Fill::kLowest);
         p.load(p_row, cols, Fill::kZero);
       }
-      write_row(row_of<T>(a.grad_logits, i), cols, [&](int s, int w) {
-        return dlogits(exp_below(z.at(s, w) - lse) * over, p.at(s, w), mass, grad);
-      });
+      write_row(row_of<T>(a.grad_logits, i), cols,
+                [&](int s, int w) { return dlogits(exp_below(z.at(s, w) - lse) * over, p.at(s, w), mass, grad); });
     });
   }
   if (a.grad_probs.data != nullptr) {

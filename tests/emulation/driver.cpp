@@ -1,0 +1,94 @@
+// Runs launchers of csrc/kernels.h, CUDA half, on emulated blocks: driver IN OUT
+//
+// IN holds calls, OUT the same bytes of every buffer after its call. All numbers are little-endian int64:
+//
+//   call:    name (32 bytes, zero-padded), struct size, number of buffers, number of pointers,
+//            the args struct of the launcher, then
+//   pointer: offset in the struct, buffer, byte offset in the buffer
+//   buffer:  size, bytes
+//
+// Each buffer is an allocation of its own, on a 64-byte boundary as on the device: AddressSanitizer sees every access
+// outside.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/kernels.h"
+
+namespace {
+
+int64_t read_int(std::istream& in) {
+  int64_t x = 0;
+  in.read(reinterpret_cast<char*>(&x), sizeof(x));
+  return x;
+}
+
+struct Buffer {
+  char* data;
+  int64_t size;
+};
+
+Buffer read_buffer(std::istream& in) {
+  const int64_t size = read_int(in);
+  void* data = nullptr;
+  if (posix_memalign(&data, 64, static_cast<size_t>(size)) != 0) std::abort();
+  in.read(static_cast<char*>(data), size);
+  return {static_cast<char*>(data), size};
+}
+
+template <class Args>
+void call(void (*launcher)(const Args&, void*), const std::vector<char>& bytes) {
+  if (bytes.size() != sizeof(Args)) throw std::runtime_error("the struct of the test has another size");
+  Args args;
+  std::memcpy(&args, bytes.data(), sizeof(Args));
+  launcher(args, nullptr);
+}
+
+void run(const std::string& name, const std::vector<char>& bytes) {
+#define X(launcher, Args) \
+  if (name == #launcher) return call<fastmeta::Args>(fastmeta::cuda::launcher, bytes);
+#ifdef FASTMETA_ONLY_ROW_DOT  // the planted race needs no other kernels
+  X(row_dot, RowDotArgs)
+#else
+  FASTMETA_LAUNCHERS(X)
+#endif
+#undef X
+  throw std::runtime_error("no launcher " + name);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  std::ifstream in(argv[1], std::ios::binary);
+  std::ofstream out(argv[2], std::ios::binary);
+  char name[33] = {};
+  while (in.read(name, 32)) {
+    std::vector<char> args(static_cast<size_t>(read_int(in)));
+    const int64_t buffer_count = read_int(in), pointer_count = read_int(in);
+    in.read(args.data(), static_cast<std::streamsize>(args.size()));
+    std::vector<int64_t> pointers;
+    for (int64_t k = 0; k < 3 * pointer_count; ++k) pointers.push_back(read_int(in));
+    std::vector<Buffer> buffers;
+    for (int64_t k = 0; k < buffer_count; ++k) buffers.push_back(read_buffer(in));
+    for (size_t k = 0; k < pointers.size(); k += 3) {
+      const char* p = buffers[static_cast<size_t>(pointers[k + 1])].data + pointers[k + 2];
+      std::memcpy(args.data() + pointers[k], &p, sizeof(p));
+    }
+    try {
+      run(name, args);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s: %s\n", name, error.what());
+      return 1;
+    }
+    for (const Buffer& b : buffers) {
+      out.write(b.data, b.size);
+      std::free(b.data);
+    }
+  }
+  return 0;
+}

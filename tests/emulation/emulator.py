@@ -1,0 +1,207 @@
+"""Builds the CUDA kernels for emulated blocks (cuda_runtime.h in this folder) and runs launchers on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+BUILD = HERE.parents[1] / "build" / "emulation"
+
+# -O0: the blocks are small, and compiling takes longer than running. The kernels' own loops inline all the same.
+FLAGS = ["-std=c++20", "-O0", "-g1", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{HERE}"]
+VARIANTS = {
+    "plain": [],
+    "address": ["-fsanitize=address", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread", "-Wno-tsan"],  # the warning: it does not follow fences, which is what we want
+    "planted_race": ["-fsanitize=thread", "-Wno-tsan", "-DFASTMETA_PLANT_RACE", "-DFASTMETA_ONLY_ROW_DOT"],
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# Build
+# ---------------------------------------------------------------------------------------------------------
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+@functools.cache
+def build(variant: str) -> Path:
+    """The driver with these sanitizers, built once per content of the sources."""
+    kernels = sorted((CSRC / "cuda").glob("*.cu"))
+    if variant == "planted_race":
+        kernels = [CSRC / "cuda" / "row_dot.cu"]
+    headers = [*CSRC.glob("*.h"), *(CSRC / "cuda").glob("*.cuh"), *HERE.glob("*.h")]
+    units = [HERE / "driver.cpp", *kernels]
+    flags = FLAGS + VARIANTS[variant]
+    common = hashlib.sha256(repr((compiler(), flags)).encode())
+    for path in sorted(headers):
+        common.update(path.read_bytes())
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for unit in units:
+        key = common.copy()
+        key.update(unit.read_bytes())
+        target = BUILD / f"{unit.stem}-{key.hexdigest()[:16]}.o"
+        if not target.exists():
+            scratch = target.with_suffix(f".{os.getpid()}")
+            _run([compiler(), *flags, "-x", "c++", "-c", str(unit), "-o", str(scratch)])
+            scratch.replace(target)
+        objects.append(str(target))
+    driver = BUILD / f"driver-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"
+    if not driver.exists():
+        scratch = driver.with_suffix(f".{os.getpid()}")
+        _run([compiler(), *flags, *objects, "-o", str(scratch)])
+        scratch.replace(driver)
+    return driver
+
+
+def _run(command: list) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The structs of csrc/kernels.h
+# ---------------------------------------------------------------------------------------------------------
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def _struct(name: str, fields: str, types: dict) -> type:
+    pairs = [item.split(":") for item in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": [(field, types[kind]) for field, kind in pairs]})
+
+
+_basic = {"i64": ctypes.c_int64, "bool": ctypes.c_bool, "int": ctypes.c_int, "f64": ctypes.c_double}
+_basic["ptr"] = ctypes.c_void_p
+Matrix = _struct("Matrix", "data:ptr row_stride:i64 dtype:int", _basic)
+Vector = _struct("Vector", "data:ptr stride:i64", _basic)
+Scalar = _struct("Scalar", "device:ptr dtype:int host:f64", _basic)
+_all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar}
+
+_results = "loss:ptr v:mat entropy:ptr"
+ARGS = {
+    name: _struct(name, fields, _all)
+    for name, fields in {
+        "soft_cross_entropy": "n:i64 C:i64 logits:mat probs:mat loss:ptr lse:ptr",
+        "soft_cross_entropy_backward": "n:i64 C:i64 logits:mat probs:mat lse:vec grad:vec "
+        "grad_logits:mat grad_probs:mat",
+        "soft_cross_entropy_hvp": "n:i64 C:i64 logits:mat probs:mat v:mat out:mat",
+        "soft_cross_entropy_label_grad": "n:i64 C:i64 logits:mat probs:mat v:mat out:mat",
+        "instance_loss": f"n:i64 C:i64 N:i64 logits:mat label_logits:mat index:vec weight:vec {_results} skipped:ptr",
+        "instance_label_step": "n:i64 C:i64 N:i64 functional:bool table:mat rows_in:mat rows_out:mat index:vec "
+        f"unique:bool logits:mat u:mat weight:vec scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr",
+        "class_loss": f"n:i64 C:i64 logits:mat alpha:vec targets:vec weight:vec {_results} skipped:ptr",
+        "class_label_step": "n:i64 C:i64 alpha_in:vec alpha_out:ptr targets:vec logits:mat u:mat weight:vec "
+        f"scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr workspace:ptr",
+        "row_dot": "n:i64 C:i64 a:mat b:mat out:ptr",
+    }.items()
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# Calls
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """One launch: fields of the args struct as tensors and numbers. `run` leaves each tensor's result in `out`."""
+
+    def __init__(self, launcher: str, **fields: Tensor | float | bool | None) -> None:
+        self.launcher = launcher
+        self.fields = fields
+        self.out: dict[str, Tensor] = {}
+        self.args = ARGS[launcher]()
+        self.tensors: dict[str, Tensor] = {}
+        self.pointers: list[tuple[int, str]] = []
+        types = dict(self.args._fields_)
+        assert set(fields) <= set(types), set(fields) - set(types)
+        for name, value in fields.items():
+            if value is None:
+                continue
+            if isinstance(value, Tensor):
+                self._set_tensor(name, types[name], value)
+            elif types[name] is Scalar:
+                getattr(self.args, name).host = value
+            else:
+                setattr(self.args, name, value)
+
+    def _set_tensor(self, name: str, kind: type, value: Tensor) -> None:
+        offset = getattr(type(self.args), name).offset
+        self.tensors[name] = value
+        self.pointers.append((offset, name))  # the pointer is the first member of every struct
+        if kind is Matrix:
+            assert value.shape[1] < 2 or value.stride(1) == 1
+            setattr(self.args, name, Matrix(None, value.stride(0), DTYPES[value.dtype]))
+        elif kind is Vector:
+            setattr(self.args, name, Vector(None, value.stride(0)))
+        elif kind is Scalar:
+            setattr(self.args, name, Scalar(None, DTYPES[value.dtype], math.nan))
+
+    def storages(self) -> dict[int, Tensor]:
+        """Whole storages as bytes, by address: gaps between rows and memory before the first one come along."""
+        found = {}
+        for t in self.tensors.values():
+            raw = torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage())
+            found[t.untyped_storage().data_ptr()] = raw
+        return found
+
+    def encode(self) -> bytes:
+        storages = self.storages()
+        places = list(storages)
+        parts = [self.launcher.encode().ljust(32, b"\0")]
+        parts.append(struct.pack("<3q", ctypes.sizeof(self.args), len(storages), len(self.pointers)))
+        parts.append(bytes(self.args))
+        for offset, name in self.pointers:
+            t = self.tensors[name]
+            place = places.index(t.untyped_storage().data_ptr())
+            parts.append(struct.pack("<3q", offset, place, t.storage_offset() * t.element_size()))
+        for raw in storages.values():
+            parts += [struct.pack("<q", raw.numel()), raw.numpy().tobytes()]
+        return b"".join(parts)
+
+    def decode(self, data: bytes, at: int) -> int:
+        fresh = {}
+        for place, raw in self.storages().items():
+            piece = bytearray(data[at : at + raw.numel()])
+            at += raw.numel()
+            fresh[place] = torch.frombuffer(piece, dtype=torch.uint8) if piece else raw
+        self.out = {}
+        for name, t in self.tensors.items():
+            storage = fresh[t.untyped_storage().data_ptr()].untyped_storage()
+            like = torch.empty(0, dtype=t.dtype)
+            self.out[name] = like.set_(storage, t.storage_offset(), t.shape, t.stride())
+        return at
+
+
+def run(variant: str, calls: list[Call]) -> subprocess.CompletedProcess:
+    """Runs the calls in one process and fills their `out`. A sanitizer's report is in stderr, with a return code."""
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1 history_size=2"}
+    with TemporaryDirectory() as folder:
+        given, made = Path(folder, "in"), Path(folder, "out")
+        given.write_bytes(b"".join(call.encode() for call in calls))
+        command = [str(build(variant)), str(given), str(made)]
+        if "thread" in "".join(VARIANTS[variant]) and shutil.which("setarch"):
+            command = ["setarch", "-R", *command]  # older runtimes refuse a kernel's wide address randomisation
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+        if done.returncode == 0:
+            data, at = made.read_bytes(), 0
+            for call in calls:
+                at = call.decode(data, at)
+            assert at == len(data)
+    return done

@@ -1,0 +1,86 @@
+"""The CUDA kernels without a GPU: every launcher on emulated thread blocks, alone and under two sanitizers."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from . import cases
+from .emulator import Call, build, compiler, run
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler ($CXX or g++) to build the emulation with")
+
+GROUPS = [
+    cases.soft_cross_entropy,
+    cases.soft_cross_entropy_backward,
+    cases.soft_cross_entropy_hvp,
+    cases.soft_cross_entropy_label_grad,
+    cases.row_dot,
+    cases.instance_loss,
+    cases.instance_label_step,
+    cases.instance_label_step_refused,
+    cases.streamed,
+    cases.class_loss,
+    cases.class_label_step,
+    cases.class_label_step_refused,
+    cases.empty_batch,
+]
+
+
+@functools.cache
+def cases_of(group) -> list[cases.Case]:
+    return list(group())
+
+
+def dtype_of(call: Call) -> torch.dtype:
+    return call.tensors["a" if call.launcher == "row_dot" else "logits"].dtype
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+@pytest.mark.parametrize("variant", ["plain", "address", "thread"])
+def test_kernels(variant: str, group) -> None:
+    todo = cases_of(group)
+    if variant == "thread":  # where threads meet depends on no dtype but on the geometry, float64's own or the other
+        todo = [case for case in todo if dtype_of(case.call) in (torch.float32, torch.float64)]
+    done = run(variant, [case.call for case in todo])
+    assert done.returncode == 0, done.stderr[:6000]
+    for case in todo:
+        try:
+            case.check(case.call.out)
+        except AssertionError as error:
+            raise AssertionError(f"{case.name}: {error}") from error
+
+
+def test_same_bits_twice() -> None:
+    todo = [case.call for case in [*cases_of(cases.instance_label_step), *cases_of(cases.class_label_step)]]
+    todo = [call for call in todo if dtype_of(call) == torch.float32 and call.args.C <= 1000]
+    seen = []
+    for _ in range(2):
+        assert run("plain", todo).returncode == 0
+        seen.append([{k: t.clone() for k, t in call.out.items()} for call in todo])
+    for first, second in zip(*seen, strict=True):
+        for name, t in first.items():
+            assert torch.equal(t.nan_to_num(9), second[name].nan_to_num(9)), name
+
+
+def test_a_missing_barrier_is_noticed() -> None:
+    block = [case.call for case in cases_of(cases.row_dot) if case.call.args.C == 5000]
+    assert block
+    done = run("planted_race", block)
+    assert done.returncode != 0
+    assert "data race" in done.stderr
+    assert "reduce" in done.stderr  # and it is the one that was planted
+
+
+def test_an_access_outside_is_noticed() -> None:
+    good = next(case.call for case in cases_of(cases.row_dot) if case.call.args.C == 33)
+    wrong = Call("row_dot", **{**good.fields, "n": good.args.n + 200})
+    done = run("address", [wrong])
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
+def test_build_is_kept() -> None:
+    assert build("plain") == build.__wrapped__("plain")
