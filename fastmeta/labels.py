@@ -61,24 +61,26 @@ class _Labels(nn.Module):
     family: str
     targets: Tensor
     num_classes: int
-    # eta * lambda / n that a label parameter of this family wants: see default_label_lr
-    _rate: float
+    # eta * lambda / n, summed over the visits of a run, that a label parameter of this family wants
+    _travel: float
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def default_label_lr(self, lr: float, batch_size: int) -> float:
-        """A label learning rate for look-ahead rate `lr` (lambda) and `batch_size` (n).
+    def default_label_lr(self, lr: float, batch_size: int, visits: int = 100) -> float:
+        """A label learning rate for look-ahead rate `lr` (lambda), `batch_size` (n) and `visits` (epochs) of a run.
 
-        The label gradient carries the factor lambda / n (Eqs. (3), (4)), so the default is rate * n / lambda: the
-        step of a label parameter then depends on neither. At lambda = 0.4, n = 128 it lies inside the paper's grids
-        (class 0.01-3, instance 5-100). Raises ValueError unless both are positive.
+        The label gradient carries the factor lambda / n (Eqs. (3), (4)) and a label moves once per visit, so the
+        default is travel / visits * n / lambda: how far a label can get in a run then depends on none of the three. At
+        lambda = 0.4, n = 128 and 165 visits it lies inside the paper's grids (class 0.01-3, instance 5-100). Raises
+        ValueError unless all are positive.
         """
-        if not lr > 0 or not batch_size > 0:
+        if not lr > 0 or not batch_size > 0 or not visits > 0:
             raise ValueError(
-                f"default_label_lr needs lr > 0 and batch_size > 0, got {lr} and {batch_size}; pass label_lr"
+                f"default_label_lr needs positive lr, batch_size and visits, got {lr}, {batch_size}, {visits}; "
+                "pass label_lr"
             )
-        return self._rate * batch_size / lr
+        return self._travel / visits * batch_size / lr
 
     def extra_repr(self) -> str:
         return f"N={len(self)}, num_classes={self.num_classes}"
@@ -101,7 +103,7 @@ class InstanceLabels(_Labels):
     """
 
     family = "instance"
-    _rate = 0.1
+    _travel = 30.0
     label_logits: Tensor
 
     def __init__(
@@ -180,7 +182,7 @@ class ClassLabels(_Labels):
     """
 
     family = "class"
-    _rate = 1e-3
+    _travel = 0.2
     alpha: Tensor
 
     def __init__(

@@ -59,8 +59,17 @@ def test_errors(family):
         family(TARGETS * 0, 1)
     with pytest.raises(ValueError, match="target_prob must lie"):
         family(TARGETS, 4, 1.5)
-    with pytest.raises(ValueError, match="needs lr > 0"):
+    with pytest.raises(ValueError, match="needs positive lr, batch_size and visits, got 0.0, 128, 100"):
         family(TARGETS, 4).default_label_lr(0.0, 128)
+
+
+def test_default_label_rate_lies_in_the_papers_grids():
+    instance, smoothing = fastmeta.InstanceLabels(TARGETS, 4), fastmeta.ClassLabels(TARGETS, 4)
+    assert 5 <= instance.default_label_lr(0.4, 128, 165) <= 100
+    assert 0.01 <= smoothing.default_label_lr(0.4, 128, 165) <= 3
+    # lambda / n times the rate, over a run, is one number
+    travel = [lr / n * v * instance.default_label_lr(lr, n, v) for lr, n, v in ((0.1, 64, 10), (0.4, 128, 165))]
+    assert travel[0] == pytest.approx(travel[1])
 
 
 def test_alpha_of_another_dtype_is_refused():
