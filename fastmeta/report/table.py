@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 #: what stands in the first column for each kind of run
 TITLES = {
@@ -27,16 +27,13 @@ def plain(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def result_table(summary: Mapping[str, Any]) -> Table:
-    """The method's row and one per baseline; `summary` is a summary.json."""
+def result_table(summary: Mapping[str, Any]) -> Group:
+    """A line on the data, the method's row and one per baseline, notes; `summary` is a summary.json."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
 
     table = Table(
-        title=f"{_name(summary['dataset'])}: {_data_line(summary)}",
-        title_justify="left",
-        caption=_caption(summary),
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
@@ -68,7 +65,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     for name, figures in summary["baselines"].items():
         last, best, seconds = _stage_cells(figures)
         table.add_row(TITLES.get(name, name), last, best, "", "", "", "", seconds)
-    return table
+    return Group(f"{_name(summary['dataset'])}: {_data_line(summary)}", table, *_notes(summary))
 
 
 def _stage_cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -94,7 +91,7 @@ def _data_line(summary: Mapping[str, Any]) -> str:
     return f"{summary['train_size']:,} train ({noise}), {summary['meta_size']:,} clean, {test} test"
 
 
-def _caption(summary: Mapping[str, Any]) -> str:
+def _notes(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if summary["test_accuracy_best"] is not None:
         lines.append("best: the epoch that is best on the test set itself, for comparison only")
@@ -105,4 +102,4 @@ def _caption(summary: Mapping[str, Any]) -> str:
             f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"
             + (f" ({', '.join(shown)})" if shown else "")
         )
-    return "\n".join(lines)
+    return lines

@@ -9,8 +9,8 @@ import torch
 
 from fastmeta.labels import ClassLabels, InstanceLabels
 
-#: share of the run after which the movement so far says where the labels will end
-EARLY = 0.1
+#: share of the summed learning rate after which the movement says where the labels will end (digits: to a factor of 2)
+EARLY = 0.3
 #: labels that will move by less than this share of the way to a changed label have hardly moved
 HARDLY = 0.1
 
