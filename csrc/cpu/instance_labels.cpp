@@ -1,6 +1,7 @@
 // Instance labels: one row of label logits per training sample.
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "labels.h"
@@ -161,38 +162,37 @@ class LabelStep {
   MaxSum<A> q_{};
 };
 
-template <class A>
-FASTMETA_CLONES void step_rows(const InstanceLabelStepArgs& a, int64_t begin, int64_t end) {
-  LabelStep<A> step(a);
-  int32_t skipped = 0;
-  for (int64_t i = begin; i < end; ++i) skipped += step(&i, 1);
-  add_skipped(a.skipped, skipped);
-}
-
 // Batch rows by label row: group g is order[start[g]] ... order[start[g + 1] - 1], in batch order. One thread works on
-// a group, so nothing is raced and sums are taken in batch order.
+// a group, so nothing is raced and sums are taken in batch order. Unique rows are groups of their own and need no
+// lists.
 struct Groups {
-  std::vector<int64_t> order, start;
   const InstanceLabelStepArgs& args;
-  int64_t C;
+  int64_t C, count;
+  std::vector<int64_t> order, start;
 
-  explicit Groups(const InstanceLabelStepArgs& a) : order(a.n), args(a), C(a.C) {
-    const auto row = [&](int64_t i) { return a.index.data[i * a.index.stride]; };
-    for (int64_t i = 0; i < a.n; ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return row(i) < row(j); });
-    for (int64_t k = 0; k < a.n; ++k)
-      if (k == 0 || row(order[k]) != row(order[k - 1])) start.push_back(k);
+  explicit Groups(const InstanceLabelStepArgs& a) : args(a), C(a.C), count(a.n) {
+    if (a.unique) return;
+    std::vector<std::pair<int64_t, int64_t>> rows(a.n);  // (label row, batch row)
+    for (int64_t i = 0; i < a.n; ++i) rows[i] = {a.index.data[i * a.index.stride], i};
+    std::sort(rows.begin(), rows.end());
+    order.resize(a.n);
+    for (int64_t k = 0; k < a.n; ++k) {
+      order[k] = rows[k].second;
+      if (k == 0 || rows[k].first != rows[k - 1].first) start.push_back(k);
+    }
+    count = static_cast<int64_t>(start.size());
     start.push_back(a.n);
   }
-  int64_t count() const { return static_cast<int64_t>(start.size()) - 1; }
 };
 
 template <class A>
 FASTMETA_CLONES void step_groups(const Groups& groups, int64_t begin, int64_t end) {
   LabelStep<A> step(groups.args);
   int32_t skipped = 0;
-  for (int64_t g = begin; g < end; ++g)
-    skipped += step(&groups.order[groups.start[g]], groups.start[g + 1] - groups.start[g]);
+  for (int64_t g = begin; g < end; ++g) {
+    const int64_t* rows = groups.args.unique ? &g : &groups.order[groups.start[g]];
+    skipped += step(rows, groups.args.unique ? 1 : groups.start[g + 1] - groups.start[g]);
+  }
   add_skipped(groups.args.skipped, skipped);
 }
 
@@ -205,12 +205,8 @@ void instance_loss(const InstanceLossArgs& a) {
 
 void instance_label_step(const InstanceLabelStepArgs& a) {
   *a.skipped = 0;
-  if (a.unique) {
-    FASTMETA_OVER_ROWS(step_rows, a, a.logits.dtype, a.n);
-  } else {
-    const Groups groups(a);
-    FASTMETA_OVER_ROWS(step_groups, groups, a.logits.dtype, groups.count());
-  }
+  const Groups groups(a);
+  FASTMETA_OVER_ROWS(step_groups, groups, a.logits.dtype, groups.count);
 }
 
 }  // namespace fastmeta::cpu

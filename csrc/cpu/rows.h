@@ -17,15 +17,11 @@ namespace fastmeta::cpu {
 
 enum class Padding { kFirst, kZero };
 
-template <class T, class A>
-FASTMETA_INLINE void widen(const T* from, int64_t C, A* to) {
-  for (int64_t k = 0; k < C; ++k) to[k] = to_acc(from[k]);
-}
-
-template <class T, class A>
-FASTMETA_INLINE void narrow(const A* from, int64_t C, T* to) {
-  for (int64_t k = 0; k < C; ++k) to[k] = from_acc<T>(from[k]);
-}
+// 16-bit rows to and from float: out of line (rows.cpp), for there are many of these and they are long.
+void widen(const BFloat16* from, int64_t C, float* to);
+void widen(const Float16* from, int64_t C, float* to);
+void narrow(const float* from, int64_t C, BFloat16* to);
+void narrow(const float* from, int64_t C, Float16* to);
 
 // What a pass over a row tells about it.
 template <class A>
@@ -65,13 +61,15 @@ template <class A>
 FASTMETA_INLINE Scan<A> load_row(const ConstMatrix& from, int64_t i, int64_t C, A* x,
                                  Padding padding = Padding::kFirst) {
   const char* data = static_cast<const char*>(from.data) + i * from.row_stride * size_of(from.dtype);
-  if (size_of(from.dtype) != sizeof(A)) {
-    if (from.dtype == DType::kBFloat16)
-      widen(reinterpret_cast<const BFloat16*>(data), C, x);
-    else
-      widen(reinterpret_cast<const Float16*>(data), C, x);
-    pad_row(x, C, padding);
-    return scan_row(x, C);
+  if constexpr (sizeof(A) == 4) {
+    if (size_of(from.dtype) == 2) {
+      if (from.dtype == DType::kBFloat16)
+        widen(reinterpret_cast<const BFloat16*>(data), C, x);
+      else
+        widen(reinterpret_cast<const Float16*>(data), C, x);
+      pad_row(x, C, padding);
+      return scan_row(x, C);
+    }
   }
   constexpr int64_t kLanes = Simd<A>::kLanes;
   const A* row = reinterpret_cast<const A*>(data);
@@ -97,7 +95,7 @@ FASTMETA_INLINE void store_row(const A* x, int64_t C, const Matrix& to, int64_t 
     if (to.dtype == DType::kBFloat16) return narrow(x, C, reinterpret_cast<BFloat16*>(row));
     if (to.dtype == DType::kFloat16) return narrow(x, C, reinterpret_cast<Float16*>(row));
   }
-  narrow(x, C, reinterpret_cast<A*>(row));
+  std::memcpy(row, x, C * sizeof(A));
 }
 
 template <class A>

@@ -137,14 +137,18 @@ FASTMETA_INLINE A max_lanes(Vec<A> v) {
   return m[0];
 }
 
-// A sum in lanes on two levels, so that long rows add blocks and not a million terms to one number.
+// A sum in lanes on two levels: blocks, and their total, compensated (Kahan), so that the error of a row of 65,536 is
+// that of one block.
 template <class A>
 struct Sum {
-  Vec<A> block{}, total{};
+  Vec<A> block{}, total{}, lost{};
 
   FASTMETA_INLINE void operator+=(Vec<A> x) { block += x; }
   FASTMETA_INLINE void close_block() {
-    total += block;
+    const Vec<A> x = block - lost;
+    const Vec<A> next = total + x;
+    lost = (next - total) - x;
+    total = next;
     block = Vec<A>{};
   }
   FASTMETA_INLINE A value() const { return add_lanes<A>(total); }
@@ -159,7 +163,7 @@ constexpr int64_t padded(int64_t C) {
 // body(k) for each vector of a padded row of C >= 1, then the sums are closed block by block.
 template <class A, class Body, class... Sums>
 FASTMETA_INLINE void sweep(int64_t C, Body body, Sums&... sums) {
-  constexpr int64_t kLanes = Simd<A>::kLanes, kBlock = 32 * kLanes;
+  constexpr int64_t kLanes = Simd<A>::kLanes, kBlock = 16 * kLanes;
   for (int64_t start = 0; start < C; start += kBlock) {
     const int64_t stop = start + kBlock < C ? start + kBlock : C;
     for (int64_t k = start; k < stop; k += kLanes) body(k);

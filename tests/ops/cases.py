@@ -1,0 +1,137 @@
+"""Inputs of every operation, and its float64 truth, so that each property is tested on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import ops, reference
+
+SCALE, LABEL_LR = 0.1, 5.0
+
+
+def acc(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class Batch:
+    """n rows of everything that an operation may ask for."""
+
+    n: int
+    num_classes: int
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    size: int = 50  # rows of the table
+    magnitude: float = 1.0
+    weighted: bool = True
+    distinct: bool = False
+    table_dtype: torch.dtype | None = None
+    seed: int = 0
+    logits: Tensor = field(init=False)
+    u: Tensor = field(init=False)
+    probs: Tensor = field(init=False)
+    table: Tensor = field(init=False)
+    alpha: Tensor = field(init=False)
+    index: Tensor = field(init=False)
+    targets: Tensor = field(init=False)
+    weight: Tensor | None = field(init=False)
+    grad: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        rng = torch.Generator().manual_seed(self.seed)
+        n, c = self.n, self.num_classes
+        wide = acc(self.dtype)
+
+        def put(x: Tensor, dtype: torch.dtype) -> Tensor:
+            return x.to(dtype).to(self.device)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+        def rand(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=rng, dtype=torch.float64)
+
+        self.logits = put(self.magnitude * randn(n, c), self.dtype)
+        self.u = put(randn(n, c), self.dtype)
+        self.probs = put(randn(n, c).softmax(-1), wide)
+        self.table = put(self.magnitude * randn(self.size, c), self.table_dtype or wide)
+        self.alpha = put(0.1 + 0.8 * rand(c), wide)
+        index = (
+            torch.randperm(self.size, generator=rng)[:n]
+            if self.distinct
+            else torch.randint(self.size, (n,), generator=rng)
+        )
+        self.index = index.to(self.device)
+        self.targets = torch.randint(c, (n,), generator=rng).to(self.device)
+        self.weight = put(0.5 + rand(n), wide) if self.weighted else None
+        self.grad = put(randn(n), wide)
+
+
+def double(x: Any) -> Any:
+    """A float64 copy on the CPU."""
+    return (
+        x.detach().cpu().to(torch.float64, copy=True)
+        if isinstance(x, Tensor) and x.is_floating_point()
+        else (x.cpu() if isinstance(x, Tensor) else x)
+    )
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operation: its arguments in a batch, what it returns in tensors, and its truth in float64."""
+
+    name: str
+    arguments: Callable[[Batch], tuple[Any, ...]]
+    outputs: tuple[str, ...]
+
+    def fused(self, b: Batch) -> dict[str, Tensor]:
+        return self._run(ops, self.arguments(b))
+
+    def truth(self, b: Batch) -> dict[str, Tensor]:
+        return self._run(reference, tuple(double(x) for x in self.arguments(b)))
+
+    def plain(self, b: Batch) -> dict[str, Tensor]:
+        """The twin in the batch's own dtypes, as one would write it in torch, which does not mix them in a step."""
+        wide = acc(b.dtype)
+        steps = self.name.endswith("_")
+        args = tuple(
+            x.to(wide) if steps and isinstance(x, Tensor) and x.is_floating_point() and x is not b.logits else x
+            for x in self.arguments(b)
+        )
+        return {
+            name: x.to(b.table.dtype) if name == "written" and x.ndim == 2 else x
+            for name, x in self._run(reference, args).items()
+        }
+
+    def _run(self, module: Any, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        keywords = {"reduction": "none"} if self.name == "soft_cross_entropy" else {}
+        written = args[0].clone() if self.name.endswith("_") else None
+        if written is not None:
+            args = (written, *args[1:])
+        result = getattr(module, self.name)(*args, **keywords)
+        parts = result if isinstance(result, tuple) else (result,)
+        out = dict(zip(self.outputs, parts, strict=False))
+        if written is not None:
+            out["written"] = written
+        return out
+
+
+LOSS = ("loss", "v", "entropy")
+STEP = (*LOSS, "alignment")
+
+OPS = [
+    Op("soft_cross_entropy", lambda b: (b.logits, b.probs), ("loss",)),
+    Op("soft_cross_entropy_hvp", lambda b: (b.logits, b.u, b.probs), ("out",)),
+    Op("soft_cross_entropy_label_grad", lambda b: (b.logits, b.u), ("out",)),
+    Op("instance_loss", lambda b: (b.logits, b.table, b.index, b.weight), LOSS),
+    Op("instance_label_step_", lambda b: (b.table, b.index, b.logits, b.u, SCALE, LABEL_LR, b.weight), STEP),
+    Op("class_loss", lambda b: (b.logits, b.alpha, b.targets, b.weight), LOSS),
+    Op("class_label_step_", lambda b: (b.alpha, b.targets, b.logits, b.u, SCALE, LABEL_LR, b.weight), STEP),
+    Op("row_dot", lambda b: (b.logits, b.u), ("out",)),
+]
+BY_NAME = {op.name: op for op in OPS}

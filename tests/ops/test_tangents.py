@@ -1,0 +1,89 @@
+"""An argument with a forward-AD tangent raises, wherever the dual was made: the tangent would be lost."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, jvp
+
+from fastmeta import ops
+from tests.ops.cases import OPS, Batch
+
+# ours, or torch's own of an autograd.Function, whichever stands first in the way
+MATCH = "has no forward-mode derivative|You must implement the jvp function"
+
+
+@pytest.fixture
+def z() -> torch.Tensor:
+    return torch.randn(4, 5)
+
+
+def differentiable(z: torch.Tensor) -> torch.Tensor:
+    return ops.soft_cross_entropy(z, torch.full_like(z, 0.2))
+
+
+def raw(z: torch.Tensor) -> torch.Tensor:
+    return ops.row_dot(z, z).sum()
+
+
+@pytest.fixture(params=[differentiable, raw], ids=lambda f: f.__name__)
+def loss(request):
+    return request.param
+
+
+def compiled(f):
+    torch._dynamo.reset()
+    return torch.compile(f, backend="aot_eager")
+
+
+def test_dual_level(z, loss):
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=MATCH):
+        loss(forward_ad.make_dual(z, torch.ones_like(z)))
+
+
+def test_jvp(z, loss):
+    with pytest.raises(RuntimeError, match=MATCH):
+        jvp(loss, (z,), (torch.ones_like(z),))
+
+
+def test_jvp_of_grad(z):
+    with pytest.raises(RuntimeError, match=MATCH):
+        jvp(grad(differentiable), (z,), (torch.ones_like(z),))
+
+
+def test_jvp_inside_compile(z, loss):
+    with pytest.raises(Exception, match=MATCH):
+        compiled(lambda z: jvp(loss, (z,), (torch.ones_like(z),)))(z)
+
+
+def test_dual_level_inside_compile(z, loss):
+    def f(z):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(loss(forward_ad.make_dual(z, torch.ones_like(z))))
+
+    with pytest.raises(Exception, match=MATCH):
+        compiled(f)(z)
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first call", "compiled before without a dual"])
+def test_dual_outside_of_a_compiled_function(z, loss, warm):
+    f = compiled(loss)
+    if warm:
+        f(z)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(z, torch.ones_like(z))
+        with pytest.raises(Exception, match=MATCH):
+            f(dual)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_operation(op):
+    b = Batch(4, 5, torch.float64)
+    with forward_ad.dual_level():
+        b.logits = forward_ad.make_dual(b.logits, torch.ones_like(b.logits))
+        with pytest.raises(RuntimeError, match=MATCH):
+            op.fused(b)
+
+
+def test_a_level_without_a_dual_is_no_reason_to_raise(z, loss):
+    with forward_ad.dual_level():
+        assert loss(z).isfinite()
