@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 try:
-    from fastmeta import _C
+    import fastmeta._C as _C
 except ImportError as error:
     raise ImportError(
         f"fastmeta's native library does not load ({error}); build it for this Python with "
