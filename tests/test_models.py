@@ -16,6 +16,7 @@ PARAMETERS = {
     "vgg16_bn": 14_728_266,
     "alexnet": 2_472_266,
     "wrn28_10": 36_479_194,
+    "vit_tiny": 5_362_762,
     "mlp": 669_706,
 }
 SMALL = {"small_conv": (1, 8, 8), "mlp": (1, 8, 8), "resnet20": (3, 8, 8)}
@@ -91,6 +92,7 @@ def test_torchvision_by_name():
         ({"name": "builtins:dict"}, "'builtins:dict' must return a torch.nn.Module, got dict"),
         ({"name": "mlp", "num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"name": "vgg16_bn", "input_shape": (1, 8, 8)}, r"at least 32 pixels a side, got \(1, 8, 8\)"),
+        ({"name": "vit_tiny", "input_shape": (3, 30, 32)}, r"sides that are multiples of 4, got \(3, 30, 32\)"),
         ({"name": "resnet20", "input_shape": (784,)}, r"takes \(channels, height, width\).*got \(784,\)"),
         ({"name": "mlp", "input_shape": ()}, r"input_shape must be positive sizes without the batch, got \(\)"),
     ],

@@ -33,9 +33,9 @@ class StepConfig:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
-    variants: tuple[str, ...] | None = None  # default: all
+    variants: tuple[str, ...] = ("default",)  # names or presets
     lr: float = 0.01
-    label_lr: float = 1.0
+    label_lr: float = 100.0  # small rates move labels by less than float32 can tell from rounding
     seconds: float = 30.0
     rounds: int | None = None
     check: bool = True  # one float64 step of every exact variant against the reference, before any is timed

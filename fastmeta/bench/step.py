@@ -1,194 +1,142 @@
-"""The whole meta step against a plain SGD step and against what a user would write instead."""
+"""The whole meta step against plain SGD steps and against what a user would write instead."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastmeta.bench.check import Check, WrongStep, build, one_line
+from fastmeta.bench.goals import StepRow, best_plain, verdicts
+from fastmeta.bench.launches import launches
 from fastmeta.bench.memory import peak_bytes
 from fastmeta.bench.problem import Problem, Sizes, StepConfig, sizes
 from fastmeta.bench.results import Verdict, number, table
-from fastmeta.bench.timing import Timing, interleave
-from fastmeta.bench.variants import PLAIN, REFERENCE, VARIANTS, Variant
+from fastmeta.bench.timing import interleave, matrix_rate
+from fastmeta.bench.variant import Variant
+from fastmeta.bench.variants import PLAIN, REFERENCE, chosen, is_compiled
 
-# Against the reference in float64: what rounding makes of a step, with room for networks of any depth.
-CHECK_TOLERANCE = 1e-8
-
-
-@dataclass(frozen=True)
-class StepRow:
-    variant: str
-    skipped: str | None = None  # why it was not timed
-    note: str = ""  # the way of the tangent
-    milliseconds: float | None = None  # median
-    quartiles: tuple[float, float] | None = None  # of the milliseconds
-    samples_per_second: float | None = None  # train samples
-    ratio_to_plain: float | None = None  # paired
-    ratio_to_reference: float | None = None
-    flops: int | None = None
-    forwards: float | None = None  # FLOPs in units of one train forward
-    peak_bytes: int | None = None  # over the model, the labels and the batches
-    error: float | None = None  # of the label step in float64, relative to the reference's
-
-
-class WrongStep(AssertionError):
-    """An exact variant disagrees with the reference: nothing is timed."""
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-
-
-def _build(name: str, problem: Problem) -> Variant | str:
-    try:
-        return VARIANTS[name](problem)
-    except (RuntimeError, NotImplementedError) as error:
-        return _one_line(error)
-
-
-def _moved(name: str, problem: Problem) -> tuple[Tensor, list[Tensor]] | str | None:
-    """One step: the change of the batch's label rows and of the parameters. None for the plain step."""
-    variant = _build(name, problem)
-    if isinstance(variant, str):
-        return variant
-    if variant.table is None:
-        return None
-    rows = variant.table[problem.index].clone()
-    before = [p.detach().clone() for p in variant.model.parameters()]
-    try:
-        variant.step()
-    except (RuntimeError, NotImplementedError) as error:
-        return _one_line(error)
-    after = [p.detach() for p in variant.model.parameters()]
-    return variant.table[problem.index] - rows, [a - b for a, b in zip(after, before, strict=True)]
-
-
-def _relative(a: list[Tensor], b: list[Tensor]) -> float:
-    difference, size = torch._foreach_norm(torch._foreach_sub(a, b)), torch._foreach_norm(b)
-    return float(torch.stack(list(difference)).norm() / torch.stack(list(size)).norm())
-
-
-def check(names: list[str], config: StepConfig) -> tuple[dict[str, float], dict[str, str]]:
-    """Relative error of the label step of each variant in float64, and the variants that failed, with the reason.
-
-    Raises WrongStep where an exact variant's labels or parameters are not the reference's.
-    """
-    problem = Problem(config, torch.float64)
-    truth = _moved(REFERENCE, problem)
-    if truth is None or isinstance(truth, str):
-        raise WrongStep(f"the reference itself cannot run this model: {truth}")
-    errors, failed = {}, {}
-    for name in names:
-        moved = _moved(name, problem)
-        gc.collect()
-        if isinstance(moved, str):
-            failed[name] = moved
-        elif moved is not None:
-            labels, parameters = _relative([moved[0]], [truth[0]]), _relative(moved[1], truth[1])
-            errors[name] = labels
-            exact = not name.endswith(":difference")
-            if exact and not max(labels, parameters) <= CHECK_TOLERANCE:
-                raise WrongStep(
-                    f"{name} differs from the reference in float64: labels by {labels:.1e}, parameters by "
-                    f"{parameters:.1e}, allowed {CHECK_TOLERANCE:.0e}; nothing was timed. A model with random layers "
-                    "draws anew in the reference: pass --no-check"
-                )
-    return errors, failed
+__all__ = ["WrongStep", "run"]
 
 
 def run(config: StepConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Verdict]]:
     """Count, check, then time; the content for the JSON, and the goals with their figures."""
-    names = list(dict.fromkeys(config.variants or VARIANTS))
-    for name in names:
-        if name not in VARIANTS:
-            raise ValueError(f"unknown variant {name!r}: expected some of {', '.join(VARIANTS)}")
+    names = chosen(config.variants, config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     counted = sizes(config)
     say(describe(config, counted))
-    errors, skipped = check(names, config) if config.check else ({}, {})
-
     problem = Problem(config, torch.float64 if config.dtype == "float64" else torch.float32)
-    # the counter of FLOPs breaks forward AD under autocast: float32 has the same count
-    counting = Problem(replace(config, dtype="float32"), torch.float32) if config.dtype == "bfloat16" else problem
-    variants: dict[str, Variant] = {}
-    flops: dict[str, int | None] = {}
-    for name in names:
-        built = skipped.get(name) or _build(name, problem)
-        if isinstance(built, str):
-            skipped[name] = built
-            continue
-        try:
-            for _ in range(2):  # chooses the tangent, fills caches
-                built.step()
-        except (RuntimeError, NotImplementedError) as error:
-            skipped[name] = _one_line(error)
-            continue
-        variants[name], flops[name] = built, _flops(built if counting is problem else _build(name, counting))
-
+    variants, errors, skipped = _prepare(names, config, problem, say)
     timings = interleave(
-        {k: [v.step] for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
+        {k: v.bodies for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
     )
-    peaks = {k: peak_bytes(v.step, problem.device) for k, v in variants.items()} if config.memory else {}
+    rate = matrix_rate(
+        problem.device, getattr(torch, config.dtype), seconds=min(0.5, config.seconds), rounds=config.rounds
+    )
+    say(f"matrix rate     {rate / 1e9:.0f} GFLOP/s, a large {config.dtype} product in this run")
+    rows = []
     for name, variant in variants.items():
+        flops, calls = _count(name, variant, config, problem)
+        t = timings[name]
+        low, high = t.quartiles
+        rows.append(
+            StepRow(
+                name,
+                note=variant.note(),
+                milliseconds=t.median * 1e3,
+                quartiles=(low * 1e3, high * 1e3),
+                samples_per_second=config.batch / t.median,
+                ratios={k: t.ratio_to(other) for k, other in timings.items()},
+                flops=flops,
+                forwards=flops / counted.forward_flops if flops and counted.forward_flops else None,
+                share_of_matrix_rate=flops / t.median / rate if flops else None,
+                launches=calls,
+                peak_bytes=peak_bytes(variant.cycle, problem.device) if config.memory else None,
+                error=errors.get(name),
+            )
+        )
         if not variant.finite():
             raise WrongStep(f"{name}: a timed step was not finite and left out its updates; lower --lr or --label-lr")
 
-    def row(name: str) -> StepRow:
-        if name in skipped:
-            return StepRow(name, skipped=skipped[name])
-        t = timings[name]
-        low, high = t.quartiles
-        count, forward = flops[name], counted.forward_flops
-        return StepRow(
-            name,
-            note=variants[name].note(),
-            milliseconds=t.median * 1e3,
-            quartiles=(low * 1e3, high * 1e3),
-            samples_per_second=config.batch / t.median,
-            ratio_to_plain=_ratio(t, timings.get(PLAIN)),
-            ratio_to_reference=_ratio(t, timings.get(REFERENCE)),
-            flops=count,
-            forwards=count / forward if count and forward else None,
-            peak_bytes=peaks.get(name),
-            error=errors.get(name),
-        )
-
-    rows = [row(name) for name in names]
-    say("\n" + table(HEADER, [cells(r) for r in rows if r.skipped is None]))
-    for r in rows:
-        if r.skipped is not None:
-            say(f"skipped {r.variant}: {r.skipped}")
+    unit = best_plain(rows)
+    say("\n" + table(HEADER, [cells(r, unit) for r in rows]))
+    if unit is not None:
+        say(f"the best plain step is {unit}; launches: {LAUNCHES[problem.device.type]}")
+    for name, reason in skipped.items():
+        say(f"skipped {name}: {reason}")
+    rows += [StepRow(name, skipped=reason) for name, reason in skipped.items()]
+    rows.sort(key=lambda r: names.index(r.variant))
     content = {
         "config": asdict(config),
         "sizes": asdict(counted),
         "rounds": len(next(iter(timings.values())).seconds) if timings else 0,
+        "matrix_gflop_per_s": rate / 1e9,
+        "best_plain": unit,
         "rows": [asdict(r) for r in rows],
     }
-    return content, verdicts(config, rows)
+    gpu = torch.cuda.get_device_name(problem.device) if problem.device.type == "cuda" else None
+    return content, verdicts(config, rows, gpu)
 
 
-def _flops(variant: Variant | str) -> int | None:
-    """FLOPs of one step after a first that chooses the tangent."""
-    if isinstance(variant, str):
-        return None
-    try:
-        variant.step()
-        with FlopCounterMode(display=False) as counter:
-            variant.step()
-    except (RuntimeError, NotImplementedError):
-        return None
-    return counter.get_total_flops()
+def _prepare(
+    names: list[str], config: StepConfig, problem: Problem, say: Callable[[str], None]
+) -> tuple[dict[str, Variant], dict[str, float], dict[str, str]]:
+    """Variants built, checked and warmed up; errors of those that were checked; reasons of those that cannot run."""
+    check = Check(config, problem) if config.check else None
+    variants: dict[str, Variant] = {}
+    errors: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        if is_compiled(name):
+            say(f"preparing       {name}: inductor, minutes on a CPU where it is not cached")
+        built = build(name, problem)
+        if isinstance(built, str):
+            skipped[name] = built
+            continue
+        if check is not None and name != PLAIN:
+            error = check.of(name, built)
+            if isinstance(error, str):
+                skipped[name] = error
+                continue
+            errors[name] = error
+        try:
+            for _ in range(2):  # chooses the tangent, fills caches
+                built.cycle()
+        except (RuntimeError, NotImplementedError) as failure:
+            skipped[name] = one_line(failure)
+            continue
+        variants[name] = built
+    gc.collect()
+    return variants, errors, skipped
 
 
-def _ratio(t: Timing, unit: Timing | None) -> float | None:
-    return None if unit is None else t.ratio_to(unit)
+def _count(name: str, variant: Variant, config: StepConfig, problem: Problem) -> tuple[float | None, float | None]:
+    """FLOPs and launches per step; None for what cannot be counted."""
+    counted: Variant | str = variant
+    if config.dtype == "bfloat16" and variant.visible is None:
+        # the counter breaks forward AD under autocast: float32 has the same count
+        counted = build(name, Problem(replace(config, dtype="float32"), torch.float32))
+    flops = calls = None
+    with suppress(RuntimeError, NotImplementedError):
+        if isinstance(counted, Variant):
+            flops = _flops(counted)
+    with suppress(RuntimeError, NotImplementedError):  # forward AD under autocast again
+        calls = launches(variant.cycle, problem.device) / variant.period
+    return flops, calls
+
+
+def _flops(variant: Variant) -> float:
+    """FLOPs per step, after a first that chooses the tangent."""
+    variant.cycle()
+    with FlopCounterMode(display=False) as counter:
+        (variant.visible or variant.cycle)()
+    return counter.get_total_flops() / variant.period
 
 
 def _mib(value: int | None) -> str:
@@ -210,39 +158,39 @@ def describe(config: StepConfig, counted: Sizes) -> str:
     )
 
 
-HEADER = ("variant", "tangent", "ms", "samples/s", "x plain", "x reference", "F", "peak MiB", "error")
+HEADER = (
+    "variant",
+    "tangent",
+    "ms",
+    "samples/s",
+    "x plain",
+    "x best plain",
+    "x reference",
+    "F",
+    "of matrix rate",
+    "launches",
+    "peak MiB",
+    "error",
+)
+LAUNCHES = {
+    "cpu": "operations below autograd but views and allocations, and inductor's loops",
+    "cuda": "kernels and copies on the device",
+}
 
 
-def cells(row: StepRow) -> list[str]:
+def cells(row: StepRow, unit: str | None) -> list[str]:
+    share = row.share_of_matrix_rate
     return [
         row.variant,
         row.note or "-",
         number(row.milliseconds),
         number(row.samples_per_second, 0),
-        number(row.ratio_to_plain),
-        number(row.ratio_to_reference),
+        number(row.ratio_to(PLAIN)),
+        number(row.ratio_to(unit)),
+        number(row.ratio_to(REFERENCE)),
         number(row.forwards),
+        "-" if share is None else f"{share:.0%}",
+        number(row.launches, 0),
         number(None if row.peak_bytes is None else row.peak_bytes / 2**20, 1),
         "-" if row.error is None else f"{row.error:.0e}",
     ]
-
-
-# (model, batch, meta batch, classes) on one CPU thread in float32: most times of an eager plain step
-_CPU_GOALS = {("mlp", 128, 256, 10): 4.2, ("resnet20", 32, 64, 100): 5.3}
-
-
-def verdicts(config: StepConfig, rows: list[StepRow]) -> list[Verdict]:
-    """The project's goals that this run speaks to."""
-    if (config.device, config.threads, config.dtype) != ("cpu", 1, "float32"):
-        return []
-    found = {r.variant: r for r in rows}
-    ours, truth = found.get("fastmeta"), found.get(REFERENCE)
-    out: list[Verdict] = []
-    case = f"{config.model} {config.batch}/{config.meta_batch}, C={config.classes}, 1 thread"
-    wanted = _CPU_GOALS.get((config.model, config.batch, config.meta_batch, config.classes))
-    if wanted and ours and ours.ratio_to_plain is not None:
-        out.append(Verdict(f"{case}: times a plain step", "<=", wanted, ours.ratio_to_plain))
-    if wanted and config.model == "resnet20" and ours and truth and ours.peak_bytes and truth.peak_bytes:
-        share = ours.peak_bytes / truth.peak_bytes
-        out.append(Verdict(f"{case}: peak memory by the reference's", "<=", 0.75, share))
-    return out

@@ -1,9 +1,9 @@
-"""One whole iteration of Algorithm 1 in all the ways that a user could write it, and a plain SGD step as the unit."""
+"""One whole iteration of Algorithm 1 in all the ways that a user could write it; plain SGD steps are the unit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -11,59 +11,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta import reference
-from fastmeta.bench import peers
+from fastmeta.bench import peers, plain
 from fastmeta.bench.problem import Problem
+from fastmeta.bench.variant import Builder, Variant, captured, on_fake_tensors
 from fastmeta.meta import MetaStep
+from fastmeta.meta.compiled import CompileMode
 
 PLAIN, REFERENCE = "sgd", "reference"
 
 
-@dataclass
-class Variant:
-    """`step()` runs one iteration in place on its own `model` and its own label `table` (None for the plain step)."""
-
-    step: Callable[[], Any]
-    model: nn.Module
-    table: Tensor | None
-    exact: bool = True
-    note: Callable[[], str] = lambda: ""  # after a step
-    finite: Callable[[], bool] = lambda: True  # whether all steps so far have counted
-
-
-def _plain(problem: Problem) -> Variant:
-    model = problem.model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
-    targets = problem.targets[problem.index]
-
-    def step() -> None:
-        with problem.precision():
-            loss = F.cross_entropy(reference.pick_logits(model(problem.x)), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Variant(step, model, None)
-
-
-def _fastmeta(problem: Problem, tangent: Any) -> Variant:
+def _fastmeta(
+    problem: Problem, tangent: Any = "auto", compile: CompileMode = "off", approx: str | None = None
+) -> Variant:
     model, labels = problem.model(), problem.labels()
     optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
     # batches of the trainer's samplers hold no row twice, and neither does this one
-    meta_step = MetaStep(model, labels, optimizer, label_lr=problem.label_lr, tangent=tangent, unique_index=True)
+    meta_step = MetaStep(
+        model,
+        labels,
+        optimizer,
+        label_lr=problem.label_lr,
+        tangent=tangent,
+        unique_index=True,
+        compile=compile,
+        approx=approx,
+    )
 
     def step() -> None:
         with problem.precision():
             meta_step((problem.x, problem.index), (problem.x_meta, problem.y_meta))
+        if meta_step._untraced:
+            raise RuntimeError(f"has no graph: {meta_step._untraced}")
+
+    period = meta_step.approx.number if meta_step.approx.kind == "every" else 1
+
+    def graphs() -> None:
+        assert meta_step._graphs is not None
+        of_shape = meta_step._graphs.graphs  # "every:k" has a second, for the steps between
+        for i in range(period):
+            on_fake_tensors(of_shape[min(i, len(of_shape) - 1)])
 
     return Variant(
         step,
         model,
         labels.label_logits,
-        exact=tangent != "difference",
+        exact=tangent != "difference" and approx is None,
+        period=period,
         note=lambda: "" if meta_step.plan is None else meta_step.plan.way,
         finite=lambda: int(meta_step.nonfinite_steps) == 0,
+        visible=None if compile == "off" else graphs,
     )
 
 
@@ -103,6 +102,11 @@ def _finish(
     return rows
 
 
+def _twice_differentiable() -> AbstractContextManager[Any]:
+    """Fused attention has no double backward; whoever uses it and differentiates twice enters this."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def _naive(problem: Problem) -> Variant:
     """A script of twenty lines: create_graph through the look-ahead, functional_call at theta*."""
     model, table = problem.model(), problem.labels().label_logits
@@ -112,7 +116,7 @@ def _naive(problem: Problem) -> Variant:
         label = table[problem.index].requires_grad_()
         params: dict[str, Tensor] = dict(model.named_parameters())
         buffers = {k: b.clone() for k, b in model.named_buffers()}
-        with problem.precision():
+        with problem.precision(), _twice_differentiable():
             loss = _soft_loss(functional_call(model, (params, buffers), (problem.x,)), label)
             grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
             star = {k: p if g is None else p - problem.lr * g for (k, p), g in zip(params.items(), grads, strict=True)}
@@ -134,7 +138,7 @@ def _higher(problem: Problem) -> Variant | str:
 
     def step() -> None:
         label = table[problem.index].requires_grad_()
-        with problem.precision():
+        with problem.precision(), _twice_differentiable():
             with higher.innerloop_ctx(model, optimizer) as (functional, differentiable):
                 differentiable.step(_soft_loss(functional(problem.x), label))
                 meta_loss = F.cross_entropy(reference.pick_logits(functional(problem.x_meta)), problem.y_meta)
@@ -156,7 +160,7 @@ def _torchopt(problem: Problem) -> Variant | str:
         label = table[problem.index].requires_grad_()
         before = torchopt.extract_state_dict(model, by="reference")
         before_optimizer = torchopt.extract_state_dict(differentiable, by="reference")
-        with problem.precision():
+        with problem.precision(), _twice_differentiable():
             differentiable.step(_soft_loss(model(problem.x), label))
             meta_loss = F.cross_entropy(reference.pick_logits(model(problem.x_meta)), problem.y_meta)
             (grad,) = torch.autograd.grad(meta_loss, label)
@@ -168,14 +172,72 @@ def _torchopt(problem: Problem) -> Variant | str:
 
 
 #: name -> builder; a builder returns the variant or one line that says why it is skipped
-VARIANTS: dict[str, Callable[[Problem], Variant | str]] = {
-    PLAIN: _plain,
-    "fastmeta": partial(_fastmeta, tangent="auto"),
+VARIANTS: dict[str, Builder] = {
+    PLAIN: plain.eager,
+    "sgd:compiled": plain.compiled,
+    "sgd:captured": partial(captured, plain.capturable),
+    "sgd:compiled-captured": partial(captured, plain.compiled),
+    "fastmeta": _fastmeta,
     "fastmeta:reverse": partial(_fastmeta, tangent="reverse"),
     "fastmeta:forward": partial(_fastmeta, tangent="forward"),
+    "fastmeta:trace": partial(_fastmeta, compile="trace"),
+    "fastmeta:full": partial(_fastmeta, compile="full"),
     "fastmeta:difference": partial(_fastmeta, tangent="difference"),
+    "fastmeta:delayed": partial(_fastmeta, approx="delayed"),
+    "fastmeta:delayed-full": partial(_fastmeta, approx="delayed", compile="full"),
+    "fastmeta:last:1": partial(_fastmeta, approx="last:1"),
+    "fastmeta:last:1-full": partial(_fastmeta, approx="last:1", compile="full"),
+    "fastmeta:every:4": partial(_fastmeta, approx="every:4"),
+    "fastmeta:every:4-full": partial(_fastmeta, approx="every:4", compile="full"),
     REFERENCE: _reference,
+    "reference:captured": partial(captured, _reference),
     "autograd": _naive,
     "higher": _higher,
     "torchopt": _torchopt,
 }
+
+
+def is_compiled(name: str) -> bool:
+    """Whether inductor takes seconds to minutes for it."""
+    return "compiled" in name or name.endswith("full")
+
+
+def is_captured(name: str) -> bool:
+    return name.endswith("captured")
+
+
+def is_plain(name: str) -> bool:
+    """Whether it is a plain SGD step, of which the fastest is the unit."""
+    return name.startswith(PLAIN)
+
+
+_GOALS = (PLAIN, "sgd:compiled", "fastmeta", "fastmeta:trace", "fastmeta:full", REFERENCE, "higher", "torchopt")
+_GOALS_CUDA = (
+    *(name for name in VARIANTS if is_captured(name)),
+    "fastmeta:delayed-full",
+    "fastmeta:last:1-full",
+    "fastmeta:every:4-full",
+)
+#: names that stand for several variants
+PRESETS = {
+    "default": "all that need no compiler",
+    "goals": "those that the project's goals speak of",
+    "all": "all",
+}
+
+
+def chosen(names: Sequence[str], device: str) -> list[str]:
+    """Variants by name or preset, each once. ValueError for an unknown one."""
+    out: list[str] = []
+    for name in names:
+        if name == "default":
+            out += [k for k in VARIANTS if not is_compiled(k) and (device == "cuda" or not is_captured(k))]
+        elif name == "goals":
+            out += _GOALS + (_GOALS_CUDA if device == "cuda" else ())
+        elif name == "all":
+            out += VARIANTS
+        elif name in VARIANTS:
+            out.append(name)
+        else:
+            raise ValueError(f"unknown variant {name!r}: expected some of {', '.join((*PRESETS, *VARIANTS))}")
+    return list(dict.fromkeys(out))

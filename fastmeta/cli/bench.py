@@ -15,7 +15,7 @@ import torch
 from fastmeta import models
 from fastmeta.bench import environment, ops, results, step
 from fastmeta.bench.problem import DTYPES, StepConfig
-from fastmeta.bench.variants import VARIANTS
+from fastmeta.bench.variants import PRESETS, VARIANTS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--no-graph", action="store_true", help="CUDA: time launches from the host, not graph replays")
 
     default = StepConfig()
-    p = commands.add_parser("step", help="the meta step against a plain SGD step and what one would write instead")
+    p = commands.add_parser("step", help="the meta step against plain SGD steps and what one would write instead")
     _shared(p)
     p.add_argument(
         "--model",
@@ -89,7 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--input-shape", type=_integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument("--inputs", metavar="PKG:FUNCTION", help="function(batch) -> model input, in place of random images")
     p.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="bfloat16: autocast over float32 parameters")
-    p.add_argument("--variants", nargs="+", metavar="VARIANT", help=f"of {', '.join(VARIANTS)}; default: all")
+    presets = "; ".join(f"{name}: {meaning}" for name, meaning in PRESETS.items())
+    p.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="VARIANT",
+        default=list(default.variants),
+        help=f"of {', '.join(VARIANTS)}; or a preset, {presets}; default: default",
+    )
     p.add_argument("--lr", type=float, default=default.lr, help=f"default: {default.lr}")
     p.add_argument("--label-lr", type=float, default=default.label_lr, help=f"default: {default.label_lr}")
     p.add_argument("--seconds", type=float, default=default.seconds, help=f"in all; default: {default.seconds:g}")
@@ -104,7 +111,7 @@ def _step_config(args: argparse.Namespace) -> StepConfig:
     names = {field.name for field in dataclasses.fields(StepConfig)} - {"check", "memory", "variants"}
     return StepConfig(
         **{name: getattr(args, name) for name in names},
-        variants=None if args.variants is None else tuple(args.variants),
+        variants=tuple(args.variants),
         check=not args.no_check,
         memory=not args.no_memory,
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
 from fastmeta.models.resnet import resnet18, resnet20, resnet32
+from fastmeta.models.vit import vit_tiny
 from fastmeta.models.wide_resnet import wrn28_10
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "resnet32",
     "small_conv",
     "vgg16_bn",
+    "vit_tiny",
     "wrn28_10",
 ]
 
@@ -48,7 +50,7 @@ _CONVOLUTIONAL = {
 }
 # (channels, height, width) that a network is made for, where it is not a CIFAR image
 _INPUT_SHAPES = {"small_conv": (1, 8, 8), "mlp": (1, 28, 28)}
-NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "mlp")
+NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "vit_tiny", "mlp")
 
 
 def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
@@ -75,6 +77,13 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
         return _from_factory(name, num_classes)
     if name == "mlp":
         return mlp(num_classes, math.prod(input_shape))
+    if name == "vit_tiny":
+        if len(input_shape) != 3 or any(side % 4 for side in input_shape[1:]):
+            raise ValueError(
+                "model 'vit_tiny' takes (channels, height, width) with sides that are multiples of 4, "
+                f"got {tuple(input_shape)}"
+            )
+        return vit_tiny(num_classes, input_shape[0], (input_shape[1], input_shape[2]))
     if name not in _CONVOLUTIONAL:
         raise ValueError(
             f"unknown model {name!r}: expected one of {', '.join(NAMES)}, torchvision:NAME or package.module:factory"

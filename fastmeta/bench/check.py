@@ -1,0 +1,119 @@
+"""The first step of every variant beside the same step in float64, before anything is timed."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmeta.bench.problem import Problem, StepConfig
+from fastmeta.bench.variant import Variant
+from fastmeta.bench.variants import PLAIN, REFERENCE, VARIANTS, is_captured, is_compiled, is_plain
+
+# Against the reference in float64: what rounding makes of a step, with room for networks of any depth.
+TOLERANCE = 1e-8
+# What inductor compiles or a CUDA graph holds is checked in the precision that is timed, because to compile it again in
+# float64 takes minutes. There the reference is off too: rounding switches ReLUs at theta*, and the step is read off
+# labels and parameters that it hardly moves. Its own error is the measure: ten times that, since other ReLUs may switch
+# than its own, where a wrong term would be off by its size.
+FACTOR = 10
+
+
+class WrongStep(AssertionError):
+    """An exact variant disagrees with the reference: nothing is timed."""
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+
+
+def build(name: str, problem: Problem) -> Variant | str:
+    """The variant, or one line that says why there is none."""
+    try:
+        return VARIANTS[name](problem)
+    except (RuntimeError, NotImplementedError) as error:
+        return one_line(error)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """What one step has changed."""
+
+    parameters: list[Tensor]
+    labels: Tensor | None  # (n, C) rows of the batch; None for a plain step
+
+    def errors(self, truth: Movement) -> dict[str, float]:
+        """Relative to `truth`."""
+        out = {"parameters": _relative(self.parameters, truth.parameters)}
+        if self.labels is not None and truth.labels is not None:
+            out["labels"] = _relative([self.labels], [truth.labels])
+        return out
+
+
+def _relative(a: list[Tensor], b: list[Tensor]) -> float:
+    a, b = ([t.double() for t in tensors] for tensors in (a, b))
+    difference, size = torch._foreach_norm(torch._foreach_sub(a, b)), torch._foreach_norm(b)
+    return float(torch.stack(list(difference)).norm() / torch.stack(list(size)).norm())
+
+
+def movement(variant: Variant | str, problem: Problem) -> Movement | str:
+    """What the variant's next step changes, or why it cannot be taken."""
+    if isinstance(variant, str):
+        return variant
+    table = variant.table
+    rows = None if table is None else table[problem.index].clone()
+    before = [p.detach().clone() for p in variant.model.parameters()]
+    try:
+        variant.step()
+    except (RuntimeError, NotImplementedError) as error:
+        return one_line(error)
+    moved = [p.detach() - b for p, b in zip(variant.model.parameters(), before, strict=True)]
+    return Movement(moved, None if table is None or rows is None else table[problem.index] - rows)
+
+
+class Check:
+    """Compares first steps from the problem's starting state with the reference's, a plain step with the plain one.
+
+    `problem` is what will be timed.
+    """
+
+    def __init__(self, config: StepConfig, problem: Problem) -> None:
+        self._problem, self._double = problem, Problem(config, torch.float64)
+        self._known: dict[tuple[str, torch.dtype], Movement] = {}
+
+    def of(self, name: str, variant: Variant) -> float | str:
+        """The variant's error (of its labels; of its parameters if plain), or why it cannot take a step.
+
+        `variant` was built for the problem that will be timed, and takes its first step here if that is what is
+        checked. Raises WrongStep where an exact one is wrong.
+        """
+        standard = PLAIN if is_plain(name) else REFERENCE
+        if is_compiled(name) or is_captured(name):
+            moved = movement(variant, self._problem)
+            own = self._standard(standard, self._problem).errors(self._standard(standard, self._double))
+            allowed = {k: FACTOR * error + TOLERANCE for k, error in own.items()}
+        else:
+            moved = movement(build(name, self._double), self._double)
+            allowed = dict.fromkeys(("labels", "parameters"), TOLERANCE)
+        gc.collect()
+        if isinstance(moved, str):
+            return moved
+        errors = moved.errors(self._standard(standard, self._double))
+        if variant.exact and not all(error <= allowed[k] for k, error in errors.items()):
+            told = ", ".join(f"{k} by {error:.1e} (allowed {allowed[k]:.0e})" for k, error in errors.items())
+            raise WrongStep(
+                f"{name} differs from the reference in float64: {told}; nothing was timed. A model with random layers "
+                "draws anew in the reference: pass --no-check"
+            )
+        return errors.get("labels", errors["parameters"])
+
+    def _standard(self, name: str, problem: Problem) -> Movement:
+        key = name, problem.dtype
+        if key not in self._known:
+            moved = movement(build(name, problem), problem)
+            if isinstance(moved, str):
+                raise WrongStep(f"{name} itself cannot run this model: {moved}")
+            self._known[key] = moved
+        return self._known[key]
