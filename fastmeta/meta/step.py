@@ -58,8 +58,8 @@ class MetaStep:
             momentum, Nesterov, dampening and weight decay exactly; a float is a fixed rate, and what an optimizer
             other than SGD needs.
         tangent: how u = J g is made: ``"reverse"`` (double-vjp), ``"forward"`` (dual numbers), ``"difference"``
-            (inexact), or ``"auto"``: by the model's layers, tried against a central difference on the first batch;
-            :meth:`explain` tells.
+            (inexact), or ``"auto"``: by the model's layers, held against the gradient on the first
+            batch; :meth:`explain` tells.
         logits_of: picks the logits from the model's output; default the output itself, else its ``.logits``.
         unique_index: a promise that no batch holds a row twice, which selects the one-pass kernel. A broken promise
             loses updates. Without it, repeated rows get the sum of their gradients, as autograd would give.

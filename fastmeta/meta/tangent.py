@@ -7,8 +7,8 @@
 | difference   | central difference of the logits, two more forwards        | no    |
 
 Which one works and which is cheaper depends on the model's layers, and a layer without a rule can give *silent zeros*
-instead of an error (custom operators do). So a way is never trusted unseen: before its first use it is compared with a
-central difference on the real batch.
+instead of an error (custom operators do). So a way is never trusted unseen: before its first use it is held against the
+gradient of the same logits, of which it must be the adjoint.
 """
 
 from __future__ import annotations
@@ -71,7 +71,11 @@ def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Te
         steps = [direction[name] for name in names]
         size = _norm(base)
         length = _norm(steps)
-        e = _rounding(base[0]) ** (1 / 3) * torch.where(size > 0, size, 1.0) / torch.where(length > 0, length, 1.0)
+        e = (
+            torch.finfo(_arithmetic(base[0])).eps ** (1 / 3)
+            * torch.where(size > 0, size, 1.0)
+            / torch.where(length > 0, length, 1.0)
+        )
         moved = torch._foreach_mul(steps, e)
 
         def logits_at(theta: tuple[Tensor, ...]) -> Tensor:
@@ -88,16 +92,18 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors)).norm()
 
 
-def _rounding(like: Tensor) -> float:
-    """Unit roundoff of the arithmetic that makes the logits."""
+def _arithmetic(like: Tensor) -> torch.dtype:
+    """The type that makes the logits."""
     device = like.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-    return torch.finfo(dtype).eps
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The choice
 # ---------------------------------------------------------------------------------------------------------
+
+#: random covectors of the adjoint test
+_PROBES = 4
 
 _CONVOLUTIONAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
@@ -106,7 +112,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
     """Choose the way for this model and try it on this batch. Nothing of the caller's changes, generators included.
 
     "auto" prefers the cheaper way for the model's layers (forward for convolutions and BatchNorm, reverse otherwise),
-    takes the other where that one raises or disagrees with a central difference, repeats both with attention as plain
+    takes the other where that one raises or is not the adjoint of the gradient, repeats both with attention as plain
     maths, and ends at differences. A way that was named by hand is tried likewise but never replaced.
 
     Raises:
@@ -150,55 +156,75 @@ def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) 
             f"tangent={choice!r} does not work on this model: {'; '.join(failures)}. "
             'Use tangent="auto", or run fastmeta.check to see which layer is the reason'
         )
+    if failure := probe.failure("difference", False):
+        raise RuntimeError(f"no tangent works on this model: {'; '.join(failures)}; difference {failure}")
     return TangentPlan("difference", False, "inexact, the last resort: " + "; ".join(failures))
 
 
 class _Probe:
-    """Tries ways against a central difference along one random direction, scaled like the parameters."""
+    """Tries ways by the adjoint identity <v, J d> = <J'v, d>, whose right side is the gradient that makes theta*.
+
+    It holds to rounding, also for models that stop gradients on purpose, where a difference of the logits would not
+    agree. (Differences were tried as the judge first: on deep BatchNorm nets with small batches their own error reached
+    20% and condemned exact ways.)
+    """
 
     def __init__(self, network: Network, x: Any, random: RandomState) -> None:
         self.network, self.x, self.random = network, x, random
         generator = torch.Generator().manual_seed(0)  # not the global one, which belongs to the model
+
+        def normal(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
+
         self.direction: Tensors = {}
         for name, p in network.params.items():
             scale = p.detach().float().square().mean().sqrt()
-            noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
-            self.direction[name] = noise * torch.where(scale > 0, scale, 0.1).to(p.dtype)
-        self.truth: Tensor | None = None
+            self.direction[name] = normal(p) * torch.where(scale > 0, scale, 0.1).to(p.dtype)
+        with random.replay():
+            logits = network(network.params, network.buffers(), x)
+        self.vs = [normal(logits) for _ in range(_PROBES)]
+        params = list(network.params.values())
+        products = []
+        for v in self.vs:
+            grads = torch.autograd.grad(logits, params, v, retain_graph=True, allow_unused=True)
+            pairs = zip(grads, self.direction.values(), strict=True)
+            products.append(sum((g.double() * d.double()).sum() for g, d in pairs if g is not None))
+        self.truth = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in products])
 
     def failure(self, way: Way, attention: bool) -> str | None:
-        """None if `way` agrees with the difference, else what went wrong."""
+        """None if `way` satisfies the identity, else what went wrong."""
         try:
             with math_attention(attention):
-                u = self._tangent(way)
+                u = self._tangent(way).double()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError) as error:
             return "raises " + f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        if self.truth is None:
-            buffers = self.network.buffers()
-            self.truth = difference_tangent(self.network, buffers, self.x, self.direction, self.random).double()
-        cosine = torch.nn.functional.cosine_similarity(u.double().flatten(), self.truth.flatten(), dim=0)
-        ratio = u.double().norm() / self.truth.norm()
-        # differences err by 1e-3 in float32, 1e-1 in bf16 on ReLU networks; a missing term errs by its whole share
-        low = _rounding(u if u.dtype == torch.float64 else next(iter(self.network.params.values()))) > 1e-4
-        least, spread = (0.7, 0.5) if low else (0.98, 0.15)
-        if bool(cosine >= least) and abs(float(ratio) - 1) <= spread:
+        made = torch.stack([(v.double() * u).sum() for v in self.vs])
+        scale = float(torch.maximum(made.norm(), self.truth.norm()))
+        gap = float((made - self.truth).norm())
+        # rounding, with room for the cancellation in the sums; a rule that is missing errs by its whole share
+        bound = {torch.float64: 1e-6, torch.float32: 2e-2}.get(
+            _arithmetic(next(iter(self.network.params.values()))), 0.3
+        )
+        if way == "difference":
+            bound = max(bound, 0.05)
+        if gap <= bound * scale or not torch.isfinite(self.truth).all():  # such a step is skipped anyway
             return None
-        if not bool(self.truth.isfinite().all()):
-            return None  # nothing to compare with: a step with such logits is skipped anyway
-        return f"disagrees with a central difference (cosine {float(cosine):.3f}, length ratio {float(ratio):.3f})"
+        return f"is not the adjoint of the gradient (off by {gap / scale:.0%}): a layer's rule for it is wrong"
 
     def _tangent(self, way: Way) -> Tensor:
         network, buffers = self.network, self.network.buffers()
+        if way == "difference":
+            return difference_tangent(network, buffers, self.x, self.direction, self.random)
         with self.random.replay():
             if way == "forward":
                 return forward_tangent(network, buffers, self.x, self.direction)
             logits = network(network.params, buffers, self.x)
         v = torch.zeros_like(logits).requires_grad_()
-        names = list(network.params)
-        grads = torch.autograd.grad(logits, [network.params[k] for k in names], v, create_graph=True, allow_unused=True)
-        return reverse_tangent(list(grads), v, [self.direction[k] for k in names])
+        params = list(network.params.values())
+        grads = torch.autograd.grad(logits, params, v, create_graph=True, allow_unused=True)
+        return reverse_tangent(grads, v, list(self.direction.values()))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_errors(family):
         family(TARGETS * 0, 1)
     with pytest.raises(ValueError, match="target_prob must lie"):
         family(TARGETS, 4, 1.5)
-    with pytest.raises(ValueError, match="needs positive lr, batch_size and visits, got 0.0, 128, 100"):
+    with pytest.raises(ValueError, match="needs positive lr, batch_size and visits, got 0"):
         family(TARGETS, 4).default_label_lr(0.0, 128)
 
 

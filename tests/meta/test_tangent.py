@@ -106,12 +106,12 @@ def test_a_silently_wrong_rule_is_not_believed():
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(6, 16), Activation(function), nn.Linear(16, 10))
 
-    with pytest.raises(RuntimeError, match="forward disagrees with a central difference"):
+    with pytest.raises(RuntimeError, match="forward is not the adjoint"):
         gradient(net(SilentZero), case, tangent="forward")
     out, labels = gradient(net(SilentZero), case)
     assert out.plan.way == "reverse"
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
-    with pytest.raises(RuntimeError, match="reverse disagrees with a central difference"):
+    with pytest.raises(RuntimeError, match="reverse is not the adjoint"):
         gradient(net(SilentOnce), case, tangent="reverse")
     out, _ = gradient(net(SilentOnce), case)
     assert out.plan.way == "difference"
