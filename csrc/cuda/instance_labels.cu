@@ -190,8 +190,9 @@ __device__ int64_t find(IndexVector index, int64_t from, int64_t to, int64_t r) 
 // row and does everything for all of them, and the other groups leave at once: nobody can read a row that somebody else
 // is writing, and sums run in batch order. The gradient is linear in u, so an owner needs U = sum_j w_j u_j, made chunk
 // by chunk, and <p, U> = sum_j w_j <p, u_j>. Rows are read again in each part; short ones then come from the L1 cache.
+// One block per multiprocessor is asked for because ptxas would spill six registers to reach a fifth.
 template <class T, class U, class L, class G>
-__global__ void __launch_bounds__(G::kBlock) instance_label_step_streamed_kernel(InstanceLabelStepArgs a) {
+__global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_kernel(InstanceLabelStepArgs a) {
   using A = acc_t<T>;
   using Cols = Columns<G, slot_width<T, U, L>()>;
   FASTMETA_SHARED(shared);

@@ -95,6 +95,16 @@ __device__ __forceinline__ S store_as(acc_t<S> x) {
   return from_acc<S>(x);
 }
 
+// As assembly because the optimiser takes the plain store of a thread's first slot apart into single columns.
+__device__ __forceinline__ void store16(uint4* to, uint4 word) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  *to = word;
+#endif
+}
+
 template <class S, class Cols>
 struct Piece {
   using A = acc_t<S>;
@@ -136,7 +146,7 @@ struct Piece {
       uint4* words = reinterpret_cast<uint4*>(to);
       const uint4* source = reinterpret_cast<const uint4*>(&from);
 #pragma unroll
-      for (int i = 0; i < Slot::kWords; ++i) words[i] = source[i];
+      for (int i = 0; i < Slot::kWords; ++i) store16(words + i, source[i]);
     } else {
 #pragma unroll
       for (int w = 0; w < Cols::kWidth; ++w) {
