@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_launches_are_what_computes():
 
     assert launches(body, CPU) == 3 + 5
     assert launches(lambda: None, CPU) == 0
+    sys.setprofile(lambda *event: None)
+    try:
+        with pytest.raises(RuntimeError, match="another profiler"):
+            launches(body, CPU)
+    finally:
+        sys.setprofile(None)
 
 
 # Environment and results -----------------------------------------------------------------------------------

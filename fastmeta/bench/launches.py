@@ -19,7 +19,8 @@ def launches(body: Body, device: torch.device) -> int:
     """Calls of one step that compute something.
 
     CUDA: kernels and copies that the device ran, captured ones included. CPU: ATen and custom operations below autograd
-    that are neither views nor allocations, and calls of the loops that inductor has generated.
+    that are neither views nor allocations, and calls of the loops that inductor has generated. Raises RuntimeError
+    under another profiler of Python, which would be lost.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -34,13 +35,14 @@ def launches(body: Body, device: torch.device) -> int:
         # the entry of a library that inductor has compiled is a builtin of this name
         loops += event == "c_call" and arg.__name__ == "kernel"
 
-    before = sys.getprofile()
+    if sys.getprofile() is not None:
+        raise RuntimeError("launches cannot be counted while another profiler of Python runs")
     with _Calls() as calls:
         sys.setprofile(watch)
         try:
             body()
         finally:
-            sys.setprofile(before)
+            sys.setprofile(None)
     return calls.count + loops
 
 
