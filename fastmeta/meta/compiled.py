@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fastmeta import ops
 from fastmeta.labels import InstanceLabels, class_gradient, instance_gradient
@@ -90,7 +90,7 @@ class _SGD:
         if buffer is not None:
             buffer = self.momentum * buffer + d
             d = d + self.momentum * buffer if self.nesterov else buffer
-        return theta - lr * d, buffer
+        return torch.addcmul(theta, d, -lr), buffer
 
 
 @dataclass
@@ -128,6 +128,15 @@ _STATISTICS = (
     "skipped",
     "finite",
 )
+
+
+def _channels_last(x: Any) -> Any:
+    """Images in the layout that inductor gives its convolutions: otherwise their backward runs in mixed layouts.
+
+    ResNet-20, 32/64, one CPU thread: 2.9 instead of 4.6 plain eager steps.
+    """
+    image = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
+    return x.contiguous(memory_format=torch.channels_last) if image else x
 
 
 def _say(message: str) -> None:
@@ -181,6 +190,11 @@ class GraphStep:
     # -- the pure function -------------------------------------------------------------------------------
 
     def _function(self, inputs: _Inputs, labels_move: bool) -> list[Tensor]:
+        """New parameters, momentum, buffers, labels; then the statistics.
+
+        On CUDA all new values are masked by `finite`, because nothing may wait for the device; on a CPU the caller
+        looks at the flag before it writes (the masks cost a third of the update there).
+        """
         network, names = self.network, list(self.network.params)
         params = {k: p.detach().requires_grad_() for k, p in zip(names, inputs.params, strict=True)}
         frozen = dict(zip(network.frozen(), inputs.frozen, strict=True))
@@ -223,14 +237,18 @@ class GraphStep:
         if not grads:
             made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
             grads = {k: t for k, t in zip(params, made, strict=True) if t is not None}
+
+        def keep(value: Tensor, before: Tensor) -> Tensor:
+            return torch.where(finite, value, before) if finite.is_cuda else value
+
         new, buffers = [], []
         for (name, p), rule in zip(params.items(), self._rules, strict=True):
             theta, old, grad = p.detach(), buffer_of[name], grads.get(name)
             moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, inputs.lrs[rule.group])
-            new.append(torch.where(finite, moved_to, theta))
+            new.append(keep(moved_to, theta))
             if old is not None and buffer is not None:
-                buffers.append(torch.where(finite, buffer, old))
-        statistics = [torch.where(finite, after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
+                buffers.append(keep(buffer, old))
+        statistics = [keep(after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
         told = (train_loss, meta_loss, moved.loss, z.detach(), moved.entropy, moved.alignment)
         return [*new, *buffers, *statistics, label, *told, grad_norm, moved.skipped, finite]
 
@@ -268,7 +286,10 @@ class GraphStep:
 
     def _trace(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
-            return self._function(_Inputs(*tree_unflatten(list(flat), spec)), labels_move)
+            inputs = _Inputs(*tree_unflatten(list(flat), spec))
+            if self.mode == "full":
+                inputs.x, inputs.x_meta = tree_map(_channels_last, (inputs.x, inputs.x_meta))
+            return self._function(inputs, labels_move)
 
         graph = trace(function, leaves)
         if self.plan.way == "forward" and random_nodes(graph.graph):
@@ -310,16 +331,17 @@ class GraphStep:
         leaves, spec = tree_flatten(inputs.tree())
         graph = self._graph(leaves, spec, labels_move)
         with torch.no_grad():
-            out: Iterator[Tensor] = iter(graph(*leaves))
-            for old in (inputs.params, inputs.momentum, inputs.buffers):
-                if old:
-                    torch._foreach_copy_(old, [next(out) for _ in old])
-            label = next(out)
-            if isinstance(labels, InstanceLabels):
-                labels.write_(index, label)
-            else:
-                labels.alpha.copy_(label)
-        return dict(zip(_STATISTICS, out, strict=True))
+            out = list(graph(*leaves))
+            told = dict(zip(_STATISTICS, out[-len(_STATISTICS) :], strict=True))
+            if told["finite"].is_cuda or bool(told["finite"]):
+                old = [*inputs.params, *inputs.momentum, *inputs.buffers]
+                torch._foreach_copy_(old, out[: len(old)])
+                label = out[len(old)]
+                if isinstance(labels, InstanceLabels):
+                    labels.write_(index, label)
+                else:
+                    labels.alpha.copy_(label)
+        return told
 
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
