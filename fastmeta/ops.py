@@ -179,7 +179,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
         if grad is None:
             return None, None
         logits, probs, lse = ctx.saved_tensors
-        grads = _SoftCrossEntropyBackward.apply(logits, probs, lse, grad, *ctx.needs_input_grad)
+        # only where the gradient itself will be differentiated does it need a node of its own
+        derive = _SoftCrossEntropyBackward.apply if torch.is_grad_enabled() else _raw.soft_cross_entropy_backward
+        grads = derive(logits, probs, lse, grad, *ctx.needs_input_grad)
         return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
