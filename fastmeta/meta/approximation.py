@@ -9,8 +9,6 @@
 | "every:k"    | (13 + 3(k-1))/k F | labels move on every k-th step, the others are plain training              |
 | "last:L"     | 5-7 F             | theta* moves the last L layers alone: g and u are those of their parameters|
 | "difference" | 13-14 F           | u is a central difference of the logits, see fastmeta.meta.tangent         |
-
-``fastmeta bench approx`` measures the cosine of each label gradient to the exact one on a model of yours.
 """
 
 from __future__ import annotations

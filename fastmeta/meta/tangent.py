@@ -59,7 +59,7 @@ def reverse_tangent(grads: Sequence[Tensor | None], v: Tensor, direction: Sequen
 
 
 def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors, random: RandomState) -> Tensor:
-    """u by (z(theta + e d) - z(theta - e d)) / 2e, inexact: see the precision table in the README.
+    """u by (z(theta + e d) - z(theta - e d)) / 2e, inexact.
 
     e moves the parameters by a fixed fraction of their norm, the cube root of the rounding error of the logits: there
     the truncation error e^2 and the rounding error / e meet.
