@@ -20,7 +20,7 @@ from fastmeta import ops
 from fastmeta.labels import InstanceLabels, class_gradient, instance_gradient
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.gradient import Labels, meta_pass
-from fastmeta.meta.graph import Untraceable, random_nodes, trace
+from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, trace
 from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule
 from fastmeta.meta.network import Network, Tensors, math_attention
 from fastmeta.meta.tangent import TangentPlan
@@ -148,7 +148,7 @@ class GraphStep:
 
     Args:
         mode: ``"trace"`` runs the clean graph as it is, ``"full"`` hands it to inductor.
-        cap: how many graphs are kept; a further shape raises Untraceable, whose message says so.
+        cap: how many graphs are kept; a further shape raises TooManyGraphs.
 
     Raises:
         Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, a hidden write, ...).
@@ -270,6 +270,7 @@ class GraphStep:
         device = leaves[0].device.type
         key = (
             labels_move,
+            tuple(self._rules),
             spec,
             tuple((t.shape, t.dtype, t.device, t.stride()) for t in leaves),
             self.network.modes(),
@@ -277,7 +278,7 @@ class GraphStep:
         )
         if key not in self._graphs:
             if len(self._graphs) >= self.cap:
-                raise Untraceable(
+                raise TooManyGraphs(
                     f"{self.cap} graphs are kept already, one per batch shape, dtype and mode; "
                     "give batches of equal size (drop the partial last one)"
                 )
@@ -327,6 +328,7 @@ class GraphStep:
     ) -> dict[str, Tensor]:
         """Run the step and write the new parameters, momentum, buffers and labels; the statistics by name."""
         labels, index = self.labels, train[1]
+        self._rules = self._read_rules()  # momentum and weight decay may change between steps; rates are inputs
         inputs = self._read(train, meta, label_lr, weight)
         leaves, spec = tree_flatten(inputs.tree())
         graph = self._graph(leaves, spec, labels_move)

@@ -33,6 +33,10 @@ class Untraceable(RuntimeError):
     """The function has no faithful graph; the message says why."""
 
 
+class TooManyGraphs(Untraceable):
+    """One more shape than graphs are kept for; those that are there still serve."""
+
+
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The clean graph of `function`, a pure function from tensors to a flat sequence of tensors.
 

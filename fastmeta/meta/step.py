@@ -17,7 +17,7 @@ from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
-from fastmeta.meta.graph import Untraceable
+from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.network import Network, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
@@ -141,6 +141,8 @@ class MetaStep:
             if self.compile != "off" and not self._untraced:
                 try:
                     return self._graph_step(network, self.plan, self.label_lr, train, meta, weight)
+                except TooManyGraphs as error:
+                    warnings.warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", stacklevel=2)
                 except Untraceable as error:
                     self._untraced = str(error)
                     warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)

@@ -122,6 +122,35 @@ def test_schedules_do_not_recompile_and_shapes_do():
     assert step._graphs.compilations == 3
 
 
+def test_weight_decay_may_change_between_steps():
+    learned = []
+    for compile in ("off", "trace"):
+        case = cases.make("mlp")
+        labels = make_labels(fastmeta.InstanceLabels, case)
+        optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+        step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=3.0, compile=compile)
+        step(case.train, case.meta)
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+        step(case.train, case.meta)
+        learned.append(list(case.model.parameters()))
+    for a, b in zip(*learned, strict=True):
+        assert relative(a, b) < 1e-12
+
+
+def test_one_shape_too_many_runs_eagerly_and_the_others_do_not():
+    case = cases.make("mlp")
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=3.0, compile="trace")
+    step(case.train, case.meta)
+    step._graphs.cap = 1
+    with pytest.warns(UserWarning, match="this batch runs eagerly: 1 graphs are kept already"):
+        assert bool(step((case.x[:5], case.index[:5]), case.meta).finite)
+    step(case.train, case.meta)
+    assert step._graphs.compilations == 1
+    assert "runs eagerly" not in step.explain()
+
+
 def test_repeated_rows_and_weights():
     case = cases.make("mlp")
     case.index = torch.tensor([3, 1, 3, 3, 0, 1, 2, 5])
