@@ -1,4 +1,4 @@
-"""From a pure function of tensors to one clean graph of ATen operations: trace, functionalise, merge, prune.
+"""From a pure function of tensors to one clean graph of ATen operations: trace, functionalise, merge, prune, reorder.
 
 Tracing a whole meta step sees what no single autograd call can: the primal of the forward derivative is the train
 forward once more (merged), and half of a double backward is never asked for (pruned). ResNet-20's exact step falls from
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from fastmeta.meta.reassociate import reassociate
 
 aten = torch.ops.aten
 
@@ -57,7 +59,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     _drop_aliases(pure)
     clean = fx.GraphModule(pure, fx_graph_cse(pure.graph))
     clean.graph.eliminate_dead_code()
-    clean.recompile()
+    reassociate(clean)
     return clean
 
 
