@@ -82,6 +82,14 @@ class _Labels(nn.Module):
             )
         return self._travel / visits * batch_size / lr
 
+    def given(self, index: Tensor) -> Tensor:
+        """Given classes (n,) of the rows `index`."""
+        if not index.is_cuda:
+            return self.targets[index]
+        # torch's gather would kill the context on a row out of range; class -1 is what the kernels skip and count
+        inside = (index >= 0) & (index < len(self))
+        return torch.where(inside, self.targets[index.clamp(0, len(self) - 1)], -1)
+
     def extra_repr(self) -> str:
         return f"N={len(self)}, num_classes={self.num_classes}"
 
@@ -204,13 +212,13 @@ class ClassLabels(_Labels):
         return others.scatter(1, targets.unsqueeze(1), 1 - a)
 
     def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
-        return ops.class_loss(logits, self._alpha(logits), self._given(index), weight)
+        return ops.class_loss(logits, self._alpha(logits), self.given(index), weight)
 
     def gradient(
         self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """d L_meta / d alpha (C,): see :func:`class_gradient`."""
-        return class_gradient(self._given(index), self.num_classes, u, scale, weight)
+        return class_gradient(self.given(index), self.num_classes, u, scale, weight)
 
     def move_(self, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (C,) that is already there, then the clamp to [0, 1]."""
@@ -228,15 +236,7 @@ class ClassLabels(_Labels):
         unique: bool = False,
     ) -> ops.LabelStep:
         """Eq. (5) in place for the classes of the batch, clamped, and the loss under the new labels."""
-        return ops.class_label_step_(self._alpha(logits), self._given(index), logits, u, scale, label_lr, weight)
-
-    def _given(self, index: Tensor) -> Tensor:
-        """Given classes (n,) of the rows `index`."""
-        if not index.is_cuda:
-            return self.targets[index]
-        # torch's gather would kill the context on a row out of range; class -1 is what the kernels skip and count
-        inside = (index >= 0) & (index < len(self))
-        return torch.where(inside, self.targets[index.clamp(0, len(self) - 1)], -1)
+        return ops.class_label_step_(self._alpha(logits), self.given(index), logits, u, scale, label_lr, weight)
 
     def _alpha(self, logits: Tensor) -> Tensor:
         wanted = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -1,6 +1,7 @@
 """The meta step: look-ahead, tangent, label gradient, and one whole iteration of Algorithm 1."""
 
 from fastmeta.meta.gradient import LabelGradient, label_gradient
-from fastmeta.meta.step import MetaStep, StepResult
+from fastmeta.meta.result import StepResult, Totals
+from fastmeta.meta.step import MetaStep
 
-__all__ = ["LabelGradient", "MetaStep", "StepResult", "label_gradient"]
+__all__ = ["LabelGradient", "MetaStep", "StepResult", "Totals", "label_gradient"]

@@ -1,133 +1,46 @@
-"""The whole meta step as one graph: traced once per shape, cleaned, and optionally compiled by inductor.
-
-The graph is that of the same :func:`~fastmeta.meta.gradient.meta_pass` that runs eagerly, with the rest of a step
-around it: finite check, label step, second backward, SGD. Rates are 0-d inputs, so a schedule changes no graph.
-"""
+"""The whole meta step as one graph: traced once per shape, cleaned, compiled by inductor and, on CUDA, captured."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from fastmeta import ops
-from fastmeta.labels import InstanceLabels, class_gradient, instance_gradient
+from fastmeta.labels import InstanceLabels
 from fastmeta.meta.approximation import EXACT, Approximation
-from fastmeta.meta.gradient import Labels, meta_pass
+from fastmeta.meta.capture import Captured, Record, record_cuda
+from fastmeta.meta.gradient import Labels
 from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, trace
-from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule
-from fastmeta.meta.network import Network, Tensors, math_attention
+from fastmeta.meta.lookahead import LookAhead
+from fastmeta.meta.network import Network
+from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
+from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentPlan
 
 CompileMode = Literal["off", "trace", "full"]
 
-
-class _BatchLabels:
-    """The labels of one batch as tensors of a graph: what :func:`meta_pass` asks of a label family, and their step."""
-
-    def __init__(self, family: str, num_classes: int, param: Tensor, targets: Tensor) -> None:
-        self.family, self.num_classes = family, num_classes
-        self.param, self.targets = param, targets  # instance: rows (n, C); class: alpha (C,)
-
-    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
-        if self.family == "instance":
-            own = torch.arange(logits.shape[0], device=logits.device)
-            return ops.instance_loss(logits, self.param, own, weight)
-        return ops.class_loss(logits, self.param, self.targets, weight)
-
-    def step(
-        self,
-        index: Tensor,
-        logits: Tensor,
-        u: Tensor,
-        scale: Tensor,
-        label_lr: Tensor,
-        weight: Tensor | None,
-        unique: bool,
-    ) -> tuple[Tensor, ops.LabelStep]:
-        if self.family == "instance":
-            new, *rest = ops.instance_label_step(self.param, index, logits, u, scale, label_lr, weight, unique=unique)
-        else:
-            new, *rest = ops.class_label_step(self.param, self.targets, logits, u, scale, label_lr, weight)
-        return new, ops.LabelStep(*rest)
-
-    def gradient(self, u: Tensor, scale: Rate, weight: Tensor | None) -> Tensor:
-        if self.family == "instance":
-            return instance_gradient(self.param, u, scale, weight)
-        return class_gradient(self.targets, self.num_classes, u, scale, weight)
-
-
-class _BoundNetwork(Network):
-    """A network over given tensors in the place of the model's own."""
-
-    def __init__(self, network: Network, params: Tensors, frozen: Tensors, buffers: Tensors) -> None:
-        self._network, self.params, self._frozen_values, self._buffer_values = network, params, frozen, buffers
-
-    def buffers(self) -> Tensors:
-        return {name: b.clone() for name, b in self._buffer_values.items()}
-
-    def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        return self._network({**self._frozen_values, **params}, buffers, x)
-
-
-@dataclass(frozen=True)
-class _SGD:
-    """One parameter's update in the graph: torch.optim.SGD without dampening, a buffer of zeros standing for none."""
-
-    group: int
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-
-    def __call__(self, theta: Tensor, grad: Tensor, buffer: Tensor | None, lr: Tensor) -> tuple[Tensor, Tensor | None]:
-        d = grad + self.weight_decay * theta if self.weight_decay else grad
-        if buffer is not None:
-            buffer = self.momentum * buffer + d
-            d = d + self.momentum * buffer if self.nesterov else buffer
-        return torch.addcmul(theta, d, -lr), buffer
+Graph = Callable[..., Sequence[Tensor]]
+_RESULTS = len(fields(StepResult))
 
 
 @dataclass
-class _Inputs:
-    """Everything that a step reads, as a tree of tensors; the graph is a function of its leaves in order."""
+class _Batch:
+    """What is new in every step."""
 
-    params: list[Tensor]
-    frozen: list[Tensor]
-    buffers: list[Tensor]
-    momentum: list[Tensor]  # of the parameters that have one
-    label: Tensor  # rows (n, C) or alpha (C,)
-    targets: Tensor  # (n,) given classes
-    index: Tensor
     x: Any
+    index: Tensor
     x_meta: Any
     y_meta: Tensor
-    lrs: list[Tensor]  # 0-d, one per parameter group
-    lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
-    label_lr: Tensor  # 0-d
     weight: list[Tensor]  # none or one
 
     def tree(self) -> tuple[Any, ...]:
         return tuple(vars(self).values())
-
-
-#: names of what a graph returns after the new parameters, momentum, buffers and labels
-_STATISTICS = (
-    "train_loss",
-    "meta_loss",
-    "loss",
-    "logits",
-    "entropy",
-    "alignment",
-    "label_grad_norm",
-    "skipped",
-    "finite",
-)
 
 
 def _channels_last(x: Any) -> Any:
@@ -147,8 +60,11 @@ class GraphStep:
     """Graphs of one (network, labels, optimizer), one per shape, mode and dtype of the batches.
 
     Args:
-        mode: ``"trace"`` runs the clean graph as it is, ``"full"`` hands it to inductor.
+        mode: ``"trace"`` runs the clean graph as it is, ``"full"`` hands it to inductor and, on CUDA, captures the
+            compiled step with its gathers and writes.
         cap: how many graphs are kept; a further shape raises TooManyGraphs.
+        totals: sums over steps that the graph takes along.
+        record: what captures; None where nothing is captured.
 
     Raises:
         Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, a hidden write, ...).
@@ -165,110 +81,93 @@ class GraphStep:
         mode: CompileMode,
         unique: bool,
         approx: Approximation = EXACT,
+        totals: Totals | None = None,
         cap: int = 8,
+        record: Record | None = None,
     ) -> None:
         self.network, self.labels, self.optimizer, self.lookahead = network, labels, optimizer, lookahead
         self.plan, self.mode, self.unique, self.cap = plan, mode, unique, cap
-        self.approx = approx
+        self.approx, self.totals = approx, totals
+        self.record = record_cuda if record is None and mode == "full" and labels.targets.is_cuda else record
         self.compilations = 0
-        self._graphs: dict[Any, Callable[..., Sequence[Tensor]]] = {}
+        self.captures = 0
+        self.uncaptured = ""  # why the compiled graph runs kernel by kernel although this is CUDA
         #: per shape, the graph before inductor: for counting and reading
         self.graphs: list[fx.GraphModule] = []
+        self._graphs: dict[Any, Graph] = {}
+        self._captured: dict[Any, Captured] = {}
+        self._scalars: dict[str, tuple[Any, Tensor]] = {}
         self._rules = self._read_rules()
 
-    def _read_rules(self) -> list[_SGD]:
-        if not isinstance(self.optimizer, torch.optim.SGD):
-            raise Untraceable(f"the graph holds torch.optim.SGD, not {type(self.optimizer).__name__}")
-        by_id: dict[int, _SGD] = {}
-        for number, group in enumerate(self.optimizer.param_groups):
-            if group["dampening"] or group.get("maximize"):
-                raise Untraceable("the graph holds SGD without dampening and maximize")
-            rule = _SGD(number, group["momentum"], group["nesterov"], float(group["weight_decay"]))
-            by_id.update((id(p), rule) for p in group["params"])
-        return [by_id[id(p)] for p in self.network.params.values()]
+    def __call__(
+        self,
+        train: tuple[Any, Tensor],
+        meta: tuple[Any, Tensor],
+        label_lr: float,
+        weight: Tensor | None,
+        *,
+        labels_move: bool = True,
+    ) -> StepResult:
+        """Run the step and write the new parameters, momentum, buffers, totals and labels."""
+        self._rules = self._read_rules()  # momentum and weight decay may change between steps; rates are inputs
+        batch = _Batch(*train, *meta, [] if weight is None else [weight])
+        self._set_rates(label_lr)
+        run = self._captured_run if self.record is not None and not self.uncaptured else self._run
+        return StepResult(*run(batch, labels_move))
 
-    # -- the pure function -------------------------------------------------------------------------------
+    # -- one step ----------------------------------------------------------------------------------------
 
-    def _function(self, inputs: _Inputs, labels_move: bool) -> list[Tensor]:
-        """New parameters, momentum, buffers, labels; then the statistics.
+    def _run(self, batch: _Batch, labels_move: bool) -> Sequence[Tensor]:
+        """The results; state is written in place. Captured, this is the whole content of the CUDA graph."""
+        inputs = self._read(batch)
+        leaves, spec = tree_flatten(inputs.tree())
+        graph = self._graph(leaves, spec, labels_move)
+        with torch.no_grad():
+            out = list(graph(*leaves))
+            label, results = out[-_RESULTS - 1], out[-_RESULTS:]
+            finite = results[-1]
+            moved = [*inputs.params, *inputs.momentum, *inputs.buffers]
+            if finite.is_cuda or bool(finite):
+                torch._foreach_copy_(moved, out[: len(moved)])
+                if isinstance(self.labels, InstanceLabels):
+                    self.labels.write_(batch.index, label)
+                else:
+                    self.labels.alpha.copy_(label)
+            for total, value in zip(inputs.totals, out[len(moved) :], strict=False):
+                total.copy_(value)
+        return results
 
-        On CUDA all new values are masked by `finite`, because nothing may wait for the device; on a CPU the caller
-        looks at the flag before it writes (the masks cost a third of the update there).
-        """
-        network, names = self.network, list(self.network.params)
-        params = {k: p.detach().requires_grad_() for k, p in zip(names, inputs.params, strict=True)}
-        frozen = dict(zip(network.frozen(), inputs.frozen, strict=True))
-        bound = _BoundNetwork(network, params, frozen, dict(zip(network.buffer_names, inputs.buffers, strict=True)))
-        momenta = iter(inputs.momentum)
-        buffer_of = {k: next(momenta) if r.momentum else None for k, r in zip(names, self._rules, strict=True)}
-        labels = _BatchLabels(self.labels.family, self.labels.num_classes, inputs.label, inputs.targets)
-        weight = inputs.weight[0] if inputs.weight else None
-        if labels_move:
-            lookahead = PreparedLookAhead(self._lookahead_rules(inputs, buffer_of))
-            out = meta_pass(
-                bound,
-                labels,  # type: ignore[arg-type]
-                lookahead,
-                self.plan,
-                (inputs.x, inputs.index),
-                (inputs.x_meta, inputs.y_meta),
-                weight=weight,
-                replay=False,
-                moving=self.approx.moving(network) if self.approx.kind == "last" else None,
-                keep_grads=self.approx.kind == "delayed",
-            )
-            finite, z, after = out.finite(), out.logits, out.buffers
-            scale = torch.as_tensor(out.scale, dtype=torch.float64, device=z.device)
-            grad_norm = labels.gradient(out.u, out.scale, weight).float().square().sum().sqrt()
-            label, moved = labels.step(
-                inputs.index, z.detach(), out.u, torch.where(finite, scale, 0.0), inputs.label_lr, weight, self.unique
-            )
-            train_loss, meta_loss, v, grads = out.train_loss, out.meta_loss, moved.v, out.grads
-        else:
-            after = bound.buffers()
-            with math_attention(self.plan.math_attention):
-                z = bound(params, after, inputs.x)
-            before = labels.batch_loss(z.detach(), inputs.index, weight)
-            moved = ops.LabelStep(*before[:3], torch.full_like(before.loss, torch.nan), before.skipped)
-            label, grads = inputs.label, {}
-            train_loss, v = (moved.loss if weight is None else moved.loss * weight).mean(), moved.v
-            finite = train_loss.isfinite()
-            meta_loss = grad_norm = torch.full_like(train_loss, torch.nan)
-        if not grads:
-            made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
-            grads = {k: t for k, t in zip(params, made, strict=True) if t is not None}
-
-        def keep(value: Tensor, before: Tensor) -> Tensor:
-            return torch.where(finite, value, before) if finite.is_cuda else value
-
-        new, buffers = [], []
-        for (name, p), rule in zip(params.items(), self._rules, strict=True):
-            theta, old, grad = p.detach(), buffer_of[name], grads.get(name)
-            moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, inputs.lrs[rule.group])
-            new.append(keep(moved_to, theta))
-            if old is not None and buffer is not None:
-                buffers.append(keep(buffer, old))
-        statistics = [keep(after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
-        told = (train_loss, meta_loss, moved.loss, z.detach(), moved.entropy, moved.alignment)
-        return [*new, *buffers, *statistics, label, *told, grad_norm, moved.skipped, finite]
-
-    def _lookahead_rules(self, inputs: _Inputs, buffer_of: dict[str, Tensor | None]) -> dict[str, Rule]:
-        choice, rules = self.lookahead.choice, {}
-        for (name, buffer), rule in zip(buffer_of.items(), self._rules, strict=True):
-            if choice == "sgd":
-                rules[name] = Rule(inputs.lrs[rule.group])
-            elif choice == "optimizer":
-                lr = inputs.lrs[rule.group]
-                rules[name] = Rule(lr, rule.momentum, 0.0, rule.nesterov, rule.weight_decay, buffer)
-            else:
-                rules[name] = Rule(inputs.lookahead_lr)
-        return rules
+    def _captured_run(self, batch: _Batch, labels_move: bool) -> Sequence[Tensor]:
+        assert self.record is not None
+        leaves, spec = tree_flatten(batch.tree())
+        key, state = self._key(leaves, spec, labels_move), self._state()
+        captured = self._captured.get(key)
+        if captured is None or not captured.fits(state):
+            self._graph(*tree_flatten(self._read(batch).tree()), labels_move)  # its errors are not the capture's
+            undo = self._undo(batch.index)
+            try:
+                captured = Captured(
+                    lambda flat: self._run(_Batch(*tree_unflatten(list(flat), spec)), labels_move),
+                    leaves,
+                    state,
+                    undo,
+                    self.record,
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.uncaptured = str(error).strip().splitlines()[0][:200]
+                _say(f"the compiled step is not captured in a CUDA graph: {self.uncaptured}")
+                return self._run(batch, labels_move)
+            self._captured[key] = captured
+            self.captures += 1
+        return captured(leaves)
 
     # -- graphs by shape ---------------------------------------------------------------------------------
 
-    def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Callable[..., Sequence[Tensor]]:
+    def _key(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Any:
         device = leaves[0].device.type
-        key = (
+        return (
             labels_move,
             tuple(self._rules),
             spec,
@@ -276,6 +175,9 @@ class GraphStep:
             self.network.modes(),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
+
+    def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Graph:
+        key = self._key(leaves, spec, labels_move)
         if key not in self._graphs:
             if len(self._graphs) >= self.cap:
                 raise TooManyGraphs(
@@ -287,10 +189,20 @@ class GraphStep:
 
     def _trace(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
-            inputs = _Inputs(*tree_unflatten(list(flat), spec))
+            inputs = StepInputs(*tree_unflatten(list(flat), spec))
             if self.mode == "full":
                 inputs.x, inputs.x_meta = tree_map(_channels_last, (inputs.x, inputs.x_meta))
-            return self._function(inputs, labels_move)
+            step = PureStep(
+                self.network,
+                self.labels,
+                self.lookahead,
+                self._rules,
+                self.plan,
+                self.approx,
+                self.unique,
+                self.totals,
+            )
+            return step(inputs, labels_move)
 
         graph = trace(function, leaves)
         if self.plan.way == "forward" and random_nodes(graph.graph):
@@ -299,7 +211,7 @@ class GraphStep:
             graph = trace(function, leaves)
         return graph
 
-    def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Callable[..., Sequence[Tensor]]:
+    def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Graph:
         start = time.perf_counter()
         graph = self._trace(leaves, spec, labels_move)
         self.graphs.append(graph)
@@ -315,71 +227,96 @@ class GraphStep:
         _say(f"compiled after {time.perf_counter() - start:.0f} s")
         return compiled
 
-    # -- one step ----------------------------------------------------------------------------------------
-
-    def __call__(
-        self,
-        train: tuple[Any, Tensor],
-        meta: tuple[Any, Tensor],
-        label_lr: float,
-        weight: Tensor | None,
-        *,
-        labels_move: bool = True,
-    ) -> dict[str, Tensor]:
-        """Run the step and write the new parameters, momentum, buffers and labels; the statistics by name."""
-        labels, index = self.labels, train[1]
-        self._rules = self._read_rules()  # momentum and weight decay may change between steps; rates are inputs
-        inputs = self._read(train, meta, label_lr, weight)
-        leaves, spec = tree_flatten(inputs.tree())
-        graph = self._graph(leaves, spec, labels_move)
-        with torch.no_grad():
-            out = list(graph(*leaves))
-            told = dict(zip(_STATISTICS, out[-len(_STATISTICS) :], strict=True))
-            if told["finite"].is_cuda or bool(told["finite"]):
-                old = [*inputs.params, *inputs.momentum, *inputs.buffers]
-                torch._foreach_copy_(old, out[: len(old)])
-                label = out[len(old)]
-                if isinstance(labels, InstanceLabels):
-                    labels.write_(index, label)
-                else:
-                    labels.alpha.copy_(label)
-        return told
-
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
-        leaves, spec = tree_flatten(self._read(train, meta, 1.0, None).tree())
+        self._set_rates(1.0)
+        leaves, spec = tree_flatten(self._read(_Batch(*train, *meta, [])).tree())
         return self._trace(leaves, spec)
 
-    def _read(
-        self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], label_lr: float, weight: Tensor | None
-    ) -> _Inputs:
-        (x, index), labels, network = train, self.labels, self.network
-        rules = zip(network.params.values(), self._rules, strict=True)
-        wide = next(iter(network.params.values())).dtype == torch.float64
+    # -- what a step reads -------------------------------------------------------------------------------
 
-        def scalar(value: Any) -> Tensor:
-            return torch.as_tensor(value, dtype=torch.float64 if wide else torch.float32, device=index.device)
+    def _read_rules(self) -> list[SGDRule]:
+        if not isinstance(self.optimizer, torch.optim.SGD):
+            raise Untraceable(f"the graph holds torch.optim.SGD, not {type(self.optimizer).__name__}")
+        by_id: dict[int, SGDRule] = {}
+        for number, group in enumerate(self.optimizer.param_groups):
+            if group["dampening"] or group.get("maximize"):
+                raise Untraceable("the graph holds SGD without dampening and maximize")
+            rule = SGDRule(number, group["momentum"], group["nesterov"], float(group["weight_decay"]))
+            by_id.update((id(p), rule) for p in group["params"])
+        return [by_id[id(p)] for p in self.network.params.values()]
 
-        choice = self.lookahead.choice
-        return _Inputs(
+    def _read(self, batch: _Batch) -> StepInputs:
+        labels, network, index = self.labels, self.network, batch.index
+        scalars = {name: t for name, (_, t) in self._scalars.items()}
+        return StepInputs(
             params=[p.detach() for p in network.params.values()],
             frozen=[p.detach() for p in network.frozen().values()],
             buffers=list(network.own_buffers()),
-            momentum=[self._momentum(p) for p, rule in rules if rule.momentum],
+            momentum=self._momenta(),
             label=labels.rows(index) if isinstance(labels, InstanceLabels) else labels.alpha,
-            targets=labels.targets[index],
+            targets=labels.given(index),
             index=index,
-            x=x,
-            x_meta=meta[0],
-            y_meta=meta[1],
-            lrs=[scalar(group["lr"]) for group in self.optimizer.param_groups],
-            lookahead_lr=scalar(choice if not isinstance(choice, str) else 0.0),
-            label_lr=scalar(label_lr),
-            weight=[] if weight is None else [weight],
+            x=batch.x,
+            x_meta=batch.x_meta,
+            y_meta=batch.y_meta,
+            lrs=[scalars[f"lr of group {k}"] for k in range(len(self.optimizer.param_groups))],
+            lookahead_lr=scalars["lookahead"],
+            label_lr=scalars["label_lr"],
+            weight=batch.weight,
+            totals=[] if self.totals is None else [self.totals.values],
         )
 
-    def _momentum(self, p: Tensor) -> Tensor:
-        state = self.optimizer.state[p]
-        if state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"]
+    def _set_rates(self, label_lr: float) -> None:
+        """Rates as 0-d tensors that stay where they are, by fills: a copy from the host would wait for the device."""
+        choice = self.lookahead.choice
+        rates = {f"lr of group {k}": group["lr"] for k, group in enumerate(self.optimizer.param_groups)}
+        rates |= {"lookahead": 0.0 if isinstance(choice, str) else choice, "label_lr": label_lr}
+        like = next(iter(self.network.params.values()))
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        for name, rate in rates.items():
+            before, tensor = self._scalars.get(name, (None, None))
+            if tensor is None or tensor.device != like.device:
+                before, tensor = None, torch.empty((), dtype=dtype, device=like.device)
+            if isinstance(rate, Tensor):
+                tensor.copy_(rate)
+            elif rate != before:
+                tensor.fill_(rate)
+            self._scalars[name] = rate, tensor
+
+    def _momenta(self) -> list[Tensor]:
+        """The optimizer's momentum buffers, of the parameters that have one; zeros where it has none yet."""
+        momenta = []
+        for p, rule in zip(self.network.params.values(), self._rules, strict=True):
+            if rule.momentum:
+                state = self.optimizer.state[p]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                momenta.append(state["momentum_buffer"])
+        return momenta
+
+    def _written(self) -> list[Tensor]:
+        """What a step writes in place, besides rows of a label table."""
+        params = [p.detach() for p in self.network.params.values()]
+        totals = [] if self.totals is None else [self.totals.values]
+        alpha = [] if isinstance(self.labels, InstanceLabels) else [self.labels.alpha]
+        return [*params, *self._momenta(), *self.network.own_buffers(), *totals, *alpha]
+
+    def _state(self) -> list[Tensor]:
+        """Every tensor that a step reads or writes where it lies."""
+        table = [self.labels.label_logits] if isinstance(self.labels, InstanceLabels) else []
+        rates = [t for _, t in self._scalars.values()]
+        return [*self._written(), *table, self.labels.targets, *self.network.frozen().values(), *rates]
+
+    def _undo(self, index: Tensor) -> Callable[[], None]:
+        """Puts back what a step on the rows `index` writes."""
+        labels, written = self.labels, self._written()
+        before = [t.clone() for t in written]
+        rows = labels.rows(index) if isinstance(labels, InstanceLabels) else None
+
+        def undo() -> None:
+            torch._foreach_copy_(written, before)
+            if isinstance(labels, InstanceLabels) and rows is not None:
+                labels.write_(index, rows)
+
+        return undo

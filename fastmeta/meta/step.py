@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, get_args
 
 import torch
@@ -20,22 +20,8 @@ from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.network import Network, Tensors, math_attention, uncached_autocast
+from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
-
-
-@dataclass
-class StepResult:
-    """Device tensors of one step; reading one is what waits for the device, the step itself does not (CUDA)."""
-
-    train_loss: Tensor  #: 0-d, mean training loss at theta under the old labels
-    meta_loss: Tensor  #: 0-d, mean meta loss at theta*
-    loss: Tensor  #: (n,) per row, at theta under the new labels
-    logits: Tensor  #: (n, C) train logits at theta
-    entropy: Tensor  #: (n,) of the new label distributions
-    alignment: Tensor  #: (n,) <q_i - p_i, u_i> with the old labels: positive where the sample pulls with the meta set
-    label_grad_norm: Tensor  #: 0-d, Euclidean norm of the label gradient of the batch
-    skipped: Tensor  #: 0-d int32, rows with a NaN, an infinity or an index out of range, whose labels did not move
-    finite: Tensor  #: 0-d bool; where False the step moved neither parameters, labels nor buffers
 
 
 class MetaStep:
@@ -70,9 +56,11 @@ class MetaStep:
             (12.96 instead of 13.96 train forwards for a ResNet); ``"full"`` compiles that graph with inductor.
             One graph per batch shape, at most 8. What has no faithful graph (an optimizer that is not plain SGD,
             `on_grad`, ranks, a model that traces badly) runs eagerly, with a warning; :meth:`explain` has the reason.
-
+            On CUDA the compiled step, its gathers and writes included, is captured in a CUDA graph and replayed.
         approx: None is the exact step. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and
             change what is computed: see fastmeta.meta.approximation for each equation and cost.
+        totals: sums over steps on the device, such as an epoch's mean loss: ``totals.values`` becomes
+            ``totals.added(totals.values, result, given targets)`` in every step, as part of its graph.
 
     BatchNorm's running statistics move exactly once per step, by the train batch. Random layers draw once: the tangent
     sees the masks of the train forward. A step whose loss, g or u is not finite changes nothing and is counted in
@@ -94,6 +82,7 @@ class MetaStep:
         process_group: dist.ProcessGroup | None = None,
         compile: CompileMode = "off",
         approx: str | None = None,
+        totals: Totals | None = None,
     ) -> None:
         if label_lr is not None and not 0 <= label_lr < float("inf"):
             raise ValueError(f"label_lr must be a finite number >= 0, got {label_lr}")
@@ -107,6 +96,7 @@ class MetaStep:
         self.on_grad = on_grad
         self.plan: TangentPlan | None = None
         self.steps = 0
+        self.totals = totals
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=labels.targets.device)
         self._lookahead = LookAhead(lookahead, optimizer)
         if compile not in get_args(CompileMode):
@@ -146,7 +136,11 @@ class MetaStep:
                 except Untraceable as error:
                     self._untraced = str(error)
                     warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)
-            return self._step(network, self.plan, self.label_lr, train, meta, weight)
+            result = self._step(network, self.plan, self.label_lr, train, meta, weight)
+            if self.totals is not None:
+                given = self.labels.given(train[1])
+                self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
+            return result
 
     def _graph_step(
         self,
@@ -173,8 +167,9 @@ class MetaStep:
                 mode=self.compile,
                 approx=self.approx,
                 unique=self.unique_index,
+                totals=self.totals,
             )
-        result = StepResult(**self._graphs(train, meta, label_lr, weight, labels_move=self._labels_move()))
+        result = self._graphs(train, meta, label_lr, weight, labels_move=self._labels_move())
         self.nonfinite_steps += ~result.finite
         self.steps += 1
         return result
@@ -339,6 +334,9 @@ class MetaStep:
         graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[self.compile]
         if self._untraced:
             graph = f"runs eagerly: {self._untraced}"
+        elif self._graphs is not None and self._graphs.record is not None:
+            refused = self._graphs.uncaptured
+            graph += f", not captured in a CUDA graph: {refused}" if refused else ", captured in a CUDA graph"
         return "\n".join(
             [
                 f"labels:     {self.labels.family} ({self.labels.extra_repr()}), label_lr {rate}",

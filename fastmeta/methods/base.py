@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.meta import Totals
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Outcome(NamedTuple):
     skipped: Tensor | None = None  # 0-d, rows that the kernels left out
 
 
+class StepSums(Totals, Protocol):
+    """Sums over steps, of fixed and of learned labels alike."""
+
+    def add(self, outcome: Outcome, targets: Tensor) -> None:
+        """One step more; `targets` (n,) are the given labels of its batch."""
+        ...
+
+
 class Method(ABC):
     """Trains `model` on rows of a training set whose given labels are `targets`.
 
@@ -40,6 +49,7 @@ class Method(ABC):
         model, optimizer: on the device of `targets`; the optimizer's learning rate is the trainer's business.
         targets: (N,) int64 given labels.
         num_classes: C.
+        sums: takes in the outcome of each step; with learned labels inside the step's graph, where it has one.
         options: what the config says about labels: target_prob, label_lr, lookahead, tangent. A method takes what it
             needs.
     """
@@ -50,13 +60,21 @@ class Method(ABC):
     labels: InstanceLabels | ClassLabels | None = None
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, targets: Tensor, num_classes: int, **options: Any
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        targets: Tensor,
+        num_classes: int,
+        *,
+        sums: StepSums,
+        **options: Any,
     ) -> None:
         self.model, self.optimizer, self.targets, self.num_classes = model, optimizer, targets, num_classes
+        self.sums = sums
 
     @abstractmethod
     def step(self, batch: Batch) -> Outcome:
-        """One optimizer step; nothing here waits for the device."""
+        """One optimizer step, added to `sums`; nothing here waits for the device."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values beside the tensors of `labels`, as JSON can hold them."""

@@ -33,7 +33,14 @@ class _LearnedLabels(Method):
         super().__init__(model, optimizer, targets, num_classes, **options)
         self.labels = self.family(targets, num_classes, target_prob)
         self.meta_step = MetaStep(
-            model, self.labels, optimizer, label_lr=label_lr, lookahead=lookahead, tangent=tangent, unique_index=True
+            model,
+            self.labels,
+            optimizer,
+            label_lr=label_lr,
+            lookahead=lookahead,
+            tangent=tangent,
+            unique_index=True,
+            totals=self.sums,
         )
 
     def step(self, batch: Batch) -> Outcome:

@@ -12,10 +12,12 @@ class OneHot(Method):
     """theta <- SGD step along the gradient of the mean cross-entropy with the given labels."""
 
     def step(self, batch: Batch) -> Outcome:
-        logits = self.model(batch.x).float()
-        loss = cross_entropy(logits, self.targets[batch.index])
+        logits, targets = self.model(batch.x).float(), self.targets[batch.index]
+        loss = cross_entropy(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         loss = loss.detach()
-        return Outcome(logits.detach(), loss, torch.isfinite(loss))
+        outcome = Outcome(logits.detach(), loss, torch.isfinite(loss))
+        self.sums.add(outcome, targets)
+        return outcome

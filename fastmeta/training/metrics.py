@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import Transform, load_batch
+from fastmeta.meta import StepResult
 from fastmeta.methods import Outcome
 
 ECE_BINS = 15
@@ -24,8 +25,12 @@ class Accumulator:
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(_STATE), dtype=torch.float64, device=device)
 
-    def add(self, outcome: Outcome, targets: Tensor) -> None:
+    def add(self, outcome: Outcome | StepResult, targets: Tensor) -> None:
         """`targets` (n,) are the given labels of the batch."""
+        self.values.copy_(self.added(self.values, outcome, targets))
+
+    def added(self, values: Tensor, outcome: Outcome | StepResult, targets: Tensor) -> Tensor:
+        """`values` and one step more; pure, so that a graph can hold it (:class:`fastmeta.meta.Totals`)."""
         finite = outcome.finite.to(torch.float64)
         zero = torch.zeros_like(finite)
         # fits: how often the network already gives the given label
@@ -46,10 +51,11 @@ class Accumulator:
         # is NaN all the same had an index outside the label table, or a label row that is not finite.
         astray = outcome.train_loss.isnan() & outcome.logits.isfinite().all()
         skips = zero if outcome.skipped is None else torch.where(astray, outcome.skipped, 0).to(torch.float64)
-        streak = (self.values[-2] + 1) * (1 - finite)
-        longest = torch.maximum(self.values[-1], streak)
-        self.values[: len(_SUMS)] += torch.cat([sums, torch.stack([skips, 1 - finite])])
-        self.values[-2:] = torch.stack([streak, longest])
+        streak = (values[-2] + 1) * (1 - finite)
+        longest = torch.maximum(values[-1], streak)
+        return torch.cat(
+            [values[: len(_SUMS)] + torch.cat([sums, torch.stack([skips, 1 - finite])]), torch.stack([streak, longest])]
+        )
 
     def read(self) -> dict[str, float]:
         """The sums on the host: waits for the device."""

@@ -58,6 +58,7 @@ class Stage:
             weight_decay=optim.weight_decay,
         )
         self.first, last = data.rows(name)
+        self.sums = Accumulator(self.device)
         self.method = METHODS[config.method if name == config.method else "onehot"](
             self.model,
             self.optimizer,
@@ -67,6 +68,7 @@ class Stage:
             label_lr=config.labels.label_lr,
             lookahead=config.labels.lookahead_choice,
             tangent=config.labels.tangent,
+            sums=self.sums,
         )
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
         self.steps_per_epoch = data.train_size // min(config.data.batch_size, data.train_size)
@@ -82,7 +84,6 @@ class Stage:
         self.seconds = 0.0
         self.best: tuple[float, int] | None = None  # test accuracy, epoch
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
-        self.sums = Accumulator(device)
         self.health = Health()
         torch.manual_seed(derived_seed(seed, "random-layers"))
 
@@ -112,8 +113,7 @@ class Stage:
             rows = self.meta_sampler(self.step) + self.data.train_size
             meta = self._load(rows, "meta-crop"), self.data.targets[rows]
         with self.autocast():
-            outcome = self.method.step(Batch(x, index, meta))
-        self.sums.add(outcome, self.method.targets[index])
+            self.method.step(Batch(x, index, meta))
         self.step += 1
 
     def check(self) -> None:

@@ -1,0 +1,209 @@
+"""One step as a pure function of tensors.
+
+It is the same :func:`~fastmeta.meta.gradient.meta_pass` that runs eagerly, with the rest of a step around it: finite
+check, label step, second backward, SGD, totals. Rates are 0-d inputs, so a schedule changes no graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import ops
+from fastmeta.labels import class_gradient, instance_gradient
+from fastmeta.meta.approximation import Approximation
+from fastmeta.meta.gradient import Labels, meta_pass
+from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule
+from fastmeta.meta.network import Network, Tensors, math_attention
+from fastmeta.meta.result import StepResult, Totals
+from fastmeta.meta.tangent import TangentPlan
+
+
+class BatchLabels:
+    """The labels of one batch as tensors of a graph: what :func:`meta_pass` asks of a label family, and their step."""
+
+    def __init__(self, family: str, num_classes: int, param: Tensor, targets: Tensor) -> None:
+        self.family, self.num_classes = family, num_classes
+        self.param, self.targets = param, targets  # instance: rows (n, C); class: alpha (C,)
+
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
+        if self.family == "instance":
+            own = torch.arange(logits.shape[0], device=logits.device)
+            return ops.instance_loss(logits, self.param, own, weight)
+        return ops.class_loss(logits, self.param, self.targets, weight)
+
+    def step(
+        self,
+        index: Tensor,
+        logits: Tensor,
+        u: Tensor,
+        scale: Tensor,
+        label_lr: Tensor,
+        weight: Tensor | None,
+        unique: bool,
+    ) -> tuple[Tensor, ops.LabelStep]:
+        if self.family == "instance":
+            new, *rest = ops.instance_label_step(self.param, index, logits, u, scale, label_lr, weight, unique=unique)
+        else:
+            new, *rest = ops.class_label_step(self.param, self.targets, logits, u, scale, label_lr, weight)
+        return new, ops.LabelStep(*rest)
+
+    def gradient(self, u: Tensor, scale: Rate, weight: Tensor | None) -> Tensor:
+        if self.family == "instance":
+            return instance_gradient(self.param, u, scale, weight)
+        return class_gradient(self.targets, self.num_classes, u, scale, weight)
+
+
+class BoundNetwork(Network):
+    """A network over given tensors in the place of the model's own."""
+
+    def __init__(self, network: Network, params: Tensors, frozen: Tensors, buffers: Tensors) -> None:
+        self._network, self.params, self._frozen_values, self._buffer_values = network, params, frozen, buffers
+
+    def buffers(self) -> Tensors:
+        return {name: b.clone() for name, b in self._buffer_values.items()}
+
+    def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
+        return self._network({**self._frozen_values, **params}, buffers, x)
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    """One parameter's update in the graph: torch.optim.SGD without dampening, a buffer of zeros standing for none."""
+
+    group: int
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+
+    def __call__(self, theta: Tensor, grad: Tensor, buffer: Tensor | None, lr: Tensor) -> tuple[Tensor, Tensor | None]:
+        d = grad + self.weight_decay * theta if self.weight_decay else grad
+        if buffer is not None:
+            buffer = self.momentum * buffer + d
+            d = d + self.momentum * buffer if self.nesterov else buffer
+        return torch.addcmul(theta, d, -lr), buffer
+
+
+@dataclass
+class StepInputs:
+    """Everything that a step reads, as a tree of tensors; the graph is a function of its leaves in order."""
+
+    params: list[Tensor]
+    frozen: list[Tensor]
+    buffers: list[Tensor]
+    momentum: list[Tensor]  # of the parameters that have one
+    label: Tensor  # rows (n, C) or alpha (C,)
+    targets: Tensor  # (n,) given classes
+    index: Tensor
+    x: Any
+    x_meta: Any
+    y_meta: Tensor
+    lrs: list[Tensor]  # 0-d, one per parameter group
+    lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
+    label_lr: Tensor  # 0-d
+    weight: list[Tensor]  # none or one
+    totals: list[Tensor]  # none or one
+
+    def tree(self) -> tuple[Any, ...]:
+        return tuple(vars(self).values())
+
+
+@dataclass
+class PureStep:
+    """New parameters, momentum, buffers, totals, labels, then the fields of a StepResult, from what a step reads."""
+
+    network: Network
+    labels: Labels
+    lookahead: LookAhead
+    rules: list[SGDRule]
+    plan: TangentPlan
+    approx: Approximation
+    unique: bool
+    totals: Totals | None
+
+    def __call__(self, inputs: StepInputs, labels_move: bool) -> list[Tensor]:
+        """On CUDA all new values are masked by `finite`, because nothing may wait for the device; on a CPU the caller
+        looks at the flag before it writes (the masks cost a third of the update there).
+        """
+        network, names = self.network, list(self.network.params)
+        params = {k: p.detach().requires_grad_() for k, p in zip(names, inputs.params, strict=True)}
+        frozen = dict(zip(network.frozen(), inputs.frozen, strict=True))
+        bound = BoundNetwork(network, params, frozen, dict(zip(network.buffer_names, inputs.buffers, strict=True)))
+        momenta = iter(inputs.momentum)
+        buffer_of = {k: next(momenta) if r.momentum else None for k, r in zip(names, self.rules, strict=True)}
+        labels = BatchLabels(self.labels.family, self.labels.num_classes, inputs.label, inputs.targets)
+        weight = inputs.weight[0] if inputs.weight else None
+        if labels_move:
+            lookahead = PreparedLookAhead(self._lookahead_rules(inputs, buffer_of))
+            out = meta_pass(
+                bound,
+                labels,  # type: ignore[arg-type]
+                lookahead,
+                self.plan,
+                (inputs.x, inputs.index),
+                (inputs.x_meta, inputs.y_meta),
+                weight=weight,
+                replay=False,
+                moving=self.approx.moving(network) if self.approx.kind == "last" else None,
+                keep_grads=self.approx.kind == "delayed",
+            )
+            finite, z, after = out.finite(), out.logits, out.buffers
+            scale = torch.as_tensor(out.scale, dtype=torch.float64, device=z.device)
+            grad_norm = labels.gradient(out.u, out.scale, weight).float().square().sum().sqrt()
+            label, moved = labels.step(
+                inputs.index, z.detach(), out.u, torch.where(finite, scale, 0.0), inputs.label_lr, weight, self.unique
+            )
+            train_loss, meta_loss, v, grads = out.train_loss, out.meta_loss, moved.v, out.grads
+        else:
+            after = bound.buffers()
+            with math_attention(self.plan.math_attention):
+                z = bound(params, after, inputs.x)
+            before = labels.batch_loss(z.detach(), inputs.index, weight)
+            moved = ops.LabelStep(*before[:3], torch.full_like(before.loss, torch.nan), before.skipped)
+            label, grads = inputs.label, {}
+            train_loss, v = (moved.loss if weight is None else moved.loss * weight).mean(), moved.v
+            finite = train_loss.isfinite()
+            meta_loss = grad_norm = torch.full_like(train_loss, torch.nan)
+        if not grads:
+            made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
+            grads = {k: t for k, t in zip(params, made, strict=True) if t is not None}
+
+        def keep(value: Tensor, before: Tensor) -> Tensor:
+            return torch.where(finite, value, before) if finite.is_cuda else value
+
+        new, buffers = [], []
+        for (name, p), rule in zip(params.items(), self.rules, strict=True):
+            theta, old, grad = p.detach(), buffer_of[name], grads.get(name)
+            moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, inputs.lrs[rule.group])
+            new.append(keep(moved_to, theta))
+            if old is not None and buffer is not None:
+                buffers.append(keep(buffer, old))
+        statistics = [keep(after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
+        result = StepResult(
+            train_loss=train_loss,
+            meta_loss=meta_loss,
+            loss=moved.loss,
+            logits=z.detach(),
+            entropy=moved.entropy,
+            alignment=moved.alignment,
+            label_grad_norm=grad_norm,
+            skipped=moved.skipped,
+            finite=finite,
+        )
+        totals = [] if self.totals is None else [self.totals.added(inputs.totals[0], result, inputs.targets)]
+        return [*new, *buffers, *statistics, *totals, label, *vars(result).values()]
+
+    def _lookahead_rules(self, inputs: StepInputs, buffer_of: dict[str, Tensor | None]) -> dict[str, Rule]:
+        choice, rules = self.lookahead.choice, {}
+        for (name, buffer), rule in zip(buffer_of.items(), self.rules, strict=True):
+            if choice == "sgd":
+                rules[name] = Rule(inputs.lrs[rule.group])
+            elif choice == "optimizer":
+                lr = inputs.lrs[rule.group]
+                rules[name] = Rule(lr, rule.momentum, 0.0, rule.nesterov, rule.weight_decay, buffer)
+            else:
+                rules[name] = Rule(inputs.lookahead_lr)
+        return rules
