@@ -189,3 +189,26 @@ def test_sigterm_says_how_to_go_on_and_exits_143(npz, tmp_path):
     assert first.startswith("fastmeta train: stopped by SIGTERM in instance_labels at step ")
     assert second == "go on with: fastmeta train --resume run"
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_stays_with_a_training_process():
+    """Later rounds of the same large allocations touch no new page; without the setting they touch all of them."""
+    script = """
+import resource, sys, torch
+from fastmeta.cli.allocator import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    print("no glibc"); sys.exit()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB: glibc maps such blocks and gives them back, whatever was freed before
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(max([faults() for _ in range(6)][3:]))
+"""
+    told = {}
+    for how in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True)
+        told[how] = done.stdout.strip()
+    if told["keep"] == "no glibc":
+        pytest.skip("another C library")
+    assert int(told["keep"]) < 0.05 * int(told["leave"])

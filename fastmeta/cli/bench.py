@@ -16,6 +16,7 @@ from fastmeta import models
 from fastmeta.bench import environment, ops, results, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
+from fastmeta.cli.allocator import keep_freed_memory
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,6 +142,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--json must name a file, got the directory {args.json}")
         config: Any = _ops_config(args) if args.command == "ops" else _step_config(args)
         recorded = environment.record(torch.device(args.device), " ".join(["fastmeta bench", *argv]))
+        # steps as in a training process; single operations as in anybody's
+        recorded["cpu"]["keeps_freed_memory"] = args.command == "step" and keep_freed_memory()
         content, verdicts = (ops.run if args.command == "ops" else step.run)(config)
     except (ValueError, ImportError) as error:
         print(f"fastmeta bench: {error}", file=sys.stderr)

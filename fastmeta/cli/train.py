@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.data import InputError
 from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
 
@@ -56,6 +57,7 @@ def _main(argv: list[str]) -> int:
 
         print(dry_run(arguments.run))
         return 0
+    keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
 
     listener = ConsoleListener()

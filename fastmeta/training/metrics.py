@@ -53,9 +53,8 @@ class Accumulator:
         skips = zero if outcome.skipped is None else torch.where(astray, outcome.skipped, 0).to(torch.float64)
         streak = (values[-2] + 1) * (1 - finite)
         longest = torch.maximum(values[-1], streak)
-        return torch.cat(
-            [values[: len(_SUMS)] + torch.cat([sums, torch.stack([skips, 1 - finite])]), torch.stack([streak, longest])]
-        )
+        steps = torch.cat([sums, torch.stack([skips, 1 - finite])])
+        return torch.cat([values[: len(_SUMS)] + steps, torch.stack([streak, longest])])
 
     def read(self) -> dict[str, float]:
         """The sums on the host: waits for the device."""
