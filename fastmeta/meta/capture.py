@@ -30,7 +30,8 @@ def record_cuda(body: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor],
             body()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # thread_local: a loader's thread may allocate pinned memory meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = body()
     return outputs, graph.replay
 

@@ -45,16 +45,18 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     Shapes, dtypes and devices are those of `inputs` and stay so. Raises :class:`Untraceable` where the graph could
     differ from the function.
     """
-    try:
-        raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a model's Python does under fake tensors
-        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
-    _name_batch_norm_writes(raw)
-    pure = make_fx(torch.func.functionalize(raw, remove="mutations"), tracing_mode="fake", _allow_non_fake_inputs=True)(
-        *inputs
-    )
+    # cuDNN's batch norm, which torch picks while it traces on CUDA, has no functional form; convolutions are traced as
+    # such and still go to cuDNN when they run
+    with torch.backends.cudnn.flags(enabled=False):
+        try:
+            raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's Python does under fake tensors
+            raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        _name_batch_norm_writes(raw)
+        functional = torch.func.functionalize(raw, remove="mutations")
+        pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _check_pure(pure)
     _drop_aliases(pure)
     clean = fx.GraphModule(pure, fx_graph_cse(pure.graph))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmeta
@@ -279,6 +280,21 @@ def test_a_model_that_reads_values_runs_eagerly():
     step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=1.0, compile="trace")
     with pytest.warns(UserWarning, match="runs eagerly"):
         step(case.train, case.meta)
+
+
+def test_batch_norm_on_cuda_is_traced_in_its_functional_form():
+    """torch picks cuDNN's batch norm on CUDA, which has none. No GPU is needed to see what it picks."""
+    with FakeTensorMode():
+        x, mean, var = (torch.empty(shape, device="cuda") for shape in ((4, 3, 8, 8), (3,), (3,)))
+        weight, bias = torch.empty(3, device="cuda"), torch.empty(3, device="cuda")
+
+        def forward(x, weight, bias, mean, var):
+            mean, var = mean.clone(), var.clone()
+            return [nn.functional.batch_norm(x, mean, var, weight, bias, True), mean, var]
+
+        graph = trace(forward, [x, weight, bias, mean, var])
+    names = [str(n.target) for n in graph.graph.nodes if "batch_norm" in str(n.target)]
+    assert names == ["aten._native_batch_norm_legit_functional.default"]
 
 
 def test_hidden_writes_are_refused():
