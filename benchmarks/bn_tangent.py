@@ -28,7 +28,7 @@ from fastmeta.bench.problem import Problem, StepConfig
 from fastmeta.bench.timing import interleave
 from fastmeta.bench.variants import VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.meta.graph import trace
+from fastmeta.meta.graph import through_inductor, trace
 
 EPS = 1e-5
 
@@ -90,7 +90,7 @@ def inputs(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> li
 
 
 def compiled(function: Callable[..., list[Tensor]], values: list[Tensor]) -> Callable[[], object]:
-    run = torch._inductor.compile(trace(function, values), values)
+    run = through_inductor(trace(function, values), values)
 
     def body() -> None:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from fastmeta import reference
 from fastmeta.bench.problem import Problem
 from fastmeta.bench.variant import Variant, on_fake_tensors
-from fastmeta.meta.graph import trace
+from fastmeta.meta.graph import through_inductor, trace
 
 
 def eager(problem: Problem) -> Variant:
@@ -72,8 +72,7 @@ def compiled(problem: Problem) -> Variant:
 
     graph = trace(pure, inputs)
     _write_back(graph, len(state))
-    with torch.no_grad():
-        run = torch._inductor.compile(graph, inputs)
+    run = through_inductor(graph, inputs)
 
     def step() -> None:
         with torch.no_grad():

@@ -16,7 +16,7 @@ from fastmeta.labels import InstanceLabels
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.capture import Captured, Record, record_cuda
 from fastmeta.meta.gradient import Labels
-from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, trace
+from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, through_inductor, trace
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.network import Network
 from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
@@ -222,8 +222,7 @@ class GraphStep:
         _say(
             f"traced the step ({len(graph.graph.nodes)} nodes, {seconds:.0f} s); compiling, cached on disk from then on"
         )
-        with torch.no_grad():
-            compiled = torch._inductor.compile(graph, list(leaves))
+        compiled = through_inductor(graph, leaves)
         _say(f"compiled after {time.perf_counter() - start:.0f} s")
         return compiled
 

@@ -65,6 +65,16 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     return clean
 
 
+def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """`graph` compiled for these shapes, and cached on disk for other processes.
+
+    (``torch._inductor.compile`` sets up no shape environment, without which inductor's cache of whole graphs steps
+    aside: an MLP's step then compiled for as long again in the next process.)
+    """
+    with torch.no_grad():
+        return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
+
+
 def random_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Nodes that draw random numbers."""
     return [n for n in _calls(graph) if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]

@@ -1,6 +1,10 @@
 """The step as one graph: the same numbers, fewer operations, nothing of the caller's touched by the graph itself."""
 
 import copy
+import os
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -315,6 +319,22 @@ def test_hidden_writes_are_refused():
     bump.register_fake(lambda x: torch.empty_like(x))
     with pytest.raises((Untraceable, RuntimeError)):
         trace(lambda t: [bump(t.clone())], [x])
+
+
+def test_what_inductor_made_is_found_again_by_another_process(tmp_path):
+    script = """
+import torch
+from torch._dynamo.utils import counters
+from fastmeta.meta.graph import through_inductor, trace
+x = torch.ones(3, 2)
+run = through_inductor(trace(lambda t: [t * 2 + 1], [x]), [x])
+assert torch.equal(run(x)[0], x * 2 + 1)
+print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
+"""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = partial(subprocess.run, [sys.executable, "-c", script], env=environment, check=True)
+    told = [run(capture_output=True, text=True).stdout for _ in range(2)]
+    assert [t.split() for t in told] == [["1", "0"], ["0", "1"]]
 
 
 def test_wrong_mode_is_named():
