@@ -48,6 +48,11 @@ struct Scalar {
   DType dtype = DType::kFloat64;  // of *device: float64 or float32
   double host = 0;
 };
+// The number of a step: read on the device where `device` is set, else `host`.
+struct Counter {
+  const int64_t* device = nullptr;
+  int64_t host = 0;
+};
 
 struct SoftCrossEntropyArgs {
   int64_t n, C;
@@ -156,6 +161,22 @@ struct RowDotArgs {
   void* out;         // (n,) acc   <a_i, b_i>
 };
 
+// Draws of one image: random_bits(seed, step, row, 0) of counter_rng.h, with row = index[i].
+struct LoadImagesArgs {
+  int64_t n, C;               // images of the batch; channels
+  int64_t N, height, width;   // of the set
+  const uint8_t* images;      // (N, height, width, C) dense
+  IndexVector index;          // (n,) rows of the set; out of range: the image is NaN, and nothing is read
+  ConstVector center, scale;  // (C,) acc of the result: (pixel - center) * scale, which no compiler can contract
+  int64_t padding;            // the crop is shifted by -padding .. padding in each direction; below height and width
+  bool reflect;               // what stands outside: mirrored pixels without the edge itself, or pixels of value 0
+  bool flip;                  // mirror the crop left to right with probability one half
+  uint64_t seed;
+  Counter step;
+  void* out;  // (n, height, width, C) dense
+  DType dtype;
+};
+
 #define FASTMETA_LAUNCHERS(X)                                  \
   X(soft_cross_entropy, SoftCrossEntropyArgs)                  \
   X(soft_cross_entropy_backward, SoftCrossEntropyBackwardArgs) \
@@ -165,7 +186,8 @@ struct RowDotArgs {
   X(instance_label_step, InstanceLabelStepArgs)                \
   X(class_loss, ClassLossArgs)                                 \
   X(class_label_step, ClassLabelStepArgs)                      \
-  X(row_dot, RowDotArgs)
+  X(row_dot, RowDotArgs)                                       \
+  X(load_images, LoadImagesArgs)
 
 namespace cpu {
 #define FASTMETA_DECLARE(name, args) void name(const args&);

@@ -75,6 +75,38 @@ inline const char* dtype_text(ScalarType t) {
 // Arguments
 // ---------------------------------------------------------------------------------------------------------
 
+inline std::string device_text(const Tensor& t) {
+  return t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
+}
+
+inline void check_device(const Tensor& t, const char* name, const Tensor& on, const char* on_name) {
+  FASTMETA_CHECK(t.device() == on.device(), name, " is on ", device_text(t), " but ", on_name, " on ", device_text(on),
+                 "; move one of them");
+}
+
+// A vector of int64. With check_values they must lie in [0, limit); `of` says what they count.
+inline IndexVector int64_values(const Tensor& t, const char* name, bool check_values, int64_t limit, const char* of) {
+  FASTMETA_CHECK(t.scalar_type() == ScalarType::Long, name, " must be int64, got ", dtype_text(t.scalar_type()),
+                 "; use ", name, ".long()");
+  const IndexVector x{static_cast<const int64_t*>(t.const_data_ptr()), t.stride(0)};
+  if (check_values)
+    for (int64_t i = 0; i < t.size(0); ++i) {
+      const int64_t value = x.data[i * x.stride];
+      FASTMETA_CHECK(value >= 0 && value < limit, name, "[", i, "] = ", value, " is out of range for ", limit, " ", of);
+    }
+  return x;
+}
+
+inline Tensor empty_on(const Tensor& on, int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
+  int32_t device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &device_index));
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
 inline DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Double:
@@ -163,16 +195,7 @@ class __attribute__((visibility("hidden"))) Batch {
     FASTMETA_CHECK(t.dim() == 1 && t.size(0) == n, name, " must have shape (", n, ",) to match ", name_, ", got ",
                    shape_text(t));
     check_device(t, name);
-    FASTMETA_CHECK(t.scalar_type() == ScalarType::Long, name, " must be int64, got ", dtype_text(t.scalar_type()),
-                   "; use ", name, ".long()");
-    const IndexVector x{static_cast<const int64_t*>(t.const_data_ptr()), t.stride(0)};
-    if (check_values)
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t value = x.data[i * x.stride];
-        FASTMETA_CHECK(value >= 0 && value < limit, name, "[", i, "] = ", value, " is out of range for ", limit, " ",
-                       of);
-      }
-    return x;
+    return int64_values(t, name, check_values, limit, of);
   }
 
   // 0-dim float64 or float32, on the CPU (read here) or on the batch's device (read by the kernel)
@@ -233,21 +256,9 @@ class __attribute__((visibility("hidden"))) Batch {
     if (label && acc == ScalarType::Float && type != ScalarType::BFloat16) allowed += " or bfloat16";
     fail(name, " must be ", allowed, " with ", dtype_text(type), " ", name_, ", got ", dtype_text(t.scalar_type()));
   }
-  std::string device_text(const Tensor& t) const {
-    return t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
-  }
-  void check_device(const Tensor& t, const char* name) const {
-    FASTMETA_CHECK(t.device() == logits_.device(), name, " is on ", device_text(t), " but ", name_, " on ",
-                   device_text(logits_), "; move one of them");
-  }
+  void check_device(const Tensor& t, const char* name) const { fastmeta::check_device(t, name, logits_, name_); }
   Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) const {
-    int32_t device_type, device_index;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(logits_.get(), &device_type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(logits_.get(), &device_index));
-    const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-    AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, device_type, device_index, &handle));
-    return Tensor(handle);
+    return empty_on(logits_, dim, sizes, strides, dtype);
   }
 
   const Tensor& logits_;

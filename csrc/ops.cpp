@@ -6,6 +6,7 @@
 // Results carry no autograd graph; fastmeta/ops.py has the differentiable fronts.
 
 #include "cpu/parallel.h"
+#include "image_args.h"
 #include "op_args.h"
 
 namespace fastmeta {
@@ -61,6 +62,14 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
 
   // <a_i, b_i> (n,) acc
   m.def("row_dot(Tensor a, Tensor b) -> Tensor");
+
+  // (pixel - center_c) * scale_c of images[index], each cropped at a random shift of up to `padding` pixels and flipped
+  // as (seed, step, row) draw: images (N, height, width, channels) uint8, center and scale (channels,) acc(dtype), step
+  // () int64 on the CPU or the images' device; (n, channels, height, width) dtype, channels last in memory. `reflect`
+  // says what stands outside (an argument named `mode` would break functionalisation).
+  m.def(
+      "load_images(Tensor images, Tensor index, Tensor center, Tensor scale, int padding, bool reflect, bool flip, "
+      "int seed, Tensor step, ScalarType dtype) -> Tensor");
 }
 
 namespace {
@@ -79,6 +88,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
 #define X(name) m.impl(#name, TORCH_BOX(&Ops<Cpu>::name));
   FASTMETA_OPS(X)
 #undef X
+  m.impl("load_images", TORCH_BOX(&load_images<Cpu>));
   cpu::parallel_for = [](int64_t n, int64_t grain, cpu::RangeBody body, void* context) {
     TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
   };

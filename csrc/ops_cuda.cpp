@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "image_args.h"
 #include "op_args.h"
 
 namespace fastmeta {
@@ -33,6 +34,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, m) {
 #define X(name) m.impl(#name, TORCH_BOX(&Ops<Cuda>::name));
   FASTMETA_OPS(X)
 #undef X
+  m.impl("load_images", TORCH_BOX(&load_images<Cuda>));
 }
 
 }  // namespace fastmeta

@@ -30,6 +30,7 @@ NAMES = (
     "class_label_step_",
     "class_label_step",
     "row_dot",
+    "load_images",
 )
 
 _library = torch.library.Library("fastmeta", "IMPL")
@@ -177,3 +178,24 @@ def _(
 @torch.library.register_fake("fastmeta::row_dot")
 def _(a: Tensor, b: Tensor) -> Tensor:
     return _values(a)
+
+
+@torch.library.register_fake("fastmeta::load_images")
+def _(
+    images: Tensor,
+    index: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    padding: int,
+    reflect: bool,
+    flip: bool,
+    seed: int,
+    step: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    _, height, width, channels = images.shape
+    size, strides = (
+        (index.shape[0], channels, height, width),
+        (height * width * channels, 1, width * channels, channels),
+    )
+    return images.new_empty_strided(size, strides, dtype=dtype)

@@ -122,7 +122,7 @@ def _scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
     return torch.scalar_tensor(x, dtype=torch.float64)
 
 
-def _check_range(index: Tensor, name: str, limit: int, of: str) -> None:
+def check_range(index: Tensor, name: str, limit: int, of: str) -> None:
     if not index.is_cuda or os.environ.get("FASTMETA_DEBUG") != "1" or index.numel() == 0:
         return
     low, high = int(index.min()), int(index.max())
@@ -304,7 +304,7 @@ def instance_loss(logits: Tensor, label_logits: Tensor, index: Tensor, weight: T
         logits: (n, C) T. label_logits: (N, C) table. index: (n,) int64 rows of the table. weight: (n,) acc(T).
     """
     _same_device(logits, label_logits=label_logits, index=index, weight=weight)
-    _check_range(index, "index", label_logits.shape[0], "rows of label_logits")
+    check_range(index, "index", label_logits.shape[0], "rows of label_logits")
     return LabelLoss(*_raw.instance_loss(_columns(logits), _columns(label_logits), index, weight))
 
 
@@ -333,7 +333,7 @@ def instance_label_step_(
         unique: promise that no index repeats, for the one-pass kernel. A broken promise is a data race.
     """
     _same_device(logits, label_logits=label_logits, index=index, u=u, weight=weight)
-    _check_range(index, "index", label_logits.shape[0], "rows of label_logits")
+    check_range(index, "index", label_logits.shape[0], "rows of label_logits")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return LabelStep(
         *_raw.instance_label_step_(label_logits, index, _columns(logits), _columns(u), scale, label_lr, weight, unique)
@@ -377,7 +377,7 @@ def class_loss(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | 
         logits: (n, C) T. alpha: (C,) acc(T). targets: (n,) int64 given classes. weight: (n,) acc(T).
     """
     _same_device(logits, alpha=alpha, targets=targets, weight=weight)
-    _check_range(targets, "targets", logits.shape[-1], "classes")
+    check_range(targets, "targets", logits.shape[-1], "classes")
     return LabelLoss(*_raw.class_loss(_columns(logits), alpha, targets, weight))
 
 
@@ -401,7 +401,7 @@ def class_label_step_(
         scale, label_lr, weight: as in :func:`instance_label_step_`.
     """
     _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
-    _check_range(targets, "targets", logits.shape[-1], "classes")
+    check_range(targets, "targets", logits.shape[-1], "classes")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return LabelStep(*_raw.class_label_step_(alpha, targets, _columns(logits), _columns(u), scale, label_lr, weight))
 
@@ -417,7 +417,7 @@ def class_label_step(
 ) -> ClassLabelStep:
     """The functional twin of :func:`class_label_step_`: alpha in, new alpha out, nothing written."""
     _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
-    _check_range(targets, "targets", logits.shape[-1], "classes")
+    check_range(targets, "targets", logits.shape[-1], "classes")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return ClassLabelStep(
         *_raw.class_label_step(alpha, targets, _columns(logits), _columns(u), scale, label_lr, weight)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastmeta.counter_rng import below_range, random_bits
+
 # ---------------------------------------------------------------------------------------------------------
 # Label families: label parameters -> label distributions. Differentiable.
 # ---------------------------------------------------------------------------------------------------------
@@ -136,6 +138,33 @@ def class_label_step_(
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """<a_i, b_i>: (n, C), (n, C) to (n,)."""
     return (a * b).sum(-1)
+
+
+def load_images(
+    images: Tensor,
+    index: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    *,
+    padding: int = 0,
+    reflect: bool = False,
+    flip: bool = False,
+    seed: int = 0,
+    step: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    height, width = images.shape[1:3]
+    x = images[index].permute(0, 3, 1, 2).to(acc)
+    padded = torch.nn.functional.pad(x, (padding,) * 4, mode="reflect" if reflect else "constant")
+    bits = random_bits(seed, step, index)
+    tops, lefts = (below_range(bits[:, k], 2 * padding + 1) for k in (0, 1))
+    flipped = below_range(bits[:, 2], 2) == 1 if flip else torch.zeros_like(index, dtype=torch.bool)
+    for i, (top, left, mirror) in enumerate(zip(tops.tolist(), lefts.tolist(), flipped.tolist(), strict=True)):
+        crop = padded[i, :, top : top + height, left : left + width]
+        x[i] = crop.flip(-1) if mirror else crop
+    x = (x - center[:, None, None]) * scale[:, None, None]
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------------------------------------------------

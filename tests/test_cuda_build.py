@@ -131,7 +131,7 @@ def test_every_launcher_is_compiled_for_every_geometry() -> None:
     for kernel in kernels:
         body, geometry = kernel.name.split("<", 1)[0], re.search(r"Geometry<.*?>", kernel.name)
         by_body.setdefault(body, set()).add(geometry.group())
-    assert len(by_body) == 10
+    assert len(by_body) == 11
     resident = {f"Geometry<{g}, true>" for g in ("8, 32", "32, 32", "128, 32", "512, 24")}
     for body in ("instance_loss_kernel", "instance_label_step_resident_kernel", "hvp_kernel", "class_update_kernel"):
         assert resident <= by_body[body], body
@@ -182,6 +182,8 @@ def test_no_spills_and_no_local_memory() -> None:
         ("hvp", "hvp_kernel<BFloat16, BFloat16, Geometry<32, 32, true>, false>", 8, 4),
         ("class_labels", "class_update_kernel<float, Geometry<32, 32, true> >", 8, 8),
         ("row_dot", "row_dot_kernel<float, Geometry<32, 16, false> >", 8, 0),
+        ("load_images", "load_images_kernel<BFloat16, Geometry<8, 16, false> >", 0, 2),
+        ("load_images", "load_images_kernel<float, Geometry<8, 16, false> >", 0, 4),
     ],
 )
 def test_16_byte_access(file: str, kernel: str, loads: int, stores: int) -> None:

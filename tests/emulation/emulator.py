@@ -93,7 +93,8 @@ _basic["ptr"] = ctypes.c_void_p
 Matrix = _struct("Matrix", "data:ptr row_stride:i64 dtype:int", _basic)
 Vector = _struct("Vector", "data:ptr stride:i64", _basic)
 Scalar = _struct("Scalar", "device:ptr dtype:int host:f64", _basic)
-_all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar}
+Counter = _struct("Counter", "device:ptr host:i64", _basic)
+_all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar, "counter": Counter}
 
 _results = "loss:ptr v:mat entropy:ptr"
 ARGS = {
@@ -111,6 +112,8 @@ ARGS = {
         "class_label_step": "n:i64 C:i64 alpha_in:vec alpha_out:ptr targets:vec logits:mat u:mat weight:vec "
         f"scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr workspace:ptr",
         "row_dot": "n:i64 C:i64 a:mat b:mat out:ptr",
+        "load_images": "n:i64 C:i64 N:i64 height:i64 width:i64 images:ptr index:vec center:vec scale:vec padding:i64 "
+        "reflect:bool flip:bool seed:i64 step:counter out:ptr dtype:int",
     }.items()
 }
 
@@ -136,7 +139,7 @@ class Call:
                 continue
             if isinstance(value, Tensor):
                 self._set_tensor(name, types[name], value)
-            elif types[name] is Scalar:
+            elif types[name] in (Scalar, Counter):
                 getattr(self.args, name).host = value
             else:
                 setattr(self.args, name, value)
@@ -152,6 +155,8 @@ class Call:
             setattr(self.args, name, Vector(None, value.stride(0)))
         elif kind is Scalar:
             setattr(self.args, name, Scalar(None, DTYPES[value.dtype], math.nan))
+        elif kind is Counter:
+            setattr(self.args, name, Counter(None, -1))
 
     def storages(self) -> dict[int, Tensor]:
         """Whole storages as bytes, by address: gaps between rows and memory before the first one come along."""

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from . import cases
+from . import cases, image_cases
 from .emulator import Call, build, compiler, run
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler ($CXX or g++) to build the emulation with")
@@ -26,6 +26,7 @@ GROUPS = [
     cases.class_label_step,
     cases.class_label_step_refused,
     cases.empty_batch,
+    image_cases.load_images,
 ]
 
 
@@ -35,7 +36,7 @@ def cases_of(group) -> list[cases.Case]:
 
 
 def dtype_of(call: Call) -> torch.dtype:
-    return call.tensors["a" if call.launcher == "row_dot" else "logits"].dtype
+    return call.tensors[{"row_dot": "a", "load_images": "out"}.get(call.launcher, "logits")].dtype
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)

@@ -31,6 +31,12 @@ def raw_arguments(name: str, b: Batch) -> tuple:
         "class_label_step_": (b.alpha.clone(), b.targets, b.logits, b.u, scale, label_lr, weight),
         "class_label_step": (b.alpha, b.targets, b.logits, b.u, scale, label_lr, weight),
         "row_dot": (b.logits, b.u),
+        "load_images": (
+            torch.arange(10 * 4 * 5 * 3, device=b.index.device).view(10, 4, 5, 3).byte(),
+            b.index % 10,
+            *(torch.tensor(x, device=b.index.device) for x in ([100.0, 110.0, 120.0], [0.01, 0.02, 0.03])),
+            *(2, True, True, 7, torch.tensor(3), b.logits.dtype),
+        ),
     }[name]
 
 
