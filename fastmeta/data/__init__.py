@@ -1,6 +1,6 @@
 """Image sets with an index: where they come from, their splits and noise, and batches of them on the device."""
 
-from fastmeta.data.batches import EpochSampler, Transform, load_batch
+from fastmeta.data.batches import EpochSampler, TrainBatches, Transform, load_batch
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.device import DeviceData
 from fastmeta.data.errors import InputError
@@ -15,6 +15,7 @@ __all__ = [
     "InputError",
     "Part",
     "Splits",
+    "TrainBatches",
     "Transform",
     "derived_seed",
     "load_batch",

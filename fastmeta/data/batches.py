@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastmeta._dispatch import acc_dtype
 from fastmeta.data.seeds import torch_generator
+from fastmeta.images import load_images
 
 
 class EpochSampler:
@@ -40,10 +43,10 @@ class EpochSampler:
 
 @dataclass(frozen=True)
 class Transform:
-    """x -> (flip(crop(x)) / 255 - mean) / std, per channel; crop and flip in training alone."""
+    """x -> (flip(crop(x)) - center) * scale, per channel of uint8 pixels; crop and flip in training alone."""
 
-    mean: Tensor  # (channels,) of x / 255
-    std: Tensor  # (channels,)
+    center: Tensor  # (channels,) float32, the pixels' mean
+    scale: Tensor  # (channels,) float32, one over their standard deviation
     padding: int = 0  # a random crop from the image padded by this many pixels
     pad_mode: Literal["zero", "reflect"] = "zero"
     flip: bool = False
@@ -54,44 +57,65 @@ class Transform:
         # exact integer sums, so that the figures depend on neither device nor thread count
         count = images[..., 0].numel()
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(-1)]).cpu().double()
-        level = torch.arange(256, dtype=torch.float64) / 255
-        mean = (counts @ level) / count
-        variance = (counts @ level.square()) / count - mean.square()
-        std = variance.clamp(min=(1 / 255) ** 2).sqrt()
-        return cls(mean.float().to(images.device), std.float().to(images.device), **augmentation)  # type: ignore[arg-type]
+        level = torch.arange(256, dtype=torch.float64)
+        center = (counts @ level) / count
+        variance = (counts @ level.square()) / count - center.square()
+        scale = variance.clamp(min=1).rsqrt()
+        return cls(center.float().to(images.device), scale.float().to(images.device), **augmentation)  # type: ignore[arg-type]
+
+
+def load_batch(
+    images: Tensor,
+    index: Tensor,
+    transform: Transform,
+    *,
+    seed: int | None = None,
+    step: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Rows `index` of `images`, uint8 (N, H, W, channels), as network input (n, channels, H, W), channels last.
+
+    With a `seed` each image is cropped at a random offset from its padded self and flipped with probability one half,
+    as `transform` says: a function of (seed, step, row), see :func:`fastmeta.images.load_images`. Without one neither
+    happens.
+    """
+    center, scale = (t.to(acc_dtype(dtype)) for t in (transform.center, transform.scale))
+    if seed is None:
+        return load_images(images, index, center, scale, dtype=dtype)
+    return load_images(
+        images,
+        index,
+        center,
+        scale,
+        padding=transform.padding,
+        reflect=transform.pad_mode == "reflect",
+        flip=transform.flip,
+        seed=seed,
+        step=step,
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """(rows, step) -> augmented network input: the `transform` of a :class:`fastmeta.MetaStep`.
+
+    A batch is then made inside the step, as part of its graph.
+    """
+
+    images: Tensor  # uint8 (N, H, W, channels)
+    transform: Transform
+    seed: int
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.channels_last
 
     @property
-    def random(self) -> bool:
-        return self.padding > 0 or self.flip
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.images, self.transform.center, self.transform.scale
 
-
-def load_batch(images: Tensor, index: Tensor, transform: Transform, generator: torch.Generator | None = None) -> Tensor:
-    """Rows `index` of `images`, uint8 (N, H, W, channels), as float32 network input (n, channels, H, W).
-
-    With a `generator` (on the images' device) each image is cropped at a random offset from its padded self and
-    flipped with probability one half, as `transform` says; without one neither happens. The memory is channels-last,
-    which is how the images lie.
-    """
-    if generator is None or not transform.random:
-        x = images[index].float()
-    else:
-        n, (height, width) = len(index), images.shape[1:3]
-        device, pad = images.device, transform.padding
-        offset = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=device)
-        y_at = torch.arange(height, device=device) + offset[0]  # (n, H) source rows, -pad .. H-1+pad
-        x_at = torch.arange(width, device=device) + offset[1]
-        if transform.flip:
-            flipped = torch.rand(n, 1, generator=generator, device=device) < 0.5
-            x_at = torch.where(flipped, x_at.flip(1), x_at)
-        inside = ((y_at >= 0) & (y_at < height))[:, :, None] & ((x_at >= 0) & (x_at < width))[:, None, :]
-        y_at, x_at = _reflect(y_at, height), _reflect(x_at, width)
-        x = images[index[:, None, None], y_at[:, :, None], x_at[:, None, :]].float()
-        if pad and transform.pad_mode == "zero":
-            x = x * inside[..., None]
-    x = (x / 255 - transform.mean) / transform.std
-    return x.permute(0, 3, 1, 2)
-
-
-def _reflect(at: Tensor, size: int) -> Tensor:
-    """... 2 1 | 0 1 2 ... size-1 | size-2 ...: the edge pixel itself is not repeated."""
-    return (size - 1) - ((size - 1) - at.abs()).abs()
+    def __call__(self, x: tuple[Tensor, Tensor], tensors: Sequence[Tensor]) -> Tensor:
+        """x: rows (n,) int64 and the step, a 0-d int64 tensor on the device."""
+        (rows, step), (images, center, scale) = x, tensors
+        transform = replace(self.transform, center=center, scale=scale)
+        batch = load_batch(images, rows, transform, seed=self.seed, step=step, dtype=self.dtype)
+        return batch.contiguous(memory_format=self.memory_format)

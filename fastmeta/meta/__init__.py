@@ -1,7 +1,8 @@
 """The meta step: look-ahead, tangent, label gradient, and one whole iteration of Algorithm 1."""
 
 from fastmeta.meta.gradient import LabelGradient, label_gradient
+from fastmeta.meta.inputs import InputTransform
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.step import MetaStep
 
-__all__ = ["LabelGradient", "MetaStep", "StepResult", "Totals", "label_gradient"]
+__all__ = ["InputTransform", "LabelGradient", "MetaStep", "StepResult", "Totals", "label_gradient"]

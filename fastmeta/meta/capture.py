@@ -58,6 +58,8 @@ class Captured:
         record: Record,
     ) -> None:
         random = RandomState(batch[0].device)
+        if len({t.device for t in batch}) > 1:
+            raise RuntimeError("a part of the batch is on the host, whose values a graph would keep for good")
         with torch.no_grad():
             self._batch = [t.detach().clone() for t in batch]
             self._addresses = _addresses(state)

@@ -17,6 +17,7 @@ from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.capture import Captured, Record, record_cuda
 from fastmeta.meta.gradient import Labels
 from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, through_inductor, trace
+from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.network import Network
 from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
@@ -64,6 +65,7 @@ class GraphStep:
             compiled step with its gathers and writes.
         cap: how many graphs are kept; a further shape raises TooManyGraphs.
         totals: sums over steps that the graph takes along.
+        transform: makes network input of x and x_meta, in the graph.
         record: what captures; None where nothing is captured.
 
     Raises:
@@ -82,12 +84,13 @@ class GraphStep:
         unique: bool,
         approx: Approximation = EXACT,
         totals: Totals | None = None,
+        transform: InputTransform | None = None,
         cap: int = 8,
         record: Record | None = None,
     ) -> None:
         self.network, self.labels, self.optimizer, self.lookahead = network, labels, optimizer, lookahead
         self.plan, self.mode, self.unique, self.cap = plan, mode, unique, cap
-        self.approx, self.totals = approx, totals
+        self.approx, self.totals, self.transform = approx, totals, transform
         self.record = record_cuda if record is None and mode == "full" and labels.targets.is_cuda else record
         self.compilations = 0
         self.captures = 0
@@ -190,6 +193,7 @@ class GraphStep:
     def _trace(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
             inputs = StepInputs(*tree_unflatten(list(flat), spec))
+            inputs.x, inputs.x_meta = network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
             if self.mode == "full":
                 inputs.x, inputs.x_meta = tree_map(_channels_last, (inputs.x, inputs.x_meta))
             step = PureStep(
@@ -259,6 +263,7 @@ class GraphStep:
             x=batch.x,
             x_meta=batch.x_meta,
             y_meta=batch.y_meta,
+            data=tensors_of(self.transform),
             lrs=[scalars[f"lr of group {k}"] for k in range(len(self.optimizer.param_groups))],
             lookahead_lr=scalars["lookahead"],
             label_lr=scalars["label_lr"],
@@ -305,7 +310,8 @@ class GraphStep:
         """Every tensor that a step reads or writes where it lies."""
         table = [self.labels.label_logits] if isinstance(self.labels, InstanceLabels) else []
         rates = [t for _, t in self._scalars.values()]
-        return [*self._written(), *table, self.labels.targets, *self.network.frozen().values(), *rates]
+        read = [self.labels.targets, *self.network.frozen().values(), *tensors_of(self.transform)]
+        return [*self._written(), *table, *read, *rates]
 
     def _undo(self, index: Tensor) -> Callable[[], None]:
         """Puts back what a step on the rows `index` writes."""

@@ -101,6 +101,7 @@ class StepInputs:
     x: Any
     x_meta: Any
     y_meta: Tensor
+    data: list[Tensor]  # what the transform of x and x_meta reads
     lrs: list[Tensor]  # 0-d, one per parameter group
     lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
     label_lr: Tensor  # 0-d

@@ -18,6 +18,7 @@ from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
+from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.network import Network, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.result import StepResult, Totals
@@ -59,6 +60,8 @@ class MetaStep:
             On CUDA the compiled step, its gathers and writes included, is captured in a CUDA graph and replayed.
         approx: None is the exact step. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and
             change what is computed: see fastmeta.meta.approximation for each equation and cost.
+        transform: makes network input of `x` and `x_meta` inside the step, as part of its graph: see
+            :class:`fastmeta.meta.inputs.InputTransform`; None takes them as they are.
         totals: sums over steps on the device, such as an epoch's mean loss: ``totals.values`` becomes
             ``totals.added(totals.values, result, given targets)`` in every step, as part of its graph.
 
@@ -82,6 +85,7 @@ class MetaStep:
         process_group: dist.ProcessGroup | None = None,
         compile: CompileMode = "off",
         approx: str | None = None,
+        transform: InputTransform | None = None,
         totals: Totals | None = None,
     ) -> None:
         if label_lr is not None and not 0 <= label_lr < float("inf"):
@@ -97,6 +101,7 @@ class MetaStep:
         self.plan: TangentPlan | None = None
         self.steps = 0
         self.totals = totals
+        self.transform = transform
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=labels.targets.device)
         self._lookahead = LookAhead(lookahead, optimizer)
         if compile not in get_args(CompileMode):
@@ -124,7 +129,8 @@ class MetaStep:
         with uncached_autocast():
             if self.plan is None:
                 moved = [network.params[name] for name in self.approx.moving(network)]
-                self.plan = plan_tangent(Network(self.model, moved, self.logits_of), train[0], self.tangent)
+                (x,) = self._network_inputs(train[0])
+                self.plan = plan_tangent(Network(self.model, moved, self.logits_of), x, self.tangent)
             if self.label_lr is None:
                 rate = float(self._lookahead.prepare(network.params).rate)
                 self.label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
@@ -136,7 +142,8 @@ class MetaStep:
                 except Untraceable as error:
                     self._untraced = str(error)
                     warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)
-            result = self._step(network, self.plan, self.label_lr, train, meta, weight)
+            x, x_meta = self._network_inputs(train[0], meta[0])
+            result = self._step(network, self.plan, self.label_lr, (x, train[1]), (x_meta, meta[1]), weight)
             if self.totals is not None:
                 given = self.labels.given(train[1])
                 self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
@@ -168,11 +175,15 @@ class MetaStep:
                 approx=self.approx,
                 unique=self.unique_index,
                 totals=self.totals,
+                transform=self.transform,
             )
         result = self._graphs(train, meta, label_lr, weight, labels_move=self._labels_move())
         self.nonfinite_steps += ~result.finite
         self.steps += 1
         return result
+
+    def _network_inputs(self, *batches: Any) -> tuple[Any, ...]:
+        return network_inputs(self.transform, tensors_of(self.transform), *batches)
 
     def _current_network(self) -> Network:
         """The model as a function; made anew when parameters were frozen, unfrozen or given to the optimizer."""

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.labels import ClassLabels, InstanceLabels
-from fastmeta.meta import Totals
+from fastmeta.meta import InputTransform, Totals
 
 
 @dataclass(frozen=True)
 class Batch:
     """One step's data on the device; the meta pair is None for methods that need none."""
 
-    x: Tensor  # (n, channels, H, W)
+    x: Any  # what the method's transform takes
     index: Tensor  # (n,) int64 rows of the method's training set, none twice
-    meta: tuple[Tensor, Tensor] | None  # (m, channels, H, W), (m,) int64
+    meta: tuple[Any, Tensor] | None  # x, (m,) int64
 
 
 class Outcome(NamedTuple):
@@ -49,6 +49,7 @@ class Method(ABC):
         model, optimizer: on the device of `targets`; the optimizer's learning rate is the trainer's business.
         targets: (N,) int64 given labels.
         num_classes: C.
+        transform: makes network input of a batch's x; with learned labels inside the step.
         sums: takes in the outcome of each step; with learned labels inside the step's graph, where it has one.
         options: what the config says about labels: target_prob, label_lr, lookahead, tangent. A method takes what it
             needs.
@@ -66,11 +67,12 @@ class Method(ABC):
         targets: Tensor,
         num_classes: int,
         *,
+        transform: InputTransform,
         sums: StepSums,
         **options: Any,
     ) -> None:
         self.model, self.optimizer, self.targets, self.num_classes = model, optimizer, targets, num_classes
-        self.sums = sums
+        self.transform, self.sums = transform, sums
 
     @abstractmethod
     def step(self, batch: Batch) -> Outcome:

@@ -40,6 +40,7 @@ class _LearnedLabels(Method):
             lookahead=lookahead,
             tangent=tangent,
             unique_index=True,
+            transform=self.transform,
             totals=self.sums,
         )
 

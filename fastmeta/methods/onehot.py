@@ -12,7 +12,8 @@ class OneHot(Method):
     """theta <- SGD step along the gradient of the mean cross-entropy with the given labels."""
 
     def step(self, batch: Batch) -> Outcome:
-        logits, targets = self.model(batch.x).float(), self.targets[batch.index]
+        x = self.transform(batch.x, self.transform.tensors)
+        logits, targets = self.model(x).float(), self.targets[batch.index]
         loss = cross_entropy(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

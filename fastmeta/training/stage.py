@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import DeviceData, EpochSampler, derived_seed, load_batch
-from fastmeta.data.seeds import torch_generator
+from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.health import Health
@@ -44,8 +43,9 @@ class Stage:
         self.name, self.config, self.data = name, config, data
         self.device = data.images.device
         # channels-last is how the images lie, and what tensor cores want; oneDNN prefers the plain order
-        self._format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(device=self.device, memory_format=self._format)  # type: ignore[call-overload]
+        on_cuda = self.device.type == "cuda"
+        memory_format = torch.channels_last if on_cuda else torch.contiguous_format
+        self.model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.model.train()
         optim = config.optim
         assert optim.lr is not None
@@ -68,6 +68,14 @@ class Stage:
             label_lr=config.labels.label_lr,
             lookahead=config.labels.lookahead_choice,
             tangent=config.labels.tangent,
+            transform=TrainBatches(
+                data.images,
+                data.transform,
+                derived_seed(config.seed, "crops"),
+                # what the first layer would round its input to under autocast
+                dtype=torch.bfloat16 if on_cuda and config.precision == "bf16" else torch.float32,
+                memory_format=memory_format,
+            ),
             sums=self.sums,
         )
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
@@ -95,25 +103,19 @@ class Stage:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _load(self, rows: Tensor, stream: str) -> Tensor:
-        generator = None
-        if self.data.transform.random:
-            generator = torch_generator(self.device, self.config.seed, stream, self.step)
-        return load_batch(self.data.images, rows, self.data.transform, generator).contiguous(memory_format=self._format)
-
     def take_step(self) -> None:
         """One optimizer step. Nothing waits for the device."""
         lr = lr_at(self.config.optim, self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         index = self.sampler(self.step)
-        x = self._load(index + self.first, "train-crop")
+        step = torch.full((), self.step, device=self.device)  # by a fill: a copy from the host would wait
         meta = None
         if self.method.needs_meta:
             rows = self.meta_sampler(self.step) + self.data.train_size
-            meta = self._load(rows, "meta-crop"), self.data.targets[rows]
+            meta = (rows, step), self.data.targets[rows]
         with self.autocast():
-            self.method.step(Batch(x, index, meta))
+            self.method.step(Batch((index + self.first, step), index, meta))
         self.step += 1
 
     def check(self) -> None:

@@ -1,11 +1,11 @@
-"""Batches: no row twice, every draw a function of (seed, stream, counter), crops and flips as numpy makes them."""
+"""Batches: no row twice, every draw a function of its place, normalisation by the images' own figures."""
 
 import numpy as np
 import pytest
 import torch
 
-from fastmeta.data import EpochSampler, Transform, load_batch
-from fastmeta.data.seeds import torch_generator
+from fastmeta import reference
+from fastmeta.data import EpochSampler, TrainBatches, Transform, load_batch
 
 CPU = torch.device("cpu")
 
@@ -42,20 +42,13 @@ def test_a_small_set_is_one_batch():
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 6, 7, 3), dtype=np.uint8))
 
 
-def plain(transform, x):
-    """x / 255, standardised, channels first, in numpy."""
-    mean, std = transform.mean.numpy(), transform.std.numpy()
-    return ((x / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-
-
 def test_normalisation_is_that_of_the_images():
     transform = Transform.of(IMAGES)
     x = load_batch(IMAGES, torch.arange(20), transform)
     assert x.shape == (20, 3, 6, 7)
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(x.numpy(), plain(transform, IMAGES.numpy()), rtol=0, atol=1e-6)
-    assert x.mean((0, 2, 3)).abs().max() < 1e-5
-    assert (x.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+    pixels = IMAGES.numpy().astype(np.float64)
+    expected = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
+    np.testing.assert_allclose(x.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
 
 
 def test_constant_images_stay_finite():
@@ -64,36 +57,27 @@ def test_constant_images_stay_finite():
 
 
 @pytest.mark.parametrize("pad_mode", ["zero", "reflect"])
-@pytest.mark.parametrize("flip", [False, True])
-def test_crops_and_flips_are_some_crop_and_flip_of_the_padded_image(pad_mode, flip):
-    pad = 2
-    transform = Transform.of(IMAGES, padding=pad, pad_mode=pad_mode, flip=flip)
-    index = torch.arange(20).repeat(30)
-    batch = load_batch(IMAGES, index, transform, torch_generator(CPU, 0, "crop")).numpy()
-    modes = {"zero": {"mode": "constant"}, "reflect": {"mode": "reflect"}}
-    padded = np.pad(IMAGES.numpy(), ((0, 0), (pad, pad), (pad, pad), (0, 0)), **modes[pad_mode])
-    seen = set()
-    for x, i in zip(batch, index.tolist(), strict=True):
-        choices = {}
-        for dy in range(2 * pad + 1):
-            for dx in range(2 * pad + 1):
-                crop = padded[i, dy : dy + 6, dx : dx + 7]
-                choices[dy, dx, False] = crop
-                if flip:
-                    choices[dy, dx, True] = crop[:, ::-1]
-        found = [k for k, crop in choices.items() if np.abs(plain(transform, crop[None])[0] - x).max() < 1e-5]
-        assert len(found) == 1
-        seen.add(found[0])
-    assert len(seen) == 25 * (2 if flip else 1)  # 600 draws reach all offsets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_augmentation_needs_a_seed(pad_mode, dtype):
+    transform = Transform.of(IMAGES, padding=2, pad_mode=pad_mode, flip=True)
+    index = torch.tensor([3, 3, 0, 19])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    normal = transform.center.to(wide), transform.scale.to(wide)
+    augmented = {"padding": 2, "reflect": pad_mode == "reflect", "flip": True}
+
+    got = load_batch(IMAGES, index, transform, seed=5, step=7, dtype=dtype)
+    assert torch.equal(got, reference.load_images(IMAGES, index, *normal, seed=5, step=7, dtype=dtype, **augmented))
+    plain = reference.load_images(IMAGES, index, *normal, dtype=dtype)
+    assert torch.equal(load_batch(IMAGES, index, transform, dtype=dtype), plain)
+    assert not torch.equal(got, plain)
 
 
-def test_augmentation_follows_its_generator_and_needs_one():
+def test_train_batches_are_those_of_their_rows_and_step():
     transform = Transform.of(IMAGES, padding=2, flip=True)
-    index = torch.arange(20)
-
-    def batch(counter):
-        return load_batch(IMAGES, index, transform, torch_generator(CPU, 3, "crop", counter))
-
-    assert torch.equal(batch(5), batch(5))
-    assert not torch.equal(batch(5), batch(6))
-    assert torch.equal(load_batch(IMAGES, index, transform), load_batch(IMAGES, index, Transform.of(IMAGES)))
+    batches = TrainBatches(IMAGES, transform, seed=5, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+    rows = torch.tensor([4, 0, 9])
+    x = batches((rows, torch.tensor(3)), batches.tensors)
+    assert torch.equal(x, load_batch(IMAGES, rows, transform, seed=5, step=3, dtype=torch.bfloat16))
+    assert x.is_contiguous()
+    darker = batches((rows, torch.tensor(3)), (IMAGES // 2, *batches.tensors[1:]))
+    assert torch.equal(darker, load_batch(IMAGES // 2, rows, transform, seed=5, step=3, dtype=torch.bfloat16))

@@ -31,7 +31,7 @@ def test_evaluation_equals_a_plain_one_and_leaves_the_model_as_it_was():
     assert model.training
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
 
-    x = (images.permute(0, 3, 1, 2) / 255 - transform.mean[:, None, None]) / transform.std[:, None, None]
+    x = (images.permute(0, 3, 1, 2) - transform.center[:, None, None]) * transform.scale[:, None, None]
     q = model.eval()(x).detach().double().softmax(1).numpy()
     confidence, right = q.max(1), q.argmax(1) == targets.numpy()
     bins = np.minimum(np.ceil(confidence * 15).astype(int), 15)
