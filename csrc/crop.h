@@ -1,6 +1,8 @@
 // The random crop of one image, the same on both devices. No torch header.
 #pragma once
 
+#include <cstdlib>
+
 #include "counter_rng.h"
 #include "kernels.h"
 
@@ -20,11 +22,8 @@ FASTMETA_HD Crop draw_crop(const LoadImagesArgs& a, int64_t step, int64_t row) {
           static_cast<int>(below_range(bits.word[1], shifts)) - padding, a.flip && bits.word[2] >> 31 != 0};
 }
 
-// Where the image has pixel `at` of a side of `size` pixels; -1 where it has none. One reflection is enough: the
+// Pixel `at` of a side of `size` pixels, or its mirror image where that is outside. One reflection is enough: the
 // padding is smaller than the side.
-FASTMETA_HD int source_of(int at, int size, bool reflect) {
-  if (at >= 0 && at < size) return at;
-  return !reflect ? -1 : at < 0 ? -at : 2 * (size - 1) - at;
-}
+FASTMETA_HD int mirrored(int at, int size) { return size - 1 - std::abs(size - 1 - std::abs(at)); }
 
 }  // namespace fastmeta

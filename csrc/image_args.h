@@ -33,12 +33,13 @@ Tensor load_images(const Tensor& images, const Tensor& index, const Tensor& cent
                      dtype == ScalarType::Half;
   FASTMETA_CHECK(known, "dtype must be float64, float32, bfloat16 or float16, got ", dtype_text(dtype));
   const ScalarType acc = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const auto per_channel = [&](const Tensor& t, const char* name) -> ConstVector {
+  const auto per_channel = [&](const Tensor& t, const char* name) {
     FASTMETA_CHECK(t.dim() == 1 && t.size(0) == a.C && t.scalar_type() == acc, name, " must be ", dtype_text(acc),
                    " of shape (", a.C, ",) for ", dtype_text(dtype), " images of ", a.C, " channels, got ",
                    dtype_text(t.scalar_type()), " of shape ", shape_text(t));
+    FASTMETA_CHECK(t.is_contiguous(), name, " must be contiguous, got stride ", t.stride(0));
     check_device(t, name, images, "images");
-    return {t.const_data_ptr(), t.stride(0)};
+    return t.const_data_ptr();
   };
   a.center = per_channel(center, "center");
   a.scale = per_channel(scale, "scale");

@@ -163,14 +163,14 @@ struct RowDotArgs {
 
 // Draws of one image: random_bits(seed, step, row, 0) of counter_rng.h, with row = index[i].
 struct LoadImagesArgs {
-  int64_t n, C;               // images of the batch; channels
-  int64_t N, height, width;   // of the set
-  const uint8_t* images;      // (N, height, width, C) dense
-  IndexVector index;          // (n,) rows of the set; out of range: the image is NaN, and nothing is read
-  ConstVector center, scale;  // (C,) acc of the result: (pixel - center) * scale, which no compiler can contract
-  int64_t padding;            // the crop is shifted by -padding .. padding in each direction; below height and width
-  bool reflect;               // what stands outside: mirrored pixels without the edge itself, or pixels of value 0
-  bool flip;                  // mirror the crop left to right with probability one half
+  int64_t n, C;                // images of the batch; channels
+  int64_t N, height, width;    // of the set
+  const uint8_t* images;       // (N, height, width, C) dense
+  IndexVector index;           // (n,) rows of the set; out of range: the image is NaN, and nothing is read
+  const void *center, *scale;  // (C,) acc of the result, dense: (pixel - center) * scale, which no compiler contracts
+  int64_t padding;             // the crop is shifted by -padding .. padding in each direction; below height and width
+  bool reflect;                // what stands outside: mirrored pixels without the edge itself, or pixels of value 0
+  bool flip;                   // mirror the crop left to right with probability one half
   uint64_t seed;
   Counter step;
   void* out;  // (n, height, width, C) dense

@@ -26,11 +26,10 @@ FASTMETA_INLINE void crop_line(const uint8_t* source, const LoadImagesArgs& a, c
   const int first = std::max(0, -crop.x), last = std::min(width, width - crop.x);  // columns inside the image
   std::memcpy(line + first * C, source + (first + crop.x) * C, (last - first) * C);
   const auto outside = [&](int x) __attribute__((always_inline)) {
-    const int at = source_of(x + crop.x, width, a.reflect);
-    if (at < 0)
-      std::memset(line + x * C, 0, C);
+    if (a.reflect)
+      std::memcpy(line + x * C, source + mirrored(x + crop.x, width) * C, C);
     else
-      std::memcpy(line + x * C, source + at * C, C);
+      std::memset(line + x * C, 0, C);
   };
   for (int x = 0; x < first; ++x) outside(x);
   for (int x = last; x < width; ++x) outside(x);
@@ -51,8 +50,8 @@ FASTMETA_CLONES void load_rows(const LoadImagesArgs& a, int64_t begin, int64_t e
   A *center = rows[0], *scale = rows[1];  // those of each column
   uint8_t *cropped = reinterpret_cast<uint8_t*>(rows[2]), *flipped = reinterpret_cast<uint8_t*>(rows[3]);
   for (int64_t k = 0; k < columns; ++k) {
-    center[k] = value<A>(a.center, k % C);
-    scale[k] = value<A>(a.scale, k % C);
+    center[k] = static_cast<const A*>(a.center)[k % C];
+    scale[k] = static_cast<const A*>(a.scale)[k % C];
   }
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = a.index.data[i * a.index.stride];
@@ -60,9 +59,9 @@ FASTMETA_CLONES void load_rows(const LoadImagesArgs& a, int64_t begin, int64_t e
     const uint8_t* image = a.images + row * size;
     T* out = static_cast<T*>(a.out) + i * size;
     for (int y = 0; y < height; ++y, out += columns) {
-      const int from = source_of(y + crop.y, height, a.reflect);
+      const int from = mirrored(y + crop.y, height);
       const uint8_t* line = cropped;
-      if (from < 0)
+      if (!a.reflect && from != y + crop.y)
         std::memset(cropped, 0, columns);
       else if (crop.x != 0)
         crop_line(image + from * columns, a, crop, cropped);

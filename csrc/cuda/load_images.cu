@@ -11,54 +11,45 @@ namespace {
 // Kernel
 // ---------------------------------------------------------------------------------------------------------
 
-// The columns of one line as they come out
-template <class A>
-struct Line {
-  const uint8_t* source;  // the image's line; null: pixels of value 0
-  bool absent;            // no such image: NaN
-  Crop crop;
-  const LoadImagesArgs& a;
-
-  __device__ A at(int x, int c) const {
-    if (absent) return quiet_nan<A>();
-    const int width = static_cast<int>(a.width);
-    const int from = source_of(crop.x + (crop.flip ? width - 1 - x : x), width, a.reflect);
-    const bool inside = source != nullptr && from >= 0;
-    const uint8_t pixel = inside ? source[from * static_cast<int>(a.C) + c] : uint8_t(0);
-    return (static_cast<A>(pixel) - value_at<A>(a.center, c)) * value_at<A>(a.scale, c);
-  }
-};
-
 template <class T, class G>
 __global__ void __launch_bounds__(G::kBlock) load_images_kernel(LoadImagesArgs a) {
   using A = acc_t<T>;
   using Cols = Columns<G, slot_width<T>()>;
-  const int height = static_cast<int>(a.height), C = static_cast<int>(a.C);
-  const int64_t columns = a.width * a.C;
-  const int64_t line_number = Group<A, G>::row();
-  if (line_number >= a.n * height) return;
-  const int i = static_cast<int>(line_number) / height, y = static_cast<int>(line_number) % height;
+  const int height = static_cast<int>(a.height), width = static_cast<int>(a.width), C = static_cast<int>(a.C);
+  const int64_t columns = a.width * a.C, number = Group<A, G>::row();
+  if (number >= a.n * height) return;
+  const int i = static_cast<int>(number) / height, y = static_cast<int>(number) % height;
+  T* out = static_cast<T*>(a.out) + number * columns;
+  const Cols start(out, columns, Group<A, G>::rank());
 
   const int64_t row = index_at(a.index, i);
-  Line<A> line = {nullptr, row < 0 || row >= a.N, {}, a};
-  if (!line.absent) {
-    line.crop = draw_crop(a, a.step.device == nullptr ? a.step.host : *a.step.device, row);
-    const int from = source_of(y + line.crop.y, height, a.reflect);
-    if (from >= 0) line.source = a.images + (row * height + from) * columns;
+  if (row < 0 || row >= a.N) {
+    for_chunks(start, Cols::chunks(out, columns),
+               [&](const Cols& cols) { write_row(out, cols, [](int, int) { return quiet_nan<A>(); }); });
+    return;
   }
+  const Crop crop = draw_crop(a, a.step.device == nullptr ? a.step.host : *a.step.device, row);
+  // Without branches: what is outside is read from its mirror image, and replaced by 0 unless it is to be reflected
+  const int y_from = mirrored(y + crop.y, height);
+  const bool line_inside = a.reflect || y_from == y + crop.y;
+  const uint8_t* line = a.images + (row * height + y_from) * columns;
+  const int x_start = crop.flip ? crop.x + width - 1 : crop.x, x_step = crop.flip ? -1 : 1;
 
-  T* out = static_cast<T*>(a.out) + line_number * columns;
-  for_chunks(Cols(out, columns, Group<A, G>::rank()), Cols::chunks(out, columns), [&](const Cols& cols) {
+  for_chunks(start, Cols::chunks(out, columns), [&](const Cols& cols) {
 #pragma unroll
     for (int j = 0; j < Cols::kSlots; ++j) {
       if (cols.none(j)) break;
       Pack<T, Cols::kWidth> slot;
-      const int first = cols.of(j) > 0 ? cols.of(j) : 0;
-      int x = first / C, c = first % C;
+      int x = (cols.of(j) + Cols::kWidth * C) / C - Cols::kWidth, c = cols.of(j) - x * C;  // rounded down
 #pragma unroll
       for (int w = 0; w < Cols::kWidth; ++w) {
-        if (!cols.has(j, w)) continue;
-        slot.e[w] = store_as<T>(line.at(x, c));
+        // a slot may begin before the line and end behind it: such columns are not stored, but read like its ends
+        const int at = x_start + x_step * (x < 0 ? 0 : x < width ? x : width - 1);
+        const int from = mirrored(at, width);
+        const A pixel = static_cast<A>(line[from * C + c]);
+        const bool inside = line_inside && (a.reflect || from == at);
+        const A value = inside ? pixel : A(0);
+        slot.e[w] = store_as<T>((value - static_cast<const A*>(a.center)[c]) * static_cast<const A*>(a.scale)[c]);
         if (++c == C) c = 0, ++x;
       }
       Piece<T, Cols>::put(slot, out, cols, j, aligned16(out + cols.start));

@@ -112,7 +112,7 @@ ARGS = {
         "class_label_step": "n:i64 C:i64 alpha_in:vec alpha_out:ptr targets:vec logits:mat u:mat weight:vec "
         f"scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr workspace:ptr",
         "row_dot": "n:i64 C:i64 a:mat b:mat out:ptr",
-        "load_images": "n:i64 C:i64 N:i64 height:i64 width:i64 images:ptr index:vec center:vec scale:vec padding:i64 "
+        "load_images": "n:i64 C:i64 N:i64 height:i64 width:i64 images:ptr index:vec center:ptr scale:ptr padding:i64 "
         "reflect:bool flip:bool seed:i64 step:counter out:ptr dtype:int",
     }.items()
 }

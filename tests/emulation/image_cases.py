@@ -29,8 +29,8 @@ def call_of(seed: int, shape: tuple[int, ...], dtype: torch.dtype, index: list[i
     make = Maker(seed, ("dense", "strided")[seed % 2])
     images = torch.randint(0, 256, (6, *shape), dtype=torch.uint8, generator=make.generator)
     channels = shape[2]
-    center = make.vector(255 * make.normal(channels).sigmoid(), acc(dtype))
-    scale = make.vector(make.normal(channels).exp() / 60, acc(dtype))
+    center = (255 * make.normal(channels).sigmoid()).to(acc(dtype))
+    scale = (make.normal(channels).exp() / 60).to(acc(dtype))
     step = torch.tensor(options.pop("step", seed), dtype=torch.int64) if seed % 3 else options.pop("step", seed)
     return Call(
         "load_images", n=len(index), C=channels, N=6, height=shape[0], width=shape[1], images=images,

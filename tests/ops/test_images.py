@@ -180,6 +180,10 @@ ERRORS = {
         change(center=lambda x: x[:1]),
         r"center must be float32 of shape \(3,\) for float32 images of 3 channels, got float32 of shape \(1,\)",
     ),
+    "strided center": (
+        change(center=lambda x: x.repeat_interleave(2)[::2]),
+        "center must be contiguous, got stride 2",
+    ),
     "scale": (
         change(scale=lambda x: x.double(), dtype=torch.bfloat16),
         r"scale must be float32 of shape \(3,\) for bfloat16 images of 3 channels, got float64 of shape \(3,\)",
