@@ -10,15 +10,15 @@ from fastmeta.data import TrainBatches, Transform
 from fastmeta.meta.capture import Captured
 from tests.meta import cases
 from tests.meta.test_capture import Recorder, states
-from tests.meta.test_label_gradient import F64, FAMILIES, make_labels
+from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, relative
 
 WAYS = ["eager", "traced", "recorded"]
 
 
-def image_batches(seed=0):
+def image_batches(seed=0, device="cpu"):
     """(rows, step) -> float64 crops of 40 images as the "resnet" case takes them."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (40, 4, 4, 2), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (40, 4, 4, 2), dtype=torch.uint8, generator=generator).to(device)
     transform = Transform.of(images, padding=1, pad_mode="reflect", flip=True)
     return TrainBatches(images, transform, seed=11, dtype=F64)
 
@@ -131,3 +131,24 @@ def test_no_gradient_flows_through_it():
     step = make_step(case, fastmeta.ClassLabels, transform=Scaled())
     step(case.train, case.meta)
     assert Scaled.factor.grad is None
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_follows_the_counter():
+    load, moved = image_batches(device="cuda"), []
+    for compile in ("off", "full"):
+        case = cases.make("resnet")
+        labels = make_labels(fastmeta.InstanceLabels, case).cuda()
+        optimizer = torch.optim.SGD(case.model.cuda().parameters(), lr=0.1, momentum=0.9)
+        step = fastmeta.MetaStep(
+            case.model, labels, optimizer, label_lr=3.0, compile=compile, unique_index=True, transform=load
+        )
+        index, y_meta, meta_rows = case.index.cuda(), case.y_meta.cuda(), torch.arange(28, 40, device="cuda")
+        for k in range(4):
+            counter = torch.full((), k, device="cuda")
+            step(((index, counter), index), ((meta_rows, counter), y_meta))
+        moved.append(states(step))
+    assert step._graphs.captures == 1, step.explain()
+    for a, b in zip(*moved, strict=True):
+        assert relative(a.double(), b.double()) < 1e-9
