@@ -46,7 +46,7 @@ class Approximation:
         return {
             "exact": "none: the exact step",
             "delayed": "delayed: the model moves by the labels of before this step",
-            "every": f"labels move on every {self.number}th step alone",
+            "every": f"labels move on one step in {self.number}",
             "last": f"look-ahead and tangent through the last {self.number} layers alone",
             "difference": "the tangent is a difference",
         }[self.kind]

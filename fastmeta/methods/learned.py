@@ -28,6 +28,8 @@ class _LearnedLabels(Method):
         label_lr: float | None = None,
         lookahead: Any = "sgd",
         tangent: Any = "auto",
+        compile: Any = "off",
+        approx: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, optimizer, targets, num_classes, **options)
@@ -39,7 +41,9 @@ class _LearnedLabels(Method):
             label_lr=label_lr,
             lookahead=lookahead,
             tangent=tangent,
-            unique_index=True,
+            unique_index=True,  # a pass over the training set meets no row twice
+            compile=compile,
+            approx=approx,
             transform=self.transform,
             totals=self.sums,
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta.data import InputError
 
-VERSION = 1
+VERSION = 2
 _KEY = "fastmeta"
 
 

@@ -143,8 +143,15 @@ class TrainConfig:
     for the digits and none for other data."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast; weights, labels and label gradient stay fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """fp32 in full; tf32 rounds the factors of float32 products on CUDA and is fp32 on a CPU; bf16 runs the network
+    under autocast. Weights, labels and label gradient are fp32 in all."""
+    compile: Literal["off", "trace", "full"] = "off"
+    """Steps that learn labels: off runs them as written, trace as one graph without doubled work, full compiles that
+    graph by inductor (up to minutes, kept on disk)."""
+    approx: str = "none"
+    """Cheaper, inexact steps: none; delayed (the model moves by the labels of before), every:K (labels move on one step
+    in K), last:L (look-ahead through the last L layers alone), difference (of logits, in place of a derivative)."""
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
@@ -166,7 +173,8 @@ class TrainConfig:
         _at_least("seed", self.seed, 0)
         _at_least("threads", self.threads, 1)
         _within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
-        _one_of("precision", self.precision, ("fp32", "bf16"))
+        _one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
+        _one_of("compile", self.compile, ("off", "trace", "full"))
         if not (self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()):
             raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.method == "instance_labels" and self.labels.target_prob in (0, 1):
@@ -174,7 +182,32 @@ class TrainConfig:
                 f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got "
                 f"{self.labels.target_prob}: no gradient leads back from an infinite logit; take 0.9"
             )
+        self._check_step()
         self.baseline_names()
+
+    def _check_step(self) -> None:
+        """What is said about steps that learn labels, and whether there are any."""
+        from fastmeta.meta.approximation import Approximation
+        from fastmeta.methods import METHODS
+
+        try:
+            Approximation.parse(self.approx_choice)
+        except ValueError:
+            raise InputError(
+                f"approx must be none, delayed, every:K, last:L or difference with K, L >= 1, got {self.approx!r}"
+            ) from None
+        if not METHODS[self.method].needs_meta:
+            for name, value, without in (("compile", self.compile, "off"), ("approx", self.approx, "none")):
+                if value != without:
+                    raise InputError(
+                        f"{name}={value} is about steps that learn labels, and method={self.method} takes none; "
+                        f"leave it at {without}"
+                    )
+
+    @property
+    def approx_choice(self) -> str | None:
+        """`approx` as :class:`fastmeta.MetaStep` wants it."""
+        return None if self.approx == "none" else self.approx
 
     def baseline_names(self) -> tuple[str, ...]:
         """The baselines to run, in a fixed order; empty while `baselines` is None."""

@@ -10,7 +10,7 @@ import torch
 
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.presets import preset_threads
-from fastmeta.training.session import Prepared, prepare
+from fastmeta.training.session import Prepared, arithmetic, prepare
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5
@@ -21,7 +21,7 @@ def dry_run(config: TrainConfig) -> str:
     before = torch.get_num_threads()
     torch.set_num_threads(preset_threads(config) or before)
     try:
-        with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+        with torch.random.fork_rng(list(range(torch.cuda.device_count()))), arithmetic(config):
             return _describe(prepare(config))
     finally:
         torch.set_num_threads(before)
@@ -54,7 +54,7 @@ def _describe(prepared: Prepared) -> str:
         ("method", main.method.explain().replace("\n", "\n          ")),
         ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}, {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
-        *(("note", note) for note in splits.notes),
+        *(("note", note) for note in prepared.notes),
     ]
     body = "\n".join(f"{name:<9} {text}" for name, text in rows)
     return f"{config.to_toml().strip()}\n\n{body}\ndry run: nothing was written"

@@ -12,14 +12,16 @@ from fastmeta.meta import StepResult
 from fastmeta.methods import Outcome
 
 ECE_BINS = 15
-_SUMS = ("rows", "fits", "steps", "train_loss", "meta_loss", "entropy", "label_grad_norm", "index_skips", "nonfinite")
+_OF_LABEL_STEPS = ("label_steps", "meta_loss", "label_grad_norm")
+_SUMS = ("rows", "fits", "steps", "train_loss", "entropy", *_OF_LABEL_STEPS, "index_skips", "nonfinite")
 _STATE = (*_SUMS, "streak", "longest_streak")
 
 
 class Accumulator:
     """Sums over the steps since :meth:`reset`, in one float64 vector on the device; adding never waits for it.
 
-    Steps that were not finite count in `index_skips`, `nonfinite` and the streaks alone.
+    Steps that were not finite count in `index_skips`, `nonfinite` and the streaks alone; steps that left the labels be
+    (a meta loss of NaN in a finite step) are no `label_steps`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,14 +38,17 @@ class Accumulator:
         # fits: how often the network already gives the given label
         fits = (outcome.logits.argmax(1) == targets).sum()
         entropy = zero if outcome.entropy is None else outcome.entropy.nansum()
+        meta_loss = zero if outcome.meta_loss is None else outcome.meta_loss
+        grad_norm = zero if outcome.label_grad_norm is None else outcome.label_grad_norm
         of_finite_steps = [
             zero + len(targets),
             fits,
             zero + 1,
             outcome.train_loss,
-            zero if outcome.meta_loss is None else outcome.meta_loss,
             entropy,
-            zero if outcome.label_grad_norm is None else outcome.label_grad_norm,
+            ~meta_loss.isnan(),
+            meta_loss.nan_to_num(0.0),
+            grad_norm.nan_to_num(0.0),
         ]
         counted = torch.stack([t.to(torch.float64) for t in of_finite_steps])
         sums = torch.where(outcome.finite, counted, 0.0)
@@ -68,15 +73,15 @@ class Accumulator:
 
 def means(sums: dict[str, float], *, learned: bool) -> dict[str, float | None]:
     """Means per step or row of what :meth:`Accumulator.read` gave; None where nothing was counted."""
-    steps, rows = sums["steps"], sums["rows"]
+    steps, rows, label_steps = sums["steps"], sums["rows"], sums["label_steps"]
     figures: dict[str, float | None] = {
         "train_loss": sums["train_loss"] / steps if steps else None,
         "train_fit": sums["fits"] / rows if rows else None,
     }
     if learned:
-        figures["meta_loss"] = sums["meta_loss"] / steps if steps else None
+        figures["meta_loss"] = sums["meta_loss"] / label_steps if label_steps else None
         figures["label_entropy"] = sums["entropy"] / rows if rows else None
-        figures["label_grad_norm"] = sums["label_grad_norm"] / steps if steps else None
+        figures["label_grad_norm"] = sums["label_grad_norm"] / label_steps if label_steps else None
     return figures
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_dataset, split
+from fastmeta.precision import float32_products
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.listener import Listener
@@ -33,7 +34,7 @@ from fastmeta.training.result import (
     to_json,
     write_labels,
 )
-from fastmeta.training.stage import CHECK_EVERY, Stage
+from fastmeta.training.stage import CHECK_EVERY, Stage, TrainingError
 
 Data = Dataset | Mapping[str, Any]
 
@@ -59,6 +60,14 @@ class Prepared:
     @property
     def stages(self) -> tuple[str, ...]:
         return (self.config.method, *self.config.baseline_names())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before it starts."""
+        notes = tuple(self.splits.notes)
+        if self.config.precision == "tf32" and self.device.type != "cuda":
+            notes += (f"precision tf32 is about CUDA: on {self.device} it is fp32",)
+        return notes
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,7 +165,8 @@ def train(
     Raises:
         InputError: something given is wrong; nothing was written.
         Interrupted: SIGINT or SIGTERM; the state was saved at a step boundary.
-        TrainingError: ten steps in a row were not finite, or rows were skipped; the last checkpoint stays.
+        TrainingError: ten steps in a row were not finite, or rows were skipped; the message names the checkpoint, which
+            holds the last state that was saved behind a finite step.
     """
     listener = listener or Listener()
     if resume is not None:
@@ -174,7 +184,7 @@ def train(
     torch.set_num_threads(preset_threads(config) or before)
     devices = list(range(torch.cuda.device_count()))
     try:
-        with torch.random.fork_rng(devices), _deterministic():
+        with torch.random.fork_rng(devices), arithmetic(config):
             if resume is not None:
                 _check_same_kind(path, config, model, data)
             prepared = prepare(config, model=model, data=data)
@@ -204,12 +214,13 @@ def _check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, d
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """cuDNN's repeatable algorithms, without which a resumed run could not be bitwise equal."""
+def arithmetic(config: TrainConfig) -> Iterator[None]:
+    """The config's float32 products, and cuDNN's repeatable algorithms, without which resumed runs would differ."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        yield
+        with float32_products(pick_device(config.device), tf32=config.precision == "tf32"):
+            yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
@@ -245,6 +256,7 @@ class _Session:
     labels: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     metrics_bytes: int = 0
+    saved: str = ""  # what the checkpoint on disk holds, in words
     saved_at: float = field(default_factory=time.monotonic)
 
     # -- beginning and going on ---------------------------------------------------------------------------
@@ -277,6 +289,7 @@ class _Session:
         if values["stage"] is not None:
             self.stage = self.prepared.stage(values["stage"]["name"])
             self.stage.load(tensors, values["stage"])
+        self.saved = self._position()
 
     @property
     def _checkpoint(self) -> Path:
@@ -299,14 +312,18 @@ class _Session:
             "stage": None if stage is None else stage.values(),
         }
         checkpoint.save(self._checkpoint, {} if stage is None else stage.tensors(), values)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved = time.monotonic(), self._position()
+
+    def _position(self) -> str:
+        stage = self.stage
+        return "between two stages" if stage is None else f"of {stage.name} at step {stage.step}"
 
     # -- running ------------------------------------------------------------------------------------------
 
     def run(self) -> Run:
         prepared, config = self.prepared, self.prepared.config
         self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
-        for note in prepared.splits.notes:
+        for note in prepared.notes:
             self._warn(note)
         with _stop_signals() as stop:
             for name in prepared.stages:
@@ -314,7 +331,12 @@ class _Session:
                     continue
                 if self.stage is None or self.stage.name != name:
                     self.stage = prepared.stage(name)
-                self._run_stage(self.stage, stop)
+                try:
+                    self._run_stage(self.stage, stop)
+                except TrainingError as error:
+                    raise TrainingError(
+                        f"{error}; the last good state, {self.saved}, is in {self._checkpoint}"
+                    ) from None
                 if name == config.method:
                     self._keep_main(self.stage)
                 self.stage = None
@@ -342,7 +364,8 @@ class _Session:
                 for text in warnings:
                     self._warn(f"{stage.name}: {text}")
                 self.listener.epoch(stage, record)
-                if time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds:
+                due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
+                if due and stage.sound():  # what has begun to diverge must not replace the last good state
                     self._save()
         self.done[stage.name] = stage_summary(stage)
 
@@ -382,6 +405,8 @@ class _Session:
             warnings=self.warnings,
             fastmeta=fastmeta.__version__,
             precision=config.precision,
+            compile=config.compile,
+            approx=config.approx,
             **self._environment(),
         )
         text = to_json(summary, indent=2) + "\n"

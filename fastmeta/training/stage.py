@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed
+from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed, load_batch
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.health import Health
@@ -77,6 +77,8 @@ class Stage:
                 memory_format=memory_format,
             ),
             sums=self.sums,
+            compile=config.compile,
+            approx=config.approx_choice,
         )
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
         self.steps_per_epoch = data.train_size // min(config.data.batch_size, data.train_size)
@@ -132,6 +134,25 @@ class Stage:
                 f"{self.name}: loss or gradient was not finite for {MOST_NONFINITE} steps in a row "
                 f"(up to step {self.step}): training has diverged; lower optim.lr, now {self.config.optim.lr}"
             )
+
+    def sound(self) -> bool:
+        """Whether this state is worth keeping: the last step was finite, and the model still is. Waits for the device.
+
+        A finite step may have thrown the weights so far that no further one is: logits tell.
+        """
+        if self.sums.read()["streak"]:
+            return False
+        few = torch.arange(min(512, self.data.train_size), device=self.device)
+        self.model.eval()
+        # forked, because when this is asked goes by the clock, and no later draw may depend on that
+        with (
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            torch.no_grad(),
+            self.autocast(),
+        ):
+            logits = self.model(load_batch(self.data.images, few, self.data.transform))
+        self.model.train()
+        return bool(logits.isfinite().all())
 
     def end_epoch(self) -> tuple[dict[str, Any], list[str]]:
         """Figures of the epoch that just ended, for one line of metrics, and new health warnings."""

@@ -15,6 +15,8 @@ def test_toml_round_trip(tmp_path):
         noise="uniform:0.25",
         epochs=3,
         optim=OptimConfig(lr=0.5, milestones=(0.25, 0.5)),
+        compile="trace",
+        approx="every:4",
         labels=LabelConfig(label_lr=1 / 3),
         data=DataConfig(augment="crop"),
     )
@@ -48,6 +50,11 @@ def test_numbers_may_be_whole_in_toml():
         ({"method": "onehott"}, "method must be one of .* did you mean onehot?"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ({"dataset": "cifar"}, "dataset must be digits or npz:PATH"),
+        ({"compile": "on"}, "compile must be one of off, trace, full, got 'on'"),
+        ({"precision": "fp16"}, "precision must be one of fp32, tf32, bf16, got 'fp16'"),
+        ({"approx": "every"}, "approx must be none, delayed, every:K, last:L or difference .* got 'every'"),
+        ({"method": "onehot", "compile": "full"}, "compile=full is about steps that learn labels, and method=onehot"),
+        ({"method": "onehot", "approx": "last:1"}, "approx=last:1 is about steps that learn labels"),
         ({"baselines": "noisy,dirty"}, "baselines must be all, none, or some of noisy,union,clean"),
     ],
 )

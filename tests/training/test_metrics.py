@@ -77,6 +77,16 @@ def test_means_leave_out_steps_that_were_not_finite():
     assert read["nonfinite"] == 1
 
 
+def test_means_of_label_figures_are_over_the_steps_that_moved_labels():
+    sums = Accumulator(CPU)
+    nothing = torch.tensor(math.nan)
+    for o in (outcome(1.0), outcome(4.0)._replace(meta_loss=nothing, label_grad_norm=nothing), outcome(2.0)):
+        sums.add(o, TARGETS)
+    figures = means(sums.read(), learned=True)
+    assert (figures["train_loss"], figures["meta_loss"], figures["label_grad_norm"]) == (7 / 3, 3.0, 3.0)
+    assert sums.read()["nonfinite"] == 0
+
+
 def test_streaks_run_on_over_the_end_of_an_interval():
     sums = Accumulator(CPU)
     for finite in (False, False, True, False, False, False):

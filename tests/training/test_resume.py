@@ -26,8 +26,8 @@ CONFIG = {
 }
 
 
-def config(path):
-    return TrainConfig(**CONFIG, checkpoint_seconds=0, out=str(path))
+def config(path, **changes):
+    return TrainConfig(**{**CONFIG, **changes}, checkpoint_seconds=0, out=str(path))
 
 
 class Kill(Listener):
@@ -142,6 +142,32 @@ def test_what_cannot_be_resumed(tmp_path, unbroken):
     with pytest.raises(InputError, match="is no checkpoint that can be read"):
         train(resume=path, data=two_classes())
     assert train(resume=unbroken).summary == load_run(unbroken).summary  # finished already: nothing to do
+
+
+class Dropping(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("step", [6, 7])
+def test_graphs_and_approximations_go_on_bitwise(step, tmp_path):
+    """With a random layer, momentum, and a stop where labels move (6) and where they do not (7)."""
+    torch.manual_seed(0)
+    model = Dropping()
+    paths = tmp_path / "unbroken", tmp_path / "broken"
+    changes = {"model": None, "baselines": "none", "compile": "trace", "approx": "every:2"}
+    train(config(paths[0], **changes), model=model, data=two_classes())
+    stop = Kill(signal.SIGTERM, "instance_labels", step)
+    with pytest.raises(Interrupted):
+        train(config(paths[1], **changes), model=model, data=two_classes(), listener=stop)
+    train(resume=paths[1], model=model, data=two_classes())
+    assert_same(*paths[::-1])
 
 
 def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):

@@ -10,7 +10,16 @@ from torch import nn
 import fastmeta
 from fastmeta.data import InputError
 from fastmeta.methods import METHODS
-from fastmeta.training import LabelConfig, OptimConfig, TrainConfig, TrainingError, load_run, train
+from fastmeta.training import (
+    DataConfig,
+    LabelConfig,
+    OptimConfig,
+    TrainConfig,
+    TrainingError,
+    checkpoint,
+    load_run,
+    train,
+)
 from fastmeta.training.listener import Listener
 
 
@@ -201,15 +210,92 @@ def test_too_small_a_label_lr_is_said(tmp_path):
     assert text in run.summary["warnings"]
 
 
-@pytest.mark.parametrize("method", ["onehot", "instance_labels"])
-def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(method, tmp_path):
-    optim = OptimConfig(lr=1e30, schedule="constant")
-    with pytest.raises(TrainingError, match=r"not finite for 10 steps in a row .* lower optim\.lr"):
-        train(config(tmp_path / "run", method=method, epochs=40, optim=optim), data=two_classes(), listener=Warnings())
-    assert (tmp_path / "run/checkpoint/state.safetensors").is_file()
+HOW = [("onehot", "off"), ("instance_labels", "off"), ("instance_labels", "trace")]
+
+
+@pytest.mark.parametrize(("method", "compile"), HOW)
+def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(method, compile, tmp_path):
+    run = config(
+        tmp_path / "run",
+        method=method,
+        compile=compile,
+        epochs=40,
+        checkpoint_seconds=0,
+        optim=OptimConfig(lr=1e30, schedule="constant"),
+    )
+    with pytest.raises(TrainingError, match=r"not finite for 10 steps in a row .* lower optim\.lr") as caught:
+        train(run, data=two_classes(), listener=Warnings())
+    # the first step threw the weights away, though it was finite itself: what was saved is the start
+    assert f"the last good state, of {method} at step 0, is in {tmp_path / 'run/checkpoint'}" in str(caught.value)
+    tensors, _ = checkpoint.load(tmp_path / "run/checkpoint/state.safetensors")
+    weights = [t for k, t in tensors.items() if k.startswith("model.")]
+    assert max(float(w.abs().max()) for w in weights) < 10
     assert not (tmp_path / "run/summary.json").exists()
     with pytest.raises(InputError, match="is not finished; go on with: fastmeta train --resume"):
         load_run(tmp_path / "run")
+
+
+class Spoiled(nn.Module):
+    """Counts its training forwards that counted in a buffer; from the twelfth on its logits are NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.calls.add_(1)
+        return self.inner(x.flatten(1)) * torch.where(self.calls < 12, 1.0, torch.nan)
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_ten_bad_steps_leave_the_state_of_before(compile, tmp_path):
+    """80 rows in batches of 16 are 5 steps an epoch: what is saved behind epoch 2 stays, whatever comes after."""
+    run = config(
+        tmp_path / "run",
+        model=None,
+        compile=compile,
+        epochs=40,
+        checkpoint_seconds=0,
+        data=DataConfig(batch_size=16),
+        optim=OptimConfig(lr=0.05),
+    )
+    with pytest.raises(TrainingError, match="not finite for 10 steps in a row") as caught:
+        train(run, model=Spoiled(), data=two_classes(), listener=Warnings())
+    assert f"the last good state, of instance_labels at step 10, is in {tmp_path / 'run/checkpoint'}" in str(
+        caught.value
+    )
+    tensors, values = checkpoint.load(tmp_path / "run/checkpoint/state.safetensors")
+    assert values["stage"]["step"] == 10
+    assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+    assert float(tensors["model.calls"]) == 10
+
+
+def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
+    runs = [train(config(tmp_path / mode, compile=mode), data=two_classes()) for mode in ("off", "trace")]
+    assert [r.summary["compile"] for r in runs] == ["off", "trace"]
+    a, b = (r.labels.label_logits for r in runs)
+    assert float((a - b).norm() / b.norm()) < 1e-3
+    start = fastmeta.InstanceLabels(runs[0].labels.targets, 2, 0.9).label_logits
+    assert float((b - start).norm() / start.norm()) > 0.1
+
+
+@pytest.mark.parametrize("approx", ["delayed", "every:2", "last:1", "difference"])
+def test_approximations_train(approx, tmp_path):
+    run = train(config(tmp_path / "run", approx=approx), data=two_classes(), listener=Warnings())
+    assert run.summary["approx"] == approx
+    assert run.summary["test_accuracy_last"] > 0.9
+    last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["meta_loss"] is not None
+    assert last["label_grad_norm"] > 0
+
+
+def test_tf32_on_a_cpu_says_that_it_is_fp32(tmp_path):
+    listener = Warnings()
+    run = train(config(tmp_path / "run", precision="tf32"), data=two_classes(), listener=listener)
+    assert [t for t in listener.texts if "precision tf32 is about CUDA: on cpu it is fp32" in t]
+    assert (run.summary["precision"], run.summary["device"]) == ("tf32", "cpu")
 
 
 def test_nothing_is_written_where_something_is_wrong(tmp_path):
