@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
+from fastmeta.meta.micro import TrainPieces, add_up, check_logits, pieces_of, take
 from fastmeta.meta.network import Network, RandomState, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.tangent import (
     TangentChoice,
@@ -30,9 +31,9 @@ Reduce = Callable[[list[Tensor]], list[Tensor]]
 
 @dataclass
 class MetaPass:
-    """Everything up to the tangent; the train graph hangs on `logits`."""
+    """Everything up to the tangent; the train graph hangs on `logits`, or is built again by `pieces`."""
 
-    logits: Tensor  # (n, C) with its graph
+    logits: Tensor  # (n, C), with its graph where `pieces` is None
     before: ops.LabelLoss  # under the labels as they were
     train_loss: Tensor  # 0-d, weighted mean
     meta_loss: Tensor  # 0-d, at theta*
@@ -41,6 +42,15 @@ class MetaPass:
     scale: Rate  # lambda / n of the closed forms
     buffers: Tensors  # the model's buffers after its one train forward
     grads: Tensors  # of the training loss at theta under the old labels, of the parameters that theta* moves
+    pieces: TrainPieces | None = None
+
+    def pull(self, params: Tensors, v: Tensor) -> Tensors:
+        """J'v by parameter name, of those that the logits reach: the backward of covectors (n, C)."""
+        if self.pieces is not None:
+            return self.pieces.pull(v)
+        grads: Tensors = {}
+        add_up(grads, list(params), torch.autograd.grad(self.logits, list(params.values()), v, allow_unused=True))
+        return grads
 
     def finite(self) -> Tensor:
         """0-d bool: the loss, the meta loss, g and u hold no NaN and no infinity."""
@@ -87,14 +97,19 @@ def meta_pass(
     replay: bool = True,
     moving: list[str] | None = None,
     keep_grads: bool = False,
+    most: int | None = None,
 ) -> MetaPass:
     """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
 
     Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
     the model must draw no random numbers, or `plan` must be reverse. `moving` names the parameters that theta* moves
-    (all); `grads` are empty unless kept.
+    (all); `grads` are empty unless kept. Batches of more than `most` rows are taken in pieces (fastmeta.meta.micro).
     """
-    (x, index), (x_meta, y_meta) = train, meta
+    if most is not None and len(train[1]) > most:
+        return _meta_pass_in_pieces(
+            network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, most
+        )
+    x, index = train
     params, names = network.params, list(network.params) if moving is None else moving
     # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
     random = RandomState(index.device) if replay and plan.way != "reverse" else None
@@ -102,11 +117,7 @@ def meta_pass(
     buffers = {k: b.clone() for k, b in start.items()}
     with math_attention(plan.math_attention):
         logits = network(params, buffers, x)
-    if logits.shape != (len(index), labels.num_classes):
-        raise ValueError(
-            f"logits must have shape ({len(index)}, {labels.num_classes}) for this index and these labels, "
-            f"got {tuple(logits.shape)}; x and index must belong together, and the model must have num_classes outputs"
-        )
+    check_logits(logits, len(index), labels.num_classes)
     before = labels.batch_loss(logits.detach(), index, weight)
     v = before.v / len(index)
     reverse = plan.way == "reverse"
@@ -125,13 +136,8 @@ def meta_pass(
     if not reverse:
         del grads
 
-    # Eq. (4): a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
-    star = {k: t.detach().requires_grad_(k in names) for k, t in star.items()}
-    meta_logits = network(star, {k: b.clone() for k, b in buffers.items()}, x_meta)
-    meta_loss = torch.nn.functional.cross_entropy(meta_logits, y_meta)
-    g_all = torch.autograd.grad(meta_loss, [star[k] for k in names], allow_unused=True)
-    del star, meta_logits
-    g = {k: t for k, t in zip(names, g_all, strict=True) if t is not None}
+    meta_loss, g = _meta_gradient(network, star, names, buffers, meta, most)
+    del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
     direction = lookahead.direction(g)
 
@@ -149,12 +155,67 @@ def meta_pass(
         logits=logits,
         before=before,
         train_loss=loss.mean(),
-        meta_loss=meta_loss.detach(),
+        meta_loss=meta_loss,
         g=list(g.values()),
         u=u.detach(),
         scale=lookahead.scale / len(index),
         buffers=buffers,
         grads=kept,
+    )
+
+
+def _meta_gradient(
+    network: Network, star: Tensors, names: list[str], buffers: Tensors, meta: tuple[Any, Tensor], most: int | None
+) -> tuple[Tensor, Tensors]:
+    """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); buffers are left alone."""
+    # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
+    star = {k: t.detach().requires_grad_(k in names) for k, t in star.items()}
+    (x, y), losses, g = meta, [], Tensors()
+    for rows in pieces_of(len(y), most):
+        logits = network(star, {k: b.clone() for k, b in buffers.items()}, take(x, rows, len(y)))
+        loss = torch.nn.functional.cross_entropy(logits, y[rows])
+        if len(logits) < len(y):
+            loss = loss * (len(logits) / len(y))
+        add_up(g, names, torch.autograd.grad(loss, [star[k] for k in names], allow_unused=True))
+        losses.append(loss.detach())
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), g
+
+
+def _meta_pass_in_pieces(
+    network: Network,
+    labels: Labels,
+    lookahead: PreparedLookAhead,
+    plan: TangentPlan,
+    train: tuple[Any, Tensor],
+    meta: tuple[Any, Tensor],
+    weight: Tensor | None,
+    reduce: Reduce,
+    moving: list[str] | None,
+    keep_grads: bool,
+    most: int,
+) -> MetaPass:
+    """:func:`meta_pass` without ever holding the graph of more than one piece."""
+    names = list(network.params) if moving is None else moving
+    pieces = TrainPieces(network, plan, *train, most)
+    logits, before, grads = pieces.gradient(labels, weight, names)
+    grads = dict(zip(grads, reduce(list(grads.values())), strict=True))
+    star = lookahead.star(network.params, grads)
+    meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, most)
+    del star
+    g = dict(zip(g, reduce(list(g.values())), strict=True))
+    u = pieces.tangent(lookahead.direction(g))
+    loss = before.loss if weight is None else before.loss * weight
+    return MetaPass(
+        logits=logits,
+        before=before,
+        train_loss=loss.mean(),
+        meta_loss=meta_loss,
+        g=list(g.values()),
+        u=u,
+        scale=lookahead.scale / len(train[1]),
+        buffers=pieces.buffers,
+        grads=grads if keep_grads else {},
+        pieces=pieces,
     )
 
 

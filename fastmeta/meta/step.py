@@ -20,7 +20,9 @@ from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
-from fastmeta.meta.network import Network, Tensors, math_attention, uncached_autocast
+from fastmeta.meta.memory import explained
+from fastmeta.meta.micro import TrainPieces, couples_rows, take
+from fastmeta.meta.network import Network, Tensors, uncached_autocast
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
 
@@ -64,10 +66,14 @@ class MetaStep:
             :class:`fastmeta.meta.inputs.InputTransform`; None takes them as they are.
         totals: sums over steps on the device, such as an epoch's mean loss: ``totals.values`` becomes
             ``totals.added(totals.values, result, given targets)`` in every step, as part of its graph.
+        micro_batch: None, or the most rows whose graph is held at once: larger train and meta batches are taken in
+            pieces of equal size (up to one row), with the same result and less memory; see fastmeta.meta.micro for the
+            cost. With train-mode BatchNorm it is another result, because each piece has its own statistics.
 
-    BatchNorm's running statistics move exactly once per step, by the train batch. Random layers draw once: the tangent
-    sees the masks of the train forward. A step whose loss, g or u is not finite changes nothing and is counted in
-    `nonfinite_steps`. After a step the parameters' ``.grad`` is None.
+    BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
+    Random layers draw once: the tangent sees the masks of the train forward. A step whose loss, g or u is not finite
+    changes nothing and is counted in `nonfinite_steps`. A step that runs out of memory changes nothing and raises
+    fastmeta.meta.memory.OutOfMemory. After a step the parameters' ``.grad`` is None.
     """
 
     def __init__(
@@ -87,7 +93,10 @@ class MetaStep:
         approx: str | None = None,
         transform: InputTransform | None = None,
         totals: Totals | None = None,
+        micro_batch: int | None = None,
     ) -> None:
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch must be None or at least 1 row, got {micro_batch}")
         if label_lr is not None and not 0 <= label_lr < float("inf"):
             raise ValueError(f"label_lr must be a finite number >= 0, got {label_lr}")
         self.model = model
@@ -97,6 +106,7 @@ class MetaStep:
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
+        self.micro_batch = micro_batch
         self.on_grad = on_grad
         self.plan: TangentPlan | None = None
         self.steps = 0
@@ -130,7 +140,15 @@ class MetaStep:
             if self.plan is None:
                 moved = [network.params[name] for name in self.approx.moving(network)]
                 (x,) = self._network_inputs(train[0])
-                self.plan = plan_tangent(Network(self.model, moved, self.logits_of), x, self.tangent)
+                n = len(train[1])
+                piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
+                self.plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+                if self._in_pieces(train, meta) and couples_rows(network):
+                    warnings.warn(
+                        "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
+                        "piece and not of the batch; for the whole batch's, leave micro_batch out",
+                        stacklevel=2,
+                    )
             if self.label_lr is None:
                 rate = float(self._lookahead.prepare(network.params).rate)
                 self.label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
@@ -158,6 +176,8 @@ class MetaStep:
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
     ) -> StepResult:
+        if self._in_pieces(train, meta):
+            raise Untraceable("micro_batch builds the graph of a piece more than once")
         if self.on_grad is not None:
             raise Untraceable("on_grad is Python between the gradient and the update")
         if self._ranks.size > 1:
@@ -196,24 +216,24 @@ class MetaStep:
     def _labels_move(self) -> bool:
         return self.approx.kind != "every" or self.steps % self.approx.number == 0
 
+    def _in_pieces(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> bool:
+        return self.micro_batch is not None and max(len(train[1]), len(meta[1])) > self.micro_batch
+
     def _plain_step(
         self, network: Network, plan: TangentPlan, train: tuple[Any, Tensor], weight: Tensor | None
     ) -> StepResult:
         """Training with the labels as they are: the steps between those of "every:k"."""
-        x, index = train
-        buffers = network.buffers()
-        with math_attention(plan.math_attention):
-            logits = network(network.params, buffers, x)
-        before = self.labels.batch_loss(logits.detach(), index, weight)
+        pieces = TrainPieces(network, plan, *train, self.micro_batch)
+        logits, before, grads = pieces.gradient(self.labels, weight, list(network.params))
         loss = (before.loss if weight is None else before.loss * weight).mean()
         finite = self._ranks.all(loss.isfinite())
-        self._move_model(network, logits, before.v, finite, buffers)
+        self._move_model(network, grads, finite, pieces.buffers)
         nothing = torch.full_like(loss, torch.nan)
         return StepResult(
             train_loss=loss,
             meta_loss=nothing,
             loss=before.loss,
-            logits=logits.detach(),
+            logits=logits,
             entropy=before.entropy,
             alignment=torch.full_like(before.loss, torch.nan),
             label_grad_norm=nothing,
@@ -245,6 +265,7 @@ class MetaStep:
             reduce=ranks.mean,
             moving=self.approx.moving(network) if self.approx.kind == "last" else None,
             keep_grads=delayed,
+            most=self.micro_batch,
         )
         finite = ranks.all(out.finite())
         # a step that is not finite takes a label step of length zero, on the device
@@ -263,7 +284,7 @@ class MetaStep:
         if delayed:
             self._update(network, out.grads, finite, out.buffers)
         else:
-            self._move_model(network, out.logits, moved.v, finite, out.buffers)
+            self._move_model(network, out.pull(network.params, moved.v / len(index)), finite, out.buffers)
         return StepResult(
             train_loss=out.train_loss,
             meta_loss=out.meta_loss,
@@ -276,13 +297,9 @@ class MetaStep:
             finite=finite,
         )
 
-    def _move_model(self, network: Network, logits: Tensor, v: Tensor, finite: Tensor, buffers: Tensors) -> None:
-        """Eq. (6): the backward of `v` through the kept graph, averaged over the ranks, then the optimizer's step."""
-        grads = torch.autograd.grad(logits, list(network.params.values()), v / len(v), allow_unused=True)
-        reached = {k: g for k, g in zip(network.params, grads, strict=True) if g is not None}
-        self._update(
-            network, dict(zip(reached, self._ranks.mean(list(reached.values())), strict=True)), finite, buffers
-        )
+    def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
+        """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""
+        self._update(network, dict(zip(grads, self._ranks.mean(list(grads.values())), strict=True)), finite, buffers)
 
     def _step_labels_together(
         self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: float, weight: Tensor | None
@@ -343,6 +360,7 @@ class MetaStep:
         }.get(str(choice), f"plain SGD at the fixed rate {choice}")
         rate = "set at the first step from lambda and n" if self.label_lr is None else f"{self.label_lr:g}"
         graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[self.compile]
+        batches = "whole" if self.micro_batch is None else f"in pieces of at most {self.micro_batch} rows"
         if self._untraced:
             graph = f"runs eagerly: {self._untraced}"
         elif self._graphs is not None and self._graphs.record is not None:
@@ -354,6 +372,7 @@ class MetaStep:
                 f"look-ahead: {look}",
                 f"tangent:    {tangent}",
                 f"approx:     {self.approx}",
+                f"batches:    {batches}",
                 f"compiled:   {graph}",
                 f"steps:      {self.steps}, of which not finite and skipped: {int(self.nonfinite_steps)}",
             ]

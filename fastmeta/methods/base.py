@@ -52,7 +52,7 @@ class Method(ABC):
         transform: makes network input of a batch's x; with learned labels inside the step.
         sums: takes in the outcome of each step; with learned labels inside the step's graph, where it has one.
         options: what the config says about labels and their steps: target_prob, label_lr, lookahead, tangent, compile,
-            approx. A method takes what it needs.
+            approx, micro_batch. A method takes what it needs.
     """
 
     #: does :meth:`step` want a meta batch?

@@ -30,6 +30,7 @@ class _LearnedLabels(Method):
         tangent: Any = "auto",
         compile: Any = "off",
         approx: str | None = None,
+        micro_batch: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, optimizer, targets, num_classes, **options)
@@ -46,6 +47,7 @@ class _LearnedLabels(Method):
             approx=approx,
             transform=self.transform,
             totals=self.sums,
+            micro_batch=micro_batch,
         )
 
     def step(self, batch: Batch) -> Outcome:

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fastmeta.meta.micro import pieces_of
 from fastmeta.methods.base import Batch, Method, Outcome
 
 
 class OneHot(Method):
-    """theta <- SGD step along the gradient of the mean cross-entropy with the given labels."""
+    """theta <- SGD step along the gradient of the mean cross-entropy with the given labels.
+
+    A batch of more than `micro_batch` rows is taken in pieces, whose gradients are added up.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        targets: Tensor,
+        num_classes: int,
+        *,
+        micro_batch: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, optimizer, targets, num_classes, **options)
+        self.micro_batch = micro_batch
 
     def step(self, batch: Batch) -> Outcome:
         x = self.transform(batch.x, self.transform.tensors)
-        logits, targets = self.model(x).float(), self.targets[batch.index]
-        loss = cross_entropy(logits, targets)
+        n, targets = len(batch.index), self.targets[batch.index]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        made: list[Tensor] = []
+        loss: Tensor | None = None
+        for rows in pieces_of(n, self.micro_batch):
+            logits = self.model(x[rows]).float()
+            part = cross_entropy(logits, targets[rows])
+            if len(logits) < n:
+                part = part * (len(logits) / n)
+            part.backward()
+            made.append(logits.detach())
+            loss = part.detach() if loss is None else loss + part.detach()
+        assert loss is not None
         self.optimizer.step()
-        loss = loss.detach()
-        outcome = Outcome(logits.detach(), loss, torch.isfinite(loss))
+        outcome = Outcome(torch.cat(made), loss, torch.isfinite(loss))
         self.sums.add(outcome, targets)
         return outcome

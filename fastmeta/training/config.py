@@ -152,6 +152,9 @@ class TrainConfig:
     approx: str = "none"
     """Cheaper, inexact steps: none; delayed (the model moves by the labels of before), every:K (labels move on one step
     in K), last:L (look-ahead through the last L layers alone), difference (of logits, in place of a derivative)."""
+    micro_batch: int | None = None
+    """Most images whose graph is held at once, for batches that do not fit: the same steps in pieces, except that
+    BatchNorm takes its statistics by the piece. By default whole batches."""
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
@@ -172,6 +175,7 @@ class TrainConfig:
         _at_least("epochs", self.epochs, 1)
         _at_least("seed", self.seed, 0)
         _at_least("threads", self.threads, 1)
+        _at_least("micro_batch", self.micro_batch, 1)
         _within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
         _one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
         _one_of("compile", self.compile, ("off", "trace", "full"))

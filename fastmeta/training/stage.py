@@ -79,6 +79,7 @@ class Stage:
             sums=self.sums,
             compile=config.compile,
             approx=config.approx_choice,
+            micro_batch=config.micro_batch,
         )
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
         self.steps_per_epoch = data.train_size // min(config.data.batch_size, data.train_size)

@@ -17,6 +17,7 @@ def test_toml_round_trip(tmp_path):
         optim=OptimConfig(lr=0.5, milestones=(0.25, 0.5)),
         compile="trace",
         approx="every:4",
+        micro_batch=5,
         labels=LabelConfig(label_lr=1 / 3),
         data=DataConfig(augment="crop"),
     )
@@ -51,6 +52,7 @@ def test_numbers_may_be_whole_in_toml():
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ({"dataset": "cifar"}, "dataset must be digits or npz:PATH"),
         ({"compile": "on"}, "compile must be one of off, trace, full, got 'on'"),
+        ({"micro_batch": 0}, "micro_batch must be at least 1, got 0"),
         ({"precision": "fp16"}, "precision must be one of fp32, tf32, bf16, got 'fp16'"),
         ({"approx": "every"}, "approx must be none, delayed, every:K, last:L or difference .* got 'every'"),
         ({"method": "onehot", "compile": "full"}, "compile=full is about steps that learn labels, and method=onehot"),

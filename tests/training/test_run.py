@@ -281,6 +281,19 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
     assert float((b - start).norm() / start.norm()) > 0.1
 
 
+@pytest.mark.parametrize("method", ["onehot", "instance_labels"])
+def test_pieces_change_no_run(method, tmp_path):
+    """80 rows in pieces of 27 at most, 8 clean ones whole; a network without BatchNorm."""
+    runs = [
+        train(config(tmp_path / str(k), method=method, model="mlp", micro_batch=k), data=two_classes())
+        for k in (None, 30)
+    ]
+    assert runs[1].config.micro_batch == 30
+    for a, b in zip(*(r.model.parameters() for r in runs), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(a, b)  # other sums in another order
+
+
 @pytest.mark.parametrize("approx", ["delayed", "every:2", "last:1", "difference"])
 def test_approximations_train(approx, tmp_path):
     run = train(config(tmp_path / "run", approx=approx), data=two_classes(), listener=Warnings())

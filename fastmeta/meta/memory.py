@@ -1,0 +1,107 @@
+"""How much memory the graphs of a step take, counted without taking any, and an error that says so when it ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map
+
+from fastmeta.meta.micro import pieces_of, take
+from fastmeta.meta.network import Network, Tensors
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """A step did not fit; the message has the estimate and the ways out. Nothing of the caller's has changed."""
+
+
+class Saved(saved_tensors_hooks):
+    """Inside, counts what autograd keeps for a backward: the bytes of each storage once, but for those of `own`."""
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        self._own = {t.untyped_storage()._cdata for t in own}
+        self._kept: dict[int, Tensor] = {}  # held, so that no address is given out twice
+        super().__init__(self._pack, lambda t: t)
+
+    def _pack(self, t: Tensor) -> Tensor:
+        address = t.untyped_storage()._cdata
+        if address not in self._own:
+            self._kept[address] = t
+        return t
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.untyped_storage().nbytes() for t in self._kept.values())
+
+
+def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int | None:
+    """Bytes that one forward keeps for its backward: of the largest piece of `most` rows of a batch of `count`.
+
+    Counted on fake tensors: nothing is computed, drawn or allocated. None for a model that does not run on them.
+    """
+    largest = max(pieces_of(count, most), key=lambda rows: rows.stop - rows.start)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+            def fake(t: Any) -> Any:
+                return mode.from_tensor(t) if isinstance(t, Tensor) else t
+
+            def copies(tensors: Tensors) -> Tensors:
+                return {k: fake(t.detach()).requires_grad_(t.requires_grad) for k, t in tensors.items()}
+
+            params = {**copies(network.params), **copies(network.frozen())}
+            buffers = copies(network.buffers())
+            with torch.enable_grad(), Saved([*params.values(), *buffers.values()]) as saved:
+                network(params, buffers, tree_map(fake, take(x, largest, count)))
+            return saved.bytes
+    except Exception:  # whatever a model's Python does under fake tensors; it is an estimate
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it, the CPU's allocator a sentence."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text and "memory" in text
+    )
+
+
+@contextmanager
+def explained(
+    network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], micro_batch: int | None
+) -> Iterator[None]:
+    """Turn running out of memory into :class:`OutOfMemory`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # the frames of the failed pass hold its graphs: without them a caller who catches this has the memory again
+        cause = error.with_traceback(None)
+        raise OutOfMemory(_message(network, train, meta, micro_batch, cause)) from cause
+
+
+def _message(
+    network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], micro_batch: int | None, error: RuntimeError
+) -> str:
+    n, m = len(train[1]), len(meta[1])
+    sizes = [graph_bytes(network, x, len(rows), micro_batch) for x, rows in (train, meta)]
+    graphs = "could not be estimated for this model"
+    if None not in sizes:
+        each = "" if micro_batch is None else f" a piece of {micro_batch} rows"
+        graphs = f"are about {_mib(sizes[0])} (train) and {_mib(sizes[1])} (meta){each}"
+    smaller = max(1, (micro_batch or max(n, m)) // 2)
+    return (
+        f"out of memory in a step on {n} train and {m} meta rows, whose graphs {graphs}; nothing was changed. "
+        f"Ways out: smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "
+        f"bfloat16 autocast; compile='full'. ({str(error).strip().splitlines()[0][:200]})"
+    )
+
+
+def _mib(size: int | None) -> str:
+    return "?" if size is None else f"{size / 2**20:,.1f} MiB"

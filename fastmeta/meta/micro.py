@@ -1,0 +1,137 @@
+"""Batches in pieces, for graphs that do not fit into memory: the same sums over rows, one piece's graph at a time.
+
+The training gradient, the tangent u and the last backward are sums or rows over the train batch, the meta gradient is
+a sum over the meta batch. So they are exact in pieces, up to the order of additions, wherever a row's logits do not
+depend on the other rows. Train-mode BatchNorm is where they do: its statistics are then those of each piece, and its
+running statistics move once per piece, in order.
+
+What it costs beside the whole step, in train forwards F: the graphs of the train pieces are gone when the new labels
+are there, and are built a second time for the last backward, 1 F; the reverse way of the tangent builds them and J'v
+once more, 3 F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+from fastmeta import ops
+from fastmeta.meta.network import Network, RandomState, Tensors, math_attention
+from fastmeta.meta.tangent import TangentPlan, difference_tangent, forward_tangent, reverse_tangent
+
+
+def pieces_of(count: int, most: int | None) -> list[slice]:
+    """The fewest runs of at most `most` rows, whose sizes differ by one at most: no piece of a single odd row."""
+    number = 1 if most is None else -(-count // most)
+    return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
+
+
+def take(x: Any, rows: slice, count: int) -> Any:
+    """Rows of a batch of `count`: of `x` itself, or of every tensor inside it that has so many."""
+    if rows.stop - rows.start == count:
+        return x
+    return tree_map(lambda t: t[rows] if isinstance(t, Tensor) and t.ndim and len(t) == count else t, x)
+
+
+def add_up(total: Tensors, names: list[str], grads: tuple[Tensor | None, ...]) -> None:
+    """Add `grads` to the sums by name; None is a parameter that this piece does not reach."""
+    for name, g in zip(names, grads, strict=True):
+        if g is not None:
+            # out of place: autograd may hand out one tensor for two parameters
+            total[name] = total[name] + g if name in total else g
+
+
+def couples_rows(network: Network) -> bool:
+    """Whether a train-mode BatchNorm makes the logits of a row depend on the others."""
+    return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in network.model.modules())
+
+
+class TrainGradient(NamedTuple):
+    """What one pass over the train pieces gives."""
+
+    logits: Tensor  # (n, C), detached
+    before: ops.LabelLoss  # under the labels as they were
+    grads: Tensors  # of the mean training loss, by name
+
+
+class TrainPieces:
+    """The train batch of one step in pieces: a first forward of each, and as many more of the same as are asked for.
+
+    Every later forward of a piece sees the buffers and draws the random numbers (dropout masks) of its first.
+    """
+
+    def __init__(self, network: Network, plan: TangentPlan, x: Any, index: Tensor, most: int | None) -> None:
+        self.network, self.plan, self.index = network, plan, index
+        self.rows = pieces_of(len(index), most)
+        self._x = [take(x, rows, len(index)) for rows in self.rows]
+        self.buffers = network.buffers()  # after the forwards so far
+        self._starts: list[Tensors] = []
+        self._random: list[RandomState] = []
+
+    def gradient(self, labels: Any, weight: Tensor | None, names: list[str]) -> TrainGradient:
+        """The first forward of every piece, and the gradient for the parameters `names` under the labels as they are."""
+        logits, losses, grads = [], [], Tensors()
+        params = [self.network.params[k] for k in names]
+        for rows, x in zip(self.rows, self._x, strict=True):
+            self._starts.append({k: b.clone() for k, b in self.buffers.items()})
+            self._random.append(RandomState(self.index.device))
+            with math_attention(self.plan.math_attention):
+                z = self.network(self.network.params, self.buffers, x)
+            check_logits(z, rows.stop - rows.start, labels.num_classes)
+            loss = labels.batch_loss(z.detach(), self.index[rows], None if weight is None else weight[rows])
+            add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
+            logits.append(z.detach())
+            losses.append(loss)
+        if len(losses) == 1:
+            return TrainGradient(logits[0], losses[0], grads)
+        *vectors, skipped = zip(*losses, strict=True)
+        return TrainGradient(
+            torch.cat(logits), ops.LabelLoss(*map(torch.cat, vectors), torch.stack(skipped).sum(0)), grads
+        )
+
+    def pull(self, v: Tensor) -> Tensors:
+        """J'v by parameter name, for covectors (n, C): every piece's graph is built once more."""
+        names, grads = list(self.network.params), Tensors()
+        for rows, z in self._again():
+            add_up(grads, names, torch.autograd.grad(z, list(self.network.params.values()), v[rows], allow_unused=True))
+        return grads
+
+    def tangent(self, direction: Tensors) -> Tensor:
+        """u = J d (n, C), piece by piece in the planned way."""
+        u = []
+        if self.plan.way == "reverse":
+            params = [self.network.params[k] for k in direction]
+            for _, z in self._again():
+                v = torch.zeros_like(z).requires_grad_()  # anywhere: J'v is linear in v
+                made = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
+                u.append(reverse_tangent(made, v, list(direction.values())).detach())
+            return torch.cat(u)
+        for x, start, random in zip(self._x, self._starts, self._random, strict=True):
+            with math_attention(self.plan.math_attention):
+                if self.plan.way == "forward":
+                    with random.replay():
+                        u.append(forward_tangent(self.network, {k: b.clone() for k, b in start.items()}, x, direction))
+                else:
+                    u.append(difference_tangent(self.network, start, x, direction, random))
+        return torch.cat(u)
+
+    def _again(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows, x, start, random in zip(self.rows, self._x, self._starts, self._random, strict=True):
+            with math_attention(self.plan.math_attention), random.replay():
+                z = self.network(self.network.params, {k: b.clone() for k, b in start.items()}, x)
+            yield rows, z
+            del z
+
+
+def check_logits(logits: Tensor, count: int, num_classes: int) -> None:
+    """Raise a ValueError unless `logits` are (count, num_classes)."""
+    if logits.shape != (count, num_classes):
+        raise ValueError(
+            f"logits must have shape ({count}, {num_classes}) for this index and these labels, "
+            f"got {tuple(logits.shape)}; x and index must belong together, and the model must have num_classes outputs"
+        )
