@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta import models
 from fastmeta.labels import InstanceLabels
+from fastmeta.meta.memory import Saved
 
 DTYPES = ("float32", "float64", "bfloat16")
 
@@ -143,17 +143,6 @@ def sizes(config: StepConfig) -> Sizes:
 
 
 def _count_forward(model: nn.Module, x: Any, parameters: list[nn.Parameter]) -> tuple[int, int]:
-    def storage(t: Tensor) -> int:
-        return t.untyped_storage()._cdata
-
-    own = {storage(p) for p in parameters}
-    kept: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        if storage(t) not in own:
-            kept[storage(t)] = t
-        return t
-
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda t: t):
+    with FlopCounterMode(display=False) as counter, Saved(parameters) as saved:
         model(x)
-    return counter.get_total_flops(), sum(t.untyped_storage().nbytes() for t in kept.values())
+    return counter.get_total_flops(), saved.bytes

@@ -13,6 +13,7 @@ import tyro
 
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.data import InputError
+from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
 
 PROG = "fastmeta train"
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
         return _main(argv)
     except InputError as error:
         return _fail(2, str(error))
-    except TrainingError as error:
+    except (TrainingError, OutOfMemory) as error:
         return _fail(1, str(error))
     except Interrupted as stop:
         _fail(0, f"{stop}\ngo on with: fastmeta train --resume {stop.path}")

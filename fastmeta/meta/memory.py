@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastmeta.meta.micro import pieces_of, take
-from fastmeta.meta.network import Network, Tensors
+from fastmeta.meta.network import Network, Tensors, is_out_of_memory
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -28,6 +28,10 @@ class Saved(saved_tensors_hooks):
         self._kept: dict[int, Tensor] = {}  # held, so that no address is given out twice
         super().__init__(self._pack, lambda t: t)
 
+    def __enter__(self) -> Saved:  # type: ignore[override]
+        super().__enter__()
+        return self
+
     def _pack(self, t: Tensor) -> Tensor:
         address = t.untyped_storage()._cdata
         if address not in self._own:
@@ -40,7 +44,7 @@ class Saved(saved_tensors_hooks):
 
 
 def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int | None:
-    """Bytes that one forward keeps for its backward: of the largest piece of `most` rows of a batch of `count`.
+    """Bytes that one forward makes and keeps for its backward: of the largest piece of `most` rows, of `count`.
 
     Counted on fake tensors: nothing is computed, drawn or allocated. None for a model that does not run on them.
     """
@@ -56,19 +60,13 @@ def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int |
 
             params = {**copies(network.params), **copies(network.frozen())}
             buffers = copies(network.buffers())
-            with torch.enable_grad(), Saved([*params.values(), *buffers.values()]) as saved:
-                network(params, buffers, tree_map(fake, take(x, largest, count)))
+            piece = tree_map(fake, take(x, largest, count))
+            there = [t for t in tree_leaves((params, buffers, piece)) if isinstance(t, Tensor)]
+            with torch.enable_grad(), Saved(there) as saved:
+                network(params, buffers, piece)
             return saved.bytes
     except Exception:  # whatever a model's Python does under fake tensors; it is an estimate
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it, the CPU's allocator a sentence."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text and "memory" in text
-    )
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class TrainPieces:
         self._random: list[RandomState] = []
 
     def gradient(self, labels: Any, weight: Tensor | None, names: list[str]) -> TrainGradient:
-        """The first forward of every piece, and the gradient for the parameters `names` under the labels as they are."""
+        """The first forward of every piece; the gradient for the parameters `names` under the labels as they are."""
         logits, losses, grads = [], [], Tensors()
         params = [self.network.params[k] for k in names]
         for rows, x in zip(self.rows, self._x, strict=True):
@@ -89,10 +89,9 @@ class TrainPieces:
             losses.append(loss)
         if len(losses) == 1:
             return TrainGradient(logits[0], losses[0], grads)
-        *vectors, skipped = zip(*losses, strict=True)
-        return TrainGradient(
-            torch.cat(logits), ops.LabelLoss(*map(torch.cat, vectors), torch.stack(skipped).sum(0)), grads
-        )
+        loss, v, entropy, skipped = zip(*losses, strict=True)
+        before = ops.LabelLoss(torch.cat(loss), torch.cat(v), torch.cat(entropy), torch.stack(skipped).sum(0))
+        return TrainGradient(torch.cat(logits), before, grads)
 
     def pull(self, v: Tensor) -> Tensors:
         """J'v by parameter name, for covectors (n, C): every piece's graph is built once more."""

@@ -174,3 +174,10 @@ def math_attention(on: bool) -> AbstractContextManager[Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel(SDPBackend.MATH)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it, the CPU's allocator a sentence."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) and "memory" in str(error)

@@ -136,7 +136,7 @@ class MetaStep:
         """
         check_batch(self.labels, train, meta)
         network = self._current_network()
-        with uncached_autocast():
+        with explained(network, train, meta, self.micro_batch), uncached_autocast():
             if self.plan is None:
                 moved = [network.params[name] for name in self.approx.moving(network)]
                 (x,) = self._network_inputs(train[0])
@@ -273,6 +273,7 @@ class MetaStep:
 
         logits = out.logits.detach()
         grad = self.labels.gradient(logits, out.u, index, out.scale / ranks.size, weight)
+        before = self._label_rows(index)
         grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
         if ranks.size == 1:
             moved = self.labels.step_(
@@ -284,7 +285,12 @@ class MetaStep:
         if delayed:
             self._update(network, out.grads, finite, out.buffers)
         else:
-            self._move_model(network, out.pull(network.params, moved.v / len(index)), finite, out.buffers)
+            try:
+                grads = out.pull(network.params, moved.v / len(index))
+            except RuntimeError:  # out of memory: the labels have moved already
+                self._restore_labels(index, before)
+                raise
+            self._move_model(network, grads, finite, out.buffers)
         return StepResult(
             train_loss=out.train_loss,
             meta_loss=out.meta_loss,
@@ -296,6 +302,16 @@ class MetaStep:
             skipped=moved.skipped,
             finite=finite,
         )
+
+    def _label_rows(self, index: Tensor) -> Tensor:
+        labels = self.labels
+        return labels.alpha.clone() if isinstance(labels, ClassLabels) else labels.rows(index)
+
+    def _restore_labels(self, index: Tensor, before: Tensor) -> None:
+        if isinstance(self.labels, ClassLabels):
+            self.labels.alpha.copy_(before)
+        else:
+            self.labels.write_(index, before)
 
     def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
         """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""

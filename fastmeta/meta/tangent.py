@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastmeta.meta.network import Network, RandomState, Tensors, math_attention
+from fastmeta.meta.network import Network, RandomState, Tensors, is_out_of_memory, math_attention
 
 Way = Literal["reverse", "forward", "difference"]
 TangentChoice = Literal["auto", "reverse", "forward", "difference"]
@@ -196,9 +196,9 @@ class _Probe:
         try:
             with math_attention(attention):
                 u = self._tangent(way).double()
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             return "raises " + f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         made = torch.stack([(v.double() * u).sum() for v in self.vs])
         scale = float(torch.maximum(made.norm(), self.truth.norm()))

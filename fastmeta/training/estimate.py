@@ -8,6 +8,9 @@ import time
 
 import torch
 
+from fastmeta.data import load_batch
+from fastmeta.meta.memory import graph_bytes
+from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.presets import preset_threads
 from fastmeta.training.session import Prepared, arithmetic, prepare
@@ -52,7 +55,10 @@ def _describe(prepared: Prepared) -> str:
         ("batches", _batches(main)),
         ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
         ("method", main.method.explain().replace("\n", "\n          ")),
-        ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}, {_peak(prepared)}"),
+        (
+            "memory",
+            f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}, {_graphs(main)}, {_peak(prepared)}",
+        ),
         ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
         *(("note", note) for note in prepared.notes),
     ]
@@ -78,6 +84,19 @@ def _batches(stage: Stage) -> str:
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
         f"{stage.meta_sampler.batch_size} clean images; each pass drops its last {dropped} rows, others each time"
     )
+
+
+def _graphs(stage: Stage) -> str:
+    """What the graphs of one step keep, counted and not measured; an exact step holds both at once."""
+    network, images, most = Network(stage.model), stage.data.images, stage.config.micro_batch
+    counts = {"train": stage.sampler.batch_size, "meta": stage.meta_sampler.batch_size}
+    said = []
+    for name, count in list(counts.items())[: 2 if stage.method.needs_meta else 1]:
+        rows = torch.arange(count, device=images.device)
+        with stage.autocast():
+            size = graph_bytes(network, load_batch(images, rows, stage.data.transform), count, most)
+        said.append(f"{name} graph {'unknown' if size is None else _mib(size)}")
+    return ", ".join(said)
 
 
 def _peak(prepared: Prepared) -> str:

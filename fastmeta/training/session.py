@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_dataset, split
+from fastmeta.meta.memory import OutOfMemory
 from fastmeta.precision import float32_products
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
@@ -333,7 +334,7 @@ class _Session:
                     self.stage = prepared.stage(name)
                 try:
                     self._run_stage(self.stage, stop)
-                except TrainingError as error:
+                except (TrainingError, OutOfMemory) as error:
                     raise TrainingError(
                         f"{error}; the last good state, {self.saved}, is in {self._checkpoint}"
                     ) from None

@@ -281,6 +281,28 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
     assert float((b - start).norm() / start.norm()) > 0.1
 
 
+class Hungry(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.forwards = nn.Linear(16, 2), 0
+
+    def forward(self, x):
+        self.forwards += self.training
+        if self.forwards > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.inner(x.flatten(1))
+
+
+def test_out_of_memory_names_the_ways_out_and_the_last_good_state(tmp_path):
+    run = config(tmp_path / "run", model=None, epochs=40, checkpoint_seconds=0)
+    with pytest.raises(TrainingError, match="out of memory in a step on 80 train and 8 meta rows, whose graphs") as e:
+        train(run, model=Hungry(), data=two_classes(), listener=Warnings())
+    assert "micro_batch=40" in str(e.value)
+    _, values = checkpoint.load(tmp_path / "run/checkpoint/state.safetensors")
+    assert values["stage"]["step"] > 0
+    assert f"the last good state, of instance_labels at step {values['stage']['step']}, is in" in str(e.value)
+
+
 @pytest.mark.parametrize("method", ["onehot", "instance_labels"])
 def test_pieces_change_no_run(method, tmp_path):
     """80 rows in pieces of 27 at most, 8 clean ones whole; a network without BatchNorm."""
