@@ -139,6 +139,8 @@ def test_dry_run_writes_nothing(npz, capsys, tmp_path):
     assert "epochs = 100" in text
     assert "80 images (4, 4, 1), wrong labels: 10.0%" in text
     assert "about" in text
+    assert "train graph" in text
+    assert "meta graph" in text
     assert text.endswith("dry run: nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 

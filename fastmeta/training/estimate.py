@@ -55,10 +55,8 @@ def _describe(prepared: Prepared) -> str:
         ("batches", _batches(main)),
         ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
         ("method", main.method.explain().replace("\n", "\n          ")),
-        (
-            "memory",
-            f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}, {_graphs(main)}, {_peak(prepared)}",
-        ),
+        ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
+        ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
         *(("note", note) for note in prepared.notes),
     ]
