@@ -289,7 +289,7 @@ def test_every_variant_takes_the_same_step():
 def test_flops_of_the_exact_ways():
     config = StepConfig(model="resnet20", batch=2, meta_batch=4, classes=3, samples=2, input_shape=(3, 8, 8))
     problem, forward = Problem(config, torch.float32), sizes(config).forward_flops
-    counted = {k: step._flops(variants.VARIANTS[f"fastmeta:{k}"](problem)) / forward for k in ("forward", "reverse")}
+    counted = {k: step.flops_of(variants.VARIANTS[f"fastmeta:{k}"](problem)) / forward for k in ("forward", "reverse")}
     # 13 F and what eager torch cannot leave out: a second primal forward; 2 F of gradients that nobody asked for.
     # The first layer needs no gradient for its input, hence a little less.
     assert counted == {"forward": pytest.approx(14, abs=0.15), "reverse": pytest.approx(15, abs=0.15)}
@@ -361,10 +361,12 @@ def test_presets(device):
     assert variants.chosen(["sgd", "default"], device) == quick
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", "tf32"])
 def test_other_precisions(dtype):
+    said = []
     config = StepConfig(**TINY, dtype=dtype, variants=("sgd", "fastmeta", "reference"), memory=False)
-    content, _ = step.run(config, lambda text: None)
+    content, _ = step.run(config, said.append)
+    assert ("tf32 is about CUDA: on a CPU it is float32" in said) == (dtype == "tf32")
     assert all(row["skipped"] is None and row["forwards"] > 0 for row in content["rows"])
 
 

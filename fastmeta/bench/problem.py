@@ -16,12 +16,12 @@ from fastmeta import models
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.memory import Saved
 
-DTYPES = ("float32", "float64", "bfloat16")
+DTYPES = ("float32", "tf32", "float64", "bfloat16")
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What is timed; `dtype` bfloat16 means float32 parameters under autocast."""
+    """What is timed; `dtype` bfloat16 means float32 parameters under autocast, tf32 float32 that CUDA multiplies so."""
 
     model: str = "resnet20"
     batch: int = 32
@@ -92,10 +92,10 @@ class Problem:
 
 
 def build_model(config: StepConfig) -> nn.Module:
-    return models.build(config.model, num_classes=config.classes, input_shape=_input_shape(config))
+    return models.build(config.model, num_classes=config.classes, input_shape=input_shape_of(config))
 
 
-def _input_shape(config: StepConfig) -> tuple[int, ...]:
+def input_shape_of(config: StepConfig) -> tuple[int, ...]:
     return config.input_shape or models.default_input_shape(config.model)
 
 
@@ -103,7 +103,7 @@ def _inputs(config: StepConfig) -> Callable[[int, torch.Generator], Any]:
     if config.inputs is not None:
         function = models.load_object(config.inputs)
         return lambda size, generator: function(size)
-    return lambda size, generator: torch.randn(size, *_input_shape(config), generator=generator)
+    return lambda size, generator: torch.randn(size, *input_shape_of(config), generator=generator)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,21 @@ from fastmeta.bench.results import Verdict, number, table
 from fastmeta.bench.timing import interleave, matrix_rate
 from fastmeta.bench.variant import Variant
 from fastmeta.bench.variants import PLAIN, REFERENCE, chosen, is_compiled
+from fastmeta.precision import float32_products
 
 __all__ = ["WrongStep", "run"]
 
 
 def run(config: StepConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Verdict]]:
     """Count, check, then time; the content for the JSON, and the goals with their figures."""
+    device = torch.device(config.device)
+    if config.dtype == "tf32" and device.type != "cuda":
+        say("tf32 is about CUDA: on a CPU it is float32")
+    with float32_products(device, tf32=config.dtype == "tf32"):
+        return _run(config, say)
+
+
+def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Verdict]]:
     names = chosen(config.variants, config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -36,9 +45,8 @@ def run(config: StepConfig, say: Callable[[str], None] = print) -> tuple[dict[st
     timings = interleave(
         {k: v.bodies for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
     )
-    rate = matrix_rate(
-        problem.device, getattr(torch, config.dtype), seconds=min(0.5, config.seconds), rounds=config.rounds
-    )
+    arithmetic = torch.float32 if config.dtype == "tf32" else getattr(torch, config.dtype)
+    rate = matrix_rate(problem.device, arithmetic, seconds=min(0.5, config.seconds), rounds=config.rounds)
     say(f"matrix rate     {rate / 1e9:.0f} GFLOP/s, a large {config.dtype} product in this run")
     rows = []
     for name, variant in variants.items():
@@ -125,13 +133,13 @@ def _count(name: str, variant: Variant, config: StepConfig, problem: Problem) ->
     flops = calls = None
     with suppress(RuntimeError, NotImplementedError):
         if isinstance(counted, Variant):
-            flops = _flops(counted)
+            flops = flops_of(counted)
     with suppress(RuntimeError, NotImplementedError):  # forward AD under autocast again
         calls = launches(variant.cycle, problem.device) / variant.period
     return flops, calls
 
 
-def _flops(variant: Variant) -> float:
+def flops_of(variant: Variant) -> float:
     """FLOPs per step, after a first that chooses the tangent."""
     variant.cycle()
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""``fastmeta bench ops|step``: parse, call, print."""
+"""``fastmeta bench ops|step|approx``: parse, call, print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from fastmeta import models
-from fastmeta.bench import environment, ops, results, step
+from fastmeta.bench import approx, environment, ops, results, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
@@ -55,7 +55,7 @@ def _shared(parser: argparse.ArgumentParser) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ops|step")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ops|step|approx")
 
     p = commands.add_parser("ops", help="each fused operation against its plain-torch twin, eager and compiled")
     _shared(p)
@@ -89,7 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--input-shape", type=_integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument("--inputs", metavar="PKG:FUNCTION", help="function(batch) -> model input, in place of random images")
-    p.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="bfloat16: autocast over float32 parameters")
+    p.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=default.dtype,
+        help="bfloat16: autocast over float32 parameters; tf32: float32 as CUDA's tensor cores round it",
+    )
     presets = "; ".join(f"{name}: {meaning}" for name, meaning in PRESETS.items())
     p.add_argument(
         "--variants",
@@ -105,7 +110,53 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=default.seed)
     p.add_argument("--no-check", action="store_true", help="do not compare with the reference in float64 first")
     p.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+
+    rough = approx.ApproxConfig()
+    p = commands.add_parser("approx", help="what each approximation of the step saves, and how far it is from exact")
+    _shared(p)
+    p.add_argument(
+        "--models",
+        nargs="+",
+        metavar="NAME",
+        default=list(rough.models),
+        help=f"as --model of bench step; default: {' '.join(rough.models)}",
+    )
+    p.add_argument(
+        "--approximations",
+        nargs="+",
+        metavar="APPROX",
+        default=list(rough.approximations),
+        help=f"delayed, every:K, last:L, difference; default: {' '.join(rough.approximations)}",
+    )
+    moments = " ".join(map(str, rough.moments))
+    p.add_argument(
+        "--moments",
+        nargs="+",
+        type=int,
+        metavar="STEPS",
+        default=list(rough.moments),
+        help=f"exact steps of a short training after which they are compared; default: {moments}",
+    )
+    p.add_argument("--batch", type=_positive_int, metavar="n", help="default: 128 for mlp, else 32")
+    p.add_argument("--meta-batch", type=_positive_int, metavar="m", help="default: 256 for mlp, else 64")
+    p.add_argument("--classes", type=int, default=rough.classes, metavar="C", help=f"default: {rough.classes}")
+    p.add_argument(
+        "--samples", type=int, default=rough.samples, metavar="N", help=f"of the training set; default: {rough.samples}"
+    )
+    p.add_argument("--input-shape", type=_integers(","), metavar="C,H,W", help="of one sample; default by model")
+    p.add_argument("--lr", type=float, default=rough.lr, help=f"default: {rough.lr}")
+    p.add_argument("--seconds", type=float, default=rough.seconds, help=f"timing a model; default: {rough.seconds:g}")
+    p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
+    p.add_argument("--seed", type=int, default=rough.seed)
     return parser
+
+
+def _approx_config(args: argparse.Namespace) -> approx.ApproxConfig:
+    names = {field.name for field in dataclasses.fields(approx.ApproxConfig)}
+    values: dict[str, Any] = {name: getattr(args, name) for name in names}
+    for name in ("models", "approximations", "moments"):
+        values[name] = tuple(values[name])
+    return approx.ApproxConfig(**values)
 
 
 def _step_config(args: argparse.Namespace) -> StepConfig:
@@ -131,6 +182,13 @@ def _ops_config(args: argparse.Namespace) -> ops.OpsConfig:
     )
 
 
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], Any]]] = {
+    "ops": (_ops_config, lambda config: ops.run(config)),
+    "step": (_step_config, lambda config: step.run(config)),
+    "approx": (_approx_config, lambda config: approx.run(config)),
+}
+
+
 def main(argv: list[str]) -> int:
     """0: measured; 1: an output was wrong, or with --strict a goal was missed; 2: an argument cannot be used."""
     args = _parser().parse_args(argv)
@@ -140,11 +198,12 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")
         if args.json is not None and args.json.is_dir():
             raise ValueError(f"--json must name a file, got the directory {args.json}")
-        config: Any = _ops_config(args) if args.command == "ops" else _step_config(args)
+        make, run = _COMMANDS[args.command]
+        config = make(args)
         recorded = environment.record(torch.device(args.device), " ".join(["fastmeta bench", *argv]))
         # steps as in a training process; single operations as in anybody's
-        recorded["cpu"]["keeps_freed_memory"] = args.command == "step" and keep_freed_memory()
-        content, verdicts = (ops.run if args.command == "ops" else step.run)(config)
+        recorded["cpu"]["keeps_freed_memory"] = args.command != "ops" and keep_freed_memory()
+        content, verdicts = run(config)
     except (ValueError, ImportError) as error:
         print(f"fastmeta bench: {error}", file=sys.stderr)
         return 2
