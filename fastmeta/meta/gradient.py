@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
-from fastmeta.meta.micro import TrainPieces, add_up, check_logits, pieces_of, take
+from fastmeta.meta.micro import TrainPieces, add_up, check_logits, fits, pieces_of, take
 from fastmeta.meta.network import Network, RandomState, Tensors, math_attention, uncached_autocast
 from fastmeta.meta.tangent import (
     TangentChoice,
@@ -103,10 +103,10 @@ def meta_pass(
 
     Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
     the model must draw no random numbers, or `plan` must be reverse. `moving` names the parameters that theta* moves
-    (all); `grads` are empty unless kept. Batches of more than `most` rows are taken in pieces (fastmeta.meta.micro).
+    (all); `grads` are empty unless kept. The graphs of `most` rows are held at once (fastmeta.meta.micro).
     """
-    if most is not None and len(train[1]) > most:
-        return _meta_pass_in_pieces(
+    if not fits(train, meta, most):
+        return _frugal_meta_pass(
             network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, most
         )
     x, index = train
@@ -136,7 +136,7 @@ def meta_pass(
     if not reverse:
         del grads
 
-    meta_loss, g = _meta_gradient(network, star, names, buffers, meta, most)
+    meta_loss, g = _meta_gradient(network, star, names, buffers, meta)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
     direction = lookahead.direction(g)
@@ -165,7 +165,12 @@ def meta_pass(
 
 
 def _meta_gradient(
-    network: Network, star: Tensors, names: list[str], buffers: Tensors, meta: tuple[Any, Tensor], most: int | None
+    network: Network,
+    star: Tensors,
+    names: list[str],
+    buffers: Tensors,
+    meta: tuple[Any, Tensor],
+    most: int | None = None,
 ) -> tuple[Tensor, Tensors]:
     """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); buffers are left alone."""
     # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
@@ -181,7 +186,7 @@ def _meta_gradient(
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), g
 
 
-def _meta_pass_in_pieces(
+def _frugal_meta_pass(
     network: Network,
     labels: Labels,
     lookahead: PreparedLookAhead,
@@ -192,9 +197,9 @@ def _meta_pass_in_pieces(
     reduce: Reduce,
     moving: list[str] | None,
     keep_grads: bool,
-    most: int,
+    most: int | None,
 ) -> MetaPass:
-    """:func:`meta_pass` without ever holding the graph of more than one piece."""
+    """:func:`meta_pass` without ever holding the graphs of more than `most` rows."""
     names = list(network.params) if moving is None else moving
     pieces = TrainPieces(network, plan, *train, most)
     logits, before, grads = pieces.gradient(labels, weight, names)

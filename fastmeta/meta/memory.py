@@ -91,9 +91,10 @@ def _message(
     sizes = [graph_bytes(network, x, len(rows), micro_batch) for x, rows in (train, meta)]
     graphs = "could not be estimated for this model"
     if None not in sizes:
-        each = "" if micro_batch is None else f" a piece of {micro_batch} rows"
+        each = "" if micro_batch is None else f", in pieces of at most {micro_batch} rows"
         graphs = f"are about {_mib(sizes[0])} (train) and {_mib(sizes[1])} (meta){each}"
-    smaller = max(1, (micro_batch or max(n, m)) // 2)
+    # the largest batch whole costs one more forward and is exact for every model, so it is the first thing to try
+    smaller = max(n, m) if micro_batch is None or micro_batch > max(n, m) else max(1, micro_batch // 2)
     return (
         f"out of memory in a step on {n} train and {m} meta rows, whose graphs {graphs}; nothing was changed. "
         f"Ways out: smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "

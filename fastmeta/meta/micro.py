@@ -1,13 +1,14 @@
-"""Batches in pieces, for graphs that do not fit into memory: the same sums over rows, one piece's graph at a time.
+"""Less memory: the same step, with the graphs of at most so many rows held at once (`micro_batch`).
 
-The training gradient, the tangent u and the last backward are sums or rows over the train batch, the meta gradient is
-a sum over the meta batch. So they are exact in pieces, up to the order of additions, wherever a row's logits do not
-depend on the other rows. Train-mode BatchNorm is where they do: its statistics are then those of each piece, and its
-running statistics move once per piece, in order.
+The whole step holds the graph of the train batch while that of the meta batch is there too, n + m rows. Where that is
+too much, the train graph is dropped after the look-ahead and built again for the last backward, and a batch that is too
+large alone is taken in pieces: the training gradient and the meta gradient are sums over rows, the tangent u has a row
+of its own for each. Both are exact, up to the order of additions, but for pieces in which a row's logits depend on the
+other rows. That is train-mode BatchNorm: its statistics are then those of each piece, and its running statistics move
+once per piece, in order.
 
-What it costs beside the whole step, in train forwards F: the graphs of the train pieces are gone when the new labels
-are there, and are built a second time for the last backward, 1 F; the reverse way of the tangent builds them and J'v
-once more, 3 F.
+It costs, beside the whole step's work, 1 F (train forwards) for the second train graph; the reverse way of the tangent
+builds it and J'v once more, 3 F.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def pieces_of(count: int, most: int | None) -> list[slice]:
     """The fewest runs of at most `most` rows, whose sizes differ by one at most: no piece of a single odd row."""
     number = 1 if most is None else -(-count // most)
     return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
+
+
+def fits(train: Any, meta: Any, most: int | None) -> bool:
+    """Whether the graphs of both batches (pairs whose second has the rows) may be held at once."""
+    return most is None or len(train[1]) + len(meta[1]) <= most
 
 
 def take(x: Any, rows: slice, count: int) -> Any:

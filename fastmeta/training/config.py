@@ -153,8 +153,8 @@ class TrainConfig:
     """Cheaper, inexact steps: none; delayed (the model moves by the labels of before), every:K (labels move on one step
     in K), last:L (look-ahead through the last L layers alone), difference (of logits, in place of a derivative)."""
     micro_batch: int | None = None
-    """Most images whose graph is held at once, for batches that do not fit: the same steps in pieces, except that
-    BatchNorm takes its statistics by the piece. By default whole batches."""
+    """Most images whose graphs are held at once, train and clean, for batches that do not fit: the same steps for one
+    more forward, except that BatchNorm takes the statistics of pieces where a batch is larger. By default all."""
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0

@@ -85,7 +85,7 @@ def _batches(stage: Stage) -> str:
 
 
 def _graphs(stage: Stage) -> str:
-    """What the graphs of one step keep, counted and not measured; an exact step holds both at once."""
+    """What the graphs of one step keep, counted and not measured; held together, or with micro_batch in turn."""
     network, images, most = Network(stage.model), stage.data.images, stage.config.micro_batch
     counts = {"train": stage.sampler.batch_size, "meta": stage.meta_sampler.batch_size}
     said = []

@@ -44,12 +44,12 @@ def assert_equal(one, other, bound=1e-10):
             ), key
 
 
-@pytest.mark.parametrize("most", [1, 3, 4, 10])
+@pytest.mark.parametrize("most", [1, 3, 10, 19])
 @pytest.mark.parametrize("tangent", ["forward", "reverse"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["mlp", "groupnorm", "attention", "embedding", "lstm"])
 def test_pieces_give_the_whole_step(name, family, tangent, most):
-    """8 train and 12 meta rows in pieces of at most `most`: 10 cuts the meta batch alone."""
+    """8 train and 12 meta rows: 10 cuts the meta batch alone, 19 nothing, but the train graph is built twice."""
     case = cases.make(name)
     start = learned(make_labels(family, case))
     whole = steps(case, family, tangent=tangent)
@@ -144,6 +144,17 @@ def test_batchnorm_has_the_statistics_of_each_piece_and_says_so():
         step(case.train, case.meta)  # said once
 
 
+@pytest.mark.parametrize("tangent", WAYS)
+def test_batchnorm_is_exact_while_no_batch_is_cut(tangent):
+    case = cases.make("resnet")
+    bound = 1e-4 if tangent == "difference" else 1e-10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = steps(case, FAMILIES[0], tangent=tangent, micro_batch=12)
+        assert_equal(got, steps(case, FAMILIES[0], tangent=tangent), bound)
+    assert int(got[0][1].num_batches_tracked) == 2
+
+
 def test_batchnorm_in_evaluation_mode_is_exact():
     case = cases.make("resnet")
     case.model(case.x)
@@ -187,10 +198,11 @@ def image_step(tangent, size, **kw):
 
 @pytest.mark.parametrize("tangent", ["forward", "reverse"])
 def test_peak_memory_falls(tangent):
-    """Quarters of 16 train rows, eighths of 32 meta rows."""
+    """Quarters of 16 train rows, eighths of 32 meta rows; and the two whole graphs, one after the other."""
     cpu = torch.device("cpu")
     whole = peak_bytes(image_step(tangent, 16), cpu)
     assert peak_bytes(image_step(tangent, 16, micro_batch=4), cpu) < 0.4 * whole
+    assert peak_bytes(image_step(tangent, 16, micro_batch=32), cpu) < 0.85 * whole
 
 
 @pytest.mark.parametrize(("tangent", "more"), [("forward", 1), ("reverse", 4)])
@@ -222,7 +234,7 @@ def test_compiled_steps_run_eagerly_and_say_why():
     labels = make_labels(FAMILIES[0], case)
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
     step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=1.0, micro_batch=4, compile="trace")
-    with pytest.warns(UserWarning, match="micro_batch builds the graph of a piece more than once"):
+    with pytest.warns(UserWarning, match="micro_batch builds train graphs more than once"):
         step(case.train, case.meta)
     assert "runs eagerly: micro_batch" in step.explain()
     with pytest.raises(ValueError, match="micro_batch must be None or at least 1 row, got 0"):

@@ -297,7 +297,7 @@ def test_out_of_memory_names_the_ways_out_and_the_last_good_state(tmp_path):
     run = config(tmp_path / "run", model=None, epochs=40, checkpoint_seconds=0)
     with pytest.raises(TrainingError, match="out of memory in a step on 80 train and 8 meta rows, whose graphs") as e:
         train(run, model=Hungry(), data=two_classes(), listener=Warnings())
-    assert "micro_batch=40" in str(e.value)
+    assert "micro_batch=80" in str(e.value)
     _, values = checkpoint.load(tmp_path / "run/checkpoint/state.safetensors")
     assert values["stage"]["step"] > 0
     assert f"the last good state, of instance_labels at step {values['stage']['step']}, is in" in str(e.value)
