@@ -12,8 +12,9 @@ from fastmeta.data import load_batch
 from fastmeta.meta.memory import graph_bytes
 from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.device import arithmetic
 from fastmeta.training.presets import preset_threads
-from fastmeta.training.session import Prepared, arithmetic, prepare
+from fastmeta.training.session import Prepared, prepare
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5

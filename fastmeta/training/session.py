@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,9 +17,9 @@ from torch import nn
 
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_dataset, split
 from fastmeta.meta.memory import OutOfMemory
-from fastmeta.precision import float32_products
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.device import arithmetic, pick_device
 from fastmeta.training.listener import Listener
 from fastmeta.training.presets import preset_noise, preset_threads, resolve
 from fastmeta.training.result import (
@@ -35,6 +32,7 @@ from fastmeta.training.result import (
     to_json,
     write_labels,
 )
+from fastmeta.training.signals import Stop, stop_signals
 from fastmeta.training.stage import CHECK_EVERY, Stage, TrainingError
 
 Data = Dataset | Mapping[str, Any]
@@ -130,19 +128,6 @@ def _try_forward(prepared: Prepared) -> None:
         )
 
 
-def pick_device(name: str) -> torch.device:
-    """auto is CUDA where there is one. InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise InputError(f"device {name} is not there: torch sees {count} CUDA device(s); take cpu or auto")
-        return torch.device("cuda", device.index or 0)
-    return device
-
-
 def train(
     config: TrainConfig | None = None,
     *,
@@ -212,18 +197,6 @@ def _check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, d
             raise InputError(f"{path} was begun with {what}= of the caller's own: pass it again to fastmeta.train")
         if given and not own:
             raise InputError(f"{path} was begun without {what}=: leave it out")
-
-
-@contextmanager
-def arithmetic(config: TrainConfig) -> Iterator[None]:
-    """The config's float32 products, and cuDNN's repeatable algorithms, without which resumed runs would differ."""
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        with float32_products(pick_device(config.device), tf32=config.precision == "tf32"):
-            yield
-    finally:
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 def _new_directory(config: TrainConfig) -> Path:
@@ -326,7 +299,7 @@ class _Session:
         self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
         for note in prepared.notes:
             self._warn(note)
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             for name in prepared.stages:
                 if name in self.done:
                     continue
@@ -344,7 +317,7 @@ class _Session:
                 self._save()
         return self._finish()
 
-    def _run_stage(self, stage: Stage, stop: _Stop) -> None:
+    def _run_stage(self, stage: Stage, stop: Stop) -> None:
         self.listener.stage(stage)
         began = time.perf_counter() - stage.seconds
         while stage.step < stage.total:
@@ -417,30 +390,3 @@ class _Session:
         run = load_run(self.path, model=copy.deepcopy(self.prepared.initial).cpu())
         self.listener.end(run.path, run.summary)
         return run
-
-
-class _Stop:
-    """The signal that asked the run to stop, once one has."""
-
-    signum: int | None = None
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        # a second one ends the process at once
-        for s in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Inside, SIGINT and SIGTERM are noted and not obeyed at once; off the main thread nothing changes."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

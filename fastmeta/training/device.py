@@ -1,0 +1,37 @@
+"""Where a run computes, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fastmeta.data import InputError
+from fastmeta.precision import float32_products
+from fastmeta.training.config import TrainConfig
+
+
+def pick_device(name: str) -> torch.device:
+    """auto is CUDA where there is one. InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"device {name} is not there: torch sees {count} CUDA device(s); take cpu or auto")
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+@contextmanager
+def arithmetic(config: TrainConfig) -> Iterator[None]:
+    """The config's float32 products, and cuDNN's repeatable algorithms, without which resumed runs would differ."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        with float32_products(pick_device(config.device), tf32=config.precision == "tf32"):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
