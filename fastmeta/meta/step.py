@@ -141,13 +141,13 @@ class MetaStep:
             if self.plan is None:
                 moved = [network.params[name] for name in self.approx.moving(network)]
                 (x,) = self._network_inputs(train[0])
-                n = len(train[1])
+                n, m = len(train[1]), len(meta[1])
                 piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
                 self.plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
-                if max(n, len(meta[1])) > (self.micro_batch or n + len(meta[1])) and couples_rows(network):
+                if self.micro_batch is not None and max(n, m) > self.micro_batch and couples_rows(network):
                     warnings.warn(
                         "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
-                        "piece and not of the batch; for the whole batch's, leave micro_batch out",
+                        f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more",
                         stacklevel=2,
                     )
             if self.label_lr is None:
