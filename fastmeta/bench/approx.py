@@ -153,6 +153,7 @@ def _costs(config: ApproxConfig, step: StepConfig) -> dict[str, dict[str, float]
         name: {
             "flops": flops_of(variant),
             "milliseconds": timings[name].median * 1e3,
+            "rounds": len(timings[name].seconds),
             "to_exact": timings[name].ratio_to(timings[EXACT]),
             "to_plain": timings[name].ratio_to(timings[PLAIN]),
         }

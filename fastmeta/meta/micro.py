@@ -115,6 +115,7 @@ class TrainPieces:
                 v = torch.zeros_like(z).requires_grad_()  # anywhere: J'v is linear in v
                 made = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
                 u.append(reverse_tangent(made, v, list(direction.values())).detach())
+                del z, v, made  # their graph is whole still: gone before the next piece's forward
             return torch.cat(u)
         for x, start, random in zip(self._x, self._starts, self._random, strict=True):
             with math_attention(self.plan.math_attention):
