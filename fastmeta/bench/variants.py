@@ -24,7 +24,11 @@ PLAIN, REFERENCE = "sgd", "reference"
 
 
 def _fastmeta(
-    problem: Problem, tangent: Any = "auto", compile: CompileMode = "off", approx: str | None = None
+    problem: Problem,
+    tangent: Any = "auto",
+    compile: CompileMode = "off",
+    approx: str | None = None,
+    one_graph: bool = False,
 ) -> Variant:
     model, labels = problem.model(), problem.labels()
     optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
@@ -38,6 +42,7 @@ def _fastmeta(
         unique_index=True,
         compile=compile,
         approx=approx,
+        micro_batch=max(len(problem.index), len(problem.y_meta)) if one_graph else None,
     )
 
     def step() -> None:
@@ -180,6 +185,7 @@ VARIANTS: dict[str, Builder] = {
     "fastmeta": _fastmeta,
     "fastmeta:reverse": partial(_fastmeta, tangent="reverse"),
     "fastmeta:forward": partial(_fastmeta, tangent="forward"),
+    "fastmeta:one-graph": partial(_fastmeta, one_graph=True),
     "fastmeta:trace": partial(_fastmeta, compile="trace"),
     "fastmeta:full": partial(_fastmeta, compile="full"),
     "fastmeta:difference": partial(_fastmeta, tangent="difference"),
