@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -71,9 +71,13 @@ def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int |
 
 @contextmanager
 def explained(
-    network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], micro_batch: int | None
+    network: Network,
+    train: tuple[Any, Tensor],
+    meta: tuple[Any, Tensor],
+    micro_batch: int | None,
+    inputs: Callable[..., tuple[Any, ...]],
 ) -> Iterator[None]:
-    """Turn running out of memory into :class:`OutOfMemory`."""
+    """Turn running out of memory into :class:`OutOfMemory`; `inputs` makes network inputs of batches."""
     try:
         yield
     except RuntimeError as error:
@@ -81,14 +85,22 @@ def explained(
             raise
         # the frames of the failed pass hold its graphs: without them a caller who catches this has the memory again
         cause = error.with_traceback(None)
-        raise OutOfMemory(_message(network, train, meta, micro_batch, cause)) from cause
+        raise OutOfMemory(_message(network, train, meta, micro_batch, inputs, cause)) from cause
 
 
 def _message(
-    network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], micro_batch: int | None, error: RuntimeError
+    network: Network,
+    train: tuple[Any, Tensor],
+    meta: tuple[Any, Tensor],
+    micro_batch: int | None,
+    inputs: Callable[..., tuple[Any, ...]],
+    error: RuntimeError,
 ) -> str:
     n, m = len(train[1]), len(meta[1])
-    sizes = [graph_bytes(network, x, len(rows), micro_batch) for x, rows in (train, meta)]
+    sizes: list[int | None] = [None]
+    with suppress(RuntimeError):  # not even the inputs may fit
+        x, x_meta = inputs(train[0], meta[0])
+        sizes = [graph_bytes(network, x, n, micro_batch), graph_bytes(network, x_meta, m, micro_batch)]
     graphs = "could not be estimated for this model"
     if None not in sizes:
         each = "" if micro_batch is None else f", in pieces of at most {micro_batch} rows"

@@ -137,7 +137,7 @@ class MetaStep:
         """
         check_batch(self.labels, train, meta)
         network = self._current_network()
-        with explained(network, train, meta, self.micro_batch), uncached_autocast():
+        with explained(network, train, meta, self.micro_batch, self._network_inputs), uncached_autocast():
             if self.plan is None:
                 moved = [network.params[name] for name in self.approx.moving(network)]
                 (x,) = self._network_inputs(train[0])
