@@ -34,20 +34,21 @@ struct Scan {
 
 template <class A>
 struct Scanner {
-  Vec<A> most, zero;
+  Max<A> most;
+  Vec<A> zero{};
 
-  FASTMETA_INLINE explicit Scanner(A first) : most(all<A>(first)), zero{} {}
-  FASTMETA_INLINE void operator()(Vec<A> v) {
-    most = where_negative<A>(most - v, v, most);
-    zero += v * A(0);  // 0, or NaN where v is not finite
+  FASTMETA_INLINE explicit Scanner(A first) : most(first) {}
+  FASTMETA_INLINE void operator()(const A* p) {
+    most(p);
+    zero += load(p) * A(0);  // 0, or NaN where not finite
   }
-  FASTMETA_INLINE Scan<A> result() const { return {max_lanes<A>(most), add_lanes<A>(zero) == 0}; }
+  FASTMETA_INLINE Scan<A> result() const { return {most.value(), add_lanes<A>(zero) == 0}; }
 };
 
 template <class A>
 FASTMETA_INLINE Scan<A> scan_row(const A* x, int64_t C) {
   Scanner<A> scan(x[0]);
-  sweep<A>(C, FASTMETA_BODY(k) { scan(load(x + k)); });
+  sweep<A>(C, FASTMETA_BODY(k) { scan(x + k); });
   return scan.result();
 }
 
@@ -56,36 +57,63 @@ FASTMETA_INLINE void pad_row(A* x, int64_t C, Padding padding = Padding::kFirst)
   for (int64_t k = C; k < padded<A>(C); ++k) x[k] = padding == Padding::kFirst ? x[0] : A(0);
 }
 
-// Row i in scratch, scanned on the way (which costs nothing where the result is not used).
+template <class A>
+FASTMETA_INLINE const A* row_at(const ConstMatrix& m, int64_t i) {
+  return reinterpret_cast<const A*>(static_cast<const char*>(m.data) + i * m.row_stride * size_of(m.dtype));
+}
+
+// A row on its way into scratch memory, vector by vector where it is in A; 16-bit rows go there as a whole at once.
+template <class A>
+class RowLoader {
+ public:
+  FASTMETA_INLINE RowLoader(const ConstMatrix& m, int64_t i, int64_t C, A* x)
+      : from(row_at<A>(m, i)), to(x), scan(first(m, i, C)) {}
+  FASTMETA_INLINE void operator()(int64_t k) {
+    store(to + k, load(from + k));
+    scan(from + k);
+  }
+  FASTMETA_INLINE void last(int64_t k, int64_t C) {
+    const A first = from[0];
+    for (int64_t j = 0; j < Simd<A>::kLanes; ++j) to[k + j] = k + j < C ? from[k + j] : first;
+    scan(to + k);
+  }
+  FASTMETA_INLINE Scan<A> result() const { return scan.result(); }
+
+ private:
+  FASTMETA_INLINE A first(const ConstMatrix& m, int64_t i, int64_t C) {
+    if constexpr (sizeof(A) == 4) {
+      if (size_of(m.dtype) == 2) {
+        if (m.dtype == DType::kBFloat16)
+          widen(row_at<BFloat16>(m, i), C, to);
+        else
+          widen(row_at<Float16>(m, i), C, to);
+        from = to;  // and is copied onto itself
+      }
+    }
+    return from[0];
+  }
+
+  const A* from;
+  A* to;
+  Scanner<A> scan;
+};
+
+// Row i of each matrix in scratch, scanned on the way: loaders.result(). Together, because the running maximum of
+// one row alone waits for itself.
+template <class A, class... Loaders>
+FASTMETA_INLINE void load_rows(int64_t C, Loaders&... loaders) {
+  int64_t k = 0;
+  for (; k + Simd<A>::kLanes <= C; k += Simd<A>::kLanes) (loaders(k), ...);
+  if (k < C) (loaders.last(k, C), ...);
+}
+
 template <class A>
 FASTMETA_INLINE Scan<A> load_row(const ConstMatrix& from, int64_t i, int64_t C, A* x,
                                  Padding padding = Padding::kFirst) {
-  const char* data = static_cast<const char*>(from.data) + i * from.row_stride * size_of(from.dtype);
-  if constexpr (sizeof(A) == 4) {
-    if (size_of(from.dtype) == 2) {
-      if (from.dtype == DType::kBFloat16)
-        widen(reinterpret_cast<const BFloat16*>(data), C, x);
-      else
-        widen(reinterpret_cast<const Float16*>(data), C, x);
-      pad_row(x, C, padding);
-      return scan_row(x, C);
-    }
-  }
-  constexpr int64_t kLanes = Simd<A>::kLanes;
-  const A* row = reinterpret_cast<const A*>(data);
-  Scanner<A> scan(row[0]);
-  int64_t k = 0;
-  for (; k + kLanes <= C; k += kLanes) {
-    const Vec<A> v = load(row + k);
-    store(x + k, v);
-    scan(v);
-  }
-  if (k < C) {
-    const A rest = padding == Padding::kFirst ? row[0] : A(0);
-    for (int64_t j = 0; j < kLanes; ++j) x[k + j] = k + j < C ? row[k + j] : rest;
-    scan(load(x + k));
-  }
-  return scan.result();
+  RowLoader<A> loader(from, i, C, x);
+  load_rows<A>(C, loader);
+  pad_row(x, C, padding);
+  return loader.result();
 }
 
 template <class A>
@@ -97,6 +125,32 @@ FASTMETA_INLINE void store_row(const A* x, int64_t C, const Matrix& to, int64_t 
   }
   std::memcpy(row, x, C * sizeof(A));
 }
+
+// A row on its way out of a sweep: straight to row i of `to` where that is in A, else by way of scratch memory.
+template <class A>
+class RowWriter {
+ public:
+  FASTMETA_INLINE RowWriter(const Matrix& to, int64_t i, int64_t C, A* scratch)
+      : to_(to), i_(i), C_(C), scratch_(scratch), direct_(size_of(to.dtype) == sizeof(A)) {
+    row_ = direct_ ? static_cast<A*>(to.data) + i * to.row_stride : scratch;
+    whole_ = direct_ ? C : padded<A>(C);
+  }
+  FASTMETA_INLINE void operator()(int64_t k, Vec<A> v) const {
+    if (k + Simd<A>::kLanes <= whole_) return store(row_ + k, v);
+    A tail[Simd<A>::kLanes];
+    store(tail, v);
+    for (int64_t j = 0; k + j < whole_; ++j) row_[k + j] = tail[j];
+  }
+  FASTMETA_INLINE void finish() const {
+    if (!direct_) store_row(scratch_, C_, to_, i_);
+  }
+
+ private:
+  const Matrix& to_;
+  int64_t i_, C_, whole_;
+  A *scratch_, *row_;
+  bool direct_;
+};
 
 template <class A>
 FASTMETA_INLINE void fill_row(A value, int64_t C, A* out) {
@@ -155,25 +209,6 @@ FASTMETA_INLINE A exp_dot_row(const A* x, A shift, const A* u, int64_t C, A* e, 
       sum, product);
   eu = product.value();
   return sum.value();
-}
-
-// The same, and the entropy of the distribution e / S
-template <class A>
-FASTMETA_INLINE A exp_entropy_row(const A* x, A m, int64_t C, A* e, A& entropy) {
-  Sum<A> sum, below;
-  sweep<A>(
-      C,
-      FASTMETA_BODY(k) {
-        const Vec<A> d = load(x + k) - m;
-        const Vec<A> y = below_end<A>(exp<A>(d), k, C);
-        store(e + k, y);
-        sum += y;
-        below += y * -d;
-      },
-      sum, below);
-  const A s = sum.value();
-  entropy = std::log(s) + below.value() / s;
-  return s;
 }
 
 // out_k = a_k f - b_k g
