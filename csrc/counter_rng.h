@@ -32,6 +32,19 @@ FASTMETA_HD RandomBits random_bits(uint64_t seed, uint64_t step, uint64_t row, u
   return philox4x32(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
+// The 16 random bits of column k of a row, out of its block k / 8.
+FASTMETA_HD uint32_t column_bits(const RandomBits& block, int k) {
+  return block.word[k % 8 / 2] >> 16 * (k % 2) & 0xffffu;
+}
+
+// x rounded to bfloat16, kept as float: to one of its two neighbours, away from zero where the 16 bits that are dropped
+// and the draw pass 2^16. So the mean over draws is x, and an x that bfloat16 has stays. What lies beyond the largest
+// number may become infinite; NaN and infinity stay.
+FASTMETA_HD float round_stochastically(float x, uint32_t draw) {
+  const uint32_t bits = float_to_bits(x);
+  return is_finite(x) ? bits_to_float((bits + draw) & 0xffff0000u) : x;
+}
+
 // Uniform in {0, ..., range - 1} from one word; the bias is below range / 2^32.
 FASTMETA_HD uint32_t below_range(uint32_t word, uint32_t range) {
   return static_cast<uint32_t>((uint64_t(word) * range) >> 32);

@@ -54,6 +54,15 @@ struct Counter {
   int64_t host = 0;
 };
 
+// How label rows are rounded to a bfloat16 table: to nearest, or stochastically (counter_rng.h) with the bits of
+// (seed, step, row of the table, column). Other tables are rounded to nearest, if at all.
+struct Rounding {
+  const int64_t* device_step = nullptr;  // read on the device where set (so that a captured graph follows it), else
+  int64_t step = 0;
+  uint64_t seed = 0;
+  bool stochastic = false;
+};
+
 struct SoftCrossEntropyArgs {
   int64_t n, C;
   ConstMatrix logits;  // (n, C)
@@ -107,7 +116,8 @@ struct InstanceLabelStepArgs {
   Matrix table;         // (N, C) in place
   ConstMatrix rows_in;  // (n, C) functional twin
   Matrix rows_out;      // (n, C) functional twin
-  IndexVector index;    // (n,) rows of the table; the functional twin only compares them: equal means the same sample
+  IndexVector index;    // (n,) rows of the table; the functional twin compares them (equal means the same sample) and
+                        // draws by them
   bool unique;          // the caller promises that index holds no row twice
   // else the first occurrence owns the row: it sums the gradients of all in batch order and writes once; every
   // occurrence gets its loss, v, ... from that one new row, and (functional) a copy of it in rows_out
@@ -116,6 +126,7 @@ struct InstanceLabelStepArgs {
   ConstVector weight;  // (n,) or absent: the training loss is sum_i weight_i L_i / n
   Scalar scale;        // lambda / n
   Scalar label_lr;
+  Rounding rounding;
   // gradient of label row r = scale * sum_{i: index_i = r} weight_i p (u_i - <p, u_i>);  row -= label_lr * gradient
   void* loss;       // (n,) acc   with the new row, unweighted
   Matrix v;         // (n, C) T   weight * (q - p_new)

@@ -215,6 +215,27 @@ class __attribute__((visibility("hidden"))) Batch {
     return x;
   }
 
+  // seed and step come together; step is 0-dim int64, on the CPU or on the batch's device, as a rate
+  Rounding rounding(std::optional<int64_t> seed, const std::optional<Tensor>& step) const {
+    Rounding x;
+    if (!seed && !step) return x;
+    FASTMETA_CHECK(seed && step, "stochastic rounding needs seed and step, got ", seed ? "seed" : "step",
+                   " alone; pass both, or neither to round to nearest");
+    FASTMETA_CHECK(step->dim() == 0 && step->scalar_type() == ScalarType::Long,
+                   "step must be a 0-dim int64 tensor, got shape ", shape_text(*step), " of ",
+                   dtype_text(step->scalar_type()));
+    x.stochastic = true;
+    x.seed = static_cast<uint64_t>(*seed);
+    const auto* data = static_cast<const int64_t*>(step->const_data_ptr());
+    if (step->is_cpu()) {
+      x.step = *data;
+    } else {
+      check_device(*step, "step");
+      x.device_step = data;
+    }
+    return x;
+  }
+
   // -------------------------------------------------------------------------------------------------------
   // Results, on the batch's device
   // -------------------------------------------------------------------------------------------------------
@@ -330,9 +351,11 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> instance_label_step_(
       const Tensor& label_logits, const Tensor& index, const Tensor& logits, const Tensor& u, const Tensor& scale,
-      const Tensor& label_lr, const std::optional<Tensor>& weight, bool unique) {
+      const Tensor& label_lr, const std::optional<Tensor>& weight, bool unique, std::optional<int64_t> seed,
+      const std::optional<Tensor>& step) {
     const Batch b(logits);
     InstanceLabelStepArgs a{};
+    a.rounding = b.rounding(seed, step);
     a.table = b.table_in_place(label_logits, "label_logits");
     a.N = label_logits.size(0);
     a.index = b.index(index, "index", Device::checks_indices, a.N, "rows of label_logits");
@@ -343,9 +366,11 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> instance_label_step(
       const Tensor& label_rows, const Tensor& index, const Tensor& logits, const Tensor& u, const Tensor& scale,
-      const Tensor& label_lr, const std::optional<Tensor>& weight, bool unique) {
+      const Tensor& label_lr, const std::optional<Tensor>& weight, bool unique, std::optional<int64_t> seed,
+      const std::optional<Tensor>& step) {
     const Batch b(logits);
     InstanceLabelStepArgs a{};
+    a.rounding = b.rounding(seed, step);
     a.functional = true;
     a.rows_in = b.labels(label_rows, "label_rows", "; one row per batch row, label_logits[index]");
     a.N = b.n;

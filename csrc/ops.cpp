@@ -35,14 +35,15 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
 
   // l_r -= label_lr * scale * sum_{i: index_i = r} w_i p_r * (u_i - <p_r, u_i>);  loss, v, entropy with the new rows;
   // alignment_i = <q_i - p_i, u_i> with the old ones (n,) acc.  unique: the caller promises that no index repeats.
+  // seed, step: new rows are rounded to a bfloat16 table stochastically, with the bits of (seed, step, index_i, k).
   m.def(
       "instance_label_step_(Tensor(a!) label_logits, Tensor index, Tensor logits, Tensor u, Tensor scale, "
-      "Tensor label_lr, Tensor? weight, bool unique) "
+      "Tensor label_lr, Tensor? weight, bool unique, int? seed=None, Tensor? step=None) "
       "-> (Tensor loss, Tensor v, Tensor entropy, Tensor alignment, Tensor skipped)");
   // The same on gathered rows (n, C): equal index means the same sample, whose rows come back equal.
   m.def(
       "instance_label_step(Tensor label_rows, Tensor index, Tensor logits, Tensor u, Tensor scale, Tensor label_lr, "
-      "Tensor? weight, bool unique) "
+      "Tensor? weight, bool unique, int? seed=None, Tensor? step=None) "
       "-> (Tensor new_rows, Tensor loss, Tensor v, Tensor entropy, Tensor alignment, Tensor skipped)");
 
   // As instance_loss with p_iy = 1 - alpha_y, every other class alpha_y / (C - 1), y = targets_i; alpha (C,) acc

@@ -126,6 +126,8 @@ def _(
     label_lr: Tensor,
     weight: Tensor | None,
     unique: bool,
+    seed: int | None = None,
+    step: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     return _label_results(logits, alignment=True)
 
@@ -140,6 +142,8 @@ def _(
     label_lr: Tensor,
     weight: Tensor | None,
     unique: bool,
+    seed: int | None = None,
+    step: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     return _rows(label_rows), *_label_results(logits, alignment=True)
 

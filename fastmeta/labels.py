@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
+from fastmeta.rounding import round_stochastically
 
 __all__ = ["ClassLabels", "InstanceLabels"]
 
@@ -104,7 +105,11 @@ class InstanceLabels(_Labels):
         targets: (N,) given hard labels, any integer dtype.
         num_classes: C >= 2.
         target_prob: p0 in (1/C, 1). The paper searches {0.3, 0.5, 0.7, 0.9}. 1 is an error: its margin is infinite.
-        dtype: of the table; float32 unless told. The meta step computes in float32 (float64 for float64).
+        dtype: of the table; float32 unless told. The meta step computes in float32 (float64 for float64). A bfloat16
+            table takes half the memory, and its rows are rounded stochastically: to nearest, all steps below half the
+            distance of two numbers (2^-9 of a logit) would be lost.
+        seed: of that rounding. `label_step`, the number of label steps taken, is part of the state then, so that a
+            resumed run draws the same. None rounds to nearest.
 
     Raises:
         ValueError: targets of a wrong shape, dtype or range; target_prob outside (0, 1).
@@ -113,9 +118,16 @@ class InstanceLabels(_Labels):
     family = "instance"
     _travel = 30.0
     label_logits: Tensor
+    label_step: Tensor
 
     def __init__(
-        self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
+        self,
+        targets: Tensor,
+        num_classes: int,
+        target_prob: float = 0.9,
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
         targets = _check_targets(targets, num_classes)
@@ -131,6 +143,9 @@ class InstanceLabels(_Labels):
         table.scatter_(1, targets.unsqueeze(1), margin)
         self.register_buffer("targets", targets)
         self.register_buffer("label_logits", table)
+        self.seed = seed if dtype == torch.bfloat16 else None
+        if self.seed is not None:
+            self.register_buffer("label_step", torch.zeros((), dtype=torch.int64, device=targets.device))
 
     def rows(self, index: Tensor) -> Tensor:
         """Label parameters of the rows `index`: (n, C)."""
@@ -141,8 +156,9 @@ class InstanceLabels(_Labels):
         self.label_logits[index] = rows.to(self.label_logits.dtype)
 
     def probs(self, index: Tensor | None = None) -> Tensor:
-        """Label distributions (n, C) of the rows `index`, or (N, C) of all."""
-        return (self.label_logits if index is None else self.rows(index)).softmax(-1)
+        """Label distributions (n, C) of the rows `index`, or (N, C) of all; float32 of 16-bit tables."""
+        rows = self.label_logits if index is None else self.rows(index)
+        return (rows.float() if rows.element_size() < 4 else rows).softmax(-1)
 
     def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
         return ops.instance_loss(logits, self.label_logits, index, weight)
@@ -155,7 +171,19 @@ class InstanceLabels(_Labels):
 
     def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""
-        self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
+        if self.seed is None:
+            self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
+            return
+        # the same sum in every occurrence's row, by a product: float atomics differ from run to run
+        total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
+        rows = self.rows(index).float() - label_lr * total
+        self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
+        self.count_step_()
+
+    def count_step_(self) -> None:
+        """One label step more: the next one draws anew."""
+        if self.seed is not None:
+            self.label_step += 1
 
     def step_(
         self,
@@ -169,7 +197,20 @@ class InstanceLabels(_Labels):
         unique: bool = False,
     ) -> ops.LabelStep:
         """Eq. (5) in place for the rows of the batch, and the loss under the new labels: one fused kernel."""
-        return ops.instance_label_step_(self.label_logits, index, logits, u, scale, label_lr, weight, unique=unique)
+        step = ops.instance_label_step_(
+            self.label_logits,
+            index,
+            logits,
+            u,
+            scale,
+            label_lr,
+            weight,
+            unique=unique,
+            seed=self.seed,
+            step=None if self.seed is None else self.label_step,
+        )
+        self.count_step_()
+        return step
 
 
 class ClassLabels(_Labels):

@@ -122,6 +122,22 @@ def _scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
     return torch.scalar_tensor(x, dtype=torch.float64)
 
 
+def _counter(seed: int | None, step: int | Tensor | None, logits: Tensor) -> Tensor | None:
+    """`step` as a 0-dim tensor, for it and `seed` come together."""
+    if (seed is None) != (step is None):
+        raise ValueError(
+            f"stochastic rounding needs seed and step, got {'step' if seed is None else 'seed'} alone; "
+            "pass both, or neither to round to nearest"
+        )
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
+    if isinstance(step, int):
+        return torch.scalar_tensor(step, dtype=torch.int64)
+    if step is not None and step.device.type != "cpu":
+        _same_device(logits, step=step)
+    return step
+
+
 def check_range(index: Tensor, name: str, limit: int, of: str) -> None:
     if not index.is_cuda or os.environ.get("FASTMETA_DEBUG") != "1" or index.numel() == 0:
         return
@@ -318,6 +334,8 @@ def instance_label_step_(
     weight: Tensor | None = None,
     *,
     unique: bool = False,
+    seed: int | None = None,
+    step: int | Tensor | None = None,
 ) -> LabelStep:
     """Move the label rows of a batch in place and give the loss under the new ones, in one kernel. Not differentiable.
 
@@ -331,12 +349,19 @@ def instance_label_step_(
         label_lr: eta, finite.
         weight: (n,) acc(T) if the training loss is sum_i w_i L_i / n.
         unique: promise that no index repeats, for the one-pass kernel. A broken promise is a data race.
+        seed, step: where the table is bfloat16, round its new rows stochastically: to one of the two neighbours, by
+            chance such that the mean is the unrounded value. The chance is a function of (seed, step, index_i, column),
+            whatever else the batch holds. `step` is an int or a 0-dim int64 tensor, read on the device. Without them,
+            and in tables of other dtypes, to nearest: steps below half the distance of two numbers are then lost.
     """
+    step = _counter(seed, step, logits)
     _same_device(logits, label_logits=label_logits, index=index, u=u, weight=weight)
     check_range(index, "index", label_logits.shape[0], "rows of label_logits")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return LabelStep(
-        *_raw.instance_label_step_(label_logits, index, _columns(logits), _columns(u), scale, label_lr, weight, unique)
+        *_raw.instance_label_step_(
+            label_logits, index, _columns(logits), _columns(u), scale, label_lr, weight, unique, seed, step
+        )
     )
 
 
@@ -350,17 +375,20 @@ def instance_label_step(
     weight: Tensor | None = None,
     *,
     unique: bool = False,
+    seed: int | None = None,
+    step: int | Tensor | None = None,
 ) -> InstanceLabelStep:
     """The functional twin of :func:`instance_label_step_`: gathered rows in, new rows out, nothing written.
 
     `label_rows` (n, C) are ``label_logits[index]``. Batch rows of equal index are the same sample: each comes back with
     the one new row, so that writing them back in any order gives the same table.
     """
+    step = _counter(seed, step, logits)
     _same_device(logits, label_rows=label_rows, index=index, u=u, weight=weight)
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return InstanceLabelStep(
         *_raw.instance_label_step(
-            _columns(label_rows), index, _columns(logits), _columns(u), scale, label_lr, weight, unique
+            _columns(label_rows), index, _columns(logits), _columns(u), scale, label_lr, weight, unique, seed, step
         )
     )
 

@@ -145,6 +145,15 @@ def test_dry_run_writes_nothing(npz, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", "0.1"), ("bfloat16", "0.0")])
+def test_dry_run_knows_the_size_of_the_label_table(dtype, size, capsys):
+    """1,370 rows of 10 classes and their given labels: 66 kB, or 38."""
+    assert main(["train", "--dry-run", "--baselines", "none", "--epochs", "1", "--labels.dtype", dtype]) == 0
+    text = capsys.readouterr().out
+    assert f'dtype = "{dtype}"' in text
+    assert f"label table {size} MiB" in text
+
+
 def test_train_prints_a_table_and_leaves_a_run(npz, capsys, tmp_path):
     line = ["train", "--dataset", f"npz:{npz}", "--model", "mlp", "--epochs", "2", "--threads", "1"]
     assert main([*line, "--baselines", "noisy,clean"]) == 0

@@ -88,6 +88,7 @@ class LabelStep {
         to_(a.functional ? a.rows_out : a.table),
         out_(RowResults<A>::of(a)),
         step_(static_cast<A>(step_size(scalar_value(a.scale), scalar_value(a.label_lr)))),
+        rounding_step_(static_cast<uint64_t>(a.rounding.device_step ? *a.rounding.device_step : a.rounding.step)),
         scratch_(7, a.C),
         z_(scratch_[0]),
         u_(scratch_[1]),
@@ -102,6 +103,7 @@ class LabelStep {
   // compute.
   FASTMETA_INLINE int32_t operator()(const int64_t* occurrences, int64_t count, int64_t next) {
     const int64_t C = a_.C, row = label_row(occurrences[0]);
+    const int64_t index = a_.index.data[occurrences[0] * a_.index.stride];
     bool moved = false;
     Scan<A> scan{};
     for (int64_t j = 0; j < count; ++j) {
@@ -112,7 +114,7 @@ class LabelStep {
       const A pu = softmaxes(i, next), f = weight_of<A>(a_.weight, i) / old_sum_;
       const auto gradient = FASTMETA_BODY(k) { return load(el_ + k) * f * (load(u_ + k) - pu); };
       if (count == 1)
-        scan = step_along(gradient);
+        scan = step_along(index, gradient);
       else if (!moved)
         sweep<A>(C, FASTMETA_BODY(k) { store(grad_ + k, gradient(k)); });
       else
@@ -120,7 +122,7 @@ class LabelStep {
       moved = true;
     }
     if (!moved) return skip(occurrences, count);
-    if (count > 1) scan = step_along(FASTMETA_BODY(k) { return load(grad_ + k); });
+    if (count > 1) scan = step_along(index, FASTMETA_BODY(k) { return load(grad_ + k); });
     if (!scan.finite) return skip(occurrences, count);
 
     int32_t skipped = 0;
@@ -186,7 +188,7 @@ class LabelStep {
 
   // new = l - step gradient(k), as the table will hold it: its loss and v belong to the row as it is stored
   template <class Gradient>
-  FASTMETA_INLINE Scan<A> step_along(Gradient gradient) {
+  FASTMETA_INLINE Scan<A> step_along(int64_t index, Gradient gradient) {
     const int64_t C = a_.C;
     constexpr int64_t kLanes = Simd<A>::kLanes;
     Scanner<A> scan(-static_cast<A>(INFINITY));
@@ -201,6 +203,9 @@ class LabelStep {
       scan(new_ + k);
     }
     if (size_of(to_.dtype) == sizeof(A)) return scan.result();
+    if constexpr (sizeof(A) == 4)
+      if (to_.dtype == DType::kBFloat16 && a_.rounding.stochastic)
+        round_row(new_, C, a_.rounding.seed, rounding_step_, static_cast<uint64_t>(index));
     store_row(new_, C, {grad_, C, to_.dtype}, 0);
     return load_row({grad_, C, to_.dtype}, 0, C, new_);
   }
@@ -218,6 +223,7 @@ class LabelStep {
   const Matrix to_;
   const RowResults<A> out_;
   const A step_;
+  const uint64_t rounding_step_;
   Scratch<A> scratch_;
   A *z_, *u_, *l_, *ez_, *el_, *new_, *grad_;
   MaxSum<A> q_{};  // of z

@@ -1,5 +1,7 @@
 #include "rows.h"
 
+#include "../counter_rng.h"
+
 namespace fastmeta::cpu {
 
 namespace {
@@ -14,8 +16,23 @@ FASTMETA_CLONES void narrow_row(const float* from, int64_t C, T* to) {
   for (int64_t k = 0; k < C; ++k) to[k] = from_acc<T>(from[k]);
 }
 
+// Sixteen blocks at a time, so that the rounds of their generators run side by side in vectors.
+FASTMETA_CLONES void round_columns(float* x, int64_t C, uint64_t seed, uint64_t step, uint64_t row) {
+  constexpr int kBlocks = 16;
+  for (int64_t start = 0; start < C; start += 8 * kBlocks) {
+    RandomBits bits[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) bits[b] = random_bits(seed, step, row, static_cast<uint32_t>(start / 8 + b));
+    const int64_t stop = C - start < 8 * kBlocks ? C - start : 8 * kBlocks;
+    for (int64_t k = 0; k < stop; ++k)
+      x[start + k] = round_stochastically(x[start + k], column_bits(bits[k / 8], static_cast<int>(k)));
+  }
+}
+
 }  // namespace
 
+void round_row(float* x, int64_t C, uint64_t seed, uint64_t step, uint64_t row) {
+  round_columns(x, C, seed, step, row);
+}
 void widen(const BFloat16* from, int64_t C, float* to) { widen_row(from, C, to); }
 void widen(const Float16* from, int64_t C, float* to) { widen_row(from, C, to); }
 void narrow(const float* from, int64_t C, BFloat16* to) { narrow_row(from, C, to); }

@@ -23,6 +23,9 @@ void widen(const Float16* from, int64_t C, float* to);
 void narrow(const float* from, int64_t C, BFloat16* to);
 void narrow(const float* from, int64_t C, Float16* to);
 
+// A row of a table rounded stochastically to bfloat16, in place.
+void round_row(float* x, int64_t C, uint64_t seed, uint64_t step, uint64_t row);
+
 // What a pass over a row tells about it.
 template <class A>
 struct Scan {

@@ -98,7 +98,8 @@ FASTMETA_INLINE Vec<A> where_negative(Vec<A> d, Vec<A> a, Vec<A> b) {
   return a;
 }
 
-// exp for finite x <= 88 (709): within 1.2 ulp, with FMA within 0.9; below the normal range about the smallest normal number.
+// exp for finite x <= 88 (709): within 1.2 ulp, with FMA within 0.9; below the normal range about the smallest normal
+// number.
 template <class A>
 FASTMETA_INLINE Vec<A> exp(Vec<A> x) {
   using S = Simd<A>;

@@ -6,6 +6,7 @@
 //                        row, entropy, alignment. Reads z, u, l and writes l, v once each: 5 n C elements.
 //
 // One group of threads per batch row (launch.cuh); equations are those of softmax_math.h.
+#include "../counter_rng.h"
 #include "reduce.cuh"
 #include "vector.cuh"
 
@@ -89,6 +90,59 @@ __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossAr
   });
 }
 
+// How the new label row r is rounded to storage, a slot at a time.
+template <class L>
+class RowRounding {
+ public:
+  __device__ RowRounding(const Rounding& rounding, IndexVector index, int64_t i) {
+    if constexpr (kCanDraw) {
+      stochastic_ = rounding.stochastic;
+      if (!stochastic_) return;
+      seed_ = rounding.seed;
+      step_ = static_cast<uint64_t>(rounding.device_step == nullptr ? rounding.step : *rounding.device_step);
+      row_ = static_cast<uint64_t>(index_at(index, i));
+    }
+  }
+
+  // x: the columns from `column` on, which is negative in a slot that begins before the row
+  template <int kWidth>
+  __device__ void operator()(int column, const acc_t<L> (&x)[kWidth], L (&out)[kWidth]) const {
+    if constexpr (kCanDraw) {
+      static_assert(kWidth == 8);  // as many columns as a block has bits for
+      if (stochastic_) {
+        const int lead = column & 7;  // a slot off the blocks' grid reaches into the next one
+        const RandomBits block = random_bits(seed_, step_, row_, static_cast<uint32_t>(column >> 3));
+        if (lead == 0) {
+#pragma unroll
+          for (int w = 0; w < kWidth; ++w) out[w] = store_as<L>(round_stochastically(x[w], column_bits(block, w)));
+        } else {
+          const RandomBits next = random_bits(seed_, step_, row_, static_cast<uint32_t>((column >> 3) + 1));
+#pragma unroll
+          for (int w = 0; w < kWidth; ++w) {
+            const int k = lead + w;
+            out[w] = store_as<L>(round_stochastically(x[w], k < 8 ? pick(block, k) : pick(next, k - 8)));
+          }
+        }
+        return;
+      }
+    }
+#pragma unroll
+    for (int w = 0; w < kWidth; ++w) out[w] = store_as<L>(x[w]);
+  }
+
+ private:
+  static constexpr bool kCanDraw = std::is_same_v<L, BFloat16>;
+
+  // column_bits by selection: an array indexed at run time would lie in local memory
+  __device__ static uint32_t pick(const RandomBits& block, int k) {
+    const uint32_t low = k < 2 ? block.word[0] : block.word[1], high = k < 6 ? block.word[2] : block.word[3];
+    return (k < 4 ? low : high) >> 16 * (k % 2) & 0xffffu;
+  }
+
+  bool stochastic_ = false;
+  uint64_t seed_ = 0, step_ = 0, row_ = 0;
+};
+
 // The usual case: rows fit registers and the caller promises that no label row comes twice.
 template <class T, class U, class L, class G>
 __global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel(InstanceLabelStepArgs a) {
@@ -141,10 +195,18 @@ __global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel
 
   // The new row and its softmax; a row that turns out not finite stays as it was
   SoftmaxBelow<A> p_new;
-  l.each(cols, [&](int s, int w) {
-    const A p_old = exp_below(l.at(s, w) - p.max) * over_p;
-    l.slot[s].e[w] = store_as<L>(stepped(l.at(s, w), step, softmax_jvp(p_old, u.at(s, w), pu, A(1))));
-  });
+  const RowRounding<L> rounding(a.rounding, a.index, i);
+#pragma unroll
+  for (int s = 0; s < Cols::kSlots; ++s) {
+    if (cols.none(s)) break;
+    A next[Cols::kWidth];
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) {
+      const A p_old = exp_below(l.at(s, w) - p.max) * over_p;
+      next[w] = stepped(l.at(s, w), step, softmax_jvp(p_old, u.at(s, w), pu, A(1)));
+    }
+    rounding(cols.of(s), next, l.slot[s].e);
+  }
   p_new.max = l.max(cols, p_new.max);
   group.max(p_new.max);
   z.each(cols, [&](int s, int w) { p_new.other += p_new.add(l.at(s, w)) * below(q.max, z.at(s, w)); });
@@ -267,6 +329,7 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
   // 2. The new row's softmax. Nothing is written yet: a row that turns out not finite stays as it was.
   const A step = static_cast<A>(step_size(value_of(a.scale), value_of(a.label_lr)));
   const A over_l = 1 / l_sum;
+  const RowRounding<L> rounding(a.rounding, a.index, i);
   const auto load_new_row = [&](const Cols& cols) {
     A total[Cols::kSlots][Cols::kWidth];  // U
     l.load(old_row, cols, Fill::kLowest);
@@ -279,10 +342,17 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
       u.load(row_of<U>(a.u, j), cols, Fill::kZero);
       u.each(cols, [&](int s, int w) { total[s][w] += weight * u.at(s, w); });
     }
-    l.each(cols, [&](int s, int w) {
-      const A p = exp_below(l.at(s, w) - l_max) * over_l;
-      l.slot[s].e[w] = store_as<L>(stepped(l.at(s, w), step, softmax_jvp(p, total[s][w], centre, A(1))));
-    });
+#pragma unroll
+    for (int s = 0; s < Cols::kSlots; ++s) {
+      if (cols.none(s)) break;
+      A next[Cols::kWidth];
+#pragma unroll
+      for (int w = 0; w < Cols::kWidth; ++w) {
+        const A p = exp_below(l.at(s, w) - l_max) * over_l;
+        next[w] = stepped(l.at(s, w), step, softmax_jvp(p, total[s][w], centre, A(1)));
+      }
+      rounding(cols.of(s), next, l.slot[s].e);
+    }
   };
   SoftmaxBelow<A> p;
   for_chunks(first, chunks, [&](const Cols& cols) {

@@ -136,6 +136,9 @@ class GraphStep:
                     self.labels.write_(batch.index, label)
                 else:
                     self.labels.alpha.copy_(label)
+            if labels_move:
+                for counter in inputs.label_step:
+                    counter += 1
             for total, value in zip(inputs.totals, out[len(moved) :], strict=False):
                 total.copy_(value)
         return results
@@ -267,6 +270,7 @@ class GraphStep:
             lrs=[scalars[f"lr of group {k}"] for k in range(len(self.optimizer.param_groups))],
             lookahead_lr=scalars["lookahead"],
             label_lr=scalars["label_lr"],
+            label_step=self._label_step(),
             weight=batch.weight,
             totals=[] if self.totals is None else [self.totals.values],
         )
@@ -299,12 +303,17 @@ class GraphStep:
                 momenta.append(state["momentum_buffer"])
         return momenta
 
+    def _label_step(self) -> list[Tensor]:
+        """The counter of a label table that is rounded stochastically."""
+        labels = self.labels
+        return [labels.label_step] if isinstance(labels, InstanceLabels) and labels.seed is not None else []
+
     def _written(self) -> list[Tensor]:
         """What a step writes in place, besides rows of a label table."""
         params = [p.detach() for p in self.network.params.values()]
         totals = [] if self.totals is None else [self.totals.values]
         alpha = [] if isinstance(self.labels, InstanceLabels) else [self.labels.alpha]
-        return [*params, *self._momenta(), *self.network.own_buffers(), *totals, *alpha]
+        return [*params, *self._momenta(), *self.network.own_buffers(), *totals, *alpha, *self._label_step()]
 
     def _state(self) -> list[Tensor]:
         """Every tensor that a step reads or writes where it lies."""

@@ -44,9 +44,13 @@ class BatchLabels:
         label_lr: Tensor,
         weight: Tensor | None,
         unique: bool,
+        seed: int | None,
+        step: Tensor | None,
     ) -> tuple[Tensor, ops.LabelStep]:
         if self.family == "instance":
-            new, *rest = ops.instance_label_step(self.param, index, logits, u, scale, label_lr, weight, unique=unique)
+            new, *rest = ops.instance_label_step(
+                self.param, index, logits, u, scale, label_lr, weight, unique=unique, seed=seed, step=step
+            )
         else:
             new, *rest = ops.class_label_step(self.param, self.targets, logits, u, scale, label_lr, weight)
         return new, ops.LabelStep(*rest)
@@ -105,6 +109,7 @@ class StepInputs:
     lrs: list[Tensor]  # 0-d, one per parameter group
     lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
     label_lr: Tensor  # 0-d
+    label_step: list[Tensor]  # none, or the counter of a table that is rounded stochastically
     weight: list[Tensor]  # none or one
     totals: list[Tensor]  # none or one
 
@@ -155,7 +160,15 @@ class PureStep:
             scale = torch.as_tensor(out.scale, dtype=torch.float64, device=z.device)
             grad_norm = labels.gradient(out.u, out.scale, weight).float().square().sum().sqrt()
             label, moved = labels.step(
-                inputs.index, z.detach(), out.u, torch.where(finite, scale, 0.0), inputs.label_lr, weight, self.unique
+                inputs.index,
+                z.detach(),
+                out.u,
+                torch.where(finite, scale, 0.0),
+                inputs.label_lr,
+                weight,
+                self.unique,
+                getattr(self.labels, "seed", None),
+                inputs.label_step[0] if inputs.label_step else None,
             )
             train_loss, meta_loss, v, grads = out.train_loss, out.meta_loss, moved.v, out.grads
         else:

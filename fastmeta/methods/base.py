@@ -51,8 +51,8 @@ class Method(ABC):
         num_classes: C.
         transform: makes network input of a batch's x; with learned labels inside the step.
         sums: takes in the outcome of each step; with learned labels inside the step's graph, where it has one.
-        options: what the config says about labels and their steps: target_prob, label_lr, lookahead, tangent, compile,
-            approx, micro_batch. A method takes what it needs.
+        options: what the config says about labels and their steps: target_prob, label_dtype, label_seed, label_lr,
+            lookahead, tangent, compile, approx, micro_batch. A method takes what it needs.
     """
 
     #: does :meth:`step` want a meta batch?

@@ -25,6 +25,8 @@ class _LearnedLabels(Method):
         num_classes: int,
         *,
         target_prob: float = 0.9,
+        label_dtype: torch.dtype = torch.float32,
+        label_seed: int = 0,
         label_lr: float | None = None,
         lookahead: Any = "sgd",
         tangent: Any = "auto",
@@ -34,7 +36,9 @@ class _LearnedLabels(Method):
         **options: Any,
     ) -> None:
         super().__init__(model, optimizer, targets, num_classes, **options)
-        self.labels = self.family(targets, num_classes, target_prob)
+        # class labels are C numbers: no memory to save
+        table: dict[str, Any] = {"dtype": label_dtype, "seed": label_seed} if self.family is InstanceLabels else {}
+        self.labels = self.family(targets, num_classes, target_prob, **table)
         self.meta_step = MetaStep(
             model,
             self.labels,

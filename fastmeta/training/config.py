@@ -59,6 +59,8 @@ class LabelConfig:
 
     target_prob: float | None = None
     """Probability of the given class at the start."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
     label_lr: float | None = None
     """Learning rate of the labels, constant; by default the family's rate × batch size / learning rate."""
     lookahead: str = "sgd"
@@ -68,6 +70,7 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         _within("labels.target_prob", self.target_prob, 0, 1)
+        _one_of("labels.dtype", self.dtype, ("float32", "bfloat16"))
         _positive("labels.label_lr", self.label_lr)
         _one_of("labels.tangent", self.tangent, ("auto", "reverse", "forward", "difference"))
         if self.lookahead not in ("sgd", "optimizer"):

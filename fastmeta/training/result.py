@@ -184,8 +184,11 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
     labels: InstanceLabels | ClassLabels | None = None
     if (path / "labels.safetensors").is_file():
         state = load_file(path / "labels.safetensors")
-        family = InstanceLabels if "label_logits" in state else ClassLabels
-        labels = family(state["targets"], summary["num_classes"], 0.5)
+        targets, num_classes = state["targets"], summary["num_classes"]
+        if "label_logits" in state:
+            labels = InstanceLabels(targets, num_classes, 0.5, dtype=state["label_logits"].dtype)
+        else:
+            labels = ClassLabels(targets, num_classes, 0.5)
         labels.load_state_dict(state)
     return Run(path, summary, config, model.eval(), labels)
 

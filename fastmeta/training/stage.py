@@ -65,6 +65,8 @@ class Stage:
             data.targets[self.first : last],
             data.num_classes,
             target_prob=config.labels.target_prob,
+            label_dtype=getattr(torch, config.labels.dtype),
+            label_seed=derived_seed(config.seed, "label-rounding"),
             label_lr=config.labels.label_lr,
             lookahead=config.labels.lookahead_choice,
             tangent=config.labels.tangent,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmeta import reference
+from fastmeta import reference, rounding
 
 from .emulator import Call
 
@@ -284,6 +284,7 @@ class Step:
     label_lr: float | Tensor
     functional: bool
     unique: bool
+    rounding: tuple[int, int | Tensor] | None = None  # seed and step
 
     def call(self) -> Call:
         n, C = self.logits.shape
@@ -293,7 +294,7 @@ class Step:
         return Call(
             "instance_label_step", n=n, C=C, N=len(self.table), functional=self.functional, index=self.index,
             unique=self.unique, logits=self.logits, u=self.u, weight=self.weight, scale=self.scale,
-            label_lr=self.label_lr, **table, **results(self.logits, "alignment"),
+            label_lr=self.label_lr, rounding=self.rounding, **table, **results(self.logits, "alignment"),
         )  # fmt: skip
 
     def check(self, out: dict) -> None:
@@ -392,6 +393,55 @@ def instance_label_step_refused() -> Iterator[Case]:
             assert out["skipped"].item() == 4
 
         yield Case(f"label_lr={label_lr} unique={unique}", step.call(), check)
+
+
+def instance_label_step_rounded() -> Iterator[Case]:
+    """Stochastic rounding draws the bits of plain torch. In numbers whose sums are exact, in whatever order they come:
+    a power of two columns is alike, the others are too far below to count, and u has few bits."""
+    turn = 0
+    for dtypes in ((F32, F32), (BF16, BF16), (BF16, F32), (F16, F32)):
+        for C, live in ((2, 2), (10, 8), (33, 16), (129, 64), (1001, 256), (5000, 1024)):
+            if C > 129 and dtypes[0] != F32:
+                continue
+            turn += 1
+            make = Maker(turn, ("dense", "strided", "misaligned")[turn % 3])
+            unique, functional = turn % 2 == 0, turn // 2 % 2 == 0
+            n, N = 4, 5
+            index = [4, 0, 1, 3] if unique else [4, 0, 4, 2]
+            if functional:
+                index = [i + (7 << 33) for i in index]
+            u = torch.randint(-64, 65, (n, C), generator=make.generator).double() / 64
+            columns = torch.randperm(C, generator=make.generator)[:live]
+            rows = torch.full((n if functional else N, C), -(2.0**14), dtype=F64)
+            rows[:, columns] = 4
+            seed, step = 2**62 + turn, turn + 5
+            case = Step(
+                logits=make.matrix(make.normal(n, C, scale=3), dtypes[0]),
+                u=make.matrix(u, dtypes[1]),
+                table=make.matrix(rows, BF16),
+                index=make.index(index),
+                weight=None,
+                scale=0.125,
+                label_lr=float(live),
+                functional=functional,
+                unique=unique,
+                rounding=(seed, torch.tensor(step) if turn % 3 else step),
+            )
+
+            def check(out: dict, case: Step = case, seed: int = seed, step: int = step) -> None:
+                rows, index = case.table.double(), case.index
+                old = rows if case.functional else rows[index]
+                p = old.softmax(-1)
+                total = (index.unsqueeze(1) == index).double() @ case.u.double()
+                exact = old - float(case.scale) * case.label_lr * p * (total - (p * total).sum(-1, keepdim=True))
+                assert torch.equal(exact.float().double(), exact), "the test's own numbers are not exact"
+                truth = rounding.round_stochastically(exact.float(), seed, step, index)
+                got = out["rows_out"] if case.functional else out["table"][index]
+                assert torch.equal(got, truth)
+                assert case.logits.shape[1] < 10 or not torch.equal(got, exact.to(BF16))
+                assert out["skipped"].item() == 0
+
+            yield Case(f"{dtypes} C={C} unique={unique} functional={functional}", case.call(), check)
 
 
 def streamed() -> Iterator[Case]:

@@ -89,12 +89,13 @@ def _struct(name: str, fields: str, types: dict) -> type:
 
 
 _basic = {"i64": ctypes.c_int64, "bool": ctypes.c_bool, "int": ctypes.c_int, "f64": ctypes.c_double}
-_basic["ptr"] = ctypes.c_void_p
+_basic |= {"ptr": ctypes.c_void_p, "u64": ctypes.c_uint64}
 Matrix = _struct("Matrix", "data:ptr row_stride:i64 dtype:int", _basic)
 Vector = _struct("Vector", "data:ptr stride:i64", _basic)
 Scalar = _struct("Scalar", "device:ptr dtype:int host:f64", _basic)
 Counter = _struct("Counter", "device:ptr host:i64", _basic)
-_all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar, "counter": Counter}
+Rounding = _struct("Rounding", "device_step:ptr step:i64 seed:u64 stochastic:bool", _basic)
+_all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar, "counter": Counter, "rounding": Rounding}
 
 _results = "loss:ptr v:mat entropy:ptr"
 ARGS = {
@@ -107,7 +108,8 @@ ARGS = {
         "soft_cross_entropy_label_grad": "n:i64 C:i64 logits:mat probs:mat v:mat out:mat",
         "instance_loss": f"n:i64 C:i64 N:i64 logits:mat label_logits:mat index:vec weight:vec {_results} skipped:ptr",
         "instance_label_step": "n:i64 C:i64 N:i64 functional:bool table:mat rows_in:mat rows_out:mat index:vec "
-        f"unique:bool logits:mat u:mat weight:vec scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr",
+        f"unique:bool logits:mat u:mat weight:vec scale:scalar label_lr:scalar rounding:rounding "
+        f"{_results} alignment:ptr skipped:ptr",
         "class_loss": f"n:i64 C:i64 logits:mat alpha:vec targets:vec weight:vec {_results} skipped:ptr",
         "class_label_step": "n:i64 C:i64 alpha_in:vec alpha_out:ptr targets:vec logits:mat u:mat weight:vec "
         f"scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr workspace:ptr",
@@ -125,7 +127,7 @@ ARGS = {
 class Call:
     """One launch: fields of the args struct as tensors and numbers. `run` leaves each tensor's result in `out`."""
 
-    def __init__(self, launcher: str, **fields: Tensor | float | bool | None) -> None:
+    def __init__(self, launcher: str, **fields: Tensor | float | bool | tuple | None) -> None:
         self.launcher = launcher
         self.fields = fields
         self.out: dict[str, Tensor] = {}
@@ -139,6 +141,11 @@ class Call:
                 continue
             if isinstance(value, Tensor):
                 self._set_tensor(name, types[name], value)
+            elif types[name] is Rounding:
+                seed, step = value
+                self.args.rounding = Rounding(None, -77 if isinstance(step, Tensor) else step, seed, True)
+                if isinstance(step, Tensor):
+                    self._set_tensor(name, Rounding, step)
             elif types[name] in (Scalar, Counter):
                 getattr(self.args, name).host = value
             else:

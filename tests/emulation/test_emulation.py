@@ -21,6 +21,7 @@ GROUPS = [
     cases.instance_loss,
     cases.instance_label_step,
     cases.instance_label_step_refused,
+    cases.instance_label_step_rounded,
     cases.streamed,
     cases.class_loss,
     cases.class_label_step,

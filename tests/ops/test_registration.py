@@ -55,6 +55,12 @@ def test_opcheck(name, kind, device):
     torch.library.opcheck(getattr(RAW, name).default, arguments)
 
 
+@pytest.mark.parametrize("name", ["instance_label_step_", "instance_label_step"])
+def test_opcheck_with_stochastic_rounding(name, device):
+    arguments = raw_arguments(name, Batch(6, 9, device=device, table_dtype=torch.bfloat16))
+    torch.library.opcheck(getattr(RAW, name).default, (*arguments, 3, torch.tensor(5, device=device)))
+
+
 @pytest.mark.parametrize("name", _dispatch.NAMES)
 def test_compile_raw(name, device):
     op = getattr(RAW, name).default

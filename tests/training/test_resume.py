@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from fastmeta.data import InputError
-from fastmeta.training import DataConfig, Interrupted, OptimConfig, TrainConfig, checkpoint, load_run, train
+from fastmeta.training import (
+    DataConfig,
+    Interrupted,
+    LabelConfig,
+    OptimConfig,
+    TrainConfig,
+    checkpoint,
+    load_run,
+    train,
+)
 from fastmeta.training.listener import Listener
 from tests.training.test_run import Warnings, two_classes
 
@@ -108,6 +117,19 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(at, unbroken, tmp_path):
         file.write('{"run": "instance_labels", "ep')  # as torn as a line can be
     train(resume=path, data=two_classes())
     assert_same(path, unbroken)
+
+
+def test_a_bfloat16_table_draws_on(tmp_path):
+    """Stochastic rounding goes on with the counter that the checkpoint holds."""
+    options = {"labels": LabelConfig(dtype="bfloat16"), "baselines": "none"}
+    unbroken, path = train(config(tmp_path / "unbroken", **options), data=two_classes()).path, tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config(path, **options), data=two_classes(), listener=Kill(signal.SIGTERM, "instance_labels", 7))
+    run = train(resume=path, data=two_classes())
+    assert_same(path, unbroken)
+    assert run.labels.label_logits.dtype == torch.bfloat16
+    assert run.labels.label_step == 15
+    assert torch.equal(load_run(path).labels.label_logits, run.labels.label_logits)
 
 
 def interrupted(path):
