@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fastmeta.training import TrainConfig, train
+from fastmeta.training import LabelConfig, TrainConfig, train
 
 
 @pytest.mark.slow
@@ -20,3 +20,24 @@ def test_goals_on_the_digits(seed, tmp_path):
     # the goal is 60 s of wall time on two cores; the job is one thread, whose CPU time other processes do not stretch
     assert cpu_seconds < 60
     assert s["warnings"] == []
+
+
+@pytest.mark.slow
+def test_a_bfloat16_table_learns_as_well(tmp_path):
+    """Labels right at the end, mean of three seeds: within 1.5 points, twice the spread of float32's own seeds."""
+    right = {
+        dtype: [
+            train(
+                TrainConfig(
+                    seed=seed,
+                    baselines="none",
+                    labels=LabelConfig(dtype=dtype),
+                    out=str(tmp_path / f"{dtype}-{seed}"),
+                )
+            ).summary["label_accuracy_final"]
+            for seed in range(3)
+        ]
+        for dtype in ("float32", "bfloat16")
+    }
+    assert min(right["bfloat16"]) >= 0.83
+    assert abs(sum(right["bfloat16"]) - sum(right["float32"])) / 3 <= 0.015
