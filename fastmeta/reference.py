@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.counter_rng import below_range, random_bits
+from fastmeta.rounding import round_stochastically
 
 # ---------------------------------------------------------------------------------------------------------
 # Label families: label parameters -> label distributions. Differentiable.
@@ -91,11 +92,20 @@ def instance_label_step_(
     scale: float,
     label_lr: float,
     weight: Tensor | None = None,
+    *,
+    seed: int | None = None,
+    step: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Move rows `index` of the table (N, C) in place; loss, v, entropy with the new rows, and the alignment.
 
-    The gradient of a row is scale * sum over its occurrences of weight_i p (u_i - <p, u_i>).
+    The gradient of a row is scale * sum over its occurrences of weight_i p (u_i - <p, u_i>). With `seed` and `step` the
+    new rows of a bfloat16 table are rounded stochastically: see :mod:`fastmeta.rounding`.
     """
+    if seed is not None and step is not None:
+        wide = label_logits.float()
+        _, _, _, alignment = instance_label_step_(wide, index, logits, u, scale, label_lr, weight)
+        label_logits[index] = round_stochastically(wide[index], seed, step, index)
+        return *instance_loss(logits, label_logits.float(), index, weight), alignment
     p = instance_probs(label_logits[index])
     alignment = ((logits.softmax(-1) - p) * u).sum(-1)
     grad = scale * _row_weight(weight) * p * (u - (p * u).sum(-1, keepdim=True))

@@ -1,5 +1,8 @@
 #include "rows.h"
 
+#include <bit>
+#include <cstring>
+
 #include "../counter_rng.h"
 
 namespace fastmeta::cpu {
@@ -16,15 +19,18 @@ FASTMETA_CLONES void narrow_row(const float* from, int64_t C, T* to) {
   for (int64_t k = 0; k < C; ++k) to[k] = from_acc<T>(from[k]);
 }
 
-// Sixteen blocks at a time, so that the rounds of their generators run side by side in vectors.
+// Sixteen blocks at a time, so that the rounds of their generators run side by side in vectors. In memory, halves of
+// their words are column_bits in order: picked out of the words one by one they took three times as long.
+static_assert(std::endian::native == std::endian::little);
 FASTMETA_CLONES void round_columns(float* x, int64_t C, uint64_t seed, uint64_t step, uint64_t row) {
   constexpr int kBlocks = 16;
   for (int64_t start = 0; start < C; start += 8 * kBlocks) {
     RandomBits bits[kBlocks];
     for (int b = 0; b < kBlocks; ++b) bits[b] = random_bits(seed, step, row, static_cast<uint32_t>(start / 8 + b));
+    uint16_t draws[8 * kBlocks];
+    std::memcpy(draws, bits, sizeof(draws));
     const int64_t stop = C - start < 8 * kBlocks ? C - start : 8 * kBlocks;
-    for (int64_t k = 0; k < stop; ++k)
-      x[start + k] = round_stochastically(x[start + k], column_bits(bits[k / 8], static_cast<int>(k)));
+    for (int64_t k = 0; k < stop; ++k) x[start + k] = round_stochastically(x[start + k], draws[k]);
   }
 }
 

@@ -94,11 +94,9 @@ __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossAr
 template <class L>
 class RowRounding {
  public:
-  __device__ RowRounding(const Rounding& rounding, IndexVector index, int64_t i) {
+  __device__ RowRounding(const Rounding& rounding, IndexVector index, int64_t i) : rounding_(rounding) {
     if constexpr (kCanDraw) {
-      stochastic_ = rounding.stochastic;
-      if (!stochastic_) return;
-      seed_ = rounding.seed;
+      if (!rounding.stochastic) return;
       step_ = static_cast<uint64_t>(rounding.device_step == nullptr ? rounding.step : *rounding.device_step);
       row_ = static_cast<uint64_t>(index_at(index, i));
     }
@@ -109,18 +107,22 @@ class RowRounding {
   __device__ void operator()(int column, const acc_t<L> (&x)[kWidth], L (&out)[kWidth]) const {
     if constexpr (kCanDraw) {
       static_assert(kWidth == 8);  // as many columns as a block has bits for
-      if (stochastic_) {
-        const int lead = column & 7;  // a slot off the blocks' grid reaches into the next one
-        const RandomBits block = random_bits(seed_, step_, row_, static_cast<uint32_t>(column >> 3));
+      if (rounding_.stochastic) {
+        const int lead = column & 7;
         if (lead == 0) {
+          const RandomBits block = bits(column >> 3);
 #pragma unroll
           for (int w = 0; w < kWidth; ++w) out[w] = store_as<L>(round_stochastically(x[w], column_bits(block, w)));
-        } else {
-          const RandomBits next = random_bits(seed_, step_, row_, static_cast<uint32_t>((column >> 3) + 1));
+          return;
+        }
+        // A slot off the blocks' grid reaches into the next one. One after the other: both at once spill registers.
+#pragma unroll 1
+        for (int begin = 0; begin <= 8; begin += 8) {
+          const RandomBits block = bits((column + begin) >> 3);
 #pragma unroll
           for (int w = 0; w < kWidth; ++w) {
-            const int k = lead + w;
-            out[w] = store_as<L>(round_stochastically(x[w], k < 8 ? pick(block, k) : pick(next, k - 8)));
+            const int k = lead + w - begin;
+            if (k >= 0 && k < 8) out[w] = store_as<L>(round_stochastically(x[w], pick(block, k)));
           }
         }
         return;
@@ -133,14 +135,18 @@ class RowRounding {
  private:
   static constexpr bool kCanDraw = std::is_same_v<L, BFloat16>;
 
+  __device__ RandomBits bits(int block) const {
+    return random_bits(rounding_.seed, step_, row_, static_cast<uint32_t>(block));
+  }
+
   // column_bits by selection: an array indexed at run time would lie in local memory
   __device__ static uint32_t pick(const RandomBits& block, int k) {
     const uint32_t low = k < 2 ? block.word[0] : block.word[1], high = k < 6 ? block.word[2] : block.word[3];
     return (k < 4 ? low : high) >> 16 * (k % 2) & 0xffffu;
   }
 
-  bool stochastic_ = false;
-  uint64_t seed_ = 0, step_ = 0, row_ = 0;
+  const Rounding& rounding_;  // of the kernel's arguments, which cost no registers
+  uint64_t step_ = 0, row_ = 0;
 };
 
 // The usual case: rows fit registers and the caller promises that no label row comes twice.
@@ -331,7 +337,7 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
   const A over_l = 1 / l_sum;
   const RowRounding<L> rounding(a.rounding, a.index, i);
   const auto load_new_row = [&](const Cols& cols) {
-    A total[Cols::kSlots][Cols::kWidth];  // U
+    A total[Cols::kSlots][Cols::kWidth];  // U, then the new row
     l.load(old_row, cols, Fill::kLowest);
     l.each(cols, [&](int s, int w) { total[s][w] = 0; });
     int64_t j = i;
@@ -345,13 +351,12 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
 #pragma unroll
     for (int s = 0; s < Cols::kSlots; ++s) {
       if (cols.none(s)) break;
-      A next[Cols::kWidth];
 #pragma unroll
       for (int w = 0; w < Cols::kWidth; ++w) {
         const A p = exp_below(l.at(s, w) - l_max) * over_l;
-        next[w] = stepped(l.at(s, w), step, softmax_jvp(p, total[s][w], centre, A(1)));
+        total[s][w] = stepped(l.at(s, w), step, softmax_jvp(p, total[s][w], centre, A(1)));
       }
-      rounding(cols.of(s), next, l.slot[s].e);
+      rounding(cols.of(s), total[s], l.slot[s].e);
     }
   };
   SoftmaxBelow<A> p;

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastmeta import ops, rounding
+from fastmeta import ops, reference, rounding
 from tests.ops.cases import Batch
 
 SEED, STEP = 12345678901234, 7
@@ -45,6 +45,19 @@ def test_the_kernels_draw_the_reference_bits(num_classes, functional, device):
     assert torch.equal(got, expected)
     if num_classes >= 100:
         assert not torch.equal(got, exact.to(torch.bfloat16))
+
+
+def test_the_twin_in_plain_torch(device):
+    """Sums in another order move a few last bits, and of those few a decision."""
+    b = Batch(40, 500, device=device)
+    fused, plain = b.table.to(torch.bfloat16), b.table.to(torch.bfloat16)
+    rest = (b.index, b.logits, b.u, 0.1, 5.0, b.weight)
+    out = ops.instance_label_step_(fused, *rest, seed=SEED, step=STEP)
+    truth = reference.instance_label_step_(plain, *rest, seed=SEED, step=STEP)
+    assert (fused != plain).double().mean() < 1e-3
+    torch.testing.assert_close(fused, plain)  # one distance of two numbers
+    torch.testing.assert_close(out.alignment, truth[3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.loss, truth[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
