@@ -57,8 +57,7 @@ struct Counter {
 // How label rows are rounded to a bfloat16 table: to nearest, or stochastically (counter_rng.h) with the bits of
 // (seed, step, row of the table, column). Other tables are rounded to nearest, if at all.
 struct Rounding {
-  const int64_t* device_step = nullptr;  // read on the device where set (so that a captured graph follows it), else
-  int64_t step = 0;
+  Counter step;
   uint64_t seed = 0;
   bool stochastic = false;
 };

@@ -228,10 +228,10 @@ class __attribute__((visibility("hidden"))) Batch {
     x.seed = static_cast<uint64_t>(*seed);
     const auto* data = static_cast<const int64_t*>(step->const_data_ptr());
     if (step->is_cpu()) {
-      x.step = *data;
+      x.step.host = *data;
     } else {
       check_device(*step, "step");
-      x.device_step = data;
+      x.step.device = data;
     }
     return x;
   }

@@ -88,7 +88,7 @@ class LabelStep {
         to_(a.functional ? a.rows_out : a.table),
         out_(RowResults<A>::of(a)),
         step_(static_cast<A>(step_size(scalar_value(a.scale), scalar_value(a.label_lr)))),
-        rounding_step_(static_cast<uint64_t>(a.rounding.device_step ? *a.rounding.device_step : a.rounding.step)),
+        rounding_step_(static_cast<uint64_t>(a.rounding.step.host)),
         scratch_(7, a.C),
         z_(scratch_[0]),
         u_(scratch_[1]),

@@ -97,7 +97,7 @@ class RowRounding {
   __device__ RowRounding(const Rounding& rounding, IndexVector index, int64_t i) : rounding_(rounding) {
     if constexpr (kCanDraw) {
       if (!rounding.stochastic) return;
-      step_ = static_cast<uint64_t>(rounding.device_step == nullptr ? rounding.step : *rounding.device_step);
+      step_ = static_cast<uint64_t>(rounding.step.device == nullptr ? rounding.step.host : *rounding.step.device);
       row_ = static_cast<uint64_t>(index_at(index, i));
     }
   }

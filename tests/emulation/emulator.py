@@ -94,7 +94,7 @@ Matrix = _struct("Matrix", "data:ptr row_stride:i64 dtype:int", _basic)
 Vector = _struct("Vector", "data:ptr stride:i64", _basic)
 Scalar = _struct("Scalar", "device:ptr dtype:int host:f64", _basic)
 Counter = _struct("Counter", "device:ptr host:i64", _basic)
-Rounding = _struct("Rounding", "device_step:ptr step:i64 seed:u64 stochastic:bool", _basic)
+Rounding = _struct("Rounding", "step:counter seed:u64 stochastic:bool", {**_basic, "counter": Counter})
 _all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar, "counter": Counter, "rounding": Rounding}
 
 _results = "loss:ptr v:mat entropy:ptr"
@@ -143,7 +143,7 @@ class Call:
                 self._set_tensor(name, types[name], value)
             elif types[name] is Rounding:
                 seed, step = value
-                self.args.rounding = Rounding(None, -77 if isinstance(step, Tensor) else step, seed, True)
+                self.args.rounding = Rounding(Counter(None, -77 if isinstance(step, Tensor) else step), seed, True)
                 if isinstance(step, Tensor):
                     self._set_tensor(name, Rounding, step)
             elif types[name] in (Scalar, Counter):

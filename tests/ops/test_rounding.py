@@ -28,13 +28,6 @@ def exact_and_table(b: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return move(b, table.float(), seed=None, step=None)[0], table
 
 
-def test_philox_known_answer():
-    """Random123's own vectors for philox4x32-10: all zeros, and all ones."""
-    bits = rounding.random_bits(0, 0, torch.zeros(1, dtype=torch.int64), 8)[0]
-    words = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    assert bits.tolist() == [half for word in words for half in (word & 0xFFFF, word >> 16)]
-
-
 @pytest.mark.parametrize("num_classes", [2, 3, 8, 9, 100, 127, 129, 1000])
 @pytest.mark.parametrize("functional", [False, True])
 def test_the_kernels_draw_the_reference_bits(num_classes, functional, device):
@@ -132,7 +125,7 @@ def test_unbiased(what, device):
 
 def test_columns_draw_independently(device):
     """Neighbouring columns, halves of a word, words of a block and blocks have uncorrelated draws."""
-    bits = rounding.random_bits(3, 4, torch.arange(4000), 24).double() / 2**16
+    bits = rounding.column_bits(3, 4, torch.arange(4000), 24).double() / 2**16
     correlation = torch.corrcoef(bits.T) - torch.eye(24)
     assert correlation.abs().max() < 5 / 4000**0.5
 
@@ -185,7 +178,7 @@ def test_a_row_that_overflows_stays(device):
     u = torch.tensor([-1.0, 1.0], device=device).expand(rows, -1)  # at p = 1/2 the gradient is -+1/2
     new = table.clone()
     step = ops.instance_label_step_(new, index, z, u, 1.0, gap, seed=SEED, step=STEP)
-    overflows = rounding.random_bits(SEED, STEP, index, 2)[:, 0] >= 0x8000
+    overflows = rounding.column_bits(SEED, STEP, index, 2)[:, 0] >= 0x8000
     assert 0 < overflows.sum() < rows
     assert step.skipped == overflows.sum()
     assert torch.equal(step.loss.isnan(), overflows)
