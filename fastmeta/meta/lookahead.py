@@ -4,7 +4,9 @@ For every choice here theta* is affine in the training gradient G of a parameter
 c per parameter. So the label gradient needs only `c`: the tangent direction is c g instead of lambda g.
 
 theta* of all parameters is one operation, :func:`fastmeta.ops.lookahead_update`: on CUDA one launch that reads the
-rate on the device, on a CPU one pass over memory where foreach operations take one for each term of the rule.
+rate on the device. On a CPU it is one pass where foreach operations take one for each term: with weight decay or
+momentum 2.2 to 3.7 times as fast (ResNet-20 and -18, one thread). Plain SGD has one term, and torch's foreach operation
+is faster there by 1.1 to 1.5.
 """
 
 from __future__ import annotations
@@ -153,18 +155,21 @@ class PreparedLookAhead:
         """theta*, detached; a parameter that `grads` lacks stays, as the optimizer would leave it."""
         star = {name: p.detach() for name, p in params.items()}
         # a step that is traced for a CPU has its rates as tensors; inductor fuses plain operations into its loops
-        traced = not any(p.is_cuda for p in star.values()) and any(
-            isinstance(r.lr, Tensor) for r in self.rules.values()
-        )
+        on_cuda = any(p.is_cuda for p in star.values())
+        traced = not on_cuda and any(isinstance(rule.lr, Tensor) for rule in self.rules.values())
         with torch.no_grad():
             if traced:
                 return star | {name: self.rules[name].star(star[name], grad) for name, grad in grads.items()}
             for names in self._alike(star, list(grads)):
                 rule = self.rules[names[0]]
+                thetas, deltas = [star[name] for name in names], [grads[name] for name in names]
+                if not (on_cuda or rule.carry or rule.weight_decay):
+                    star.update(zip(names, torch._foreach_add(thetas, deltas, alpha=-float(rule.slope)), strict=True))
+                    continue
                 buffers = [b for name in names if rule.carry and (b := self.rules[name].buffer) is not None]
                 new = ops.lookahead_update(
-                    [star[name] for name in names],
-                    [grads[name] for name in names],
+                    thetas,
+                    deltas,
                     buffers,
                     lr=rule.lr,
                     gain=rule.gain,

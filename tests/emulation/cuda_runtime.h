@@ -286,8 +286,8 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 template <class... Formal, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... args) {
   const unsigned cluster = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
-  if (config->gridDim.x == 0 || config->blockDim.x == 0 || config->blockDim.x > 1024 || config->blockDim.x % 32 != 0 ||
-      config->gridDim.x % cluster != 0) {
+  if (std::getenv("EMULATED_FAILURE") != nullptr || config->gridDim.x == 0 || config->blockDim.x == 0 ||
+      config->blockDim.x > 1024 || config->blockDim.x % 32 != 0 || config->gridDim.x % cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
   emulation::run(config->gridDim, config->blockDim, cluster, config->dynamicSmemBytes, [&] { kernel(args...); });

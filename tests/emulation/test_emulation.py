@@ -106,5 +106,13 @@ def test_an_access_outside_is_noticed() -> None:
     assert "heap-buffer-overflow" in done.stderr
 
 
+def test_a_failed_launch_is_an_error(monkeypatch) -> None:
+    monkeypatch.setenv("EMULATED_FAILURE", "1")
+    for group, name in ((cases.row_dot, "row_dot"), (lookahead_cases.lookahead_update, "lookahead_update")):
+        done = run("plain", [cases_of(group)[0].call])
+        assert done.returncode == 1
+        assert f"fastmeta: CUDA error in {name}: bad launch" in done.stderr
+
+
 def test_build_is_kept() -> None:
     assert build("plain") == build.__wrapped__("plain")
