@@ -73,7 +73,7 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
       "int seed, Tensor step, ScalarType dtype) -> Tensor");
 
   // theta*_k = params_k - lr (gain (grads_k + weight_decay params_k) + carry buffers_k), each as params_k; `buffers` is
-  // empty where carry is 0, `lr` 0-dim as above
+  // empty where carry is 0, `lr` 0-dim as above; with lr = 0 theta*_k is params_k whatever grads_k holds
   m.def(
       "lookahead_update(Tensor[] params, Tensor[] grads, Tensor[] buffers, Tensor lr, float gain, float carry, "
       "float weight_decay) -> Tensor[]");

@@ -452,7 +452,7 @@ def lookahead_update(
         theta*_k = theta_k - lr (gain (G_k + weight_decay theta_k) + carry b_k)
 
     A step of torch.optim.SGD with momentum mu and no dampening, from a momentum buffer b, is gain 1 and carry mu; with
-    Nesterov gain 1 + mu and carry mu^2.
+    Nesterov gain 1 + mu and carry mu^2. With lr = 0 theta* is theta, also where G holds a NaN or an infinity.
 
     Args:
         params: any shapes, one dtype T, one device.

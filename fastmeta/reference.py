@@ -177,7 +177,9 @@ def lookahead_update(
     carry: float = 0.0,
     weight_decay: float = 0.0,
 ) -> list[Tensor]:
-    """theta* = theta - lr (gain (G + weight_decay theta) + carry b) of each parameter."""
+    """theta* = theta - lr (gain (G + weight_decay theta) + carry b) of each parameter; theta itself where lr is 0."""
+    if lr == 0:
+        return [p.clone() for p in params]
     steps = [gain * (g + weight_decay * p) for p, g in zip(params, grads, strict=True)]
     if carry:
         steps = [step + carry * b for step, b in zip(steps, buffers, strict=True)]

@@ -71,6 +71,14 @@ def test_rate_as_a_tensor(kind, device):
         assert all(map(torch.equal, ops.lookahead_update(params, grads, lr=rate), expected))
 
 
+def test_a_rate_of_zero_leaves_every_bit(dtype, device):
+    params, grads, buffers = operands(dtype, device)
+    for t in grads:
+        t.view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])[: t.numel()]
+    got = ops.lookahead_update(params, grads, buffers, lr=torch.zeros((), device=device), carry=0.9)
+    assert all(map(torch.equal, got, params))
+
+
 def channels_last(t):
     return t.to(memory_format=torch.channels_last) if t.ndim == 4 else t
 
