@@ -99,7 +99,7 @@ struct StepPlan {
   static constexpr int kBlocks = G::kCluster > 1 ? 2 : 1;
   static constexpr bool kParks = G::kCluster > 1 && sizeof(T) + sizeof(U) + sizeof(L) > 10;
   static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
-  static constexpr size_t kSharedBytes = kGroupBytes + (kParks ? G::kBlock * G::kColumns * sizeof(U) : 0);
+  static constexpr size_t shared_bytes() { return kGroupBytes + (kParks ? G::kBlock * G::kColumns * sizeof(U) : 0); }
   static_assert(kGroupBytes % 16 == 0 || !kParks);
 };
 
@@ -415,7 +415,7 @@ void instance_label_step(const InstanceLabelStepArgs& a, void* stream) {
         const bool launched = with_cluster_geometry<T>(a.C, lead, [&](auto g) {
           using G = decltype(g);
           return launch_in_clusters<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C,
-                                       StepPlan<T, U, L, G>::kSharedBytes, stream, "instance_label_step");
+                                       StepPlan<T, U, L, G>::shared_bytes(), stream, "instance_label_step");
         });
         if (launched) return;
         with_geometry<T>(a.C, lead, [&](auto g) {
