@@ -187,6 +187,21 @@ struct LoadImagesArgs {
   DType dtype;
 };
 
+// One parameter of a look-ahead: numel elements in memory order, which is the same for all of its operands.
+struct LookaheadTensor {
+  const void *param, *grad;
+  const void* buffer;  // momentum, or nullptr
+  void* out;
+  int64_t numel;
+};
+struct LookaheadArgs {
+  const LookaheadTensor* tensors;  // on the host, read before the launcher returns
+  int64_t count;
+  DType dtype;  // T, of all of them
+  Scalar lr;
+  double gain, carry, weight_decay;  // out = param - lr (gain (grad + weight_decay param) + carry buffer)
+};
+
 #define FASTMETA_LAUNCHERS(X)                                  \
   X(soft_cross_entropy, SoftCrossEntropyArgs)                  \
   X(soft_cross_entropy_backward, SoftCrossEntropyBackwardArgs) \
@@ -197,7 +212,8 @@ struct LoadImagesArgs {
   X(class_loss, ClassLossArgs)                                 \
   X(class_label_step, ClassLabelStepArgs)                      \
   X(row_dot, RowDotArgs)                                       \
-  X(load_images, LoadImagesArgs)
+  X(load_images, LoadImagesArgs)                               \
+  X(lookahead_update, LookaheadArgs)
 
 namespace cpu {
 #define FASTMETA_DECLARE(name, args) void name(const args&);

@@ -5,120 +5,18 @@
 //     static void NAME(const Tensor& on, const Args&);        for each launcher NAME of kernels.h: launch on on's
 //     device
 //
-// Equations, shapes and returns stand beside the schemas in ops.cpp. Errors are std::runtime_error with a plain text
-// (STD_TORCH_CHECK would put the path of the build in front): what, expected, got, way out.
+// Equations, shapes and returns stand beside the schemas in ops.cpp.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
-#include "kernels.h"
+#include "arguments.h"
 
 namespace fastmeta {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// ---------------------------------------------------------------------------------------------------------
-// Errors
-// ---------------------------------------------------------------------------------------------------------
-
-template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
-}
-
-#define FASTMETA_CHECK(condition, ...)   \
-  do {                                   \
-    if (!(condition)) fail(__VA_ARGS__); \
-  } while (false)
-
-inline std::string shape_text(const int64_t* sizes, size_t dim) {
-  std::ostringstream text;
-  text << '(';
-  for (size_t d = 0; d < dim; ++d) text << (d > 0 ? ", " : "") << sizes[d];
-  text << (dim == 1 ? ",)" : ")");
-  return text.str();
-}
-inline std::string shape_text(const Tensor& t) { return shape_text(t.sizes().data(), t.dim()); }
-
-inline const char* dtype_text(ScalarType t) {
-  switch (t) {
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Bool:
-      return "bool";
-    default:
-      return torch::headeronly::toString(t);
-  }
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // Arguments
 // ---------------------------------------------------------------------------------------------------------
-
-inline std::string device_text(const Tensor& t) {
-  return t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
-}
-
-inline void check_device(const Tensor& t, const char* name, const Tensor& on, const char* on_name) {
-  FASTMETA_CHECK(t.device() == on.device(), name, " is on ", device_text(t), " but ", on_name, " on ", device_text(on),
-                 "; move one of them");
-}
-
-// A vector of int64. With check_values they must lie in [0, limit); `of` says what they count.
-inline IndexVector int64_values(const Tensor& t, const char* name, bool check_values, int64_t limit, const char* of) {
-  FASTMETA_CHECK(t.scalar_type() == ScalarType::Long, name, " must be int64, got ", dtype_text(t.scalar_type()),
-                 "; use ", name, ".long()");
-  const IndexVector x{static_cast<const int64_t*>(t.const_data_ptr()), t.stride(0)};
-  if (check_values)
-    for (int64_t i = 0; i < t.size(0); ++i) {
-      const int64_t value = x.data[i * x.stride];
-      FASTMETA_CHECK(value >= 0 && value < limit, name, "[", i, "] = ", value, " is out of range for ", limit, " ", of);
-    }
-  return x;
-}
-
-inline Tensor empty_on(const Tensor& on, int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
-  int32_t device_type, device_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &device_index));
-  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, code, device_type, device_index, &handle));
-  return Tensor(handle);
-}
-
-inline DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      return DType::kFloat32;
-  }
-}
 
 // The logits of an op: they set n, C, T, acc(T) and the device that everything else has to match.
 class __attribute__((visibility("hidden"))) Batch {
@@ -131,9 +29,7 @@ class __attribute__((visibility("hidden"))) Batch {
     FASTMETA_CHECK(C >= min_columns, name, " must have at least ", min_columns, " column",
                    min_columns == 1 ? "" : "s (classes)", ", got shape ", shape_text(logits));
     type = logits.scalar_type();
-    FASTMETA_CHECK(type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
-                       type == ScalarType::Half,
-                   name, " must be float64, float32, bfloat16 or float16, got ", dtype_text(type));
+    FASTMETA_CHECK(is_floating(type), name, " must be float64, float32, bfloat16 or float16, got ", dtype_text(type));
     acc = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     check_columns(logits, name);
   }
@@ -198,22 +94,7 @@ class __attribute__((visibility("hidden"))) Batch {
     return int64_values(t, name, check_values, limit, of);
   }
 
-  // 0-dim float64 or float32, on the CPU (read here) or on the batch's device (read by the kernel)
-  Scalar scalar(const Tensor& t, const char* name) const {
-    const ScalarType s = t.scalar_type();
-    FASTMETA_CHECK(t.dim() == 0 && (s == ScalarType::Double || s == ScalarType::Float), name,
-                   " must be a 0-dim float64 or float32 tensor, got shape ", shape_text(t), " of ", dtype_text(s));
-    Scalar x;
-    x.dtype = s == ScalarType::Double ? DType::kFloat64 : DType::kFloat32;
-    if (t.is_cpu()) {
-      x.host = s == ScalarType::Double ? *static_cast<const double*>(t.const_data_ptr())
-                                       : *static_cast<const float*>(t.const_data_ptr());
-    } else {
-      check_device(t, name);
-      x.device = t.const_data_ptr();
-    }
-    return x;
-  }
+  Scalar scalar(const Tensor& t, const char* name) const { return scalar_argument(t, name, logits_, name_); }
 
   // seed and step come together; step is 0-dim int64, on the CPU or on the batch's device, as a rate
   Rounding rounding(std::optional<int64_t> seed, const std::optional<Tensor>& step) const {

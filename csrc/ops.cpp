@@ -7,6 +7,7 @@
 
 #include "cpu/parallel.h"
 #include "image_args.h"
+#include "lookahead_op.h"
 #include "op_args.h"
 
 namespace fastmeta {
@@ -71,6 +72,12 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
   m.def(
       "load_images(Tensor images, Tensor index, Tensor center, Tensor scale, int padding, bool reflect, bool flip, "
       "int seed, Tensor step, ScalarType dtype) -> Tensor");
+
+  // theta*_k = params_k - lr (gain (grads_k + weight_decay params_k) + carry buffers_k), each as params_k; `buffers` is
+  // empty where carry is 0, `lr` 0-dim as above; with lr = 0 theta*_k is params_k whatever grads_k holds
+  m.def(
+      "lookahead_update(Tensor[] params, Tensor[] grads, Tensor[] buffers, Tensor lr, float gain, float carry, "
+      "float weight_decay) -> Tensor[]");
 }
 
 namespace {
@@ -90,6 +97,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
   FASTMETA_OPS(X)
 #undef X
   m.impl("load_images", TORCH_BOX(&load_images<Cpu>));
+  m.impl("lookahead_update", TORCH_BOX(&lookahead_update<Cpu>));
   cpu::parallel_for = [](int64_t n, int64_t grain, cpu::RangeBody body, void* context) {
     TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
   };

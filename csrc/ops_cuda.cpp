@@ -1,5 +1,5 @@
 // CUDA registration of the operations: the device of the logits, its current stream, and the launchers of cuda/*.cu.
-// Schemas and their documentation stand in ops.cpp, argument checks in op_args.h.
+// Schemas and their documentation stand in ops.cpp, argument checks in op_args.h and lookahead_op.h.
 //
 // The library has no Python module: load it with torch.ops.load_library after fastmeta._C, which defines the schemas.
 
@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "image_args.h"
+#include "lookahead_op.h"
 #include "op_args.h"
 
 namespace fastmeta {
@@ -35,6 +36,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, m) {
   FASTMETA_OPS(X)
 #undef X
   m.impl("load_images", TORCH_BOX(&load_images<Cuda>));
+  m.impl("lookahead_update", TORCH_BOX(&lookahead_update<Cuda>));
 }
 
 }  // namespace fastmeta

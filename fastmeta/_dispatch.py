@@ -7,7 +7,7 @@ where it could stand this is the one that also sees a jvp of a grad, and duals i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,9 +31,15 @@ NAMES = (
     "class_label_step",
     "row_dot",
     "load_images",
+    "lookahead_update",
 )
 
 _library = torch.library.Library("fastmeta", "IMPL")
+
+
+def _tensors(args: tuple[Any, ...]) -> Iterator[Any]:
+    for arg in args:
+        yield from arg if isinstance(arg, list | tuple) else (arg,)
 
 
 def _guard(name: str) -> Callable[..., Any]:
@@ -42,7 +48,7 @@ def _guard(name: str) -> Callable[..., Any]:
 
     def kernel(*args: Any) -> Any:
         # no tensor has a tangent outside of a dual level, which func.jvp opens too; looking for one costs 3 us each
-        for arg in args if forward_ad._current_level >= 0 else ():
+        for arg in _tensors(args) if forward_ad._current_level >= 0 else ():
             if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg, level=0).tangent is not None:
                 raise RuntimeError(
                     f"fastmeta::{name} has no forward-mode derivative and got an argument with a tangent, which would "
@@ -203,3 +209,20 @@ def _(
         (height * width * channels, 1, width * channels, channels),
     )
     return images.new_empty_strided(size, strides, dtype=dtype)
+
+
+@torch.library.register_fake("fastmeta::lookahead_update")
+def _(
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    lr: Tensor,
+    gain: float,
+    carry: float,
+    weight_decay: float,
+) -> list[Tensor]:
+    def like(p: Tensor) -> Tensor:
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+        return p.new_empty_strided(p.shape, p.stride()) if extent == p.numel() else p.new_empty(p.shape)
+
+    return [like(p) for p in params]

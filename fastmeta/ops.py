@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,7 @@ __all__ = [
     "instance_label_step",
     "instance_label_step_",
     "instance_loss",
+    "lookahead_update",
     "row_dot",
     "soft_cross_entropy",
     "soft_cross_entropy_hvp",
@@ -456,3 +458,48 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """<a_i, b_i>: (n, C), (n, C) of one dtype T to (n,) in acc(T). Not differentiable."""
     _same_device(a, b=b)
     return _raw.row_dot(_columns(a), _columns(b))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Look-ahead
+# ---------------------------------------------------------------------------------------------------------
+
+
+def lookahead_update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor] = (),
+    *,
+    lr: float | Tensor,
+    gain: float = 1.0,
+    carry: float = 0.0,
+    weight_decay: float = 0.0,
+) -> list[Tensor]:
+    """theta* of many parameters in one pass, on CUDA in one launch; nothing is written. Not differentiable.
+
+        theta*_k = theta_k - lr (gain (G_k + weight_decay theta_k) + carry b_k)
+
+    A step of torch.optim.SGD with momentum mu and no dampening, from a momentum buffer b, is gain 1 and carry mu; with
+    Nesterov gain 1 + mu and carry mu^2. With lr = 0 theta* is theta, also where G holds a NaN or an infinity.
+
+    Args:
+        params: any shapes, one dtype T, one device.
+        grads: one per parameter, of its shape, in T.
+        buffers: likewise, or empty where `carry` is 0.
+        lr: a float, or a 0-dim tensor; one on the GPU is read there, so that a captured graph follows a schedule.
+        gain, carry, weight_decay: floats.
+
+    Returns:
+        theta*, one tensor per parameter, in its strides; contiguous where its elements leave gaps in memory.
+
+    Operands whose strides equal their parameter's are walked as flat memory. Others are copied into its layout first,
+    by torch: a gradient in channels_last of a weight that is not costs a pass. A launch takes up to 740 parameters,
+    the table of which travels in the kernel's arguments (a captured graph needs no memory of the host); more take one
+    launch for each 740.
+    """
+    for name, tensors in (("grads", grads), ("buffers", buffers)):
+        for k, t in enumerate(tensors):
+            if t.device != params[0].device:
+                raise ValueError(f"{name}[{k}] is on {t.device} but params on {params[0].device}; move one of them")
+    rate = lr.detach() if isinstance(lr, Tensor) else torch.scalar_tensor(lr, dtype=torch.float64)
+    return _raw.lookahead_update(params, grads, buffers, rate, gain, carry, weight_decay)

@@ -173,7 +173,10 @@ class Conv2dRule(OuterRule):
     def apply(self, a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         layer = self.layer
         weight = a.new_zeros(layer.weight.shape) if weight is None else weight
-        return F.conv2d(self._padded(a), weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        # zeros the convolution adds itself: a padded copy would be one more pass over the input
+        own = layer.padding_mode == "zeros"
+        a, padding = (a, layer.padding) if own else (self._padded(a), 0)
+        return F.conv2d(a, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
     def bias_grads(self, g: Tensor) -> Tensor:
         return g.flatten(2).sum(2)

@@ -12,7 +12,7 @@ z = f(x; theta) logits (n, C), q = softmax(z), p label distribution (n, C), u = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +175,25 @@ def load_images(
         x[i] = crop.flip(-1) if mirror else crop
     x = (x - center[:, None, None]) * scale[:, None, None]
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def lookahead_update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor] = (),
+    *,
+    lr: float | Tensor,
+    gain: float = 1.0,
+    carry: float = 0.0,
+    weight_decay: float = 0.0,
+) -> list[Tensor]:
+    """theta* = theta - lr (gain (G + weight_decay theta) + carry b) of each parameter; theta itself where lr is 0."""
+    if lr == 0:
+        return [p.clone() for p in params]
+    steps = [gain * (g + weight_decay * p) for p, g in zip(params, grads, strict=True)]
+    if carry:
+        steps = [step + carry * b for step, b in zip(steps, buffers, strict=True)]
+    return [p - lr * step for p, step in zip(params, steps, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fastmeta
+from fastmeta import models, reference
 from fastmeta import ops as fused_ops
-from fastmeta import reference
 from fastmeta.bench import environment, goals, ops, peers, plain, results, step, variants
 from fastmeta.bench.launches import launches
 from fastmeta.bench.memory import peak_bytes
@@ -141,7 +141,7 @@ def test_verdicts_and_tables(tmp_path):
 def test_every_operation_with_a_twin_is_measured():
     shared = {name for name in vars(reference) if not name.startswith("_") and hasattr(torch.ops.fastmeta, name)}
     assert shared
-    assert shared <= set(ops.OPERATIONS)
+    assert shared <= set(ops.NAMES)
 
 
 @pytest.mark.parametrize("dtype", ops.DTYPES)
@@ -154,6 +154,21 @@ def test_an_operation_is_compared_and_measured(name, dtype):
     assert row.microseconds["fused"] > 0
     assert row.speedup["eager"] > 0
     assert "fused" not in row.speedup
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_lookahead_of_a_resnet18_is_measured(dtype):
+    config = ops.OpsConfig(operations=("lookahead_update",), dtypes=(dtype,), seconds=1e-3, compile=False)
+    (row,) = ops.rows(config, copy=1e9)
+    assert (row.n, row.C) == (62, sum(p.numel() for p in models.build("resnet18", num_classes=100).parameters()))
+    assert row.error["fused"] <= torch.finfo(ops.DTYPES[dtype]).eps
+    assert row.speedup.keys() == {"eager", "foreach"}
+    assert row.gigabytes_per_second == pytest.approx(
+        3 * row.C * torch.finfo(ops.DTYPES[dtype]).bits / 8 / row.microseconds["fused"] / 1e3
+    )
+    (goal,) = ops.verdicts(row, "cuda")
+    assert (goal.goal, goal.met) == (0.85, row.share_of_copy >= 0.85)
+    assert ops.verdicts(row, "cpu") == []
 
 
 def test_bytes_of_the_fused_label_step_are_five_elements_per_label():

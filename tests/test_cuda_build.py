@@ -129,12 +129,17 @@ def test_every_launcher_is_compiled_for_every_geometry() -> None:
     _, kernels = compiled()
     by_body: dict[str, set[str]] = {}
     for kernel in kernels:
-        body, geometry = kernel.name.split("<", 1)[0], re.search(r"Geometry<.*?>", kernel.name)
+        body, geometry = kernel.name.split("<", 1)[0], re.search(r"\w*(Geometry|Table)<.*?>", kernel.name)
         by_body.setdefault(body, set()).add(geometry.group())
-    assert len(by_body) == 11
+    assert len(by_body) == 12
     resident = {f"Geometry<{g}, true>" for g in ("8, 32", "32, 32", "128, 32", "512, 24")}
     for body in ("instance_loss_kernel", "instance_label_step_resident_kernel", "hvp_kernel", "class_update_kernel"):
         assert resident <= by_body[body], body
+    clusters = {"ClusterGeometry<4, 256>", "ClusterGeometry<8, 256>"}
+    with_clusters = {body for body, geometries in by_body.items() if clusters & geometries}
+    assert with_clusters == {"instance_loss_kernel", "instance_label_step_resident_kernel"}
+    assert all(clusters <= by_body[body] for body in with_clusters)
+    assert by_body["lookahead_kernel"] == {"LookaheadTable<90>", "LookaheadTable<740>"}
 
 
 def test_no_spills_and_no_local_memory() -> None:
@@ -143,6 +148,22 @@ def test_no_spills_and_no_local_memory() -> None:
     assert len(hot) > 200
     bad = [kernel for kernel in hot if kernel.stack or kernel.spill_stores or kernel.spill_loads]
     assert not bad
+
+
+def test_two_blocks_of_a_cluster_share_a_multiprocessor() -> None:
+    """65,536 registers over two blocks of 256 threads: one loads and stores while the other computes."""
+    _, kernels = compiled()
+    found = [kernel for kernel in kernels if "ClusterGeometry" in kernel.name]
+    assert len(found) == 2 * (12 + 7)  # geometries, dtypes of the step and of the loss, none of them float64
+    assert all(kernel.registers <= 65536 // (2 * 256) for kernel in found)
+
+
+def test_the_lookahead_fills_half_of_a_multiprocessor() -> None:
+    """64 registers let 1,024 threads run, each with 128 to 192 bytes on their way."""
+    _, kernels = compiled()
+    found = [kernel for kernel in kernels if kernel.name.startswith("lookahead")]
+    assert len(found) == 2 * 4
+    assert all(kernel.registers <= 64 for kernel in found)
 
 
 @needs_disassembler
@@ -184,6 +205,21 @@ def test_no_spills_and_no_local_memory() -> None:
         ("row_dot", "row_dot_kernel<float, Geometry<32, 16, false> >", 8, 0),
         ("load_images", "load_images_kernel<BFloat16, Geometry<8, 16, false> >", 0, 2),
         ("load_images", "load_images_kernel<float, Geometry<8, 16, false> >", 0, 4),
+        (
+            "instance_labels",
+            "instance_label_step_resident_kernel<float, float, float, ClusterGeometry<8, 256> >",
+            24,
+            16,
+        ),
+        (
+            "instance_labels",
+            "instance_label_step_resident_kernel<BFloat16, float, float, ClusterGeometry<4, 256> >",
+            4 + 8 + 8,
+            4 + 8,
+        ),
+        ("instance_labels", "instance_loss_kernel<float, float, ClusterGeometry<8, 256> >", 16, 8),
+        ("lookahead", "lookahead_kernel<float, LookaheadTable<90> >", 12, 4),
+        ("lookahead", "lookahead_kernel<BFloat16, LookaheadTable<740> >", 12, 4),
     ],
 )
 def test_16_byte_access(file: str, kernel: str, loads: int, stores: int) -> None:

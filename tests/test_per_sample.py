@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from fastmeta import per_sample_layers
@@ -100,6 +101,32 @@ def test_layer(name, scratch, monkeypatch):
             per_sample_grad_dot(a, g, {"bias": direction["bias"]}, layer=layer),
             truth["bias"].flatten(1) @ direction["bias"].flatten(),
         )
+
+
+class Computed(TorchDispatchMode):
+    """The operations that compute something, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func.overloadpacket is not torch.ops.aten.promote_types:
+            self.names.append(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["linear", "linear, few steps of many features", "conv", "conv, stride and dilation"])
+def test_a_dot_is_one_product_and_one_row_dot(name):
+    """The library's matrix product or convolution, then our kernel: nothing of the size of a per-sample gradient."""
+    make, shape = LAYERS[name]
+    layer, a = double(make()), torch.randn(shape, dtype=torch.float64)
+    call = per_sample_layers.Call(per_sample_layers.rule_for(layer), a, torch.randn_like(layer(a)).detach())
+    directions = {k: torch.randn_like(p).detach() for k, p in layer.named_parameters()}
+    with Computed() as computed:
+        per_sample_layers.call_dot(call, directions)
+    product = "aten.convolution" if "conv" in name else "aten.addmm"
+    assert computed.names == [product, "fastmeta.row_dot"]
 
 
 def test_without_a_layer_it_is_linear():

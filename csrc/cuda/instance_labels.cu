@@ -5,7 +5,8 @@
 //   instance_label_step  the whole of step 7: label gradient, SGD step written into the table, loss and v with the new
 //                        row, entropy, alignment. Reads z, u, l and writes l, v once each: 5 n C elements.
 //
-// One group of threads per batch row (launch.cuh); equations are those of softmax_math.h.
+// One group of threads per batch row (launch.cuh), the loss and the step of unique rows also on clusters of blocks;
+// equations are those of softmax_math.h.
 #include "../counter_rng.h"
 #include "reduce.cuh"
 #include "vector.cuh"
@@ -28,6 +29,7 @@ __device__ void skip_row(Group& group, T* v, const Cols& first, int chunks, int3
 template <class T, class L, class G>
 __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossArgs a) {
   using A = acc_t<T>;
+  if constexpr (!Group<A, G>::kCompiled) return;
   using Cols = Columns<G, slot_width<T, L>()>;
   FASTMETA_SHARED(shared);
   Group<A, G> group(shared);
@@ -149,26 +151,46 @@ class RowRounding {
   uint64_t step_ = 0, row_ = 0;
 };
 
+// Two blocks of a cluster on a multiprocessor, so that one loads and stores while the other computes: 128 registers for
+// each thread. Three float32 operands of 32 columns leave too few of them, so u waits in shared memory for its second
+// use.
+template <class T, class U, class L, class G>
+struct StepPlan {
+  static constexpr int kBlocks = G::kCluster > 1 ? 2 : 1;
+  static constexpr bool kParks = G::kCluster > 1 && sizeof(T) + sizeof(U) + sizeof(L) > 10;
+  static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
+  static constexpr size_t shared_bytes() { return kGroupBytes + (kParks ? G::kBlock * G::kColumns * sizeof(U) : 0); }
+  static_assert(kGroupBytes % 16 == 0 || !kParks);
+};
+
+template <class A>
+__device__ void set_results(const InstanceLabelStepArgs& a, int64_t i, A loss, A entropy, A alignment) {
+  static_cast<A*>(a.loss)[i] = loss;
+  static_cast<A*>(a.entropy)[i] = entropy;
+  static_cast<A*>(a.alignment)[i] = alignment;
+}
+
 // The usual case: rows fit registers and the caller promises that no label row comes twice.
 template <class T, class U, class L, class G>
-__global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel(InstanceLabelStepArgs a) {
+__global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
+    instance_label_step_resident_kernel(InstanceLabelStepArgs a) {
   static_assert(G::kResident);
   using A = acc_t<T>;
+  if constexpr (!Group<A, G>::kCompiled) return;
   using Cols = Columns<G, slot_width<T, U, L>()>;
+  using Plan = StepPlan<T, U, L, G>;
   FASTMETA_SHARED(shared);
+  uint4* place = reinterpret_cast<uint4*>(shared + Plan::kGroupBytes) + threadIdx.x;
   Group<A, G> group(shared);
   const int64_t i = group.row();
   if (i >= a.n) return;
 
-  A* loss = static_cast<A*>(a.loss) + i;
-  A* entropy = static_cast<A*>(a.entropy) + i;
-  A* alignment = static_cast<A*>(a.alignment) + i;
   const T* z_row = row_of<T>(a.logits, i);
   T* v_row = row_of<T>(a.v, i);
   const Cols cols(z_row, a.C, group.rank());
   const int64_t r = a.functional ? i : index_at(a.index, i);
   if (r < 0 || r >= a.N) {
-    if (group.leader()) *loss = *entropy = *alignment = quiet_nan<A>();
+    if (group.leader()) set_results(a, i, quiet_nan<A>(), quiet_nan<A>(), quiet_nan<A>());
     return skip_row(group, v_row, cols, 1, a.skipped);
   }
   L* new_row = a.functional ? row_of<L>(a.rows_out, i) : row_of<L>(a.table, r);
@@ -192,6 +214,7 @@ __global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel
   z.each(cols, [&](int s, int w) {
     q.add(z.at(s, w), u.at(s, w));
     p.add(l.at(s, w), u.at(s, w));
+    if (Plan::kParks && w == 0) u.template park<G::kBlock>(s, place);
   });
   q.sum += z.poison(cols);
   p.sum += l.poison(cols);
@@ -205,6 +228,7 @@ __global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel
 #pragma unroll
   for (int s = 0; s < Cols::kSlots; ++s) {
     if (cols.none(s)) break;
+    if constexpr (Plan::kParks) u.template take_back<G::kBlock>(s, place);
     A next[Cols::kWidth];
 #pragma unroll
     for (int w = 0; w < Cols::kWidth; ++w) {
@@ -226,7 +250,7 @@ __global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel
   } else {
     weight = quiet_nan<A>();  // and with it all of v
     if (a.functional) {
-      l.load(old_row, cols, Fill::kLowest);
+      l.load(row_of<L>(a.rows_in, i), cols, Fill::kLowest);
       l.store(new_row, cols);
     }
   }
@@ -234,10 +258,13 @@ __global__ void __launch_bounds__(G::kBlock) instance_label_step_resident_kernel
     return dlogits(exp_below(z.at(s, w) - q.max) * over_q, exp_below(l.at(s, w) - p_new.max) * over_new, A(1), weight);
   });
   if (group.leader()) {
-    *loss = bad ? quiet_nan<A>() : loss_from(p_new.other * over_new, A(1), log(q.sum));
-    *entropy = bad ? quiet_nan<A>() : loss_from(p_new.own * over_new, A(1), log(p_new.sum));
-    *alignment = bad ? quiet_nan<A>() : qu - pu;
-    if (bad) atomicAdd(a.skipped, 1);
+    if (bad) {
+      set_results(a, i, quiet_nan<A>(), quiet_nan<A>(), quiet_nan<A>());
+      atomicAdd(a.skipped, 1);
+    } else {
+      set_results(a, i, loss_from(p_new.other * over_new, A(1), log(q.sum)),
+                  loss_from(p_new.own * over_new, A(1), log(p_new.sum)), qu - pu);
+    }
   }
 }
 
@@ -428,7 +455,14 @@ void instance_loss(const InstanceLossArgs& a, void* stream) {
     using T = typename decltype(t)::type;
     with_label_dtype<T>(a.label_logits.dtype, a.logits.dtype, [&](auto l) {
       using L = typename decltype(l)::type;
-      with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
+      const int lead = max_lead(a.logits);
+      const bool launched = with_cluster_geometry<T>(a.C, lead, [&](auto g) {
+        using G = decltype(g);
+        return launch_in_clusters<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes,
+                                     stream, "instance_loss");
+      });
+      if (launched) return;
+      with_geometry<T>(a.C, lead, [&](auto g) {
         using G = decltype(g);
         launch<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream,
                   "instance_loss");
@@ -452,7 +486,14 @@ void instance_label_step(const InstanceLabelStepArgs& a, void* stream) {
                     stream, "instance_label_step");
         };
         if (!a.unique) return with_streamed_geometry<T>(a.C, streamed);
-        with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
+        const int lead = max_lead(a.logits);
+        const bool launched = with_cluster_geometry<T>(a.C, lead, [&](auto g) {
+          using G = decltype(g);
+          return launch_in_clusters<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C,
+                                       StepPlan<T, U, L, G>::shared_bytes(), stream, "instance_label_step");
+        });
+        if (launched) return;
+        with_geometry<T>(a.C, lead, [&](auto g) {
           using G = decltype(g);
           if constexpr (G::kResident) {
             launch<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes,

@@ -8,7 +8,11 @@
 //       1,024        32          32                         4,096        32          16
 //       4,096       128          32                        beyond       512          16
 //      12,288       512          24                       float64       128           8
+//      32,768   4 x 256          32
+//      65,536   8 x 256          32
 //
+// The last two are thread block clusters, sm_90 and above: each block keeps its part of the row, sums go through the
+// shared memory of all of them (reduce.cuh). Elsewhere such rows are streamed.
 // 8 threads: at C = 100 a whole warp would idle half. 32 columns: the step keeps three operands, 96 registers. 24 with
 // 512 threads, which have 128 registers each. float64 has one generic geometry: it serves checks, not training.
 #pragma once
@@ -16,8 +20,11 @@
 #include <cuda_runtime.h>
 
 #include <climits>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "../kernels.h"
 #include "../softmax_math.h"
@@ -38,9 +45,18 @@ struct Geometry {
   static constexpr int kThreads = kThreadsPerRow;
   static constexpr int kColumns = kColumnsPerThread;
   static constexpr bool kResident = kIsResident;
+  static constexpr int kCluster = 1;  // blocks of a row
   static constexpr int kBlock = kThreads < 128 ? 128 : kThreads;
   static constexpr int kRowsPerBlock = kBlock / kThreads;
   static constexpr int kCapacity = kThreads * kColumns;
+};
+
+// A row for a cluster of blocks, 32 columns for each thread
+template <int kBlocks, int kThreadsPerBlock>
+struct ClusterGeometry : Geometry<kBlocks * kThreadsPerBlock, 32, true> {
+  static constexpr int kCluster = kBlocks;
+  static constexpr int kBlock = kThreadsPerBlock;
+  static constexpr int kRowsPerBlock = 1;
 };
 
 using Streamed64 = Geometry<128, 8, false>;
@@ -64,7 +80,18 @@ void with_geometry(int64_t C, int lead, F f) {
   }
 }
 
-// The same for bodies that keep no row.
+// Rows beyond the registers of a block: true where f(Geometry) has launched them on clusters. f may decline.
+template <class T, class F>
+bool with_cluster_geometry(int64_t C, int lead, F f) {
+  if constexpr (sizeof(T) < 8) {
+    const int64_t columns = C + lead;
+    if (columns > 12288 && columns <= 32768) return f(ClusterGeometry<4, 256>{});
+    if (columns > 12288 && columns <= 65536) return f(ClusterGeometry<8, 256>{});
+  }
+  return false;
+}
+
+// The same as with_geometry for bodies that keep no row.
 template <class T, class F>
 void with_streamed_geometry(int64_t C, F f) {
   if constexpr (sizeof(T) == 8) {
@@ -147,22 +174,71 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
+// What a launch of one group per row asks for; `blocks` of them, in clusters where the geometry has any.
+template <class G>
+struct LaunchConfig : cudaLaunchConfig_t {
+  LaunchConfig(int64_t rows, int64_t C, size_t shared_bytes, void* on, const char* name) : cudaLaunchConfig_t{} {
+    if (C > INT_MAX / 2) throw std::runtime_error(std::string("fastmeta: ") + name + " takes at most 2^30 classes");
+    const int64_t blocks = (rows + G::kRowsPerBlock - 1) / G::kRowsPerBlock * G::kCluster;
+    if (blocks > INT_MAX)
+      throw std::runtime_error(std::string("fastmeta: ") + name + " got too many rows for one launch");
+    gridDim = dim3(static_cast<unsigned>(blocks));
+    blockDim = dim3(G::kBlock);
+    dynamicSmemBytes = shared_bytes;
+    stream = static_cast<cudaStream_t>(on);
+    if (G::kCluster > 1) {
+      cluster_.id = cudaLaunchAttributeClusterDimension;
+      cluster_.val.clusterDim.x = G::kCluster;
+      cluster_.val.clusterDim.y = cluster_.val.clusterDim.z = 1;
+      attrs = &cluster_;
+      numAttrs = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+
+ private:
+  cudaLaunchAttribute cluster_ = {};
+};
+
 // Launches kernel(args) with one group per row, on `stream`; throws where the launch fails. A launch of no rows is
 // none.
 template <class G, class Args>
 void launch(void (*kernel)(Args), const Args& args, int64_t rows, int64_t C, size_t shared_bytes, void* stream,
             const char* name) {
   if (rows == 0) return;
-  if (C > INT_MAX / 2) throw std::runtime_error(std::string("fastmeta: ") + name + " takes at most 2^30 classes");
-  const int64_t blocks = (rows + G::kRowsPerBlock - 1) / G::kRowsPerBlock;
-  if (blocks > INT_MAX)
-    throw std::runtime_error(std::string("fastmeta: ") + name + " got too many rows for one launch");
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(G::kBlock);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
+  const LaunchConfig<G> config(rows, C, shared_bytes, stream, name);
   check(cudaLaunchKernelEx(&config, kernel, args), name);
+}
+
+// Whether the current device can run the kernel in clusters: its hardware, and the machine code that it has of it (code
+// compiled below sm_90 is empty). Asked once for each kernel and device.
+inline bool runs_in_clusters(const void* kernel, const cudaLaunchConfig_t& config) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, bool> known;
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, is_new] = known.try_emplace({kernel, device}, false);
+  if (!is_new) return entry->second;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the architecture");
+  if (major < 9) return false;
+  cudaFuncAttributes code = {};
+  check(cudaFuncGetAttributes(&code, kernel), "asking for the compiled architecture");
+  int clusters = 0;
+  if (code.ptxVersion >= 90 && cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess)
+    cudaGetLastError();  // a refusal is an answer, not an error to leave behind
+  return entry->second = clusters > 0;
+}
+
+// The same as launch with one cluster per row, or false where the device cannot.
+template <class G, class Args>
+bool launch_in_clusters(void (*kernel)(Args), const Args& args, int64_t rows, int64_t C, size_t shared_bytes,
+                        void* stream, const char* name) {
+  if (rows == 0) return true;
+  const LaunchConfig<G> config(rows, C, shared_bytes, stream, name);
+  if (!runs_in_clusters(reinterpret_cast<const void*>(kernel), config)) return false;
+  check(cudaLaunchKernelEx(&config, kernel, args), name);
+  return true;
 }
 
 // Sets the counter of skipped rows to zero ahead of the kernel that adds to it. A memset node, not a store by the

@@ -1,11 +1,20 @@
 // The group of threads that owns a row: its sums and maxima, and softmax statistics that grow chunk by chunk.
 //
 // Every reduction ends with the same bits in every thread of the group: butterflies of commutative operations inside
-// a warp, then one butterfly over the warps' results. So decisions taken on a reduced value are uniform in the group,
+// a warp, then one butterfly over the warps' results, which a cluster's warps read from the shared memory of all its
+// blocks. So decisions taken on a reduced value are uniform in the group,
 // and results repeat bitwise from run to run.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include "launch.cuh"
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define FASTMETA_CLUSTERS 1
+#else
+#define FASTMETA_CLUSTERS 0
+#endif
 
 namespace fastmeta::cuda {
 
@@ -19,15 +28,26 @@ class Group {
   static constexpr int kThreads = G::kThreads;
   static constexpr int kLanes = kThreads < 32 ? kThreads : 32;  // lanes of one warp that belong to the group
   static constexpr int kWarps = kThreads / kLanes;
-  static constexpr int kMaxValues = 4;  // values that one reduction takes
-  static constexpr size_t kSharedBytes = kWarps == 1 ? 0 : 2 * kMaxValues * kWarps * sizeof(A);
+  static constexpr int kBlockWarps = kWarps / G::kCluster;     // of them in one block
+  static constexpr int kGathered = kWarps < 32 ? kWarps : 32;  // lanes that bring the warps' results together
+  static constexpr int kMaxValues = 4;                         // values that one reduction takes
+  static constexpr size_t kSharedBytes = kWarps == 1 ? 0 : 2 * kMaxValues * kBlockWarps * sizeof(A);
+  static constexpr bool kCompiled = G::kCluster == 1 || FASTMETA_CLUSTERS;  // else a kernel has to return at once
 
   __device__ explicit Group(unsigned char* shared) : scratch_(reinterpret_cast<A*>(shared)) {}
+  Group(const Group&) = delete;
+  __device__ ~Group() {
+    if constexpr (G::kCluster > 1) sync();  // others may be reading this block's shared memory still
+  }
 
   __device__ static int64_t row() {
+    if constexpr (G::kCluster > 1) return blockIdx.x / G::kCluster;
     return static_cast<int64_t>(blockIdx.x) * G::kRowsPerBlock + static_cast<int>(threadIdx.x) / kThreads;
   }
-  __device__ static int rank() { return static_cast<int>(threadIdx.x) % kThreads; }
+  __device__ static int rank() {
+    if constexpr (G::kCluster > 1) return static_cast<int>(blockIdx.x % G::kCluster * G::kBlock + threadIdx.x);
+    return static_cast<int>(threadIdx.x) % kThreads;
+  }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % kLanes; }
   __device__ static bool leader() { return rank() == 0; }
 
@@ -38,8 +58,12 @@ class Group {
   __device__ static void sync() {
     if constexpr (kWarps == 1) {
       __syncwarp(mask());
-    } else {
+    } else if constexpr (G::kCluster == 1) {
       __syncthreads();
+    } else {
+#if FASTMETA_CLUSTERS
+      cooperative_groups::this_cluster().sync();
+#endif
     }
   }
 
@@ -65,21 +89,47 @@ class Group {
     butterfly<kLanes>(op, x...);
     if constexpr (kWarps > 1) {
       const int warp = static_cast<int>(threadIdx.x) / 32;
-      A* here = scratch_ + half_ * (kMaxValues * kWarps);
+      A* here = scratch_ + half_ * (kMaxValues * kBlockWarps);
       if (lane() == 0) {
         int k = 0;
-        ((here[k++ * kWarps + warp] = x), ...);
+        ((here[k++ * kBlockWarps + warp] = x), ...);
       }
-#ifndef FASTMETA_PLANT_RACE  // tests build without this barrier to see that they would notice
-      __syncthreads();
+#ifndef FASTMETA_PLANT_RACE
+      sync();
+#else  // tests build without this barrier, or with too small a one, to see that they would notice
+      if (G::kCluster > 1) __syncthreads();
 #endif
       int k = 0;
-      ((x = here[k++ * kWarps + lane() % kWarps]), ...);
-      butterfly<kWarps>(op, x...);
+      ((x = gather(op, here + k++ * kBlockWarps)), ...);
+      butterfly<kGathered>(op, x...);
       // The two halves of the scratch alternate, so one barrier is enough: who writes this half again has passed the
       // barrier of the next reduction, and by then every thread has read this one.
       half_ ^= 1;
     }
+  }
+
+  // A lane's share of the warps' results: that of one warp, or of one in 32
+  template <class Op>
+  __device__ static A gather(Op op, A* here) {
+    if constexpr (G::kCluster == 1) {
+      static_assert(kWarps <= 32);
+      return here[lane() % kWarps];
+    } else {
+      static_assert(kWarps % 32 == 0);
+      A x = of_warp(here, lane());
+#pragma unroll
+      for (int warp = 32; warp < kWarps; warp += 32) x = op(x, of_warp(here, warp + lane()));
+      return x;
+    }
+  }
+
+  __device__ static A of_warp(A* here, int warp) {
+#if FASTMETA_CLUSTERS
+    return *cooperative_groups::this_cluster().map_shared_rank(here + warp % kBlockWarps,
+                                                               static_cast<unsigned>(warp / kBlockWarps));
+#else
+    return here[warp % kBlockWarps];
+#endif
   }
 
   template <int kWidth, class Op, class... X>
@@ -90,7 +140,7 @@ class Group {
     }
   }
 
-  A* scratch_;  // (2, kMaxValues, kWarps)
+  A* scratch_;  // (2, kMaxValues, kBlockWarps)
   int half_ = 0;
 };
 

@@ -140,6 +140,20 @@ struct Piece {
     }
   }
 
+  // Leaves a slot in shared memory for this very thread; `place` is its own, of a block of kStride threads
+  template <int kStride>
+  __device__ void park(int j, uint4* place) const {
+    const uint4* words = reinterpret_cast<const uint4*>(&slot[j]);
+#pragma unroll
+    for (int i = 0; i < Slot::kWords; ++i) place[(j * Slot::kWords + i) * kStride] = words[i];
+  }
+  template <int kStride>
+  __device__ void take_back(int j, const uint4* place) {
+    uint4* words = reinterpret_cast<uint4*>(&slot[j]);
+#pragma unroll
+    for (int i = 0; i < Slot::kWords; ++i) words[i] = place[(j * Slot::kWords + i) * kStride];
+  }
+
   __device__ static void put(const Slot& from, S* row, const Cols& cols, int j, bool aligned) {
     S* to = row + cols.of(j);
     if (aligned && cols.full(j)) {

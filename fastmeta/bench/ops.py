@@ -140,10 +140,15 @@ OPERATIONS = {
 }
 
 
+#: of many parameters instead of rows, in a file of its own
+LOOKAHEAD = "lookahead_update"
+NAMES = (*OPERATIONS, LOOKAHEAD)
+
+
 @dataclass(frozen=True)
 class OpsConfig:
     device: str = "cpu"
-    operations: tuple[str, ...] = tuple(OPERATIONS)
+    operations: tuple[str, ...] = NAMES
     sizes: tuple[tuple[int, int], ...] | None = None  # (n, C); default by device
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     threads: int | None = None
@@ -153,8 +158,8 @@ class OpsConfig:
 
     def __post_init__(self) -> None:
         for name in self.operations:
-            if name not in OPERATIONS:
-                raise ValueError(f"unknown operation {name!r}: expected some of {', '.join(OPERATIONS)}")
+            if name not in NAMES:
+                raise ValueError(f"unknown operation {name!r}: expected some of {', '.join(NAMES)}")
         for name in self.dtypes:
             if name not in DTYPES:
                 raise ValueError(f"unknown dtype {name!r}: expected some of {', '.join(DTYPES)}")
@@ -329,12 +334,17 @@ def _time(
 def rows(config: OpsConfig, copy: float) -> Iterator[OpsRow]:
     for name in config.operations:
         for dtype in config.dtypes:
+            if name == LOOKAHEAD:
+                from fastmeta.bench import lookahead  # which measures by the functions here
+
+                yield lookahead.measure(dtype, config, copy)
+                continue
             for n, C in config.sizes or SIZES[config.device]:
                 yield measure(name, n, C, dtype, config, copy)
 
 
 HEADER = ("operation", "n", "C", "dtype", "µs", "GB/s", "of copy", "eager", "compiled", "others")
-_WIDTHS = (29, 7, 6, 8, 9, 7, 7, 8, 8, 0)
+_WIDTHS = (29, 7, 8, 8, 9, 7, 7, 8, 8, 0)
 
 
 def line(texts: Sequence[str]) -> str:
@@ -363,6 +373,9 @@ def verdicts(row: OpsRow, device: str) -> list[Verdict]:
     at = f"{row.operation} {row.n}x{row.C} {row.dtype}"
     out: list[Verdict] = []
     eager, compiled = row.speedup["eager"], row.speedup.get("compiled")
+    if row.operation == LOOKAHEAD:
+        goal = f"{row.operation} {row.n} parameters, {row.dtype}: share of copy bandwidth"
+        return [Verdict(goal, ">=", 0.85, row.share_of_copy)] if device == "cuda" else []
     if device == "cpu":
         wanted = {(4096, 1000): 5.0, (128, 100): 2.5}.get((row.n, row.C))
         if wanted and row.operation == "instance_label_step_" and row.dtype == "float32":

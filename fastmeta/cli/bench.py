@@ -59,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("ops", help="each fused operation against its plain-torch twin, eager and compiled")
     _shared(p)
-    p.add_argument(
-        "--ops", nargs="+", metavar="OP", default=list(ops.OPERATIONS), help=f"of {', '.join(ops.OPERATIONS)}"
-    )
+    p.add_argument("--ops", nargs="+", metavar="OP", default=list(ops.NAMES), help=f"of {', '.join(ops.NAMES)}")
     p.add_argument(
         "--sizes", nargs="+", type=_integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
     )

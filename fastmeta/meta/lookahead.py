@@ -2,16 +2,23 @@
 
 For every choice here theta* is affine in the training gradient G of a parameter: theta* = b - c G with a constant
 c per parameter. So the label gradient needs only `c`: the tangent direction is c g instead of lambda g.
+
+theta* of all parameters is one operation, :func:`fastmeta.ops.lookahead_update`: on CUDA one launch that reads the
+rate on the device. On a CPU it is one pass where foreach operations take one for each term: with weight decay or
+momentum 2.2 to 3.7 times as fast (ResNet-20 and -18, one thread). Plain SGD has one term, which torch's foreach
+operation takes there: ours was 0.7 (ResNet-20) to 1.2 times (ResNet-18) as fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastmeta import ops
 from fastmeta.meta.network import Tensors
 
 LookAheadChoice = Literal["sgd", "optimizer"] | float
@@ -44,13 +51,21 @@ class Rule:
         """c = -d theta* / d G."""
         return self.lr if self.gain == 1.0 else self.lr * self.gain
 
-    def offset(self, theta: Tensor) -> Tensor:
-        """b: theta* at G = 0."""
-        decayed = theta * (1 - self.slope * self.weight_decay) if self.weight_decay else theta
+    @property
+    def carry(self) -> float:
+        """-d theta* / d buffer, over lr."""
         if not self.momentum or self.buffer is None:
-            return decayed
-        carried = self.momentum * self.momentum if self.nesterov else self.momentum
-        return decayed - (self.lr * carried) * self.buffer
+            return 0.0
+        return self.momentum * self.momentum if self.nesterov else self.momentum
+
+    def star(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """theta* of one parameter in plain torch, for a compiler to fuse with what stands around it."""
+        d = grad + self.weight_decay * theta if self.weight_decay else grad
+        d = d if self.gain == 1.0 else self.gain * d
+        if self.carry:
+            assert self.buffer is not None
+            d = d + self.carry * self.buffer
+        return theta - self.lr * d
 
 
 class LookAhead:
@@ -90,7 +105,9 @@ class LookAhead:
         assert self.optimizer is not None
         by_id = {}
         for group in self.optimizer.param_groups:
-            lr = float(group["lr"])
+            lr = group["lr"]
+            if not (isinstance(lr, Tensor) and lr.is_cuda):  # to read one there would wait for the device
+                lr = float(lr)
             for p in group["params"]:
                 if self.choice == "sgd":
                     by_id[id(p)] = Rule(lr)
@@ -137,16 +154,39 @@ class PreparedLookAhead:
     def star(self, params: Tensors, grads: Tensors) -> Tensors:
         """theta*, detached; a parameter that `grads` lacks stays, as the optimizer would leave it."""
         star = {name: p.detach() for name, p in params.items()}
-        moved = list(grads)
+        # a step that is traced for a CPU has its rates as tensors; inductor fuses plain operations into its loops
+        on_cuda = any(p.is_cuda for p in star.values())
+        traced = not on_cuda and any(isinstance(rule.lr, Tensor) for rule in self.rules.values())
         with torch.no_grad():
-            offsets = [self.rules[name].offset(star[name]) for name in moved]
-            deltas = [grads[name] for name in moved]
-            if self.uniform and not isinstance(self.rate, Tensor):
-                new = list(torch._foreach_add(offsets, deltas, alpha=-self.rate))
-            else:
-                new = [b - self.rules[name].slope * d for name, b, d in zip(moved, offsets, deltas, strict=True)]
-        star.update(zip(moved, new, strict=True))
+            if traced:
+                return star | {name: self.rules[name].star(star[name], grad) for name, grad in grads.items()}
+            for names in self._alike(star, list(grads)):
+                rule = self.rules[names[0]]
+                thetas, deltas = [star[name] for name in names], [grads[name] for name in names]
+                if not (on_cuda or rule.carry or rule.weight_decay):
+                    star.update(zip(names, torch._foreach_add(thetas, deltas, alpha=-float(rule.slope)), strict=True))
+                    continue
+                buffers = [b for name in names if rule.carry and (b := self.rules[name].buffer) is not None]
+                new = ops.lookahead_update(
+                    thetas,
+                    deltas,
+                    buffers,
+                    lr=rule.lr,
+                    gain=rule.gain,
+                    carry=rule.carry,
+                    weight_decay=rule.weight_decay,
+                )
+                star.update(zip(names, new, strict=True))
         return star
+
+    def _alike(self, params: Tensors, names: list[str]) -> Iterable[list[str]]:
+        """The names in groups of one rule, dtype and device; nearly always one group."""
+        groups: dict[Any, list[str]] = {}
+        for name in names:
+            rule, p = self.rules[name], params[name]
+            lr = id(rule.lr) if isinstance(rule.lr, Tensor) else rule.lr
+            groups.setdefault((lr, rule.gain, rule.carry, rule.weight_decay, p.dtype, p.device), []).append(name)
+        return groups.values()
 
 
 def _same(a: Rate, b: Rate) -> bool:

@@ -91,6 +91,43 @@ class SGDRule:
         return torch.addcmul(theta, d, -lr), buffer
 
 
+def fused_sgd(
+    rules: list[SGDRule],
+    thetas: list[Tensor],
+    grads: list[Tensor | None],
+    buffers: list[Tensor | None],
+    lrs: list[Tensor],
+    finite: Tensor,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """New parameters and buffers by a launch for each, for all parameters of one rule; the old ones where not `finite`.
+
+    Both are the affine map of :func:`fastmeta.ops.lookahead_update`, the buffer's as mu b + d = b + (d + (mu - 1) b),
+    and a step of length zero does not look at the gradient. Operation by operation it would be several small kernels
+    for each parameter; torch's fused SGD writes into its inputs, and as a pure function copies all of them first.
+    """
+    new, kept = list(thetas), list(buffers)
+    groups: dict[Any, list[int]] = {}
+    for k, (rule, theta, grad) in enumerate(zip(rules, thetas, grads, strict=True)):
+        if grad is not None:
+            groups.setdefault((rule, theta.dtype), []).append(k)
+    for (rule, _), places in groups.items():
+        ours = [thetas[k] for k in places]
+        gs = [g for k in places if (g := grads[k]) is not None]
+        bs = [b for k in places if (b := buffers[k]) is not None]
+        mu, decay = rule.momentum, rule.weight_decay
+        lr = torch.where(finite, lrs[rule.group], 0.0)
+        gain, carry = (1 + mu, mu * mu) if rule.nesterov else (1.0, mu)
+        moved = ops.lookahead_update(ours, gs, bs, lr=lr, gain=gain, carry=carry, weight_decay=decay)
+        for k, value in zip(places, moved, strict=True):
+            new[k] = value
+        if mu:
+            one = torch.where(finite, -1.0, 0.0)
+            grown = ops.lookahead_update(bs, gs, ours if decay else [], lr=one, carry=decay, weight_decay=mu - 1)
+            for k, value in zip(places, grown, strict=True):
+                kept[k] = value
+    return new, [b for b in kept if b is not None]
+
+
 @dataclass
 class StepInputs:
     """Everything that a step reads, as a tree of tensors; the graph is a function of its leaves in order."""
@@ -188,13 +225,18 @@ class PureStep:
         def keep(value: Tensor, before: Tensor) -> Tensor:
             return torch.where(finite, value, before) if finite.is_cuda else value
 
-        new, buffers = [], []
-        for (name, p), rule in zip(params.items(), self.rules, strict=True):
-            theta, old, grad = p.detach(), buffer_of[name], grads.get(name)
-            moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, inputs.lrs[rule.group])
-            new.append(keep(moved_to, theta))
-            if old is not None and buffer is not None:
-                buffers.append(keep(buffer, old))
+        thetas, olds = [p.detach() for p in params.values()], list(buffer_of.values())
+        wanted = [grads.get(name) for name in names]
+        if finite.is_cuda:
+            new, buffers = fused_sgd(self.rules, thetas, wanted, olds, inputs.lrs, finite)
+        else:
+            new, buffers = [], []
+            for rule, theta, grad, old in zip(self.rules, thetas, wanted, olds, strict=True):
+                lr = inputs.lrs[rule.group]
+                moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, lr)
+                new.append(moved_to)
+                if buffer is not None:
+                    buffers.append(buffer)
         statistics = [keep(after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
         result = StepResult(
             train_loss=train_loss,

@@ -1,13 +1,15 @@
-// A CUDA thread block on the host: stands in for <cuda_runtime.h> when csrc/cuda/*.cu are compiled as C++.
+// CUDA thread blocks on the host: stands in for <cuda_runtime.h> when csrc/cuda/*.cu are compiled as C++.
 //
 // Every CUDA thread is an OS thread, and all blocks of a launch run at once (in waves of kWave threads), so that
 // ThreadSanitizer sees races inside a block and between blocks. What orders memory on the device orders it here, and
 // nothing else does:
 //
-//   __syncthreads, __syncwarp      a barrier with acquire and release
+//   __syncthreads, __syncwarp      a barrier with acquire and release, as is a cluster's (cooperative_groups.h)
 //   shuffles, ballots              values are exchanged by *relaxed* atomics: the lanes meet, but their other memory is
 //                                  not ordered, so a missing __syncwarp is a data race here as well
 //   waking and awaiting workers    the launch and the end of a kernel
+//
+// A block's shared memory is gone as soon as its last thread has left: a cluster's other blocks must not read it then.
 //
 // Limits: 16-byte vector accesses are plain copies, a launch is synchronous, streams are ignored, and a thread names
 // the same mask in all its warp operations.
@@ -24,6 +26,7 @@
 #include <climits>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -31,6 +34,8 @@
 #include <thread>
 #include <vector>
 
+#define CUDART_VERSION 13000
+#define __grid_constant__
 #define __global__
 #define __device__
 #define __host__
@@ -75,10 +80,24 @@ struct Warp {
   Lanes lanes[32];  // by first lane of the mask
 };
 
-struct Block {
-  Block(unsigned threads, size_t shared_bytes)
-      : barrier(threads), warps(threads / 32), shared(new unsigned char[shared_bytes]) {}
+struct Block;
+
+struct Cluster {
+  explicit Cluster(unsigned threads) : barrier(threads) {}
   std::barrier<> barrier;
+  std::vector<Block*> blocks;
+};
+
+struct Block {
+  Block(unsigned threads, size_t shared_bytes, Cluster* cluster)
+      : cluster(cluster),
+        barrier(threads),
+        inside(threads),
+        warps(threads / 32),
+        shared(new unsigned char[shared_bytes]) {}
+  Cluster* cluster;
+  std::barrier<> barrier;
+  std::atomic<unsigned> inside;  // threads that have not left
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;  // exactly as long as the launch asked for: AddressSanitizer sees the end
 };
@@ -141,28 +160,32 @@ struct Worker {
 };
 
 template <class Body>
-void run(dim3 grid, dim3 block, size_t shared_bytes, const Body& body) {
+void run(dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes, const Body& body) {
   static std::deque<Worker> workers;
-  const unsigned per_wave = std::max(1u, kWave / block.x);
+  const unsigned per_wave = std::max(1u, kWave / (block.x * cluster)) * cluster;
   for (unsigned first = 0; first < grid.x; first += per_wave) {
     const unsigned blocks = std::min(per_wave, grid.x - first), threads = blocks * block.x;
     while (workers.size() < threads) workers.emplace_back();
-    std::deque<Block> shared;
-    for (unsigned b = 0; b < blocks; ++b) {
-      Block* here = &shared.emplace_back(block.x, shared_bytes);
-      for (unsigned t = 0; t < block.x; ++t) {
-        workers[b * block.x + t].start([=, &body] {
-          self = {here};
-          threadIdx = dim3(t);
-          blockIdx = dim3(first + b);
-          blockDim = block;
-          gridDim = grid;
-          body();
-          here->barrier.arrive_and_drop();  // __syncthreads waits for the threads that have not left
-        });
-      }
+    std::deque<Cluster> clusters;
+    std::deque<Block> here;
+    for (unsigned b = 0; b < blocks; ++b) {  // all of them before the first thread runs: clusters look at each other
+      if (b % cluster == 0) clusters.emplace_back(cluster * block.x);
+      clusters.back().blocks.push_back(&here.emplace_back(block.x, shared_bytes, &clusters.back()));
     }
-    for (unsigned t = 0; t < threads; ++t) workers[t].finish();
+    for (unsigned w = 0; w < threads; ++w) {
+      workers[w].start([=, &body, block_of = &here[w / block.x]] {
+        self = {block_of};
+        threadIdx = dim3(w % block.x);
+        blockIdx = dim3(first + w / block.x);
+        blockDim = block;
+        gridDim = grid;
+        body();
+        block_of->barrier.arrive_and_drop();  // __syncthreads waits for the threads that have not left
+        block_of->cluster->barrier.arrive_and_drop();
+        if (block_of->inside.fetch_sub(1) == 1) block_of->shared.reset();
+      });
+    }
+    for (unsigned w = 0; w < threads; ++w) workers[w].finish();
   }
 }
 
@@ -212,12 +235,25 @@ using std::exp, std::fmax, std::fmin, std::log;
 // ---------------------------------------------------------------------------------------------------------
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 using cudaStream_t = void*;
 
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
+};
+struct cudaFuncAttributes {
+  int ptxVersion;
 };
 
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "bad launch"; }
@@ -227,11 +263,33 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_
   return cudaSuccess;
 }
 
+// An sm_90, or what EMULATED_CAPABILITY names
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  const char* given = std::getenv("EMULATED_CAPABILITY");
+  *value = given == nullptr ? 9 : std::atoi(given);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* code, const void*) {
+  code->ptxVersion = 90;
+  return cudaSuccess;
+}
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
+  *clusters = 1;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
 template <class... Formal, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... args) {
-  if (config->gridDim.x == 0 || config->blockDim.x == 0 || config->blockDim.x > 1024 || config->blockDim.x % 32 != 0) {
+  const unsigned cluster = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
+  if (std::getenv("EMULATED_FAILURE") != nullptr || config->gridDim.x == 0 || config->blockDim.x == 0 ||
+      config->blockDim.x > 1024 || config->blockDim.x % 32 != 0 || config->gridDim.x % cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
-  emulation::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [=] { kernel(args...); });
+  emulation::run(config->gridDim, config->blockDim, cluster, config->dynamicSmemBytes, [&] { kernel(args...); });
   return cudaSuccess;
 }

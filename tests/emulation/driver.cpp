@@ -4,7 +4,7 @@
 //
 //   call:    name (32 bytes, zero-padded), struct size, number of buffers, number of pointers,
 //            the args struct of the launcher, then
-//   pointer: offset in the struct, buffer, byte offset in the buffer
+//   pointer: where it stands (a buffer, or -1 for the struct), offset there, buffer, byte offset in the buffer
 //   buffer:  size, bytes
 //
 // Each buffer is an allocation of its own, on a 64-byte boundary as on the device: AddressSanitizer sees every access
@@ -51,8 +51,10 @@ void call(void (*launcher)(const Args&, void*), const std::vector<char>& bytes) 
 void run(const std::string& name, const std::vector<char>& bytes) {
 #define X(launcher, Args) \
   if (name == #launcher) return call<fastmeta::Args>(fastmeta::cuda::launcher, bytes);
-#ifdef FASTMETA_ONLY_ROW_DOT  // the planted race needs no other kernels
+#ifdef FASTMETA_PLANT_RACE  // the planted races need no other kernels
   X(row_dot, RowDotArgs)
+  X(instance_loss, InstanceLossArgs)
+  X(instance_label_step, InstanceLabelStepArgs)
 #else
   FASTMETA_LAUNCHERS(X)
 #endif
@@ -72,12 +74,14 @@ int main(int argc, char** argv) {
     const int64_t buffer_count = read_int(in), pointer_count = read_int(in);
     in.read(args.data(), static_cast<std::streamsize>(args.size()));
     std::vector<int64_t> pointers;
-    for (int64_t k = 0; k < 3 * pointer_count; ++k) pointers.push_back(read_int(in));
+    for (int64_t k = 0; k < 4 * pointer_count; ++k) pointers.push_back(read_int(in));
     std::vector<Buffer> buffers;
     for (int64_t k = 0; k < buffer_count; ++k) buffers.push_back(read_buffer(in));
-    for (size_t k = 0; k < pointers.size(); k += 3) {
-      const char* p = buffers[static_cast<size_t>(pointers[k + 1])].data + pointers[k + 2];
-      std::memcpy(args.data() + pointers[k], &p, sizeof(p));
+    for (size_t k = 0; k < pointers.size(); k += 4) {
+      const int64_t* pointer = &pointers[k];
+      char* holder = pointer[0] < 0 ? args.data() : buffers[static_cast<size_t>(pointer[0])].data;
+      const char* p = buffers[static_cast<size_t>(pointer[2])].data + pointer[3];
+      std::memcpy(holder + pointer[1], &p, sizeof(p));
     }
     try {
       run(name, args);

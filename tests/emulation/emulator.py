@@ -12,6 +12,7 @@ import struct
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ VARIANTS = {
     "plain": [],
     "address": ["-fsanitize=address", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread", "-Wno-tsan"],  # the warning: it does not follow fences, which is what we want
-    "planted_race": ["-fsanitize=thread", "-Wno-tsan", "-DFASTMETA_PLANT_RACE", "-DFASTMETA_ONLY_ROW_DOT"],
+    "planted_race": ["-fsanitize=thread", "-Wno-tsan", "-DFASTMETA_PLANT_RACE"],
 }
 
 # ---------------------------------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ def build(variant: str) -> Path:
     """The driver with these sanitizers, built once per content of the sources."""
     kernels = sorted((CSRC / "cuda").glob("*.cu"))
     if variant == "planted_race":
-        kernels = [CSRC / "cuda" / "row_dot.cu"]
+        kernels = [CSRC / "cuda" / name for name in ("row_dot.cu", "instance_labels.cu")]
     headers = [*CSRC.glob("*.h"), *(CSRC / "cuda").glob("*.cuh"), *HERE.glob("*.h")]
     units = [HERE / "driver.cpp", *kernels]
     flags = FLAGS + VARIANTS[variant]
@@ -95,6 +96,7 @@ Vector = _struct("Vector", "data:ptr stride:i64", _basic)
 Scalar = _struct("Scalar", "device:ptr dtype:int host:f64", _basic)
 Counter = _struct("Counter", "device:ptr host:i64", _basic)
 Rounding = _struct("Rounding", "step:counter seed:u64 stochastic:bool", {**_basic, "counter": Counter})
+LookaheadTensor = _struct("LookaheadTensor", "param:ptr grad:ptr buffer:ptr out:ptr numel:i64", _basic)
 _all = {**_basic, "mat": Matrix, "vec": Vector, "scalar": Scalar, "counter": Counter, "rounding": Rounding}
 
 _results = "loss:ptr v:mat entropy:ptr"
@@ -116,6 +118,7 @@ ARGS = {
         "row_dot": "n:i64 C:i64 a:mat b:mat out:ptr",
         "load_images": "n:i64 C:i64 N:i64 height:i64 width:i64 images:ptr index:vec center:ptr scale:ptr padding:i64 "
         "reflect:bool flip:bool seed:i64 step:counter out:ptr dtype:int",
+        "lookahead_update": "tensors:ptr count:i64 dtype:int lr:scalar gain:f64 carry:f64 weight_decay:f64",
     }.items()
 }
 
@@ -125,15 +128,18 @@ ARGS = {
 
 
 class Call:
-    """One launch: fields of the args struct as tensors and numbers. `run` leaves each tensor's result in `out`."""
+    """One launch: fields of the args struct as tensors and numbers. `run` leaves each tensor's result in `out`.
 
-    def __init__(self, launcher: str, **fields: Tensor | float | bool | tuple | None) -> None:
+    A list of {"param", "grad", "buffer", "out"} stands for an array of LookaheadTensor; results are param0, grad0, ...
+    """
+
+    def __init__(self, launcher: str, **fields: Any) -> None:
         self.launcher = launcher
         self.fields = fields
         self.out: dict[str, Tensor] = {}
         self.args = ARGS[launcher]()
         self.tensors: dict[str, Tensor] = {}
-        self.pointers: list[tuple[int, str]] = []
+        self.pointers: list[tuple[str | None, int, str]] = []  # standing in a tensor or in the struct, offset, to
         types = dict(self.args._fields_)
         assert set(fields) <= set(types), set(fields) - set(types)
         for name, value in fields.items():
@@ -146,6 +152,8 @@ class Call:
                 self.args.rounding = Rounding(Counter(None, -77 if isinstance(step, Tensor) else step), seed, True)
                 if isinstance(step, Tensor):
                     self._set_tensor(name, Rounding, step)
+            elif isinstance(value, list):
+                self._set_array(name, value)
             elif types[name] in (Scalar, Counter):
                 getattr(self.args, name).host = value
             else:
@@ -154,7 +162,7 @@ class Call:
     def _set_tensor(self, name: str, kind: type, value: Tensor) -> None:
         offset = getattr(type(self.args), name).offset
         self.tensors[name] = value
-        self.pointers.append((offset, name))  # the pointer is the first member of every struct
+        self.pointers.append((None, offset, name))  # the pointer is the first member of every struct
         if kind is Matrix:
             assert value.shape[1] < 2 or value.stride(1) == 1
             setattr(self.args, name, Matrix(None, value.stride(0), DTYPES[value.dtype]))
@@ -164,6 +172,17 @@ class Call:
             setattr(self.args, name, Scalar(None, DTYPES[value.dtype], math.nan))
         elif kind is Counter:
             setattr(self.args, name, Counter(None, -1))
+
+    def _set_array(self, name: str, operands: list[dict[str, Tensor | None]]) -> None:
+        entries = [LookaheadTensor(numel=tensors["param"].numel()) for tensors in operands]
+        array = bytearray(b"".join(map(bytes, entries)))
+        self._set_tensor(name, ctypes.c_void_p, torch.frombuffer(array, dtype=torch.uint8))
+        for k, tensors in enumerate(operands):
+            for role, t in tensors.items():
+                if t is not None:
+                    self.tensors[f"{role}{k}"] = t
+                    at = k * ctypes.sizeof(LookaheadTensor) + getattr(LookaheadTensor, role).offset
+                    self.pointers.append((name, at, f"{role}{k}"))
 
     def storages(self) -> dict[int, Tensor]:
         """Whole storages as bytes, by address: gaps between rows and memory before the first one come along."""
@@ -179,10 +198,11 @@ class Call:
         parts = [self.launcher.encode().ljust(32, b"\0")]
         parts.append(struct.pack("<3q", ctypes.sizeof(self.args), len(storages), len(self.pointers)))
         parts.append(bytes(self.args))
-        for offset, name in self.pointers:
+        for holder, offset, name in self.pointers:
             t = self.tensors[name]
             place = places.index(t.untyped_storage().data_ptr())
-            parts.append(struct.pack("<3q", offset, place, t.storage_offset() * t.element_size()))
+            inside = -1 if holder is None else places.index(self.tensors[holder].untyped_storage().data_ptr())
+            parts.append(struct.pack("<4q", inside, offset, place, t.storage_offset() * t.element_size()))
         for raw in storages.values():
             parts += [struct.pack("<q", raw.numel()), raw.numpy().tobytes()]
         return b"".join(parts)
@@ -201,9 +221,17 @@ class Call:
         return at
 
 
-def run(variant: str, calls: list[Call]) -> subprocess.CompletedProcess:
-    """Runs the calls in one process and fills their `out`. A sanitizer's report is in stderr, with a return code."""
-    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1 history_size=2"}
+def run(variant: str, calls: list[Call], capability: int = 9) -> subprocess.CompletedProcess:
+    """Runs the calls in one process and fills their `out`. A sanitizer's report is in stderr, with a return code.
+
+    Below `capability` 9 the emulated device has no clusters.
+    """
+    env = {
+        **os.environ,
+        "EMULATED_CAPABILITY": str(capability),
+        "ASAN_OPTIONS": "detect_leaks=1",
+        "TSAN_OPTIONS": "halt_on_error=1 history_size=2",
+    }
     with TemporaryDirectory() as folder:
         given, made = Path(folder, "in"), Path(folder, "out")
         given.write_bytes(b"".join(call.encode() for call in calls))

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from . import cases, image_cases
+from . import cases, cluster_cases, image_cases, lookahead_cases
 from .emulator import Call, build, compiler, run
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler ($CXX or g++) to build the emulation with")
@@ -28,6 +28,9 @@ GROUPS = [
     cases.class_label_step_refused,
     cases.empty_batch,
     image_cases.load_images,
+    cluster_cases.instance_loss_in_clusters,
+    cluster_cases.instance_label_step_in_clusters,
+    lookahead_cases.lookahead_update,
 ]
 
 
@@ -37,7 +40,8 @@ def cases_of(group) -> list[cases.Case]:
 
 
 def dtype_of(call: Call) -> torch.dtype:
-    return call.tensors[{"row_dot": "a", "load_images": "out"}.get(call.launcher, "logits")].dtype
+    first = {"row_dot": "a", "load_images": "out", "lookahead_update": "param0"}.get(call.launcher, "logits")
+    return call.tensors[first].dtype
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
@@ -67,6 +71,25 @@ def test_same_bits_twice() -> None:
             assert torch.equal(t.nan_to_num(9), second[name].nan_to_num(9)), name
 
 
+@pytest.mark.parametrize(
+    "group", [cluster_cases.instance_loss_in_clusters, cluster_cases.instance_label_step_in_clusters]
+)
+def test_without_clusters_rows_are_streamed(group) -> None:
+    todo = cases_of(group)
+    assert run("plain", [case.call for case in todo], capability=8).returncode == 0
+    for case in todo:
+        case.check(case.call.out)
+
+
+def test_a_missing_barrier_of_a_cluster_is_noticed() -> None:
+    """Each block still waits for its own threads."""
+    todo = [case.call for case in cases_of(cluster_cases.instance_loss_in_clusters)]
+    done = run("planted_race", todo[:1])
+    assert done.returncode != 0
+    assert "data race" in done.stderr
+    assert "map_shared_rank" in done.stderr or "of_warp" in done.stderr
+
+
 def test_a_missing_barrier_is_noticed() -> None:
     block = [case.call for case in cases_of(cases.row_dot) if case.call.args.C == 5000]
     assert block
@@ -82,6 +105,14 @@ def test_an_access_outside_is_noticed() -> None:
     done = run("address", [wrong])
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
+
+
+def test_a_failed_launch_is_an_error(monkeypatch) -> None:
+    monkeypatch.setenv("EMULATED_FAILURE", "1")
+    for group, name in ((cases.row_dot, "row_dot"), (lookahead_cases.lookahead_update, "lookahead_update")):
+        done = run("plain", [cases_of(group)[0].call])
+        assert done.returncode == 1
+        assert f"fastmeta: CUDA error in {name}: bad launch" in done.stderr
 
 
 def test_build_is_kept() -> None:

@@ -87,3 +87,8 @@ def test_every_operation(op):
 def test_a_level_without_a_dual_is_no_reason_to_raise(z, loss):
     with forward_ad.dual_level():
         assert loss(z).isfinite()
+
+
+def test_a_dual_in_a_list(z):
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=MATCH):
+        ops.lookahead_update([z], [forward_ad.make_dual(z, torch.ones_like(z))], lr=0.1)

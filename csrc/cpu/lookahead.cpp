@@ -1,0 +1,63 @@
+// theta* of many tensors: theta, g and b are read once and theta* is written, chunk by chunk over all tensors.
+
+#include <algorithm>
+#include <vector>
+
+#include "../lookahead_math.h"
+#include "labels.h"
+
+namespace fastmeta::cpu {
+
+namespace {
+
+constexpr int64_t kChunk = kGrain;  // elements
+
+template <class T, bool kBuffer>
+FASTMETA_CLONES void move_chunk(const T* theta, const T* g, const T* b, T* out, int64_t n,
+                                LookaheadRates<acc_t<T>> rates) {
+  using A = acc_t<T>;
+  for (int64_t k = 0; k < n; ++k)
+    out[k] = from_acc<T>(rates.moved(to_acc(theta[k]), to_acc(g[k]), kBuffer ? to_acc(b[k]) : A(0)));
+}
+
+template <class T>
+void move_chunk(const LookaheadTensor& t, int64_t chunk, const LookaheadRates<acc_t<T>>& rates) {
+  const int64_t begin = chunk * kChunk, n = std::min(kChunk, t.numel - begin);
+  const auto at = [begin](const void* p) { return static_cast<const T*>(p) + begin; };
+  T* out = static_cast<T*>(t.out) + begin;
+  if (t.buffer == nullptr)
+    move_chunk<T, false>(at(t.param), at(t.grad), nullptr, out, n, rates);
+  else
+    move_chunk<T, true>(at(t.param), at(t.grad), at(t.buffer), out, n, rates);
+}
+
+template <class T>
+void update(const LookaheadArgs& a) {
+  const LookaheadRates<acc_t<T>> rates(scalar_value(a.lr), a.gain, a.carry, a.weight_decay);
+  std::vector<int64_t> first(static_cast<size_t>(a.count) + 1, 0);  // chunk of each tensor
+  for (int64_t k = 0; k < a.count; ++k) first[k + 1] = first[k] + (a.tensors[k].numel + kChunk - 1) / kChunk;
+  over_rows(first.back(), kChunk, [&](int64_t begin, int64_t end) {
+    size_t k = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      while (chunk >= first[k + 1]) ++k;
+      move_chunk<T>(a.tensors[k], chunk - first[k], rates);
+    }
+  });
+}
+
+}  // namespace
+
+void lookahead_update(const LookaheadArgs& a) {
+  switch (a.dtype) {
+    case DType::kFloat64:
+      return update<double>(a);
+    case DType::kFloat32:
+      return update<float>(a);
+    case DType::kBFloat16:
+      return update<BFloat16>(a);
+    case DType::kFloat16:
+      return update<Float16>(a);
+  }
+}
+
+}  // namespace fastmeta::cpu
