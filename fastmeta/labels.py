@@ -50,12 +50,32 @@ def class_gradient(
     targets: Tensor, num_classes: int, u: Tensor, scale: float | Tensor, weight: Tensor | None = None
 ) -> Tensor:
     """d L_meta / d alpha, (C,): scale * sum over the rows of class c of weight * (mean_{k != c} u_k - u_c)."""
-    given = u.gather(1, targets.unsqueeze(1)).squeeze(1)
+    given = u.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)  # a row out of range has class -1 and no term
     term = (u.sum(-1) - given) / (num_classes - 1) - given
     if weight is not None:
         term = term * weight
     # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
-    return scale * (nn.functional.one_hot(targets, num_classes).to(u.dtype).T @ term)
+    return scale * ((torch.arange(num_classes, device=u.device).unsqueeze(1) == targets).to(u.dtype) @ term)
+
+
+# torch's own indexing kills the CUDA context on a row out of range. These two read and write nothing there, and wait
+# for nothing; the kernels skip such a row, because its labels are NaN, and count it.
+
+
+def take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` of `table`, (n, C); NaN where the index is out of range."""
+    inside = (index >= 0) & (index < len(table))
+    return torch.where(inside.unsqueeze(1), table[index.clamp(0, len(table) - 1)], torch.nan)
+
+
+def put_rows_(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    """Replace the rows `index` of `table`, those in range; equal indices must come with equal rows."""
+    inside = (index >= 0) & (index < len(table))
+    # an entry out of range writes once more what some entry in range writes, or, where none is, what is there
+    other = inside.to(torch.uint8).argmax().view(1)
+    at = torch.where(inside, index, index.gather(0, other)).clamp(0, len(table) - 1)
+    rows = torch.where(inside.unsqueeze(1), rows, rows.index_select(0, other))
+    table[at] = torch.where(inside.any(), rows, table[at])
 
 
 class _Labels(nn.Module):
@@ -149,11 +169,15 @@ class InstanceLabels(_Labels):
 
     def rows(self, index: Tensor) -> Tensor:
         """Label parameters of the rows `index`: (n, C)."""
-        return self.label_logits[index]
+        return take_rows(self.label_logits, index) if index.is_cuda else self.label_logits[index]
 
     def write_(self, index: Tensor, rows: Tensor) -> None:
         """Replace the label parameters of the rows `index`."""
-        self.label_logits[index] = rows.to(self.label_logits.dtype)
+        rows = rows.to(self.label_logits.dtype)
+        if index.is_cuda:
+            put_rows_(self.label_logits, index, rows)
+        else:
+            self.label_logits[index] = rows
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all; float32 of 16-bit tables."""

@@ -31,6 +31,8 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0]
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return low, high
 

@@ -217,7 +217,17 @@ def is_plain(name: str) -> bool:
     return name.startswith(PLAIN)
 
 
-_GOALS = (PLAIN, "sgd:compiled", "fastmeta", "fastmeta:trace", "fastmeta:full", REFERENCE, "higher", "torchopt")
+_GOALS = (
+    PLAIN,
+    "sgd:compiled",
+    "fastmeta",
+    "fastmeta:one-graph",
+    "fastmeta:trace",
+    "fastmeta:full",
+    REFERENCE,
+    "higher",
+    "torchopt",
+)
 _GOALS_CUDA = (
     *(name for name in VARIANTS if is_captured(name)),
     "fastmeta:delayed-full",

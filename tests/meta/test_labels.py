@@ -7,6 +7,7 @@ import torch
 
 import fastmeta
 from fastmeta import reference
+from fastmeta.labels import put_rows_, take_rows
 
 TARGETS = torch.tensor([2, 0, 1, 1, 2])
 
@@ -76,3 +77,36 @@ def test_alpha_of_another_dtype_is_refused():
     labels = fastmeta.ClassLabels(TARGETS, 4)
     with pytest.raises(TypeError, match=r"alpha must be torch.float64 for logits of torch.float64"):
         labels.batch_loss(torch.randn(2, 4, dtype=torch.float64), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("index", [[2, 0], [2, -1, 0, 5], [9, 2, 2, -7], [0, 4, 7], [-1, 5], [7]])
+def test_rows_out_of_range_are_neither_read_nor_written(index):
+    """As on CUDA, where torch's own indexing would end the context."""
+    table = torch.arange(15.0).reshape(5, 3)
+    index = torch.tensor(index)
+    inside = (index >= 0) & (index < 5)
+    taken = take_rows(table, index)
+    assert torch.equal(taken[inside], table[index[inside]])
+    assert taken[~inside].isnan().all()
+    want = table.clone()
+    want[index[inside]] = 100 + table[index[inside]]
+    put_rows_(table, index, 100 + taken)
+    assert torch.equal(table, want)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", ["off", "trace", "full"])
+@pytest.mark.parametrize("family", [fastmeta.InstanceLabels, fastmeta.ClassLabels])
+def test_a_row_out_of_range_on_cuda_is_counted_and_moves_nothing(family, compile):
+    model = torch.nn.Linear(6, 3).cuda()
+    labels = family(torch.tensor([0, 1, 2, 1]), 3).cuda()
+    step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=0.1), label_lr=1.0, compile=compile)
+    x, y_meta = torch.randn(4, 6, device="cuda"), torch.tensor([0, 1, 2, 0], device="cuda")
+    before = {k: t.clone() for k, t in {**model.state_dict(), **labels.state_dict()}.items()}
+    result = step((x, torch.tensor([0, 1, 99, -1], device="cuda")), (x, y_meta))
+    assert int(result.skipped) == 2
+    assert not bool(result.finite)
+    for k, t in {**model.state_dict(), **labels.state_dict()}.items():
+        assert torch.equal(t, before[k]), k
+    assert bool(step((x, torch.arange(4, device="cuda")), (x, y_meta)).finite)
