@@ -171,6 +171,17 @@ def test_the_lookahead_of_a_resnet18_is_measured(dtype):
     assert ops.verdicts(row, "cpu") == []
 
 
+@pytest.mark.parametrize("dtype", ops.DTYPES)
+def test_a_batch_of_images_is_measured(dtype):
+    config = ops.OpsConfig(operations=("load_images",), dtypes=(dtype,), seconds=1e-3, compile=False)
+    (row,) = ops.rows(config, copy=1e9)
+    assert (row.n, row.C) == (256, 3072)
+    assert row.error == {"fused": 0, "eager": 0}
+    assert row.speedup.keys() == {"eager"}
+    itemsize = torch.finfo(ops.DTYPES[dtype]).bits // 8
+    assert row.gigabytes_per_second == pytest.approx(256 * 3072 * (1 + itemsize) / row.microseconds["fused"] / 1e3)
+
+
 def test_bytes_of_the_fused_label_step_are_five_elements_per_label():
     case = ops.prepare("instance_label_step_", 8, 5, "float32", ops.OpsConfig(compile=False))
     assert case.moved_bytes == 5 * 8 * 5 * 4

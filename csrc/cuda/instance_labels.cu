@@ -157,7 +157,7 @@ class RowRounding {
 template <class T, class U, class L, class G>
 struct StepPlan {
   static constexpr int kBlocks = G::kCluster > 1 ? 2 : 1;
-  static constexpr bool kParks = G::kCluster > 1 && sizeof(T) + sizeof(U) + sizeof(L) > 10;
+  static constexpr bool kParks = G::kCluster > 1 && sizeof(T) + sizeof(U) + sizeof(L) >= 10;
   static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
   static constexpr size_t shared_bytes() { return kGroupBytes + (kParks ? G::kBlock * G::kColumns * sizeof(U) : 0); }
   static_assert(kGroupBytes % 16 == 0 || !kParks);

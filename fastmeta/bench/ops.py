@@ -141,8 +141,8 @@ OPERATIONS = {
 
 
 #: of many parameters instead of rows, in a file of its own
-LOOKAHEAD = "lookahead_update"
-NAMES = (*OPERATIONS, LOOKAHEAD)
+LOOKAHEAD, IMAGES = "lookahead_update", "load_images"
+NAMES = (*OPERATIONS, LOOKAHEAD, IMAGES)
 
 
 @dataclass(frozen=True)
@@ -334,10 +334,10 @@ def _time(
 def rows(config: OpsConfig, copy: float) -> Iterator[OpsRow]:
     for name in config.operations:
         for dtype in config.dtypes:
-            if name == LOOKAHEAD:
-                from fastmeta.bench import lookahead  # which measures by the functions here
+            if name in (LOOKAHEAD, IMAGES):
+                from fastmeta.bench import images, lookahead  # which measure by the functions here
 
-                yield lookahead.measure(dtype, config, copy)
+                yield (lookahead if name == LOOKAHEAD else images).measure(dtype, config, copy)
                 continue
             for n, C in config.sizes or SIZES[config.device]:
                 yield measure(name, n, C, dtype, config, copy)

@@ -1,0 +1,78 @@
+"""A training batch of CIFAR's shape from uint8 images, beside what one writes in plain torch: outputs first, then time.
+
+Bytes that it cannot avoid: the pixels read, the batch written.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import reference
+from fastmeta._dispatch import acc_dtype
+from fastmeta.bench import ops as bench
+from fastmeta.counter_rng import below_range, random_bits
+from fastmeta.images import load_images
+
+SET, BATCH, SIDE, CHANNELS, PADDING = 50_000, 256, 32, 3, 4
+
+
+def by_indexing(
+    images: Tensor, center: Tensor, scale: Tensor, dtype: torch.dtype, index: Tensor, step: Tensor
+) -> Tensor:
+    """The same crops of zero-padded images by advanced indexing, without a loop over the batch."""
+    bits = random_bits(0, step, index)
+    offset = [below_range(bits[:, k], 2 * PADDING + 1) - PADDING for k in (0, 1)]
+    at = torch.arange(SIDE, device=images.device)
+    mirrored = (below_range(bits[:, 2], 2) == 1).unsqueeze(1)
+    y_at, x_at = at + offset[0].unsqueeze(1), torch.where(mirrored, at.flip(0), at) + offset[1].unsqueeze(1)
+    inside = ((y_at >= 0) & (y_at < SIDE))[:, :, None] & ((x_at >= 0) & (x_at < SIDE))[:, None, :]
+    y_at, x_at = y_at.clamp(0, SIDE - 1), x_at.clamp(0, SIDE - 1)
+    x = images[index[:, None, None], y_at[:, :, None], x_at[:, None, :]] * inside[..., None]
+    return ((x.to(center.dtype) - center) * scale).to(dtype).permute(0, 3, 1, 2)
+
+
+def measure(dtype: str, config: bench.OpsConfig, copy: float) -> bench.OpsRow:
+    """A row of the table: n counts images, C the elements of one."""
+    device, kind = torch.device(config.device), bench.DTYPES[dtype]
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.randint(256, (SET, SIDE, SIDE, CHANNELS), dtype=torch.uint8, device=device, generator=generator)
+    center, scale = (torch.full((CHANNELS,), v, dtype=acc_dtype(kind), device=device) for v in (120.0, 1 / 64))
+    moved = BATCH * SIDE * SIDE * CHANNELS * (1 + kind.itemsize)
+    order = torch.randperm(SET, device=device, generator=generator)
+    slots = [
+        (order[k * BATCH : (k + 1) * BATCH], torch.full((), k, device=device))
+        for k in range(bench._slots(moved, device))
+    ]
+
+    def fused(index: Tensor, step: Tensor) -> Tensor:
+        return load_images(images, index, center, scale, padding=PADDING, flip=True, step=step, dtype=kind)
+
+    variants: dict[str, Any] = {"fused": fused, "eager": partial(by_indexing, images, center, scale, kind)}
+    if config.compile:
+        torch._dynamo.reset()
+        variants["compiled"] = torch.compile(variants["eager"], dynamic=False, fullgraph=True)
+    truth = reference.load_images(
+        images, slots[0][0], center, scale, padding=PADDING, flip=True, step=slots[0][1], dtype=kind
+    )
+    errors = {k: bench._errors([f(*slots[0])], [truth.double()])[0] for k, f in variants.items()}
+    if errors["fused"]:
+        raise bench.WrongResult(f"load_images in {dtype} is off by {errors['fused']:.2e}, wanted 0; not timed")
+    bodies: dict[str, list[bench.Body]] = {k: [partial(f, *slot) for slot in slots] for k, f in variants.items()}
+    timings, notes = bench._time(bodies, device, config)
+    bandwidth = moved / timings["fused"].median
+    return bench.OpsRow(
+        operation=bench.IMAGES,
+        n=BATCH,
+        C=SIDE * SIDE * CHANNELS,
+        dtype=dtype,
+        microseconds={k: t.median * 1e6 for k, t in timings.items()},
+        speedup={k: t.ratio_to(timings["fused"]) for k, t in timings.items() if k != "fused"},
+        gigabytes_per_second=bandwidth / 1e9,
+        share_of_copy=bandwidth / copy,
+        error=errors,
+        notes=notes,
+    )
