@@ -92,15 +92,17 @@ __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossAr
   });
 }
 
-// How the new label row r is rounded to storage, a slot at a time.
-template <class L>
+// How the new label row r is rounded to storage, a slot at a time. With kKeep the step and the row stay in registers;
+// else they are read anew for each block, because clusters have no register to spare.
+template <class L, bool kKeep>
 class RowRounding {
  public:
-  __device__ RowRounding(const Rounding& rounding, IndexVector index, int64_t i) : rounding_(rounding) {
-    if constexpr (kCanDraw) {
+  __device__ RowRounding(const Rounding& rounding, const IndexVector& index, int64_t i)
+      : rounding_(rounding), index_(index), i_(i) {
+    if constexpr (kCanDraw && kKeep) {
       if (!rounding.stochastic) return;
-      step_ = static_cast<uint64_t>(rounding.step.device == nullptr ? rounding.step.host : *rounding.step.device);
-      row_ = static_cast<uint64_t>(index_at(index, i));
+      step_ = step();
+      row_ = row();
     }
   }
 
@@ -137,8 +139,13 @@ class RowRounding {
  private:
   static constexpr bool kCanDraw = std::is_same_v<L, BFloat16>;
 
+  __device__ uint64_t step() const {
+    return static_cast<uint64_t>(rounding_.step.device == nullptr ? rounding_.step.host : *rounding_.step.device);
+  }
+  __device__ uint64_t row() const { return static_cast<uint64_t>(index_at(index_, i_)); }
+
   __device__ RandomBits bits(int block) const {
-    return random_bits(rounding_.seed, step_, row_, static_cast<uint32_t>(block));
+    return random_bits(rounding_.seed, kKeep ? step_ : step(), kKeep ? row_ : row(), static_cast<uint32_t>(block));
   }
 
   // column_bits by selection: an array indexed at run time would lie in local memory
@@ -147,7 +154,10 @@ class RowRounding {
     return (k < 4 ? low : high) >> 16 * (k % 2) & 0xffffu;
   }
 
-  const Rounding& rounding_;  // of the kernel's arguments, which cost no registers
+  // of the kernel's arguments, which cost no registers
+  const Rounding& rounding_;
+  const IndexVector& index_;
+  int64_t i_;
   uint64_t step_ = 0, row_ = 0;
 };
 
@@ -224,7 +234,7 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
 
   // The new row and its softmax; a row that turns out not finite stays as it was
   SoftmaxBelow<A> p_new;
-  const RowRounding<L> rounding(a.rounding, a.index, i);
+  const RowRounding<L, G::kCluster == 1> rounding(a.rounding, a.index, i);
 #pragma unroll
   for (int s = 0; s < Cols::kSlots; ++s) {
     if (cols.none(s)) break;
@@ -362,7 +372,7 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
   // 2. The new row's softmax. Nothing is written yet: a row that turns out not finite stays as it was.
   const A step = static_cast<A>(step_size(value_of(a.scale), value_of(a.label_lr)));
   const A over_l = 1 / l_sum;
-  const RowRounding<L> rounding(a.rounding, a.index, i);
+  const RowRounding<L, true> rounding(a.rounding, a.index, i);
   const auto load_new_row = [&](const Cols& cols) {
     A total[Cols::kSlots][Cols::kWidth];  // U, then the new row
     l.load(old_row, cols, Fill::kLowest);
