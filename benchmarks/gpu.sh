@@ -3,7 +3,7 @@
 #
 # First the checks (gpu_checks.sh: tests, compute-sanitizer), then every benchmark whose figures the project quotes, with
 # the project's goals beside them. JSON goes to FOLDER (default: benchmarks/results), a log of each run to FOLDER/logs. A
-# run that fails does not stop the others; exit code 1 where one did. Some 40 minutes, most of them inductor's.
+# run that fails does not stop the others; exit code 1 where one did.
 #
 #   PYTHON=...   the interpreter (default: .venv/bin/python, else python3)
 #   DEVICE=cpu   the same commands on a CPU at the size of QUICK, to try the script
