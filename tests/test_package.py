@@ -19,12 +19,13 @@ LIBRARIES = sorted(Path(_C.__file__).parent.glob("_C*.so"))
 TRAINER_LIBRARIES = ["tyro", "safetensors", "matplotlib", "rich", "sklearn", "tomli_w", "pyarrow", "tensorboard"]
 
 
-def python(code: str, executable: str = sys.executable, **env: str) -> str:
+def python(code: str, executable: str = sys.executable, root: Path = ROOT, **env: str) -> str:
     done = subprocess.run(
         [executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+        cwd=root,  # comes before PYTHONPATH
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **env},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -128,6 +129,6 @@ def test_all_architectures_compile(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     (library,) = (tmp_path / "fastmeta").glob("_C_cuda*.so")
-    found = python("from fastmeta import _C; print(_C.build_info()['cuda_archs'])", PYTHONPATH=str(tmp_path))
+    found = python("from fastmeta import _C; print(_C.build_info()['cuda_archs'])", root=tmp_path)
     assert found.strip() == "8.0,8.6,8.9,9.0,10.0,12.0+PTX"
     assert library.stat().st_size > 0

@@ -97,17 +97,19 @@ def meta_pass(
     replay: bool = True,
     moving: list[str] | None = None,
     keep_grads: bool = False,
+    pulls: bool = False,
     most: int | None = None,
 ) -> MetaPass:
     """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
 
     Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
     the model must draw no random numbers, or `plan` must be reverse. `moving` names the parameters that theta* moves
-    (all); `grads` are empty unless kept. The graphs of `most` rows are held at once (fastmeta.meta.micro).
+    (all); `grads` are empty unless kept; `pulls` says that the caller will :meth:`~MetaPass.pull`. The graphs of `most`
+    rows are held at once (fastmeta.meta.micro).
     """
-    if not fits(train, meta, most):
+    if not fits(train, meta, most) or (plan.joined and replay and moving is None):
         return _frugal_meta_pass(
-            network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, most
+            network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, pulls, most
         )
     x, index = train
     params, names = network.params, list(network.params) if moving is None else moving
@@ -197,6 +199,7 @@ def _frugal_meta_pass(
     reduce: Reduce,
     moving: list[str] | None,
     keep_grads: bool,
+    pulls: bool,
     most: int | None,
 ) -> MetaPass:
     """:func:`meta_pass` without ever holding the graphs of more than `most` rows."""
@@ -208,7 +211,7 @@ def _frugal_meta_pass(
     meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, most)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
-    u = pieces.tangent(lookahead.direction(g))
+    u = pieces.tangent(lookahead.direction(g), pulls and moving is None)
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(
         logits=logits,

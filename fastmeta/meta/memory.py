@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastmeta.meta.micro import pieces_of, take
+from fastmeta.meta.micro import fits, pieces_of, take
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory
 
 
@@ -76,8 +76,13 @@ def explained(
     meta: tuple[Any, Tensor],
     micro_batch: int | None,
     inputs: Callable[..., tuple[Any, ...]],
+    both_graphs: Callable[[], bool],
 ) -> Iterator[None]:
-    """Turn running out of memory into :class:`OutOfMemory`; `inputs` makes network inputs of batches."""
+    """Turn running out of memory into :class:`OutOfMemory`.
+
+    `inputs` makes network inputs of batches; `both_graphs` says whether the step holds the graphs of both at once where
+    `micro_batch` lets it.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -85,7 +90,7 @@ def explained(
             raise
         # the frames of the failed pass hold its graphs: without them a caller who catches this has the memory again
         cause = error.with_traceback(None)
-        raise OutOfMemory(_message(network, train, meta, micro_batch, inputs, cause)) from cause
+        raise OutOfMemory(_message(network, train, meta, micro_batch, inputs, both_graphs(), cause)) from cause
 
 
 def _message(
@@ -94,6 +99,7 @@ def _message(
     meta: tuple[Any, Tensor],
     micro_batch: int | None,
     inputs: Callable[..., tuple[Any, ...]],
+    both_graphs: bool,
     error: RuntimeError,
 ) -> str:
     n, m = len(train[1]), len(meta[1])
@@ -105,8 +111,9 @@ def _message(
     if None not in sizes:
         each = "" if micro_batch is None else f", in pieces of at most {micro_batch} rows"
         graphs = f"are about {_mib(sizes[0])} (train) and {_mib(sizes[1])} (meta){each}"
-    # the largest batch whole costs one more forward and is exact for every model, so it is the first thing to try
-    smaller = max(n, m) if micro_batch is None or micro_batch > max(n, m) else max(1, micro_batch // 2)
+    largest = min(micro_batch or max(n, m), max(n, m))
+    # whole batches one after the other are exact for every model, so they are the first thing to try
+    smaller = largest if both_graphs and fits(train, meta, micro_batch) else max(1, largest // 2)
     return (
         f"out of memory in a step on {n} train and {m} meta rows, whose graphs {graphs}; nothing was changed. "
         f"Ways out: smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "

@@ -8,7 +8,8 @@ other rows. That is train-mode BatchNorm: its statistics are then those of each 
 once per piece, in order.
 
 It costs, beside the whole step's work, 1 F (train forwards) for the second train graph; the reverse way of the tangent
-builds it and J'v once more, 3 F.
+builds it and J'v once more, 3 F. A batch that is whole costs nothing the forward way, whose tangent needs a second
+forward anyhow: that one leaves the graph (`TangentPlan.joined`), and every eager step goes this way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from fastmeta import ops
 from fastmeta.meta.network import Network, RandomState, Tensors, math_attention
-from fastmeta.meta.tangent import TangentPlan, difference_tangent, forward_tangent, reverse_tangent
+from fastmeta.meta.tangent import TangentPlan, difference_tangent, forward_tangent, forward_with_graph, reverse_tangent
 
 
 def pieces_of(count: int, most: int | None) -> list[slice]:
@@ -78,6 +79,7 @@ class TrainPieces:
         self.buffers = network.buffers()  # after the forwards so far
         self._starts: list[Tensors] = []
         self._random: list[RandomState] = []
+        self._graph: Tensor | None = None  # the logits of the tangent's own forward
 
     def gradient(self, labels: Any, weight: Tensor | None, names: list[str]) -> TrainGradient:
         """The first forward of every piece; the gradient for the parameters `names` under the labels as they are."""
@@ -100,15 +102,22 @@ class TrainPieces:
         return TrainGradient(torch.cat(logits), before, grads)
 
     def pull(self, v: Tensor) -> Tensors:
-        """J'v by parameter name, for covectors (n, C): every piece's graph is built once more."""
-        names, grads = list(self.network.params), Tensors()
-        for rows, z in self._again():
-            add_up(grads, names, torch.autograd.grad(z, list(self.network.params.values()), v[rows], allow_unused=True))
+        """J'v by parameter name, once, for covectors (n, C): by the tangent's graph, or every piece's built anew."""
+        names, params, grads = list(self.network.params), list(self.network.params.values()), Tensors()
+        graphs = self._again() if self._graph is None else iter([(self.rows[0], self._graph)])
+        self._graph = None
+        for rows, z in graphs:
+            add_up(grads, names, torch.autograd.grad(z, params, v[rows], allow_unused=True))
         return grads
 
-    def tangent(self, direction: Tensors) -> Tensor:
-        """u = J d (n, C), piece by piece in the planned way."""
+    def tangent(self, direction: Tensors, keep_graph: bool) -> Tensor:
+        """u = J d (n, C), piece by piece in the planned way; `keep_graph` for a :meth:`pull` to come."""
         u = []
+        if keep_graph and self.plan.joined and len(self.rows) == 1:
+            start = {k: b.clone() for k, b in self._starts[0].items()}
+            with math_attention(self.plan.math_attention), self._random[0].replay():
+                self._graph, only = forward_with_graph(self.network, start, self._x[0], direction)
+            return only
         if self.plan.way == "reverse":
             params = [self.network.params[k] for k in direction]
             for _, z in self._again():

@@ -66,10 +66,11 @@ class MetaStep:
             :class:`fastmeta.meta.inputs.InputTransform`; None takes them as they are.
         totals: sums over steps on the device, such as an epoch's mean loss: ``totals.values`` becomes
             ``totals.added(totals.values, result, given targets)`` in every step, as part of its graph.
-        micro_batch: None, or the most rows whose graphs are held at once, train and meta. Below n + m the train graph
-            is built twice, which costs 1 F (4 F where the tangent is reverse) and changes nothing. A batch that is
-            larger itself is taken in pieces, which changes nothing either unless the model has BatchNorm in training
-            mode, whose statistics are then those of each piece (a warning says so).
+        micro_batch: None, or the most rows whose graphs are held at once, train and meta. Below n + m the two graphs
+            are held in turn: as in every eager step whose tangent is forward, and for 4 F more where it is reverse. A
+            batch that is larger itself is taken in pieces, for 1 F more where the tangent is forward. Either changes
+            nothing, unless pieces meet BatchNorm in training mode, whose statistics are then those of each piece
+            (a warning says so).
 
     BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
     Random layers draw once: the tangent sees the masks of the train forward. A step whose loss, g or u is not finite
@@ -137,7 +138,8 @@ class MetaStep:
         """
         check_batch(self.labels, train, meta)
         network = self._current_network()
-        with explained(network, train, meta, self.micro_batch, self._network_inputs), uncached_autocast():
+        inputs = self._network_inputs
+        with explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), uncached_autocast():
             if self.plan is None:
                 moved = [network.params[name] for name in self.approx.moving(network)]
                 (x,) = self._network_inputs(train[0])
@@ -203,6 +205,11 @@ class MetaStep:
         self.steps += 1
         return result
 
+    def _both_graphs(self) -> bool:
+        """Whether a step that `micro_batch` lets do so holds the graphs of both batches at once."""
+        eager = self.compile == "off" or bool(self._untraced)
+        return not (eager and self.plan is not None and self.plan.joined)
+
     def _network_inputs(self, *batches: Any) -> tuple[Any, ...]:
         return network_inputs(self.transform, tensors_of(self.transform), *batches)
 
@@ -263,6 +270,7 @@ class MetaStep:
             reduce=ranks.mean,
             moving=self.approx.moving(network) if self.approx.kind == "last" else None,
             keep_grads=delayed,
+            pulls=not delayed,
             most=self.micro_batch,
         )
         finite = ranks.all(out.finite())

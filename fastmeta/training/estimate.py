@@ -86,7 +86,7 @@ def _batches(stage: Stage) -> str:
 
 
 def _graphs(stage: Stage) -> str:
-    """What the graphs of one step keep, counted and not measured; held together, or with micro_batch in turn."""
+    """What the graphs of one step keep, counted and not measured; a step holds them together or in turn."""
     network, images, most = Network(stage.model), stage.data.images, stage.config.micro_batch
     counts = {"train": stage.sampler.batch_size, "meta": stage.meta_sampler.batch_size}
     said = []

@@ -61,7 +61,7 @@ def test_the_error_and_what_it_leaves(family, forward, error):
         "are about",
         "(train) and",
         "nothing was changed",
-        "micro_batch=12;",
+        "micro_batch=6;",
         "approx=",
         "bfloat16",
         "compile=",
@@ -78,6 +78,30 @@ def test_the_error_and_what_it_leaves(family, forward, error):
     assert case.model.last() is None  # the graph is gone while the error is still held
     case.model.left = None
     assert bool(step(case.train, case.meta).finite)
+
+
+@pytest.mark.parametrize(
+    ("most", "kw", "way_out"),
+    [
+        (None, {"tangent": "reverse"}, 12),  # the two graphs in turn come before pieces
+        (20, {"tangent": "reverse"}, 12),
+        (12, {"tangent": "reverse"}, 6),
+        (None, {"tangent": "forward"}, 6),
+        (None, {"tangent": "forward", "compile": "trace"}, 12),
+        (1, {}, 1),
+    ],
+)
+def test_the_way_out_is_the_next_smaller(most, kw, way_out):
+    case = cases.make("resnet")
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    case.model = Hungry(case.model.eval(), ERRORS[0])
+    step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=1.0, micro_batch=most, **kw)
+    step(case.train, case.meta)
+    case.model.left = 1
+    x = case.x[:6]  # of another shape, so that a compiled step calls the model again
+    with pytest.raises(OutOfMemory, match=f"micro_batch={way_out};"):
+        step((x, case.index[:6]), case.meta)
 
 
 class BackwardRunsOut(torch.autograd.Function):

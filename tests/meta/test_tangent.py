@@ -1,5 +1,7 @@
 """Which way makes the tangent for which layers: never a wrong one, and always said."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -159,6 +161,36 @@ def test_other_checkpointing_is_exact():
     case = cases.make("mlp")
     out, labels = gradient(Checkpointed(False), case)
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
+
+
+def test_the_forward_with_tangents_leaves_the_graph_of_the_last_backward():
+    """Where its graph raises, as that of checkpointing does, the train graph is held instead; both are exact."""
+
+    class Recomputed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = cases.resnet(10)
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    for model, joined in ((cases.resnet(10), True), (Recomputed(), False)):
+        case = cases.make("resnet")
+        case.model = model.to(F64)
+        truth = copy.deepcopy(case.model)
+        labels, sgd = make_labels(fastmeta.InstanceLabels, case), reference.SGDState(0.3)
+        rows = labels.rows(case.index)
+        step = fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.3), label_lr=5.0)
+        for _ in range(3):
+            step(case.train, case.meta)
+            rows, _ = reference.meta_step(
+                truth, rows, reference.instance_probs, case.x, *case.meta, label_lr=5.0, optimizer=sgd
+            )
+        assert step.plan is not None
+        assert (step.plan.way, step.plan.joined) == ("forward", joined)
+        assert relative(labels.rows(case.index), rows) < 1e-10
+        for a, b in zip(case.model.parameters(), truth.parameters(), strict=True):
+            assert relative(a, b) < 1e-10
 
 
 def test_a_broken_model_raises_its_own_error():
