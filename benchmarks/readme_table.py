@@ -53,7 +53,6 @@ def steps() -> list[str]:
         "sgd": "plain SGD",
         "sgd:compiled": "plain SGD, inductor",
         "fastmeta": "fastmeta",
-        "fastmeta:one-graph": "`micro_batch` = meta batch",
         "fastmeta:trace": '`compile="trace"`',
         "fastmeta:full": '`compile="full"`',
         "reference": "autograd reference",

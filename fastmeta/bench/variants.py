@@ -221,7 +221,6 @@ _GOALS = (
     PLAIN,
     "sgd:compiled",
     "fastmeta",
-    "fastmeta:one-graph",
     "fastmeta:trace",
     "fastmeta:full",
     REFERENCE,
