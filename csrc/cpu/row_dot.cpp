@@ -7,13 +7,35 @@ namespace fastmeta::cpu {
 
 namespace {
 
+// Row i of `m` where it is, if it is in A; 16-bit rows in scratch.
+template <class A>
+FASTMETA_INLINE const A* row_in(const ConstMatrix& m, int64_t i, int64_t C, A* scratch) {
+  if constexpr (sizeof(A) == 4) {
+    if (size_of(m.dtype) == 2) {
+      if (m.dtype == DType::kBFloat16)
+        widen(row_at<BFloat16>(m, i), C, scratch);
+      else
+        widen(row_at<Float16>(m, i), C, scratch);
+      return scratch;
+    }
+  }
+  return row_at<A>(m, i);
+}
+
 template <class A>
 FASTMETA_CLONES void dot_rows(const RowDotArgs& a, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Simd<A>::kLanes;
   Scratch<A> rows(2, a.C);
+  const int64_t whole = a.C / kLanes * kLanes;
   for (int64_t i = begin; i < end; ++i) {
-    load_row(a.a, i, a.C, rows[0], Padding::kZero);
-    load_row(a.b, i, a.C, rows[1], Padding::kZero);
-    static_cast<A*>(a.out)[i] = dot_row(rows[0], rows[1], a.C);
+    const A* x = row_in(a.a, i, a.C, rows[0]);
+    const A* y = row_in(a.b, i, a.C, rows[1]);
+    A tail[2][kLanes] = {};
+    for (int64_t k = whole; k < a.C; ++k) {
+      tail[0][k - whole] = x[k];
+      tail[1][k - whole] = y[k];
+    }
+    static_cast<A*>(a.out)[i] = dot_row(x, y, whole) + dot_row(tail[0], tail[1], kLanes);
   }
 }
 
