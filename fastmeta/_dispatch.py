@@ -67,6 +67,11 @@ for _name in NAMES:
     _library.impl(_name, _guard(_name), "Autograd")
 
 
+def columns(x: Tensor) -> Tensor:
+    """A matrix as the kernels take it, with adjacent columns; rows may have any stride."""
+    return x.contiguous() if x.ndim == 2 and x.stride(1) != 1 else x
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Result shapes
 # ---------------------------------------------------------------------------------------------------------

@@ -26,14 +26,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from fastmeta import _dispatch as _dispatch  # registers the guard and the result shapes
+from fastmeta._dispatch import columns
 from fastmeta._native import build_info
+from fastmeta._soft_cross_entropy import SoftCrossEntropy
 
 __all__ = [
     "ClassLabelStep",
@@ -110,10 +110,6 @@ def _same_device(logits: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{name} is on {t.device} but the logits are on {logits.device}; move one of them")
 
 
-def _columns(x: Tensor) -> Tensor:
-    return x.contiguous() if x.ndim == 2 and x.stride(1) != 1 else x
-
-
 def _scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
     if isinstance(x, Tensor):
         if x.device.type != "cpu":
@@ -176,110 +172,8 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean"
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
     _same_device(logits, probs=probs)
-    loss: Tensor = _SoftCrossEntropy.apply(_columns(logits), _columns(probs))[0]
+    loss: Tensor = SoftCrossEntropy.apply(columns(logits), columns(probs))[0]
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
-
-
-class _SoftCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        return _raw.soft_cross_entropy(logits, probs)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        # lse is a function of the logits whose derivative the backward below takes in closed form
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None
-        logits, probs, lse = ctx.saved_tensors
-        # only where the gradient itself will be differentiated does it need a node of its own
-        derive = _SoftCrossEntropyBackward.apply if torch.is_grad_enabled() else _raw.soft_cross_entropy_backward
-        grads = derive(logits, probs, lse, grad, *ctx.needs_input_grad)
-        return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
-
-
-class _SoftCrossEntropyBackward(torch.autograd.Function):
-    """A = grad (s q - p), B = grad (lse - z), differentiable in logits, probs and grad.
-
-    With cotangents a of A and b of B (n, C):
-        d/dz     = grad (s q (a - <q, a>) + (sum_k b_k) q - b)
-        d/dp     = -grad (a - <q, a>)
-        d/dgrad  = <s q - p, a> + <lse - z, b>
-    """
-
-    @staticmethod
-    def forward(
-        logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, need_logits: bool, need_probs: bool
-    ) -> tuple[Tensor, Tensor]:
-        return _raw.soft_cross_entropy_backward(logits, probs, lse, grad, need_logits, need_probs)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, need_logits, need_probs = inputs
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(g for g, need in zip(output, (need_logits, need_probs), strict=True) if not need))
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, probs, lse, grad = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone differentiates a third time
-            terms = _second_derivatives(logits, probs, grad, a, b)
-        else:
-            terms = _fused_second_derivatives(logits, probs, lse, grad, a, b)
-        needs = ctx.needs_input_grad
-        d_logits, d_probs, d_grad = (t if needs[i] else None for t, i in zip(terms, (0, 1, 3), strict=True))
-        return d_logits, d_probs, None, d_grad, None, None
-
-
-def _fused_second_derivatives(
-    logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    d_logits = d_probs = d_grad = None
-    weight = grad.unsqueeze(1)
-    if a is not None:
-        a = _columns(a)
-        d_logits = weight * _raw.soft_cross_entropy_hvp(logits, a, probs)
-        d_probs = -weight * _raw.soft_cross_entropy_label_grad(logits, a)
-        v, _ = _raw.soft_cross_entropy_backward(logits, probs, lse, torch.ones_like(grad), True, False)
-        d_grad = _raw.row_dot(v.to(a.dtype), a)
-    if b is not None:
-        b = _columns(b)
-        of_b, _ = _raw.soft_cross_entropy_backward(logits, b, lse, grad, True, False)
-        loss_of_b, _ = _raw.soft_cross_entropy(logits, b)
-        d_logits = of_b if d_logits is None else d_logits + of_b
-        d_grad = loss_of_b if d_grad is None else d_grad + loss_of_b
-    return (
-        None if d_logits is None else d_logits.to(logits.dtype),
-        None if d_probs is None else d_probs.to(probs.dtype),
-        d_grad,
-    )
-
-
-def _second_derivatives(
-    logits: Tensor, probs: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The same in plain torch, itself differentiable."""
-    z = logits.to(grad.dtype)
-    log_q, q, s = z.log_softmax(-1), z.softmax(-1), probs.to(grad.dtype).sum(-1, keepdim=True)
-    weight = grad.unsqueeze(1)
-    d_logits, d_probs, d_grad = torch.zeros_like(z), None, torch.zeros_like(grad)
-    if a is not None:
-        a = a.to(grad.dtype)
-        centred = a - (q * a).sum(-1, keepdim=True)
-        d_logits = d_logits + weight * s * q * centred
-        d_probs = (-weight * centred).to(probs.dtype)
-        d_grad = d_grad + ((s * q - probs) * a).sum(-1)
-    if b is not None:
-        b = b.to(grad.dtype)
-        d_logits = d_logits + weight * (b.sum(-1, keepdim=True) * q - b)
-        d_grad = d_grad - (log_q * b).sum(-1)
-    return d_logits.to(logits.dtype), d_probs, d_grad
 
 
 def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = None) -> Tensor:
@@ -294,7 +188,7 @@ def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = Non
         (n, C) in the dtype of `v`.
     """
     _same_device(logits, v=v, probs=probs)
-    return _raw.soft_cross_entropy_hvp(_columns(logits), _columns(v), None if probs is None else _columns(probs))
+    return _raw.soft_cross_entropy_hvp(columns(logits), columns(v), None if probs is None else columns(probs))
 
 
 def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
@@ -307,7 +201,7 @@ def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
         (n, C) in the dtype of `u`.
     """
     _same_device(logits, u=u)
-    return _raw.soft_cross_entropy_label_grad(_columns(logits), _columns(u))
+    return _raw.soft_cross_entropy_label_grad(columns(logits), columns(u))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -323,7 +217,7 @@ def instance_loss(logits: Tensor, label_logits: Tensor, index: Tensor, weight: T
     """
     _same_device(logits, label_logits=label_logits, index=index, weight=weight)
     check_range(index, "index", label_logits.shape[0], "rows of label_logits")
-    return LabelLoss(*_raw.instance_loss(_columns(logits), _columns(label_logits), index, weight))
+    return LabelLoss(*_raw.instance_loss(columns(logits), columns(label_logits), index, weight))
 
 
 def instance_label_step_(
@@ -362,7 +256,7 @@ def instance_label_step_(
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return LabelStep(
         *_raw.instance_label_step_(
-            label_logits, index, _columns(logits), _columns(u), scale, label_lr, weight, unique, seed, step
+            label_logits, index, columns(logits), columns(u), scale, label_lr, weight, unique, seed, step
         )
     )
 
@@ -390,7 +284,7 @@ def instance_label_step(
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return InstanceLabelStep(
         *_raw.instance_label_step(
-            _columns(label_rows), index, _columns(logits), _columns(u), scale, label_lr, weight, unique, seed, step
+            columns(label_rows), index, columns(logits), columns(u), scale, label_lr, weight, unique, seed, step
         )
     )
 
@@ -408,7 +302,7 @@ def class_loss(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | 
     """
     _same_device(logits, alpha=alpha, targets=targets, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
-    return LabelLoss(*_raw.class_loss(_columns(logits), alpha, targets, weight))
+    return LabelLoss(*_raw.class_loss(columns(logits), alpha, targets, weight))
 
 
 def class_label_step_(
@@ -433,7 +327,7 @@ def class_label_step_(
     _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
-    return LabelStep(*_raw.class_label_step_(alpha, targets, _columns(logits), _columns(u), scale, label_lr, weight))
+    return LabelStep(*_raw.class_label_step_(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
 
 
 def class_label_step(
@@ -449,15 +343,13 @@ def class_label_step(
     _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
-    return ClassLabelStep(
-        *_raw.class_label_step(alpha, targets, _columns(logits), _columns(u), scale, label_lr, weight)
-    )
+    return ClassLabelStep(*_raw.class_label_step(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """<a_i, b_i>: (n, C), (n, C) of one dtype T to (n,) in acc(T). Not differentiable."""
     _same_device(a, b=b)
-    return _raw.row_dot(_columns(a), _columns(b))
+    return _raw.row_dot(columns(a), columns(b))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""Soft cross-entropy as a function that autograd differentiates to any order: the first two are fused kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fastmeta._dispatch import columns
+
+_raw = torch.ops.fastmeta
+
+
+class SoftCrossEntropy(torch.autograd.Function):
+    """L_i = -sum_k p_ik log q_ik (n,), and lse (n,), which is saved in place of the probabilities."""
+
+    @staticmethod
+    def forward(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+        return _raw.soft_cross_entropy(logits, probs)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        # lse is a function of the logits whose derivative the backward below takes in closed form
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None
+        logits, probs, lse = ctx.saved_tensors
+        # only where the gradient itself will be differentiated does it need a node of its own
+        derive = _SoftCrossEntropyBackward.apply if torch.is_grad_enabled() else _raw.soft_cross_entropy_backward
+        grads = derive(logits, probs, lse, grad, *ctx.needs_input_grad)
+        return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+class _SoftCrossEntropyBackward(torch.autograd.Function):
+    """A = grad (s q - p), B = grad (lse - z), differentiable in logits, probs and grad.
+
+    With cotangents a of A and b of B (n, C):
+        d/dz     = grad (s q (a - <q, a>) + (sum_k b_k) q - b)
+        d/dp     = -grad (a - <q, a>)
+        d/dgrad  = <s q - p, a> + <lse - z, b>
+    """
+
+    @staticmethod
+    def forward(
+        logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, need_logits: bool, need_probs: bool
+    ) -> tuple[Tensor, Tensor]:
+        return _raw.soft_cross_entropy_backward(logits, probs, lse, grad, need_logits, need_probs)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, need_logits, need_probs = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(g for g, need in zip(output, (need_logits, need_probs), strict=True) if not need))
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, probs, lse, grad = ctx.saved_tensors
+        if torch.is_grad_enabled():  # someone differentiates a third time
+            terms = _second_derivatives(logits, probs, grad, a, b)
+        else:
+            terms = _fused_second_derivatives(logits, probs, lse, grad, a, b)
+        needs = ctx.needs_input_grad
+        d_logits, d_probs, d_grad = (t if needs[i] else None for t, i in zip(terms, (0, 1, 3), strict=True))
+        return d_logits, d_probs, None, d_grad, None, None
+
+
+def _fused_second_derivatives(
+    logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    d_logits = d_probs = d_grad = None
+    weight = grad.unsqueeze(1)
+    if a is not None:
+        a = columns(a)
+        d_logits = weight * _raw.soft_cross_entropy_hvp(logits, a, probs)
+        d_probs = -weight * _raw.soft_cross_entropy_label_grad(logits, a)
+        v, _ = _raw.soft_cross_entropy_backward(logits, probs, lse, torch.ones_like(grad), True, False)
+        d_grad = _raw.row_dot(v.to(a.dtype), a)
+    if b is not None:
+        b = columns(b)
+        of_b, _ = _raw.soft_cross_entropy_backward(logits, b, lse, grad, True, False)
+        loss_of_b, _ = _raw.soft_cross_entropy(logits, b)
+        d_logits = of_b if d_logits is None else d_logits + of_b
+        d_grad = loss_of_b if d_grad is None else d_grad + loss_of_b
+    return (
+        None if d_logits is None else d_logits.to(logits.dtype),
+        None if d_probs is None else d_probs.to(probs.dtype),
+        d_grad,
+    )
+
+
+def _second_derivatives(
+    logits: Tensor, probs: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same in plain torch, itself differentiable."""
+    z = logits.to(grad.dtype)
+    log_q, q, s = z.log_softmax(-1), z.softmax(-1), probs.to(grad.dtype).sum(-1, keepdim=True)
+    weight = grad.unsqueeze(1)
+    d_logits, d_probs, d_grad = torch.zeros_like(z), None, torch.zeros_like(grad)
+    if a is not None:
+        a = a.to(grad.dtype)
+        centred = a - (q * a).sum(-1, keepdim=True)
+        d_logits = d_logits + weight * s * q * centred
+        d_probs = (-weight * centred).to(probs.dtype)
+        d_grad = d_grad + ((s * q - probs) * a).sum(-1)
+    if b is not None:
+        b = b.to(grad.dtype)
+        d_logits = d_logits + weight * (b.sum(-1, keepdim=True) * q - b)
+        d_grad = d_grad - (log_q * b).sum(-1)
+    return d_logits.to(logits.dtype), d_probs, d_grad
