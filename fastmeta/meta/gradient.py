@@ -208,6 +208,8 @@ def _frugal_meta_pass(
     logits, before, grads = pieces.gradient(labels, weight, names)
     grads = dict(zip(grads, reduce(list(grads.values())), strict=True))
     star = lookahead.star(network.params, grads)
+    kept = grads if keep_grads else {}
+    del grads
     meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, most)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
@@ -222,7 +224,7 @@ def _frugal_meta_pass(
         u=u,
         scale=lookahead.scale / len(train[1]),
         buffers=pieces.buffers,
-        grads=grads if keep_grads else {},
+        grads=kept,
         pieces=pieces,
     )
 
