@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta import ops, reference
-from tests.ops.cases import OPS, Batch, double
+from tests.ops.cases import OPS, Batch, assert_same, double
 
 NAN, INF = float("nan"), float("inf")
 
@@ -34,8 +34,8 @@ def test_a_promise_of_unique_rows_changes_nothing_when_kept(dtype, device):
     tables = b.table.clone(), b.table.clone()
     one = ops.instance_label_step_(tables[0], b.index, b.logits, b.u, 0.1, 5.0, b.weight, unique=True)
     two = ops.instance_label_step_(tables[1], b.index, b.logits, b.u, 0.1, 5.0, b.weight, unique=False)
-    assert torch.equal(*tables)
-    assert all(map(torch.equal, one, two))
+    for got, expected in zip((tables[0], *one), (tables[1], *two), strict=True):
+        assert_same(got, expected)
 
 
 def test_order_of_a_sum_is_the_batchs(device):
@@ -239,7 +239,8 @@ def test_layouts(op, layout, dtype, device):
             continue
         setattr(strided, name, layout(getattr(strided, name)))
     expected, got = op.fused(b), op.fused(strided)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    for name in expected:
+        assert_same(got[name], expected[name])
 
 
 def test_in_place_tables_are_written_through_their_strides(device):
@@ -259,7 +260,8 @@ def test_expanded_rows_and_gradients(device):
     row, weight = b.logits[:1].expand(7, -1), b.weight[:1].expand(7)
     got = ops.instance_loss(row, b.table, b.index, weight)
     expected = ops.instance_loss(row.contiguous(), b.table, b.index, weight.contiguous())
-    assert all(map(torch.equal, got, expected))
+    for one, other in zip(got, expected, strict=True):
+        assert_same(one, other)
     z = b.logits.requires_grad_()
     ops.soft_cross_entropy(z, b.probs[:1].expand(7, -1), reduction="sum").backward()  # its gradient has stride 0
     torch.testing.assert_close(z.grad, z.detach().softmax(-1) - b.probs[:1])
@@ -281,4 +283,4 @@ def test_offsets_beyond_32_bits(kind, device):
     expected = ops.instance_label_step_(small, order, b.logits, b.u, 0.1, 5.0)
     assert all(map(torch.equal, got, expected))
     assert torch.equal(table[index], small)
-    assert torch.equal(ops.instance_loss(b.logits, table, index).loss, expected.loss)
+    assert_same(ops.instance_loss(b.logits, table, index).loss, expected.loss)

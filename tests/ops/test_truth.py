@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta import ops
-from tests.ops.cases import BY_NAME, LABEL_LR, OPS, SCALE, Batch, Op, acc, double
+from tests.ops.cases import BY_NAME, LABEL_LR, OPS, SCALE, Batch, Op, acc, assert_same, double
 
 SHAPES = [(1, 2), (7, 3), (33, 10), (5, 17), (16, 100), (4, 1000)]
 
@@ -102,7 +102,8 @@ def test_a_step_gives_the_loss_of_the_rows_as_they_are_stored(table_dtype, devic
     b = Batch(20, 33, device=device, table_dtype=table_dtype)
     step = BY_NAME["instance_label_step_"].fused(b)
     after = ops.instance_loss(b.logits, step["written"], b.index, b.weight)
-    assert all(torch.equal(step[name], getattr(after, name)) for name in ("loss", "v", "entropy"))
+    for name in ("loss", "v", "entropy"):
+        assert_same(step[name], getattr(after, name))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -116,7 +117,10 @@ def test_wide_directions(dtype, device):
         BY_NAME["soft_cross_entropy_label_grad"].truth(b)["out"].float().to(device),
     )
     same = ops.instance_label_step(b.table[b.index], b.index, b.logits, b.u, 0.1, 1.0)
-    assert all(map(torch.equal, same, ops.instance_label_step(b.table[b.index], b.index, b.logits, wide, 0.1, 1.0)))
+    for got, expected in zip(
+        ops.instance_label_step(b.table[b.index], b.index, b.logits, wide, 0.1, 1.0), same, strict=True
+    ):
+        assert_same(got, expected)
 
 
 @pytest.mark.parametrize("unique", [False, True])
