@@ -111,6 +111,16 @@ inline Scalar scalar_argument(const Tensor& t, const char* name, const Tensor& o
   return x;
 }
 
+// The number of a step: 0-dim int64, on the CPU or on the device of `on`, as above
+inline Counter counter_argument(const Tensor& t, const char* name, const Tensor& on, const char* on_name) {
+  FASTMETA_CHECK(t.dim() == 0 && t.scalar_type() == ScalarType::Long, name, " must be a 0-dim int64 tensor, got shape ",
+                 shape_text(t), " of ", dtype_text(t.scalar_type()));
+  const auto* data = static_cast<const int64_t*>(t.const_data_ptr());
+  if (t.is_cpu()) return {nullptr, *data};
+  check_device(t, name, on, on_name);
+  return {data, 0};
+}
+
 // A vector of int64. With check_values they must lie in [0, limit); `of` says what they count.
 inline IndexVector int64_values(const Tensor& t, const char* name, bool check_values, int64_t limit, const char* of) {
   FASTMETA_CHECK(t.scalar_type() == ScalarType::Long, name, " must be int64, got ", dtype_text(t.scalar_type()),

@@ -51,14 +51,7 @@ Tensor load_images(const Tensor& images, const Tensor& index, const Tensor& cent
   a.reflect = reflect;
   a.flip = flip;
   a.seed = static_cast<uint64_t>(seed);
-  FASTMETA_CHECK(step.dim() == 0 && step.scalar_type() == ScalarType::Long, "step must be a 0-dim int64 tensor, got ",
-                 dtype_text(step.scalar_type()), " of shape ", shape_text(step));
-  if (step.is_cpu()) {
-    a.step.host = *static_cast<const int64_t*>(step.const_data_ptr());
-  } else {
-    check_device(step, "step", images, "images");
-    a.step.device = static_cast<const int64_t*>(step.const_data_ptr());
-  }
+  a.step = counter_argument(step, "step", images, "images");
 
   const int64_t sizes[] = {a.n, a.C, a.height, a.width};
   const int64_t strides[] = {a.height * a.width * a.C, 1, a.width * a.C, a.C};

@@ -87,8 +87,9 @@ struct HvpArgs {  // soft_cross_entropy_hvp and soft_cross_entropy_label_grad
   Matrix out;          // (n, C) hvp: s q (v - <q, v>)   label_grad: v - <q, v>
 };
 
-// Skipped rows: their loss, v, entropy and alignment are NaN, their label row is left as it is, `skipped` counts them.
-// A batch row i is skipped when
+// Skipped rows: their loss, v, entropy and alignment are NaN, their label row is left as it is. No other row's loss is
+// NaN, so that nobody needs to count them here: a counter that blocks add to would have to be zeroed by a launch
+// before. A batch row i is skipped when
 //   * its logits, u or weight hold a NaN or an infinity (it then adds nothing to its label row's gradient),
 //   * its index or target is out of range (read and write nothing by it),
 //   * the label row (or alpha) that it points at holds a NaN or an infinity before the step or, as stored, after it;
@@ -104,7 +105,6 @@ struct InstanceLossArgs {
   void* loss;                // (n,) acc   -sum_k p_k log q_k, unweighted
   Matrix v;                  // (n, C) T   weight * (q - p)
   void* entropy;             // (n,) acc   -sum_k p_k log p_k
-  int32_t* skipped;          // (1,) count; zeroed by the launcher
 };
 
 struct InstanceLabelStepArgs {
@@ -131,7 +131,6 @@ struct InstanceLabelStepArgs {
   Matrix v;         // (n, C) T   weight * (q - p_new)
   void* entropy;    // (n,) acc   of p_new
   void* alignment;  // (n,) acc   <q - p_old, u>
-  int32_t* skipped;
 };
 
 struct ClassLossArgs {
@@ -143,7 +142,6 @@ struct ClassLossArgs {
   void* loss;
   Matrix v;
   void* entropy;
-  int32_t* skipped;
 };
 
 struct ClassLabelStepArgs {
@@ -161,7 +159,6 @@ struct ClassLabelStepArgs {
   Matrix v;
   void* entropy;
   void* alignment;
-  int32_t* skipped;
   void* workspace;  // (2, n) acc scratch: row terms and old alphas, so that no row reads an alpha half-way through
 };
 

@@ -96,24 +96,15 @@ class __attribute__((visibility("hidden"))) Batch {
 
   Scalar scalar(const Tensor& t, const char* name) const { return scalar_argument(t, name, logits_, name_); }
 
-  // seed and step come together; step is 0-dim int64, on the CPU or on the batch's device, as a rate
+  // seed and step come together
   Rounding rounding(std::optional<int64_t> seed, const std::optional<Tensor>& step) const {
     Rounding x;
     if (!seed && !step) return x;
     FASTMETA_CHECK(seed && step, "stochastic rounding needs seed and step, got ", seed ? "seed" : "step",
                    " alone; pass both, or neither to round to nearest");
-    FASTMETA_CHECK(step->dim() == 0 && step->scalar_type() == ScalarType::Long,
-                   "step must be a 0-dim int64 tensor, got shape ", shape_text(*step), " of ",
-                   dtype_text(step->scalar_type()));
     x.stochastic = true;
     x.seed = static_cast<uint64_t>(*seed);
-    const auto* data = static_cast<const int64_t*>(step->const_data_ptr());
-    if (step->is_cpu()) {
-      x.step.host = *data;
-    } else {
-      check_device(*step, "step");
-      x.step.device = data;
-    }
+    x.step = counter_argument(*step, "step", logits_, name_);
     return x;
   }
 
@@ -130,7 +121,6 @@ class __attribute__((visibility("hidden"))) Batch {
     return empty(1, &size, &stride, acc);
   }
   Tensor new_workspace(int64_t rows) const { return new_values(rows * n); }
-  Tensor new_count() const { return empty(0, nullptr, nullptr, ScalarType::Int); }
 
   static Matrix output(const Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), dtype_of(t)}; }
 
@@ -213,9 +203,8 @@ struct Ops {
     return out;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> instance_loss(const Tensor& logits, const Tensor& label_logits,
-                                                                  const Tensor& index,
-                                                                  const std::optional<Tensor>& weight) {
+  static std::tuple<Tensor, Tensor, Tensor> instance_loss(const Tensor& logits, const Tensor& label_logits,
+                                                          const Tensor& index, const std::optional<Tensor>& weight) {
     const Batch b(logits);
     InstanceLossArgs a{};
     a.n = b.n;
@@ -227,10 +216,10 @@ struct Ops {
     a.weight = b.weight(weight);
     LabelResults r(b, a);
     Device::instance_loss(logits, a);
-    return {r.loss, r.v, r.entropy, r.skipped};
+    return {r.loss, r.v, r.entropy};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> instance_label_step_(
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> instance_label_step_(
       const Tensor& label_logits, const Tensor& index, const Tensor& logits, const Tensor& u, const Tensor& scale,
       const Tensor& label_lr, const std::optional<Tensor>& weight, bool unique, std::optional<int64_t> seed,
       const std::optional<Tensor>& step) {
@@ -242,10 +231,10 @@ struct Ops {
     a.index = b.index(index, "index", Device::checks_indices, a.N, "rows of label_logits");
     LabelResults r(b, a, u, scale, label_lr, weight, unique);
     Device::instance_label_step(logits, a);
-    return {r.loss, r.v, r.entropy, r.alignment, r.skipped};
+    return {r.loss, r.v, r.entropy, r.alignment};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> instance_label_step(
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> instance_label_step(
       const Tensor& label_rows, const Tensor& index, const Tensor& logits, const Tensor& u, const Tensor& scale,
       const Tensor& label_lr, const std::optional<Tensor>& weight, bool unique, std::optional<int64_t> seed,
       const std::optional<Tensor>& step) {
@@ -260,12 +249,11 @@ struct Ops {
     a.rows_out = Batch::output(rows);
     LabelResults r(b, a, u, scale, label_lr, weight, unique);
     Device::instance_label_step(logits, a);
-    return {rows, r.loss, r.v, r.entropy, r.alignment, r.skipped};
+    return {rows, r.loss, r.v, r.entropy, r.alignment};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> class_loss(const Tensor& logits, const Tensor& alpha,
-                                                               const Tensor& targets,
-                                                               const std::optional<Tensor>& weight) {
+  static std::tuple<Tensor, Tensor, Tensor> class_loss(const Tensor& logits, const Tensor& alpha, const Tensor& targets,
+                                                       const std::optional<Tensor>& weight) {
     const Batch b(logits);
     ClassLossArgs a{};
     a.n = b.n;
@@ -276,27 +264,30 @@ struct Ops {
     a.weight = b.weight(weight);
     LabelResults r(b, a);
     Device::class_loss(logits, a);
-    return {r.loss, r.v, r.entropy, r.skipped};
+    return {r.loss, r.v, r.entropy};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> class_label_step_(
-      const Tensor& alpha, const Tensor& targets, const Tensor& logits, const Tensor& u, const Tensor& scale,
-      const Tensor& label_lr, const std::optional<Tensor>& weight) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> class_label_step_(const Tensor& alpha, const Tensor& targets,
+                                                                      const Tensor& logits, const Tensor& u,
+                                                                      const Tensor& scale, const Tensor& label_lr,
+                                                                      const std::optional<Tensor>& weight) {
     const Batch b(logits);
     const ConstVector in = b.vector(alpha, "alpha", b.C);
     FASTMETA_CHECK(in.stride == 1, "alpha is written in place and must be contiguous, got stride ", in.stride);
     const LabelResults r = class_step(b, logits, in, alpha.mutable_data_ptr(), targets, u, scale, label_lr, weight);
-    return {r.loss, r.v, r.entropy, r.alignment, r.skipped};
+    return {r.loss, r.v, r.entropy, r.alignment};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> class_label_step(
-      const Tensor& alpha, const Tensor& targets, const Tensor& logits, const Tensor& u, const Tensor& scale,
-      const Tensor& label_lr, const std::optional<Tensor>& weight) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> class_label_step(const Tensor& alpha, const Tensor& targets,
+                                                                             const Tensor& logits, const Tensor& u,
+                                                                             const Tensor& scale,
+                                                                             const Tensor& label_lr,
+                                                                             const std::optional<Tensor>& weight) {
     const Batch b(logits);
     const ConstVector in = b.vector(alpha, "alpha", b.C);
     Tensor out = b.new_values(b.C);
     const LabelResults r = class_step(b, logits, in, out.mutable_data_ptr(), targets, u, scale, label_lr, weight);
-    return {out, r.loss, r.v, r.entropy, r.alignment, r.skipped};
+    return {out, r.loss, r.v, r.entropy, r.alignment};
   }
 
   static Tensor row_dot(const Tensor& a, const Tensor& b) {
@@ -308,15 +299,14 @@ struct Ops {
   }
 
  private:
-  // loss, v, entropy, skipped of every label op; alignment of the steps
+  // loss, v, entropy of every label op; alignment of the steps
   struct LabelResults {
     template <class Args>
     LabelResults(const Batch& b, Args& a)
-        : loss(b.new_values(b.n)), v(b.new_rows(b.n, b.type)), entropy(b.new_values(b.n)), skipped(b.new_count()) {
+        : loss(b.new_values(b.n)), v(b.new_rows(b.n, b.type)), entropy(b.new_values(b.n)) {
       a.loss = loss.mutable_data_ptr();
       a.v = Batch::output(v);
       a.entropy = entropy.mutable_data_ptr();
-      a.skipped = static_cast<int32_t*>(skipped.mutable_data_ptr());
     }
 
     template <class Args>
@@ -340,7 +330,7 @@ struct Ops {
       a.unique = unique;
     }
 
-    Tensor loss, v, entropy, skipped, alignment{nullptr};
+    Tensor loss, v, entropy, alignment{nullptr};
   };
 
   static LabelResults class_step(const Batch& b, const Tensor& logits, ConstVector alpha_in, void* alpha_out,

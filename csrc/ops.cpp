@@ -29,10 +29,10 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
   m.def("soft_cross_entropy_label_grad(Tensor logits, Tensor u) -> Tensor");
 
   // p_i = softmax(l_index_i);  loss_i = -sum_k p_ik log q_ik (n,) acc;  v = w_i (q_ik - p_ik) (n, C) T;
-  // entropy_i = -sum_k p_ik log p_ik (n,) acc;  skipped () int32
+  // entropy_i = -sum_k p_ik log p_ik (n,) acc
   m.def(
       "instance_loss(Tensor logits, Tensor label_logits, Tensor index, Tensor? weight) "
-      "-> (Tensor loss, Tensor v, Tensor entropy, Tensor skipped)");
+      "-> (Tensor loss, Tensor v, Tensor entropy)");
 
   // l_r -= label_lr * scale * sum_{i: index_i = r} w_i p_r * (u_i - <p_r, u_i>);  loss, v, entropy with the new rows;
   // alignment_i = <q_i - p_i, u_i> with the old ones (n,) acc.  unique: the caller promises that no index repeats.
@@ -40,27 +40,27 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
   m.def(
       "instance_label_step_(Tensor(a!) label_logits, Tensor index, Tensor logits, Tensor u, Tensor scale, "
       "Tensor label_lr, Tensor? weight, bool unique, int? seed=None, Tensor? step=None) "
-      "-> (Tensor loss, Tensor v, Tensor entropy, Tensor alignment, Tensor skipped)");
+      "-> (Tensor loss, Tensor v, Tensor entropy, Tensor alignment)");
   // The same on gathered rows (n, C): equal index means the same sample, whose rows come back equal.
   m.def(
       "instance_label_step(Tensor label_rows, Tensor index, Tensor logits, Tensor u, Tensor scale, Tensor label_lr, "
       "Tensor? weight, bool unique, int? seed=None, Tensor? step=None) "
-      "-> (Tensor new_rows, Tensor loss, Tensor v, Tensor entropy, Tensor alignment, Tensor skipped)");
+      "-> (Tensor new_rows, Tensor loss, Tensor v, Tensor entropy, Tensor alignment)");
 
   // As instance_loss with p_iy = 1 - alpha_y, every other class alpha_y / (C - 1), y = targets_i; alpha (C,) acc
   m.def(
       "class_loss(Tensor logits, Tensor alpha, Tensor targets, Tensor? weight) "
-      "-> (Tensor loss, Tensor v, Tensor entropy, Tensor skipped)");
+      "-> (Tensor loss, Tensor v, Tensor entropy)");
 
   // alpha_c = clamp(alpha_c - label_lr * scale * sum_{i: y_i = c} w_i (mean_{k != c} u_ik - u_ic), 0, 1), summed in
   // batch order; classes that the batch does not hold stay as they are.
   m.def(
       "class_label_step_(Tensor(a!) alpha, Tensor targets, Tensor logits, Tensor u, Tensor scale, Tensor label_lr, "
-      "Tensor? weight) -> (Tensor loss, Tensor v, Tensor entropy, Tensor alignment, Tensor skipped)");
+      "Tensor? weight) -> (Tensor loss, Tensor v, Tensor entropy, Tensor alignment)");
   m.def(
       "class_label_step(Tensor alpha, Tensor targets, Tensor logits, Tensor u, Tensor scale, Tensor label_lr, "
       "Tensor? weight) "
-      "-> (Tensor new_alpha, Tensor loss, Tensor v, Tensor entropy, Tensor alignment, Tensor skipped)");
+      "-> (Tensor new_alpha, Tensor loss, Tensor v, Tensor entropy, Tensor alignment)");
 
   // <a_i, b_i> (n,) acc
   m.def("row_dot(Tensor a, Tensor b) -> Tensor");

@@ -91,9 +91,8 @@ def _values(logits: Tensor) -> Tensor:
 
 
 def _label_results(logits: Tensor, *, alignment: bool) -> tuple[Tensor, ...]:
-    skipped = logits.new_empty((), dtype=torch.int32)
     extra = (_values(logits),) if alignment else ()
-    return _values(logits), _rows(logits), _values(logits), *extra, skipped
+    return _values(logits), _rows(logits), _values(logits), *extra
 
 
 @torch.library.register_fake("fastmeta::soft_cross_entropy")

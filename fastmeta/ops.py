@@ -13,9 +13,10 @@ that is written in place raises. ``scale`` and ``label_lr`` are floats, or 0-dim
 there, so that a captured graph follows a schedule.
 
 *Skipped* rows: a batch row that holds a NaN or an infinity (in logits, u or weight), or points at a label row that
-does so before or after its step, has NaN for loss, v, entropy and alignment, leaves its label row as it is, and is
-counted in ``skipped``; other rows are unaffected. On CUDA an index or target out of range is skipped too
-(FASTMETA_DEBUG=1 checks it at once, with a synchronisation); on the CPU it raises.
+does so before or after its step, has NaN for loss, v, entropy and alignment, and leaves its label row as it is; other
+rows are unaffected. ``skipped`` counts them where it is asked for: a counter in the kernels would cost a launch. On
+CUDA an index or target out of range is skipped too (FASTMETA_DEBUG=1 checks it at once, with a synchronisation); on the
+CPU it raises.
 
 Every wrong argument raises RuntimeError, or ValueError where it is seen in Python: it names the argument, what was
 expected, what came, and the way out.
@@ -57,13 +58,20 @@ __all__ = [
 _raw = torch.ops.fastmeta
 
 
+def _skipped(loss: Tensor) -> Tensor:
+    return loss.isnan().sum(dtype=torch.int32)
+
+
 class LabelLoss(NamedTuple):
     """The training loss of a batch under its labels."""
 
     loss: Tensor  # (n,) acc(T): -sum_k p_k log q_k, unweighted
     v: Tensor  # (n, C) T: weight * (q - p) = d(weight * loss)/dz
     entropy: Tensor  # (n,) acc(T): -sum_k p_k log p_k
-    skipped: Tensor  # () int32: rows that were skipped
+
+    @property
+    def skipped(self) -> Tensor:  # () int32: rows that were skipped
+        return _skipped(self.loss)
 
 
 class LabelStep(NamedTuple):
@@ -73,7 +81,10 @@ class LabelStep(NamedTuple):
     v: Tensor
     entropy: Tensor
     alignment: Tensor  # (n,) acc(T): <q - p_old, u> = <grad_theta L_i, g>
-    skipped: Tensor
+
+    @property
+    def skipped(self) -> Tensor:
+        return _skipped(self.loss)
 
 
 class InstanceLabelStep(NamedTuple):
@@ -84,7 +95,10 @@ class InstanceLabelStep(NamedTuple):
     v: Tensor
     entropy: Tensor
     alignment: Tensor
-    skipped: Tensor
+
+    @property
+    def skipped(self) -> Tensor:
+        return _skipped(self.loss)
 
 
 class ClassLabelStep(NamedTuple):
@@ -95,7 +109,10 @@ class ClassLabelStep(NamedTuple):
     v: Tensor
     entropy: Tensor
     alignment: Tensor
-    skipped: Tensor
+
+    @property
+    def skipped(self) -> Tensor:
+        return _skipped(self.loss)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ FASTMETA_CLONES void loss_rows(const ClassLossArgs& a, int64_t begin, int64_t en
   const auto out = RowResults<A>::of(a);
   Scratch<A> rows(2, a.C);
   A *z = rows[0], *e = rows[1];
-  int32_t skipped = 0;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = target(a.targets, i);
     const A alpha = value<A>(a.alpha, y), w = weight_of<A>(a.weight, i);
@@ -38,10 +37,8 @@ FASTMETA_CLONES void loss_rows(const ClassLossArgs& a, int64_t begin, int64_t en
       write_loss(out, i, y, alpha, w, z, scan.max, e);
     } else {
       out.skip(i, z);
-      ++skipped;
     }
   }
-  add_skipped(a.skipped, skipped);
 }
 
 // A step in three parts, over the two halves of its workspace: (1) each row's gradient term, NaN for a skipped row;
@@ -103,7 +100,6 @@ FASTMETA_CLONES void moved_loss_rows(const ClassLabelStepArgs& a, int64_t begin,
   const auto out = RowResults<A>::of(a);
   Scratch<A> rows(2, a.C);
   A *z = rows[0], *e = rows[1];
-  int32_t skipped = 0;
   for (int64_t i = begin; i < end; ++i) {
     const A alpha = new_alphas<A>(a)[i];
     if (is_finite(alpha)) {
@@ -111,21 +107,15 @@ FASTMETA_CLONES void moved_loss_rows(const ClassLabelStepArgs& a, int64_t begin,
       write_loss(out, i, target(a.targets, i), alpha, weight_of<A>(a.weight, i), z, m, e);
     } else {
       out.skip(i, z);
-      ++skipped;
     }
   }
-  add_skipped(a.skipped, skipped);
 }
 
 }  // namespace
 
-void class_loss(const ClassLossArgs& a) {
-  *a.skipped = 0;
-  FASTMETA_OVER_ROWS(loss_rows, a, a.logits.dtype, a.n);
-}
+void class_loss(const ClassLossArgs& a) { FASTMETA_OVER_ROWS(loss_rows, a, a.logits.dtype, a.n); }
 
 void class_label_step(const ClassLabelStepArgs& a) {
-  *a.skipped = 0;
   FASTMETA_OVER_ROWS(term_rows, a, a.logits.dtype, a.n);
   a.logits.dtype == DType::kFloat64 ? move_alpha<double>(a) : move_alpha<float>(a);
   FASTMETA_OVER_ROWS(moved_loss_rows, a, a.logits.dtype, a.n);

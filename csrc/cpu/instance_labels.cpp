@@ -40,7 +40,6 @@ FASTMETA_CLONES void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t
   const auto out = RowResults<A>::of(a);
   Scratch<A> rows(4, a.C);
   A *z = rows[0], *l = rows[1], *e = rows[2], *el = rows[3];
-  int32_t skipped = 0;
   for (int64_t i = begin; i < end; ++i) {
     const A w = weight_of<A>(a.weight, i);
     RowLoader<A> z_in(a.logits, i, a.C, z), l_in(a.label_logits, a.index.data[i * a.index.stride], a.C, l);
@@ -51,10 +50,8 @@ FASTMETA_CLONES void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t
       write_loss(out, i, w, z, e, q, l, label.max, el, [](int64_t, Vec<A>) {});
     } else {
       out.skip(i, z);
-      ++skipped;
     }
   }
-  add_skipped(a.skipped, skipped);
 }
 
 // Memory that is asked for ahead of its turn, element by element while there is something to compute. Label rows are
@@ -98,10 +95,9 @@ class LabelStep {
         new_(scratch_[5]),
         grad_(scratch_[6]) {}
 
-  // Batch rows occurrences[0 .. count), in batch order, the first of which owns the label row; returns how many were
-  // skipped. `next` is the batch row that comes after them: its memory is asked for while there is something to
-  // compute.
-  FASTMETA_INLINE int32_t operator()(const int64_t* occurrences, int64_t count, int64_t next) {
+  // Batch rows occurrences[0 .. count), in batch order, the first of which owns the label row. `next` is the batch row
+  // that comes after them: its memory is asked for while there is something to compute.
+  FASTMETA_INLINE void operator()(const int64_t* occurrences, int64_t count, int64_t next) {
     const int64_t C = a_.C, row = label_row(occurrences[0]);
     const int64_t index = a_.index.data[occurrences[0] * a_.index.stride];
     bool moved = false;
@@ -125,14 +121,12 @@ class LabelStep {
     if (count > 1) scan = step_along(index, FASTMETA_BODY(k) { return load(grad_ + k); });
     if (!scan.finite) return skip(occurrences, count);
 
-    int32_t skipped = 0;
     for (int64_t j = 0; j < count; ++j) {
       const int64_t i = occurrences[j], to_row = a_.functional ? i : row;
       if (count > 1) {  // the logits of a single row are still in scratch
         if (!load_operands(i, row)) {
           if (a_.functional) store_row(new_, C, to_, to_row);
           out_.skip(i, z_);
-          ++skipped;
           continue;
         }
         q_.sum = exp_row(z_, q_.max, C, ez_);
@@ -141,7 +135,6 @@ class LabelStep {
       write_loss(out_, i, weight_of<A>(a_.weight, i), z_, ez_, q_, new_, scan.max, el_, label);
       label.finish();
     }
-    return skipped;
   }
 
  private:
@@ -210,12 +203,11 @@ class LabelStep {
     return load_row({grad_, C, to_.dtype}, 0, C, new_);
   }
 
-  int32_t skip(const int64_t* occurrences, int64_t count) {
+  void skip(const int64_t* occurrences, int64_t count) {
     for (int64_t k = 0; k < count; ++k) {
       if (a_.functional) store_row(l_, a_.C, to_, occurrences[k]);
       out_.skip(occurrences[k], z_);
     }
-    return static_cast<int32_t>(count);
   }
 
   const InstanceLabelStepArgs& a_;
@@ -257,27 +249,20 @@ struct Groups {
 template <class A>
 FASTMETA_CLONES void step_groups(const Groups& groups, int64_t begin, int64_t end) {
   LabelStep<A> step(groups.args);
-  int32_t skipped = 0;
   for (int64_t g = begin; g < end; ++g) {
     const int64_t after = g + 1 < end ? g + 1 : g;
     if (groups.args.unique)
-      skipped += step(&g, 1, after);
+      step(&g, 1, after);
     else
-      skipped += step(&groups.order[groups.start[g]], groups.start[g + 1] - groups.start[g],
-                      groups.order[groups.start[after]]);
+      step(&groups.order[groups.start[g]], groups.start[g + 1] - groups.start[g], groups.order[groups.start[after]]);
   }
-  add_skipped(groups.args.skipped, skipped);
 }
 
 }  // namespace
 
-void instance_loss(const InstanceLossArgs& a) {
-  *a.skipped = 0;
-  FASTMETA_OVER_ROWS(loss_rows, a, a.logits.dtype, a.n);
-}
+void instance_loss(const InstanceLossArgs& a) { FASTMETA_OVER_ROWS(loss_rows, a, a.logits.dtype, a.n); }
 
 void instance_label_step(const InstanceLabelStepArgs& a) {
-  *a.skipped = 0;
   const Groups groups(a);
   FASTMETA_OVER_ROWS(step_groups, groups, a.logits.dtype, groups.count);
 }

@@ -35,10 +35,6 @@ struct RowResults {
   }
 };
 
-inline void add_skipped(int32_t* skipped, int32_t count) {
-  if (count != 0) std::atomic_ref<int32_t>(*skipped).fetch_add(count, std::memory_order_relaxed);
-}
-
 inline double scalar_value(const Scalar& s) {
   if (s.device == nullptr) return s.host;
   return s.dtype == DType::kFloat64 ? *static_cast<const double*>(s.device) : *static_cast<const float*>(s.device);

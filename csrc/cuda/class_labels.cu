@@ -16,7 +16,7 @@ namespace {
 // Kernels
 // ---------------------------------------------------------------------------------------------------------
 
-// Loss, v and entropy of row i for target y (in range) and smoothing alpha; NaN, and counted, where anything is bad.
+// Loss, v and entropy of row i for target y (in range) and smoothing alpha; NaN where anything is bad.
 template <class T, class G, class Group, class Args>
 __device__ void loss_of_row(Group& group, const Args& a, int64_t i, int64_t y, acc_t<T> alpha, bool bad) {
   using A = acc_t<T>;
@@ -55,7 +55,6 @@ __device__ void loss_of_row(Group& group, const Args& a, int64_t i, int64_t y, a
     const A y_below = below(q.max, to_acc(z_row[y]));
     static_cast<A*>(a.loss)[i] = bad ? quiet_nan<A>() : class_loss_from(alpha, a.C, y_below, others, log(q.sum));
     static_cast<A*>(a.entropy)[i] = bad ? quiet_nan<A>() : class_entropy(alpha, a.C);
-    if (bad) atomicAdd(a.skipped, 1);
   }
   const A over = 1 / q.sum, p_y = 1 - alpha, p_other = class_other(alpha, a.C);
   for_chunks(first, chunks, [&](const Cols& cols) {
@@ -88,12 +87,11 @@ __global__ void __launch_bounds__(G::kBlock) class_terms_kernel(ClassLabelStepAr
   FASTMETA_SHARED(shared);
   Group<A, G> group(shared);
 
-  // For the second launch: the counter starts at zero (no memset needed), untouched classes keep their alpha
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  if (thread == 0) *a.skipped = 0;
+  // For the second launch: untouched classes keep their alpha
   A* alpha_out = static_cast<A*>(a.alpha_out);
   if (a.alpha_in.data != a.alpha_out) {
+    const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t c = thread; c < a.C; c += threads) alpha_out[c] = value_at<A>(a.alpha_in, c);
   }
   const int64_t i = group.row();
@@ -179,7 +177,6 @@ __global__ void __launch_bounds__(G::kBlock) class_update_kernel(ClassLabelStepA
 // ---------------------------------------------------------------------------------------------------------
 
 void class_loss(const ClassLossArgs& a, void* stream) {
-  zero_count(a.skipped, stream);
   with_dtype(a.logits.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
     with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
@@ -196,7 +193,7 @@ void class_label_step(const ClassLabelStepArgs& a, void* stream) {
       using U = typename decltype(u)::type;
       with_streamed_geometry<T>(a.C, [&](auto g) {
         using G = decltype(g);
-        // at least one block, which copies alpha and zeroes the counter also for an empty batch
+        // at least one block, which copies alpha also for an empty batch
         launch<G>(class_terms_kernel<T, U, G>, a, a.n > 0 ? a.n : 1, a.C, Group<acc_t<T>, G>::kSharedBytes, stream,
                   "class_label_step");
       });

@@ -170,6 +170,7 @@ void with_label_dtype(DType dtype, DType logits, F f) {
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
+    cudaGetLastError();  // it is raised here: left behind, it would be taken for the next launch's of somebody else
     throw std::runtime_error(std::string("fastmeta: CUDA error in ") + what + ": " + cudaGetErrorString(error));
   }
 }
@@ -215,19 +216,17 @@ void launch(void (*kernel)(Args), const Args& args, int64_t rows, int64_t C, siz
 inline bool runs_in_clusters(const void* kernel, const cudaLaunchConfig_t& config) {
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, bool> known;
-  int device = 0, major = 0;
+  int device = 0, major = 0, clusters = 0;
   check(cudaGetDevice(&device), "asking for the device");
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({kernel, device}, false);
-  if (!is_new) return entry->second;
+  const auto found = known.find({kernel, device});
+  if (found != known.end()) return found->second;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the architecture");
-  if (major < 9) return false;
   cudaFuncAttributes code = {};
-  check(cudaFuncGetAttributes(&code, kernel), "asking for the compiled architecture");
-  int clusters = 0;
+  if (major >= 9) check(cudaFuncGetAttributes(&code, kernel), "asking for the compiled architecture");
   if (code.ptxVersion >= 90 && cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess)
     cudaGetLastError();  // a refusal is an answer, not an error to leave behind
-  return entry->second = clusters > 0;
+  return known[{kernel, device}] = clusters > 0;
 }
 
 // The same as launch with one cluster per row, or false where the device cannot.
@@ -239,12 +238,6 @@ bool launch_in_clusters(void (*kernel)(Args), const Args& args, int64_t rows, in
   if (!runs_in_clusters(reinterpret_cast<const void*>(kernel), config)) return false;
   check(cudaLaunchKernelEx(&config, kernel, args), name);
   return true;
-}
-
-// Sets the counter of skipped rows to zero ahead of the kernel that adds to it. A memset node, not a store by the
-// kernel: blocks run in no order, so none of them could know that its zero comes before the others' sums.
-inline void zero_count(int32_t* skipped, void* stream) {
-  check(cudaMemsetAsync(skipped, 0, sizeof(int32_t), static_cast<cudaStream_t>(stream)), "zeroing the skipped count");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -275,5 +268,6 @@ __device__ __forceinline__ double value_of(Scalar s) {
   if (s.device == nullptr) return s.host;
   return s.dtype == DType::kFloat64 ? *static_cast<const double*>(s.device) : *static_cast<const float*>(s.device);
 }
+__device__ __forceinline__ int64_t value_of(const Counter& c) { return c.device == nullptr ? c.host : *c.device; }
 
 }  // namespace fastmeta::cuda

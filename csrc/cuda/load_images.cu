@@ -24,11 +24,9 @@ __global__ void __launch_bounds__(G::kBlock) load_images_kernel(LoadImagesArgs a
 
   const int64_t row = index_at(a.index, i);
   if (row < 0 || row >= a.N) {
-    for_chunks(start, Cols::chunks(out, columns),
-               [&](const Cols& cols) { write_row(out, cols, [](int, int) { return quiet_nan<A>(); }); });
-    return;
+    return write_nan(out, start, Cols::chunks(out, columns));
   }
-  const Crop crop = draw_crop(a, a.step.device == nullptr ? a.step.host : *a.step.device, row);
+  const Crop crop = draw_crop(a, value_of(a.step), row);
   // Without branches: what is outside is read from its mirror image, and replaced by 0 unless it is to be reflected
   const int y_from = mirrored(y + crop.y, height);
   const bool line_inside = a.reflect || y_from == y + crop.y;

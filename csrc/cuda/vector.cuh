@@ -223,4 +223,11 @@ __device__ __forceinline__ void for_chunks(Cols cols, int chunks, F f) {
   for (int chunk = 0; chunk < chunks; ++chunk, cols.next_chunk()) f(cols);
 }
 
+// NaN in all columns: the row of a result whose index is out of range
+template <class S, class Cols>
+__device__ void write_nan(S* row, const Cols& first, int chunks) {
+  for_chunks(first, chunks,
+             [&](const Cols& cols) { write_row(row, cols, [](int, int) { return quiet_nan<acc_t<S>>(); }); });
+}
+
 }  // namespace fastmeta::cuda

@@ -97,8 +97,7 @@ class TrainPieces:
             losses.append(loss)
         if len(losses) == 1:
             return TrainGradient(logits[0], losses[0], grads)
-        loss, v, entropy, skipped = zip(*losses, strict=True)
-        before = ops.LabelLoss(torch.cat(loss), torch.cat(v), torch.cat(entropy), torch.stack(skipped).sum(0))
+        before = ops.LabelLoss(*(torch.cat(parts) for parts in zip(*losses, strict=True)))
         return TrainGradient(torch.cat(logits), before, grads)
 
     def pull(self, v: Tensor) -> Tensors:

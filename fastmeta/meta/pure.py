@@ -213,7 +213,7 @@ class PureStep:
             with math_attention(self.plan.math_attention):
                 z = bound(params, after, inputs.x)
             before = labels.batch_loss(z.detach(), inputs.index, weight)
-            moved = ops.LabelStep(*before[:3], torch.full_like(before.loss, torch.nan), before.skipped)
+            moved = ops.LabelStep(*before, torch.full_like(before.loss, torch.nan))
             label, grads = inputs.label, {}
             train_loss, v = (moved.loss if weight is None else moved.loss * weight).mean(), moved.v
             finite = train_loss.isfinite()

@@ -333,8 +333,7 @@ class MetaStep:
             labels.move_(ranks.sum(grad), label_lr)
         else:
             labels.move_(ranks.gather(index), ranks.gather(grad), label_lr)
-        loss, v, entropy, skipped = labels.batch_loss(logits, index, weight)
-        return ops.LabelStep(loss, v, entropy, alignment, skipped)
+        return ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
 
     def _update(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
         """The optimizer's step and the new running statistics, or neither where `finite` is False."""

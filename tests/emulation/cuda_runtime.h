@@ -32,6 +32,7 @@
 #include <functional>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define CUDART_VERSION 13000
@@ -222,11 +223,6 @@ inline unsigned __ballot_sync(unsigned mask, bool value) {
 
 inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
 
-template <class T>
-T atomicAdd(T* address, T value) {
-  return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
-}
-
 inline float __expf(float x) { return std::exp(x); }
 using std::exp, std::fmax, std::fmin, std::log;
 
@@ -258,11 +254,6 @@ struct cudaFuncAttributes {
 
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "bad launch"; }
 
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
-  std::memset(p, value, bytes);
-  return cudaSuccess;
-}
-
 // An sm_90, or what EMULATED_CAPABILITY names
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   const char* given = std::getenv("EMULATED_CAPABILITY");
@@ -281,14 +272,15 @@ inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, co
   *clusters = 1;
   return cudaSuccess;
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t last_error = cudaSuccess;
+inline cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 
 template <class... Formal, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Formal...), Actual&&... args) {
   const unsigned cluster = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
   if (std::getenv("EMULATED_FAILURE") != nullptr || config->gridDim.x == 0 || config->blockDim.x == 0 ||
       config->blockDim.x > 1024 || config->blockDim.x % 32 != 0 || config->gridDim.x % cluster != 0) {
-    return cudaErrorInvalidConfiguration;
+    return last_error = cudaErrorInvalidConfiguration;
   }
   emulation::run(config->gridDim, config->blockDim, cluster, config->dynamicSmemBytes, [&] { kernel(args...); });
   return cudaSuccess;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../../csrc/kernels.h"
+#include "cuda_runtime.h"
 
 namespace {
 
@@ -86,7 +87,8 @@ int main(int argc, char** argv) {
     try {
       run(name, args);
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "%s: %s\n", name, error.what());
+      const bool left = cudaGetLastError() != cudaSuccess;
+      std::fprintf(stderr, "%s: %s%s\n", name, error.what(), left ? ", left for the next launch to find" : "");
       return 1;
     }
     for (const Buffer& b : buffers) {

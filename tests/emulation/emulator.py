@@ -22,7 +22,17 @@ CSRC = HERE.parents[1] / "csrc"
 BUILD = HERE.parents[1] / "build" / "emulation"
 
 # -O0: the blocks are small, and compiling takes longer than running. The kernels' own loops inline all the same.
-FLAGS = ["-std=c++20", "-O0", "-g1", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{HERE}"]
+FLAGS = [
+    "-std=c++20",
+    "-DFASTMETA_SPREAD=192",
+    "-O0",
+    "-g1",
+    "-pthread",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-attributes",
+    f"-I{HERE}",
+]
 VARIANTS = {
     "plain": [],
     "address": ["-fsanitize=address", "-fno-sanitize-recover=all"],
@@ -108,13 +118,13 @@ ARGS = {
         "grad_logits:mat grad_probs:mat",
         "soft_cross_entropy_hvp": "n:i64 C:i64 logits:mat probs:mat v:mat out:mat",
         "soft_cross_entropy_label_grad": "n:i64 C:i64 logits:mat probs:mat v:mat out:mat",
-        "instance_loss": f"n:i64 C:i64 N:i64 logits:mat label_logits:mat index:vec weight:vec {_results} skipped:ptr",
+        "instance_loss": f"n:i64 C:i64 N:i64 logits:mat label_logits:mat index:vec weight:vec {_results}",
         "instance_label_step": "n:i64 C:i64 N:i64 functional:bool table:mat rows_in:mat rows_out:mat index:vec "
         f"unique:bool logits:mat u:mat weight:vec scale:scalar label_lr:scalar rounding:rounding "
-        f"{_results} alignment:ptr skipped:ptr",
-        "class_loss": f"n:i64 C:i64 logits:mat alpha:vec targets:vec weight:vec {_results} skipped:ptr",
+        f"{_results} alignment:ptr",
+        "class_loss": f"n:i64 C:i64 logits:mat alpha:vec targets:vec weight:vec {_results}",
         "class_label_step": "n:i64 C:i64 alpha_in:vec alpha_out:ptr targets:vec logits:mat u:mat weight:vec "
-        f"scale:scalar label_lr:scalar {_results} alignment:ptr skipped:ptr workspace:ptr",
+        f"scale:scalar label_lr:scalar {_results} alignment:ptr workspace:ptr",
         "row_dot": "n:i64 C:i64 a:mat b:mat out:ptr",
         "load_images": "n:i64 C:i64 N:i64 height:i64 width:i64 images:ptr index:vec center:ptr scale:ptr padding:i64 "
         "reflect:bool flip:bool seed:i64 step:counter out:ptr dtype:int",

@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,6 +40,14 @@ def poison() -> None:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def kernels_of(launch: Callable[[], object]) -> list[str]:
+    """What the device ran for it: kernels, copies, memory set."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        launch()
+        torch.cuda.synchronize()
+    return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
 
 
 class Unique(Op):
@@ -138,11 +147,19 @@ def test_the_lookahead_in_a_captured_graph(count):
 def test_the_lookahead_is_one_launch(count):
     params, grads = ([torch.randn(5000, device="cuda") for _ in range(count)] for _ in range(2))
     ops.lookahead_update(params, grads, lr=0.1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        ops.lookahead_update(params, grads, lr=0.1)
-        torch.cuda.synchronize()
-    kernels = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = kernels_of(lambda: ops.lookahead_update(params, grads, lr=0.1))
     assert len(kernels) == 1, kernels
+
+
+def test_loss_and_step_of_instance_labels_are_one_launch_each():
+    b = batch(1000, torch.float32, seed=7, distinct=True)
+    launches = {
+        "loss": lambda: ops.instance_loss(b.logits, b.table, b.index, b.weight),
+        "step": lambda: ops.instance_label_step_(b.table, b.index, b.logits, b.u, 0.1, 5.0, b.weight, unique=True),
+    }
+    for name, launch in launches.items():
+        launch()
+        assert len(kernels_of(launch)) == 1, name
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

@@ -190,8 +190,8 @@ ERRORS = {
     ),
     "padding": (change(padding=4), r"padding must lie in \[0, 3\] for images of 4 x 5 pixels, got 4"),
     "negative padding": (change(padding=-1), r"padding must lie in \[0, 3\] for images of 4 x 5 pixels, got -1"),
-    "step dtype": (change(step=torch.tensor(1.0)), r"step must be a 0-dim int64 tensor, got float32 of shape \(\)"),
-    "step shape": (change(step=torch.tensor([1])), r"step must be a 0-dim int64 tensor, got int64 of shape \(1,\)"),
+    "step dtype": (change(step=torch.tensor(1.0)), r"step must be a 0-dim int64 tensor, got shape \(\) of float32"),
+    "step shape": (change(step=torch.tensor([1])), r"step must be a 0-dim int64 tensor, got shape \(1,\) of int64"),
     "dtype": (change(dtype=torch.int64), "dtype must be float64, float32, bfloat16 or float16, got int64"),
 }
 
