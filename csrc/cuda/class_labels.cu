@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(G::kBlock) class_update_kernel(ClassLabelStepA
 void class_loss(const ClassLossArgs& a, void* stream) {
   with_dtype(a.logits.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
-    with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
+    with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
       using G = decltype(g);
       launch<G>(class_loss_kernel<T, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream, "class_loss");
     });
@@ -198,7 +198,7 @@ void class_label_step(const ClassLabelStepArgs& a, void* stream) {
                   "class_label_step");
       });
     });
-    with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
+    with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
       using G = decltype(g);
       launch<G>(class_update_kernel<T, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream, "class_label_step");
     });

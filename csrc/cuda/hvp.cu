@@ -91,7 +91,7 @@ void launch_hvp(const HvpArgs& a, void* stream, const char* name) {
     using T = typename decltype(t)::type;
     with_tangent_dtype<T>(a.v.dtype, a.logits.dtype, [&](auto v) {
       using V = typename decltype(v)::type;
-      with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
+      with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
         using G = decltype(g);
         launch<G>(hvp_kernel<T, V, G, kLabelGrad>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream, name);
       });

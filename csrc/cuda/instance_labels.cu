@@ -219,7 +219,7 @@ void instance_loss(const InstanceLossArgs& a, void* stream) {
                                      stream, "instance_loss");
       });
       if (launched) return;
-      with_geometry<T>(a.C, lead, [&](auto g) {
+      with_geometry<T>(a.n, a.C, lead, [&](auto g) {
         using G = decltype(g);
         launch<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream,
                   "instance_loss");
@@ -249,7 +249,7 @@ void instance_label_step(const InstanceLabelStepArgs& a, void* stream) {
                                        StepPlan<T, U, L, G>::shared_bytes(), stream, "instance_label_step");
         });
         if (launched) return;
-        with_geometry<T>(a.C, lead, [&](auto g) {
+        with_geometry<T>(a.n, a.C, lead, [&](auto g) {
           using G = decltype(g);
           if constexpr (G::kResident) {
             launch<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes,

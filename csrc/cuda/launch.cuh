@@ -8,13 +8,19 @@
 //       1,024        32          32                         4,096        32          16
 //       4,096       128          32                        beyond       512          16
 //      12,288       512          24                       float64       128           8
+//      16,384   2 x 256          32
 //      32,768   4 x 256          32
 //      65,536   8 x 256          32
 //
-// The last two are thread block clusters, sm_90 and above: each block keeps its part of the row, sums go through the
-// shared memory of all of them (reduce.cuh). Elsewhere such rows are streamed.
+// The last three are thread block clusters, sm_90 and above, for the loss and the step of instance labels: each block
+// keeps its part of the row, sums go through the shared memory of all of them (reduce.cuh). They take rows from 4,096
+// columns on: two blocks fit a multiprocessor, and one loads and stores while the other computes, where 512 threads
+// with a row between them would do one after the other. Other operations and devices keep to the upper lines.
 // 8 threads: at C = 100 a whole warp would idle half. 32 columns: the step keeps three operands, 96 registers. 24 with
 // 512 threads, which have 128 registers each. float64 has one generic geometry: it serves checks, not training.
+//
+// Few rows leave most of the card idle and take as long as one thread does: while the next wider group has room for all
+// of them at once, a line of the left half serves up to a quarter of its columns.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -64,31 +70,43 @@ using StreamedTiny = Geometry<8, 16, false>;
 using StreamedShort = Geometry<32, 16, false>;
 using StreamedLong = Geometry<512, 16, false>;
 
-// Calls f(Geometry) for rows of C columns of T that are kept in registers where they fit. `lead` is how many columns a
-// row may start past a 16-byte boundary: threads are laid out from that boundary (vector.cuh).
+// Threads that a small batch spreads over: an H100 holds two of its blocks of 128 on each of 132 multiprocessors.
+#ifndef FASTMETA_SPREAD
+#define FASTMETA_SPREAD 32768
+#endif
+
+// Calls f(Geometry) for `rows` of C columns of T that are kept in registers where they fit. `lead` is how many columns
+// a row may start past a 16-byte boundary: threads are laid out from that boundary (vector.cuh).
 template <class T, class F>
-void with_geometry(int64_t C, int lead, F f) {
+void with_geometry(int64_t rows, int64_t C, int lead, F f) {
   if constexpr (sizeof(T) == 8) {
     f(Streamed64{});
   } else {
     const int64_t columns = C + lead;
-    if (columns <= 256) return f(Geometry<8, 32, true>{});
-    if (columns <= 1024) return f(Geometry<32, 32, true>{});
-    if (columns <= 4096) return f(Geometry<128, 32, true>{});
+    // up to `most` columns; fewer where the next wider group of `wider` threads has room for every row
+    const auto suits = [&](int64_t most, int wider) {
+      return columns <= (rows <= FASTMETA_SPREAD / wider ? most / 4 : most);
+    };
+    if (suits(256, 32)) return f(Geometry<8, 32, true>{});
+    if (suits(1024, 128)) return f(Geometry<32, 32, true>{});
+    if (suits(4096, 512)) return f(Geometry<128, 32, true>{});
     if (columns <= 12288) return f(Geometry<512, 24, true>{});
     f(StreamedLong{});
   }
 }
 
-// Rows beyond the registers of a block: true where f(Geometry) has launched them on clusters. f may decline.
+// Long rows: true where f(Geometry) has launched them on clusters. f may decline.
 template <class T, class F>
 bool with_cluster_geometry(int64_t C, int lead, F f) {
   if constexpr (sizeof(T) < 8) {
     const int64_t columns = C + lead;
-    if (columns > 12288 && columns <= 32768) return f(ClusterGeometry<4, 256>{});
-    if (columns > 12288 && columns <= 65536) return f(ClusterGeometry<8, 256>{});
+    if (columns <= 4096 || columns > 65536) return false;
+    if (columns <= 16384) return f(ClusterGeometry<2, 256>{});
+    if (columns <= 32768) return f(ClusterGeometry<4, 256>{});
+    return f(ClusterGeometry<8, 256>{});
+  } else {
+    return false;
   }
-  return false;
 }
 
 // The same as with_geometry for bodies that keep no row.

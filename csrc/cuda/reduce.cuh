@@ -115,8 +115,8 @@ class Group {
       static_assert(kWarps <= 32);
       return here[lane() % kWarps];
     } else {
-      static_assert(kWarps % 32 == 0);
-      A x = of_warp(here, lane());
+      static_assert(kWarps < 32 || kWarps % 32 == 0);
+      A x = of_warp(here, lane() % kWarps);
 #pragma unroll
       for (int warp = 32; warp < kWarps; warp += 32) x = op(x, of_warp(here, warp + lane()));
       return x;
@@ -150,8 +150,18 @@ class Group {
 
 // exp(x) for x <= 0, the distance below a maximum. In float32 one product and the hardware's 2^x: its relative error
 // of about |x| 2^-24 meets a value of e^x, so it stays under half an ulp of the largest term of the row. A row of
-// 16-bit labels is limited by arithmetic, not memory, and takes six exponentials per element.
-__device__ __forceinline__ float exp_below(float x) { return __expf(x); }
+// 16-bit labels is limited by arithmetic, not memory, and takes six exponentials per element. As assembly because
+// __expf spends three more instructions on results below 2^-126, which are nothing beside the largest term, 1.
+__device__ __forceinline__ float exp_below(float x) {
+  x *= 1.4426950408889634f;  // log2 e
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::exp2(x);
+#endif
+}
 __device__ __forceinline__ double exp_below(double x) { return exp(x); }
 
 template <class A>

@@ -126,7 +126,7 @@ void soft_cross_entropy_backward(const SoftCrossEntropyBackwardArgs& a, void* st
     using T = typename decltype(t)::type;
     with_label_dtype<T>(a.probs.dtype, a.logits.dtype, [&](auto p) {
       using P = typename decltype(p)::type;
-      with_geometry<T>(a.C, max_lead(a.logits), [&](auto g) {
+      with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
         using G = decltype(g);
         launch<G>(soft_cross_entropy_backward_kernel<T, P, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream,
                   "soft_cross_entropy_backward");

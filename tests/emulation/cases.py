@@ -94,7 +94,7 @@ def results(logits: Tensor, *extra: str) -> dict[str, Tensor]:
 def assert_close(name: str, got: Tensor, truth: Tensor, scale: float | Tensor = 1.0) -> None:
     """Half an ulp of the result's dtype for the rounding, and 16 ulp of `scale`, its largest term, for the sums.
 
-    The emulated __expf is exact; what is bounded here is the algorithm, not the hardware's exponential.
+    The emulated 2^x is exact; what is bounded here is the algorithm, not the hardware's exponential.
     """
     half_ulp = torch.finfo(got.dtype).eps / 2
     accumulation = 16 * torch.finfo(acc(got.dtype)).eps
@@ -235,10 +235,10 @@ def row_dot() -> Iterator[Case]:
 def instance_loss() -> Iterator[Case]:
     for seed, ((t, label), C, layout) in enumerate(cases_over(LABEL_DTYPES)):
         make = Maker(seed, layout)
-        n, N = 6, 5
+        n, N = 6 + seed % 2, 5
         logits = make.matrix(make.normal(n, C, scale=1e4 if seed % 3 == 0 else 3), t)
         table = make.matrix(make.normal(N, C, scale=2), label)
-        index = make.index([4, 0, -1, 4, N, 2])
+        index = make.index([4, 0, -1, 4, N, 2, 1][:n])
         weight = make.vector(make.normal(n), acc(t)) if seed % 2 else None
         logits[1, C - 1] = (NAN, INF, -INF)[seed % 3]
         table[2, 0] = (INF, -INF, NAN)[seed % 3]
@@ -452,6 +452,15 @@ def streamed() -> Iterator[Case]:
     yield Case("instance_label_step", step.call(), step.check)
     loss = Call("instance_loss", n=2, C=C, N=2, logits=args[0], label_logits=args[1], index=index, **results(args[0]))
     yield Case("instance_loss", loss, lambda out: check_loss(out, *args, index, None))
+
+
+def one_row() -> Iterator[Case]:
+    """A wider group than its columns ask for, most threads of which hold none."""
+    for C in (257, 1000):
+        make = Maker(C, "misaligned")
+        args = [make.matrix(make.normal(1, C, scale=scale), F32) for scale in (3, 1, 2)]
+        step = Step(*args, make.index([0]), None, 0.0625, 400.0, False, True)
+        yield Case(f"instance_label_step C={C}", step.call(), step.check)
 
 
 # ---------------------------------------------------------------------------------------------------------

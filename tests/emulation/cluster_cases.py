@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from .cases import BF16, F32, INF, NAN, Case, Maker, Step, acc, check_loss, results
 from .emulator import Call
 
-# columns of the geometries of 4 and of 8 blocks, the first with a head and a tail, the last of full capacity
-FOUR, EIGHT = 12301, 65536
+# columns of the geometries of 2, 4 and 8 blocks, the first two with a head and a tail, the last of full capacity
+TWO, FOUR, EIGHT = 4101, 16387, 65536
 
 
 def instance_loss_in_clusters() -> Iterator[Case]:
-    for seed, (t, label, C) in enumerate([(F32, F32, FOUR), (BF16, F32, FOUR), (BF16, BF16, EIGHT)]):
+    for seed, (t, label, C) in enumerate([(F32, F32, TWO), (BF16, F32, FOUR), (BF16, BF16, EIGHT)]):
         make = Maker(seed, "dense" if C == EIGHT else "misaligned")
         n = 1 if C == EIGHT else 3
         logits = make.matrix(make.normal(n, C, scale=3), t)
@@ -29,7 +29,7 @@ def instance_loss_in_clusters() -> Iterator[Case]:
 
 
 def instance_label_step_in_clusters() -> Iterator[Case]:
-    kinds = [(F32, F32, F32, FOUR), (BF16, F32, F32, FOUR), (F32, F32, BF16, FOUR), (F32, F32, F32, EIGHT)]
+    kinds = [(F32, F32, F32, TWO), (BF16, F32, F32, FOUR), (F32, F32, BF16, TWO), (F32, F32, F32, EIGHT)]
     for seed, (t, u, label, C) in enumerate(kinds):
         make = Maker(seed, "dense" if C == EIGHT else ("misaligned", "strided")[seed % 2])
         n, functional = 1 if C == EIGHT else 3, seed == 1

@@ -223,7 +223,6 @@ inline unsigned __ballot_sync(unsigned mask, bool value) {
 
 inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
 
-inline float __expf(float x) { return std::exp(x); }
 using std::exp, std::fmax, std::fmin, std::log;
 
 // ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ GROUPS = [
     cases.instance_label_step_refused,
     cases.instance_label_step_rounded,
     cases.streamed,
+    cases.one_row,
     cases.class_loss,
     cases.class_label_step,
     cases.class_label_step_refused,
