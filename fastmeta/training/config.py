@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from fastmeta.data.errors import InputError
 from fastmeta.data.noise import parse as parse_noise
 
 BASELINES = ("noisy", "union", "clean")
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,15 @@ class OptimConfig:
     """Factor of the schedule `step`."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "optim.")
         _positive("optim.lr", self.lr)
         _within("optim.momentum", self.momentum, 0, 1, high_open=True)
-        _within("optim.weight_decay", self.weight_decay, 0, math.inf)
+        _within("optim.weight_decay", self.weight_decay, 0, math.inf, high_open=True)
         _within("optim.gamma", self.gamma, 0, 1)
         for m in self.milestones:
             _within("optim.milestones", m, 0, 1)
         if self.nesterov and not self.momentum:
             raise InputError("optim.nesterov needs a momentum above 0, got optim.momentum=0")
-        _one_of("optim.schedule", self.schedule, ("cosine", "step", "constant"))
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,9 @@ class LabelConfig:
     """How the logit tangent is computed; auto goes by the model's layers."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "labels.")
         _within("labels.target_prob", self.target_prob, 0, 1)
-        _one_of("labels.dtype", self.dtype, ("float32", "bfloat16"))
         _positive("labels.label_lr", self.label_lr)
-        _one_of("labels.tangent", self.tangent, ("auto", "reverse", "forward", "difference"))
         if self.lookahead not in ("sgd", "optimizer"):
             try:
                 rate = float(self.lookahead)
@@ -111,14 +112,12 @@ class DataConfig:
     """Array of an npz file with the right labels, for measuring alone."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "data.")
         _at_least("data.batch_size", self.batch_size, 1)
         _at_least("data.meta_batch_size", self.meta_batch_size, 1)
         _at_least("data.padding", self.padding, 0)
         if not 0 < self.meta_fraction < 1:
             raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
-        if self.augment is not None:
-            _one_of("data.augment", self.augment, ("none", "crop", "crop_flip"))
-        _one_of("data.pad_mode", self.pad_mode, ("zero", "reflect"))
 
 
 @dataclass(frozen=True)
@@ -170,6 +169,7 @@ class TrainConfig:
         # here and not at the top: the registry of methods imports torch
         from fastmeta.methods import METHODS
 
+        _check_types(self, "")
         if self.dataset != "digits" and not self.dataset.startswith("npz:"):
             raise InputError(f"dataset must be digits or npz:PATH, got {self.dataset!r}")
         if self.noise is not None:
@@ -177,12 +177,14 @@ class TrainConfig:
         _one_of("method", self.method, tuple(METHODS))
         _at_least("epochs", self.epochs, 1)
         _at_least("seed", self.seed, 0)
-        _at_least("threads", self.threads, 1)
+        # some OpenMP runtimes crash on what they cannot start
+        _within("threads", self.threads, 1, MOST_THREADS)
         _at_least("micro_batch", self.micro_batch, 1)
         _within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
-        _one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
-        _one_of("compile", self.compile, ("off", "trace", "full"))
-        if not (self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()):
+        for name, value in (("model", self.model), ("out", self.out)):
+            if value == "":
+                raise InputError(f"{name} is empty; leave it out for the default")
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", self.device):
             raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.method == "instance_labels" and self.labels.target_prob in (0, 1):
             raise InputError(
@@ -274,21 +276,26 @@ def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> An
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{source}: {name} must be a table [{name}], got {value!r}")
-            arguments[key] = _build(hints[key], value, source, f"{name}.")
-        else:
-            arguments[key] = _typed(hints[key], value, f"{source}: {name}")
+            value = _build(hints[key], value, source, f"{name}.")
+        arguments[key] = value
     try:
         return cls(**arguments)
     except InputError as error:
         raise InputError(f"{source}: {error}") if not str(error).startswith(source) else error from None
 
 
+def _check_types(config: Any, prefix: str) -> None:
+    """Give each field the type of its annotation, wherever the value comes from: Python, TOML or a flag."""
+    for key, hint in get_type_hints(type(config)).items():
+        object.__setattr__(config, key, _typed(hint, getattr(config, key), prefix + key))
+
+
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` if it has the type `hint` (int counts as float, a list as a tuple), else an InputError."""
+    """`value` if it has the type `hint` (int counts as float, a list as a tuple, a Path as str), else an InputError."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        members = [m for m in get_args(hint) if m is not type(None)]
-        return _typed(members[0], value, name)
+        (member,) = (m for m in get_args(hint) if m is not type(None))
+        return None if value is None else _typed(member, value, name)
     if origin is Literal:
         _one_of(name, value, get_args(hint))
         return value
@@ -298,8 +305,10 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return tuple(_typed(get_args(hint)[0], v, name) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise InputError(f"{name} must be {_WORDS[hint]}, got {value!r}")
+        raise InputError(f"{name} must be {_WORDS.get(hint, f'of type {hint.__name__}')}, got {value!r}")
     return value
 
 
@@ -322,7 +331,8 @@ def _positive(name: str, value: float | None) -> None:
 
 def _within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:
     if value is not None and not (low <= value < high if high_open else low <= value <= high):
-        interval = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
+        finite = " and finite" if high_open else ""
+        interval = f"at least {low}{finite}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
         raise InputError(f"{name} must be {interval}, got {value}")
 
 
