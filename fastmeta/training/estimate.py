@@ -13,8 +13,9 @@ from fastmeta.meta.memory import graph_bytes
 from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
+from fastmeta.training.prepared import Prepared, prepare
 from fastmeta.training.presets import preset_threads
-from fastmeta.training.session import Prepared, prepare
+from fastmeta.training.session import new_directory
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5
@@ -33,6 +34,7 @@ def dry_run(config: TrainConfig) -> str:
 
 def _describe(prepared: Prepared) -> str:
     splits, config = prepared.splits, prepared.config
+    path = new_directory(config)
     stages = [prepared.stage(name) for name in prepared.stages]
     timed: dict[bool, float] = {}
     for stage in stages:  # all stages with fixed labels cost the same
@@ -59,6 +61,7 @@ def _describe(prepared: Prepared) -> str:
         ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
+        ("run", f"{path} (not made now)"),
         *(("note", note) for note in prepared.notes),
     ]
     body = "\n".join(f"{name:<9} {text}" for name, text in rows)
@@ -81,7 +84,8 @@ def _batches(stage: Stage) -> str:
     dropped = stage.data.train_size - stage.steps_per_epoch * stage.sampler.batch_size
     return (
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
-        f"{stage.meta_sampler.batch_size} clean images; each pass drops its last {dropped} rows, others each time"
+        f"{stage.meta_sampler.batch_size} clean images"
+        + (f"; each pass drops its last {dropped} rows, others each time" if dropped else "")
     )
 
 
