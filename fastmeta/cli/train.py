@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         _fail(0, f"{stop}\ngo on with: fastmeta train --resume {stop.path}")
         return 128 + stop.signum
+    except KeyboardInterrupt:  # before the first step, or a second one that would not wait for the step's end
+        return _fail(130, "stopped at once")
 
 
 def _fail(code: int, text: str) -> int:
@@ -115,9 +117,9 @@ def _one_line(message: str) -> str:
     close = re.search(r"Perhaps you meant:\s+(--\S+)", message.replace("│", " "))
     if close:
         text += f"; did you mean {close[1]}?"
-    text = re.sub(r"^Error parsing run\.\w+: ", "", text)
+    text, of_config = re.subn(r"^Error parsing run\.\w+: ", "", text)  # a value that the config refuses by name
     text = re.sub(r"^Unrecognized options: ", "unknown option ", text)
-    return f"{text} ({PROG} --help lists the options)"
+    return text if of_config else f"{text} ({PROG} --help lists the options)"
 
 
 _TYPES: dict[Any, tuple[str, str]] = {int: ("INT", "a whole number"), float: ("NUMBER", "a number"), str: ("TEXT", "")}

@@ -64,7 +64,7 @@ class LabelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
     label_lr: float | None = None
-    """Learning rate of the labels, constant; by default the family's rate × batch size / learning rate."""
+    """Learning rate of the labels, constant; the default adapts to learning rate, batch size and epochs."""
     lookahead: str = "sgd"
     """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate."""
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
@@ -125,15 +125,15 @@ class TrainConfig:
     """One run: a data set, a method that decides the labels, a model, a schedule, and baselines beside it."""
 
     dataset: str = "digits"
-    """digits or npz:PATH. Arrays of the file: x_train (uint8, NHWC), y_train; optional x_meta and y_meta or meta_index,
-    x_test and y_test, y_true, class_names."""
+    """digits or npz:PATH, a file with x_train (uint8, NHWC) and y_train;
+    optional are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names."""
     noise: str | None = None
     """Label noise to add: none or uniform:RATE. By default uniform:0.4 for the digits and none for all else."""
     method: str = "instance_labels"
     """onehot, class_labels or instance_labels."""
     model: str | None = None
-    """small_conv, mlp, resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, torchvision:NAME, or your own
-    as package.module:factory."""
+    """resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, small_conv, vit_tiny, mlp,
+    torchvision:NAME, or your own as package.module:factory."""
     epochs: int | None = None
     """Passes over the training set."""
     seed: int = 0
@@ -141,26 +141,27 @@ class TrainConfig:
     out: str | None = None
     """Run directory, new or empty; by default the next free runs/DATASET-METHOD-seedN."""
     baselines: str | None = None
-    """Runs beside it with fixed labels and the same schedule: all, none, or some of noisy,union,clean. By default all
-    for the digits and none for other data."""
+    """Runs beside it with fixed labels and the same schedule: all, none, or some of noisy,union,clean.
+    By default all for the digits and none for other data."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """fp32 in full; tf32 rounds the factors of float32 products on CUDA and is fp32 on a CPU; bf16 runs the network
-    under autocast. Weights, labels and label gradient are fp32 in all."""
+    """fp32 in full; tf32 rounds the factors of float32 products on CUDA and is fp32 on a CPU;
+    bf16 runs the network under autocast. Weights, labels and label gradient are fp32 in all."""
     compile: Literal["off", "trace", "full"] = "off"
-    """Steps that learn labels: off runs them as written, trace as one graph without doubled work, full compiles that
-    graph by inductor (up to minutes, kept on disk)."""
+    """Steps that learn labels: off runs them as written, trace as one graph without doubled work,
+    full compiles that graph by inductor (up to minutes, kept on disk)."""
     approx: str = "none"
-    """Cheaper, inexact steps: none; delayed (the model moves by the labels of before), every:K (labels move on one step
-    in K), last:L (look-ahead through the last L layers alone), difference (of logits, in place of a derivative)."""
+    """Cheaper, inexact steps: none; delayed (the model moves by the labels of before);
+    every:K (labels move on one step in K); last:L (look-ahead through the last L layers alone);
+    difference (of logits, in place of a derivative)."""
     micro_batch: int | None = None
-    """Most images whose graphs are held at once, train and clean, for batches that do not fit: the same steps for one
-    more forward, except that BatchNorm takes the statistics of pieces where a batch is larger. By default all."""
+    """Most images whose graphs are held at once, train and clean, for batches that do not fit. By default all.
+    The same steps for one more forward, but BatchNorm takes the statistics of pieces where a batch is larger."""
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
-    """Least time between two checkpoints at the end of an epoch."""
+    """Least time between two checkpoints, which are taken at the end of an epoch."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     data: DataConfig = field(default_factory=DataConfig)
