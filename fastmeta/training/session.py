@@ -81,8 +81,9 @@ def train(
         if not (path / "config.toml").is_file():
             raise InputError(f"{path} is no run directory: it has no config.toml")
         if (path / "summary.json").is_file():
+            run = load_run(path, model=model)
             listener.note(f"{path} is finished already")
-            return load_run(path, model=model)
+            return run
         config = TrainConfig.read(path / "config.toml")
     config = config or TrainConfig()
     before = torch.get_num_threads()
@@ -135,6 +136,18 @@ def new_directory(config: TrainConfig) -> Path:
     return path
 
 
+def _check_same_config(path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> None:
+    for key in begun.keys() | now.keys():
+        before, after = begun.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            _check_same_config(path, before, after, f"{key}.")
+        elif before != after:
+            raise InputError(
+                f"{path}/config.toml was changed since the run began: {prefix}{key} is {after!r}, was {before!r}; "
+                "change it back, or begin a new run with it: --config"
+            )
+
+
 @contextmanager
 def _writing() -> Iterator[None]:
     """A full disk ends a run in one line; what was saved before stays, and so does --resume."""
@@ -174,7 +187,9 @@ class _Session:
             raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
 
     def restore(self) -> None:
+        """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
         tensors, values = checkpoint.load(self._checkpoint)
+        _check_same_config(self.path, values["config"], self._lasting_config())
         if values["fingerprint"] != self.prepared.fingerprint:
             raise InputError(
                 f"the data are not those that {self.path} began with (other images, labels or order); "
@@ -188,12 +203,14 @@ class _Session:
                     "the results will not be bitwise those of an unbroken run"
                 )
         self.done, self.labels, self.warnings = values["done"], values["labels"], values["warnings"] + self.warnings
-        self.metrics_bytes = values["metrics_bytes"]
-        # lines written after the checkpoint belong to steps that will be taken again
-        os.truncate(self.path / "metrics.jsonl", self.metrics_bytes)
         if values["stage"] is not None:
             self.stage = self.prepared.stage(values["stage"]["name"])
             self.stage.load(tensors, values["stage"])
+        metrics, self.metrics_bytes = self.path / "metrics.jsonl", values["metrics_bytes"]
+        if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
+            raise InputError(f"{metrics} has lost lines that the run has written; bring it back, or start a new run")
+        # lines written after the checkpoint belong to steps that will be taken again
+        os.truncate(metrics, self.metrics_bytes)
         self.saved = self._position()
 
     @property
@@ -205,9 +222,14 @@ class _Session:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
+    def _lasting_config(self) -> dict[str, Any]:
+        """What a resumed run must not change; where and with how many threads it runs may change, with a warning."""
+        return replace(self.prepared.config, out=None, threads=None, device="auto").to_mapping()
+
     def _save(self) -> None:
         stage = self.stage
         values = {
+            "config": self._lasting_config(),
             "fingerprint": self.prepared.fingerprint,
             "environment": self._environment(),
             "done": self.done,
