@@ -134,6 +134,15 @@ def test_a_factory_of_the_current_folder_is_found(command, tmp_path):
     assert done.stderr.endswith("failed: ValueError: found\n")
 
 
+def test_ctrl_c_outside_of_a_run_is_one_line(capsys, monkeypatch):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastmeta.cli.check.main", stop)
+    assert main(["check", "--model", "mlp"]) == 130
+    assert capsys.readouterr().err == "fastmeta check: stopped\n"
+
+
 def test_unknown_command(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == (

@@ -50,4 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if os.getcwd() not in sys.path:  # for package.module:factory of the user's own directory
         sys.path.insert(0, os.getcwd())
-    return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
+    try:
+        return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
+    except KeyboardInterrupt:  # a run that can go on has said so already; this one had nothing to save
+        print(f"fastmeta {args[0]}: stopped", file=sys.stderr)
+        return 130

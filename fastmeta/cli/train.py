@@ -44,8 +44,6 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         _fail(0, f"{stop}\ngo on with: fastmeta train --resume {stop.path}")
         return 128 + stop.signum
-    except KeyboardInterrupt:  # before the first step, or a second one that would not wait for the step's end
-        return _fail(130, "stopped at once")
 
 
 def _fail(code: int, text: str) -> int:
