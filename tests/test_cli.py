@@ -170,6 +170,7 @@ def test_dry_run_writes_nothing(npz, capsys, tmp_path):
     assert "about" in text
     assert "train graph" in text
     assert "meta graph" in text
+    assert "steps:" not in text
     assert "run       runs/two-instance_labels-seed0" in text
     assert text.endswith("dry run: nothing was written\n")
     assert list(tmp_path.iterdir()) == []

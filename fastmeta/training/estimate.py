@@ -46,6 +46,8 @@ def _describe(prepared: Prepared) -> str:
     seconds = sum(s.total * timed[s.method.needs_meta] + (config.epochs or 0) * per_epoch for s in stages)
 
     main = stages[0]
+    # but for its count of steps, which are those of the trial
+    explained = [line for line in main.method.explain().splitlines() if not line.startswith("steps:")]
     rate = "unknown" if splits.noise_rate is None else f"{splits.noise_rate:.1%}"
     test = "none" if splits.test is None else f"{len(splits.test):,}"
     labels = 0 if main.method.labels is None else sum(_size(b) for b in main.method.labels.buffers())
@@ -57,7 +59,7 @@ def _describe(prepared: Prepared) -> str:
         ("classes", f"{splits.num_classes}"),
         ("batches", _batches(main)),
         ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
-        ("method", main.method.explain().replace("\n", "\n          ")),
+        ("method", "\n          ".join(explained)),
         ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),

@@ -9,7 +9,7 @@ import torch
 
 from fastmeta.data import InputError, Splits
 from fastmeta.methods import METHODS
-from fastmeta.methods.learned import _LearnedLabels
+from fastmeta.methods.learned import LearnedLabels
 from fastmeta.training.config import TrainConfig
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     labels = replace(config.labels, target_prob=target_prob)
     assert optim.lr is not None
     method = METHODS[config.method]
-    if labels.label_lr is None and issubclass(method, _LearnedLabels):
+    if labels.label_lr is None and issubclass(method, LearnedLabels):
         if preset.instance_rate is not None and config.method == "instance_labels":
             label_lr = preset.instance_rate * batch_size / optim.lr
         else:
