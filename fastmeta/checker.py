@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastmeta import reference
 from fastmeta.labels import InstanceLabels
-from fastmeta.meta.gradient import Labels, meta_pass
+from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.network import Network, RandomState, math_attention, pick_logits, uncached_autocast
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
@@ -48,12 +48,14 @@ class CheckReport:
 
     truth: str
     rows: list[CheckRow] = field(default_factory=list)
+    suspect: str = ""  #: where a way is WRONG: the first layer whose derivative is not that of its output
 
     @property
     def ok(self) -> bool:
-        """No way gives a wrong gradient, and "auto" gives a right one."""
+        """No way gives a wrong gradient, some way gives a right one, and so does "auto" if it was tried."""
         verdicts = {row.way.split()[0]: row.verdict for row in self.rows}
-        return "WRONG" not in verdicts.values() and verdicts.get("auto") in ("exact", "inexact")
+        right = [way for way, verdict in verdicts.items() if verdict in ("exact", "inexact")]
+        return "WRONG" not in verdicts.values() and bool(right) and ("auto" in right or "auto" not in verdicts)
 
     def __str__(self) -> str:
         def cell(value: float | None, form: str) -> str:
@@ -66,8 +68,9 @@ class CheckReport:
                 f"{cell(r.milliseconds, '.1f'):>10}{cell(r.peak_mib, '.1f'):>10}"
             )
         notes = [f"  {r.way}: {r.note}" for r in self.rows if r.note]
+        suspect = [f"suspect: {self.suspect}"] if self.suspect else []
         verdict = "the meta-gradient of this model is right" if self.ok else "NOT OK: see the rows above"
-        return "\n".join([*lines, *notes, f"truth: {self.truth}", verdict])
+        return "\n".join([*lines, *notes, f"truth: {self.truth}", *suspect, verdict])
 
 
 def check(
@@ -83,33 +86,45 @@ def check(
 ) -> CheckReport:
     """Hold every way of making the label gradient against the reference, in float64, on the user's own batch.
 
-    The truth is autograd through the look-ahead step; where a layer has no second derivative, central differences of
-    the meta loss along random directions in label space.
+    The truth is autograd through the look-ahead step; where a layer has no second derivative, or autograd drops it in
+    silence, central differences of the meta loss along random directions in label space.
 
     Args:
-        model, labels, train, meta, lr, logits_of: as for :func:`fastmeta.label_gradient`.
+        model, labels, train, meta, logits_of: as for :func:`fastmeta.label_gradient`.
+        lr: of the look-ahead step, above 0.
         tangents: the ways to try.
         timing: also measure milliseconds and peak memory, in the model's own precision.
 
     Returns:
         CheckReport with a row per way: verdict, relative error, cosine, ms, peak MiB; a way that cannot be used names
         the first layer that stands in its way. ``report.ok`` is False on a wrong gradient.
+
+    Raises:
+        ValueError: a model that fails on the batch in its own precision, or arguments that do not fit it.
     """
-    double, own = _Problem(model, labels, train, meta, lr, logits_of, torch.float64), None
-    if timing:
-        own = _Problem(model, labels, train, meta, lr, logits_of, None)
+    if not lr > 0:
+        raise ValueError(f"lr must be above 0, got {lr}: a look-ahead of length zero has no label gradient")
+    known = get_args(TangentChoice)
+    if isinstance(tangents, str) or not tangents or not set(tangents) <= set(known):
+        raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {tangents!r}")
+    own = _Problem(model, labels, train, meta, lr, logits_of, None)
+    double = _Problem(model, labels, train, meta, lr, logits_of, torch.float64)
     random = RandomState(train[1].device)
     try:
+        own.try_forward(random)
         try:
             plan_tangent(double.network, double.train[0], "difference")
-        except RuntimeError as error:  # the model fails, or must not be differentiated at all
-            return CheckReport("none", [CheckRow(t, "cannot", note=str(error)) for t in tangents])
+        except Exception as error:  # of the user's model: it fails in float64, or must not be differentiated at all
+            note = f"{type(error).__name__}: {_first_line(error)} [in a float64 copy of the model]"
+            return CheckReport("none", [CheckRow(t, "cannot", note=note) for t in tangents])
         truth = double.truth(random)
         report = CheckReport(truth.name)
         for tangent in tangents:
-            report.rows.append(_check_way(double, own, tangent, truth, random))
-        if own is not None:
+            report.rows.append(_check_way(double, own if timing else None, tangent, truth, random))
+        if timing:
             report.rows.append(_reference_row(own, random))
+        if any(row.verdict == "WRONG" for row in report.rows):
+            report.suspect = first_failing_layer(double.model, double.train[0], "reverse", random)
         return report
     finally:
         random.restore()
@@ -141,6 +156,25 @@ class _Problem:
         self.lr = lr
         self.logits_of = logits_of
         self.network = Network(self.model, None, logits_of)
+
+    def try_forward(self, random: RandomState) -> None:
+        """ValueError if the arguments do not fit each other or the model."""
+        check_batch(self.labels, self.train, self.meta)
+        (x, index), (x_meta, y_meta) = self.train, self.meta
+        C, N = self.labels.num_classes, len(self.labels)
+        for name, rows, size in (("index", index, N), ("y_meta", y_meta, C)):
+            if int(rows.min()) < 0 or int(rows.max()) >= size:
+                raise ValueError(f"{name} must lie in [0, {size - 1}], got {int(rows.min())} to {int(rows.max())}")
+        for name, inputs, count in (("x", x, len(index)), ("x_meta", x_meta, len(y_meta))):
+            try:
+                with torch.no_grad(), random.replay():
+                    logits = self.network(self.network.params, self.network.buffers(), inputs)
+            except Exception as error:  # of the user's model
+                raise ValueError(f"the model fails on {name}: {type(error).__name__}: {_first_line(error)}") from error
+            if logits.shape != (count, C):
+                raise ValueError(
+                    f"the logits of {name} must have shape {(count, C)} for these labels, got {tuple(logits.shape)}"
+                )
 
     def gradient(self, plan: TangentPlan, random: RandomState) -> Tensor:
         lookahead = LookAhead(self.lr, None).prepare(self.network.params)
@@ -174,11 +208,13 @@ class _Problem:
     def truth(self, random: RandomState) -> _Truth:
         try:
             grad = self.reference(random, reference.label_gradient, self.label).grad
+            # what the tangent's double-vjp gets wrong, autograd's own double backward does too
+            plan_tangent(self.network, self.train[0], "reverse")
             return _Truth("autograd through the look-ahead step, float64", None, grad)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][:160]
+            reason = _first_line(error)
         # no second derivative: numbers, along a few directions
         generator = torch.Generator().manual_seed(0)
         directions, slopes = [], []
@@ -204,7 +240,9 @@ class _Truth:
     def compare(self, grad: Tensor) -> tuple[float, float]:
         """Relative error and cosine."""
         mine = grad if self.directions is None else (self.directions * grad).flatten(1).sum(1)
-        error = float((mine - self.values).norm() / self.values.norm())
+        size = self.values.norm()
+        # where the truth is exactly zero, relative to nothing: only zero is right
+        error = float((mine - self.values).norm() / torch.where(size > 0, size, torch.finfo(size.dtype).tiny))
         cosine = nn.functional.cosine_similarity(mine.flatten(), self.values.flatten(), dim=0, eps=1e-300)
         return error, float(cosine)
 
@@ -226,14 +264,16 @@ def _check_way(
     relative, cosine = truth.compare(double.gradient(plan, random))
     bound, good = (CLOSE, "inexact") if plan.way == "difference" else (truth.exact, "exact")
     name = f"auto ({plan.way})" if tangent == "auto" else plan.way
-    row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine, note=plan.reason)
+    row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine)
+    if tangent == "auto":
+        row.note = plan.reason
     if plan.math_attention:
         row.note += " [attention as plain maths]"
     if own is not None and tangent != "auto":
         try:
             row.milliseconds, row.peak_mib = _cost(own, lambda: own.gradient(plan, random))
         except RuntimeError as failure:
-            row.note += f"; fails in the model's own precision: {str(failure).splitlines()[0][:160]}"
+            row.note += f" fails in the model's own precision: {_first_line(failure)}"
     return row
 
 
@@ -244,8 +284,12 @@ def _reference_row(own: _Problem, random: RandomState) -> CheckRow:
             own, lambda: own.reference(random, reference.label_gradient, own.label).grad
         )
     except RuntimeError as error:
-        row.verdict, row.note = "cannot", str(error).splitlines()[0][:160]
+        row.verdict, row.note = "cannot", _first_line(error)
     return row
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 def _cost(problem: _Problem, body: Callable[[], Tensor]) -> tuple[float, float]:
@@ -320,9 +364,9 @@ def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: Way, random: 
         try:
             made = torch.cat([t.flatten() for t in _layer_tangent(outputs, point, step, way)])
         except RuntimeError as error:
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+            return f"{type(error).__name__}: {_first_line(error)}"
     if float((made - truth).norm()) > 1e-3 * float(truth.norm()) + 1e-9:
-        return "its derivative disagrees with a central difference"
+        return "its derivative disagrees with a central difference: a wrong rule, or a gradient stopped on purpose"
     return ""
 
 

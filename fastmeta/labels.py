@@ -8,6 +8,7 @@ A family holds the given hard labels and its own label parameter as buffers, so 
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +19,32 @@ from fastmeta.rounding import round_stochastically
 __all__ = ["ClassLabels", "InstanceLabels"]
 
 
-def _check_targets(targets: Tensor, num_classes: int) -> Tensor:
+def _check_targets(targets: Tensor, num_classes: int) -> tuple[Tensor, int]:
     targets = torch.as_tensor(targets)
     if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(
             f"targets must be a vector of class numbers (N,) of an integer dtype, got shape {tuple(targets.shape)} "
             f"of {targets.dtype}; pass the hard labels of the training set"
         )
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    try:
+        count = operator.index(num_classes)  # also of numpy's integers
+    except TypeError:
+        count = 0
+    if count < 2:
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
     if targets.numel():
         low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= num_classes:
+        if low < 0 or high >= count:
             raise ValueError(
-                f"targets must lie in [0, {num_classes - 1}] for num_classes={num_classes}, got {low} to {high}; "
+                f"targets must lie in [0, {count - 1}] for num_classes={count}, got {low} to {high}; "
                 "renumber the classes or raise num_classes"
             )
-    return targets.to(torch.int64).clone()
+    return targets.to(torch.int64).clone(), count
+
+
+def _check_dtype(dtype: torch.dtype, allowed: tuple[torch.dtype, ...]) -> None:
+    if dtype not in allowed:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, allowed))}, got {dtype!r}")
 
 
 def instance_gradient(rows: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None = None) -> Tensor:
@@ -124,15 +134,16 @@ class InstanceLabels(_Labels):
     Args:
         targets: (N,) given hard labels, any integer dtype.
         num_classes: C >= 2.
-        target_prob: p0 in (1/C, 1). The paper searches {0.3, 0.5, 0.7, 0.9}. 1 is an error: its margin is infinite.
-        dtype: of the table; float32 unless told. The meta step computes in float32 (float64 for float64). A bfloat16
-            table takes half the memory, and its rows are rounded stochastically: to nearest, all steps below half the
-            distance of two numbers (2^-9 of a logit) would be lost.
+        target_prob: p0 in (0, 1), above 1/C if the given class is to lead. The paper searches {0.3, 0.5, 0.7, 0.9}.
+            1 is an error: its margin is infinite.
+        dtype: of the table: float32, bfloat16, or float64 for logits of float64. The meta step computes in float32
+            (float64 for float64). A bfloat16 table takes half the memory, and its rows are rounded stochastically: to
+            nearest, all steps below half the distance of two numbers (2^-9 of a logit) would be lost.
         seed: of that rounding. `label_step`, the number of label steps taken, is part of the state then, so that a
             resumed run draws the same. None rounds to nearest.
 
     Raises:
-        ValueError: targets of a wrong shape, dtype or range; target_prob outside (0, 1).
+        ValueError: targets of a wrong shape, dtype or range; target_prob outside (0, 1); another dtype.
     """
 
     family = "instance"
@@ -150,16 +161,16 @@ class InstanceLabels(_Labels):
         seed: int | None = 0,
     ) -> None:
         super().__init__()
-        targets = _check_targets(targets, num_classes)
+        targets, self.num_classes = _check_targets(targets, num_classes)
+        _check_dtype(dtype, (torch.float32, torch.bfloat16, torch.float64))
         if not 0 < target_prob < 1:
             raise ValueError(
                 f"target_prob must lie strictly between 0 and 1 for instance labels, got {target_prob}: a softmax "
                 "reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
                 "or ClassLabels for a one-hot start"
             )
-        self.num_classes = num_classes
-        margin = math.log(target_prob * (num_classes - 1) / (1 - target_prob))
-        table = torch.zeros(len(targets), num_classes, dtype=dtype, device=targets.device)
+        margin = math.log(target_prob * (self.num_classes - 1) / (1 - target_prob))
+        table = torch.zeros(len(targets), self.num_classes, dtype=dtype, device=targets.device)
         table.scatter_(1, targets.unsqueeze(1), margin)
         self.register_buffer("targets", targets)
         self.register_buffer("label_logits", table)
@@ -248,10 +259,10 @@ class ClassLabels(_Labels):
         targets: (N,) given hard labels, any integer dtype.
         num_classes: C >= 2.
         target_prob: p0 in [0, 1].
-        dtype: of alpha; float32 unless told.
+        dtype: of alpha; float32, or float64 for logits of float64.
 
     Raises:
-        ValueError: targets of a wrong shape, dtype or range; target_prob outside [0, 1].
+        ValueError: targets of a wrong shape, dtype or range; target_prob outside [0, 1]; another dtype.
     """
 
     family = "class"
@@ -262,12 +273,14 @@ class ClassLabels(_Labels):
         self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        targets = _check_targets(targets, num_classes)
+        targets, self.num_classes = _check_targets(targets, num_classes)
+        _check_dtype(dtype, (torch.float32, torch.float64))
         if not 0 <= target_prob <= 1:
             raise ValueError(f"target_prob must lie in [0, 1], got {target_prob}")
-        self.num_classes = num_classes
         self.register_buffer("targets", targets)
-        self.register_buffer("alpha", torch.full((num_classes,), 1 - target_prob, dtype=dtype, device=targets.device))
+        self.register_buffer(
+            "alpha", torch.full((self.num_classes,), 1 - target_prob, dtype=dtype, device=targets.device)
+        )
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all."""

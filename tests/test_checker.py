@@ -93,6 +93,98 @@ def test_reentrant_checkpointing_is_not_ok():
     assert all(row.verdict == "cannot" and "use_reentrant=False" in row.note for row in report.rows)
 
 
+class Cubed(torch.autograd.Function):
+    """x^2 with a backward that is not its own, though consistent in itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * 3 * x
+
+
+class Once(torch.autograd.Function):
+    """x^2 with a right backward that cannot be differentiated: a term of the second derivative vanishes in silence."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * 2 * x
+
+
+def with_layer(function):
+    return nn.Sequential(nn.Linear(6, 16), Activation(function), nn.Linear(16, 10))
+
+
+def test_a_layer_with_a_wrong_backward_is_named():
+    report = run(with_layer(Cubed), cases.make("mlp", dtype=torch.float32), timing=False)
+    assert not report.ok
+    assert rows(report)["difference"].verdict == "WRONG"
+    assert report.suspect.startswith("1 (Activation): its derivative disagrees with a central difference")
+    assert report.suspect in str(report)
+
+
+def test_a_backward_that_hides_its_second_derivative_is_no_truth():
+    report = run(with_layer(Once), cases.make("mlp", dtype=torch.float32), timing=False)
+    assert report.ok, report
+    assert "central differences of the meta loss" in report.truth
+    assert rows(report)["auto (difference)"].error < 1e-5
+    assert "1 (Activation): its derivative disagrees" in rows(report)["reverse"].note
+    assert not report.suspect
+
+
+class SingleOnly(nn.Linear):
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("float32, please")
+        return super().forward(x)
+
+
+def test_a_model_without_a_float64_form_cannot_be_checked():
+    report = run(SingleOnly(6, 10), cases.make("mlp", dtype=torch.float32), timing=False)
+    assert not report.ok
+    assert {row.verdict for row in report.rows} == {"cannot"}
+    assert "TypeError: float32, please [in a float64 copy of the model]" in str(report)
+
+
+def test_some_ways_alone():
+    case = cases.make("mlp", dtype=torch.float32)
+    assert run(case.model, case, timing=False, tangents=("reverse",)).ok
+    assert not run(with_layer(Once), case, timing=False, tangents=("reverse",)).ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tangents": "auto"}, r"tangents must be a tuple .* got 'auto'"),
+        ({"tangents": ()}, r"tangents must be a tuple"),
+        ({"index": torch.tensor([0, 99])}, r"index must lie in \[0, 19\], got 0 to 99"),
+        ({"y_meta": torch.tensor([0, 10])}, r"y_meta must lie in \[0, 9\], got 0 to 10"),
+        ({"model": nn.Linear(6, 3)}, r"logits of x must have shape \(2, 10\) for these labels, got \(2, 3\)"),
+        ({"model": nn.Linear(5, 10)}, "the model fails on x: RuntimeError: "),
+        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, message):
+    given = {"model": nn.Linear(6, 10), "index": torch.arange(2), "y_meta": torch.arange(2), "lr": 0.1, **changes}
+    labels, x = fastmeta.InstanceLabels(torch.arange(20) % 10, 10), torch.zeros(2, 6)
+    tangents = given.get("tangents", ("auto",))
+    with pytest.raises(ValueError, match=message):
+        fastmeta.check(
+            given["model"], labels, (x, given["index"]), (x, given["y_meta"]), given["lr"], tangents=tangents
+        )
+
+
 def test_random_layers():
     case = cases.make("resnet", dtype=torch.float32)
     case.model.insert(4, nn.Dropout(0.3))
@@ -122,10 +214,19 @@ def forgetful(num_classes):
     [
         (["--model", "resnet19"], "resnet19"),
         (["--model", "nowhere.at:all"], "nowhere"),
-        (["--model", "mlp", "--classes", "1"], "--classes is too small: 1"),
+        (["--model", "mlp", "--classes", "1"], "argument --classes: must be at least 2, got 1"),
+        (["--model", "mlp", "--batch", "0"], "argument --batch: must be at least 1, got 0"),
+        (["--model", "mlp", "--batch", "x"], "argument --batch: must be a whole number, got 'x'"),
+        (["--model", "mlp", "--input-shape", "3,a"], "argument --input-shape: must look like N,N,N, got '3,a'"),
+        (["--model", "mlp", "--lr", "0"], "lr must be above 0, got 0.0"),
+        (["--model", "mlp", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["--model", "mlp", "--device", "cuda:99"], "device cuda:99 is not there"),
+        (["--model", "tests.test_checker:small"], "the model fails on x: RuntimeError: "),
+        ([], "the following arguments are required: --model"),
+        (["--what"], "the following arguments are required: --model"),
         (
             ["--model", "tests.test_checker:small", "--input-shape", "6", "--tangent", "sideways"],
-            "tangent must be one of",
+            "tangents must be a tuple of some of auto, reverse, forward, difference, got ('sideways',)",
         ),
     ],
 )

@@ -107,11 +107,40 @@ def test_help_reads(capsys):
     text = capsys.readouterr().out
     for flag in ("--dataset", "--noise", "--method", "--model", "--epochs", "--seed", "--out", "--resume", "--dry-run"):
         assert f"{flag} " in text
+    from fastmeta import models
+
+    assert all(f"{name}," in text for name in models.NAMES)
     assert "None" not in text
     assert "MISSING" not in text
     assert main([]) == main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text and what in text for name, what in COMMANDS.items())
+
+
+def test_values_that_the_config_refuses_need_no_word_about_options(capsys):
+    assert main(["train", "--optim.lr", "0"]) == 2
+    assert capsys.readouterr().err == "fastmeta train: optim.lr must be above 0 and finite, got 0.0\n"
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_factory_of_the_current_folder_is_found(command, tmp_path):
+    """As the installed command runs: without the folder on Python's path."""
+    (tmp_path / "mine.py").write_text("def build(num_classes): raise ValueError('found')")
+    line = [command, "--model", "mine:build"]
+    script = [sys.executable, "-P", "-c", f"import sys; from fastmeta.cli import main; sys.exit(main({line!r}))"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("failed: ValueError: found\n")
+
+
+def test_ctrl_c_outside_of_a_run_is_one_line(capsys, monkeypatch):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastmeta.cli.check.main", stop)
+    assert main(["check", "--model", "mlp"]) == 130
+    assert capsys.readouterr().err == "fastmeta check: stopped\n"
 
 
 def test_unknown_command(capsys):
@@ -141,8 +170,15 @@ def test_dry_run_writes_nothing(npz, capsys, tmp_path):
     assert "about" in text
     assert "train graph" in text
     assert "meta graph" in text
+    assert "steps:" not in text
+    assert "run       runs/two-instance_labels-seed0" in text
     assert text.endswith("dry run: nothing was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_refuses_what_the_run_would(npz, capsys):
+    assert main(["train", "--dataset", f"npz:{npz}", "--dry-run", "--model", "mlp", "--out", str(npz.parent)]) == 2
+    assert "is not empty; choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", "0.1"), ("bfloat16", "0.0")])

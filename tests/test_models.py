@@ -83,12 +83,22 @@ def test_torchvision_by_name():
     assert count(model) == 11_176_512 + 7 * 513
 
 
+def broken(num_classes):
+    raise RuntimeError("no weights here\nor anywhere")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"name": "resnet19"}, "unknown model 'resnet19': expected one of resnet18, .*mlp, torchvision:NAME or pack"),
         ({"name": "no_such_module:net"}, "cannot import 'no_such_module' for 'no_such_module:net'"),
         ({"name": "torch.nn:NoSuchNet"}, "'torch.nn' has no 'NoSuchNet', asked for by 'torch.nn:NoSuchNet'"),
+        ({"name": ":"}, "expected package.module:name, got ':'"),
+        (
+            {"name": "os.path:join"},
+            r"is called as factory\(num_classes=10\) and failed: TypeError: join",
+        ),
+        ({"name": "tests.test_models:broken"}, "and failed: RuntimeError: no weights here"),
         ({"name": "builtins:dict"}, "'builtins:dict' must return a torch.nn.Module, got dict"),
         ({"name": "mlp", "num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"name": "vgg16_bn", "input_shape": (1, 8, 8)}, r"at least 32 pixels a side, got \(1, 8, 8\)"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 #: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
@@ -47,4 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"fastmeta: unknown command {args[0]!r}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
+    if os.getcwd() not in sys.path:  # for package.module:factory of the user's own directory
+        sys.path.insert(0, os.getcwd())
+    try:
+        return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
+    except KeyboardInterrupt:  # a run that can go on has said so already; this one had nothing to save
+        print(f"fastmeta {args[0]}: stopped", file=sys.stderr)
+        return 130

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -17,51 +16,25 @@ from fastmeta.bench import approx, environment, ops, results, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line and exit code 2; argparse would print the usage too."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _integers(separator: str, count: int | None = None) -> Callable[[str], tuple[int, ...]]:
-    def parse(text: str) -> tuple[int, ...]:
-        try:
-            values = tuple(int(part) for part in text.split(separator))
-        except ValueError:
-            values = ()
-        if not values or (count and len(values) != count):
-            shape = separator.join("N" * (count or 3))
-            raise argparse.ArgumentTypeError(f"must look like {shape}, got {text!r}")
-        return values
-
-    return parse
+from fastmeta.cli.arguments import Parser, integers, positive_int
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--threads", type=_positive_int, help="CPU threads of torch; default: torch's own choice")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads of torch; default: torch's own choice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
     parser.add_argument("--strict", action="store_true", help="exit code 1 where a goal of the project is missed")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
+    parser = Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="ops|step|approx")
 
     p = commands.add_parser("ops", help="each fused operation against its plain-torch twin, eager and compiled")
     _shared(p)
     p.add_argument("--ops", nargs="+", metavar="OP", default=list(ops.NAMES), help=f"of {', '.join(ops.NAMES)}")
     p.add_argument(
-        "--sizes", nargs="+", type=_integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
+        "--sizes", nargs="+", type=integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
     )
     p.add_argument("--dtype", nargs="+", metavar="DTYPE", default=["float32", "bfloat16"], help=", ".join(ops.DTYPES))
     p.add_argument("--seconds", type=float, default=1.0, help="per operation, size and dtype; default: 1")
@@ -85,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--samples", type=int, default=default.samples, metavar="N", help="rows of the label table; default: 50000"
     )
-    p.add_argument("--input-shape", type=_integers(","), metavar="C,H,W", help="of one sample; default by model")
+    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument("--inputs", metavar="PKG:FUNCTION", help="function(batch) -> model input, in place of random images")
     p.add_argument(
         "--dtype",
@@ -135,13 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         default=list(rough.moments),
         help=f"exact steps of a short training after which they are compared; default: {moments}",
     )
-    p.add_argument("--batch", type=_positive_int, metavar="n", help="default: 128 for mlp, else 32")
-    p.add_argument("--meta-batch", type=_positive_int, metavar="m", help="default: 256 for mlp, else 64")
+    p.add_argument("--batch", type=positive_int, metavar="n", help="default: 128 for mlp, else 32")
+    p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: 256 for mlp, else 64")
     p.add_argument("--classes", type=int, default=rough.classes, metavar="C", help=f"default: {rough.classes}")
     p.add_argument(
         "--samples", type=int, default=rough.samples, metavar="N", help=f"of the training set; default: {rough.samples}"
     )
-    p.add_argument("--input-shape", type=_integers(","), metavar="C,H,W", help="of one sample; default by model")
+    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument("--lr", type=float, default=rough.lr, help=f"default: {rough.lr}")
     p.add_argument("--seconds", type=float, default=rough.seconds, help=f"timing a model; default: {rough.seconds:g}")
     p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
@@ -190,7 +163,6 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], 
 def main(argv: list[str]) -> int:
     """0: measured; 1: an output was wrong, or with --strict a goal was missed; 2: an argument cannot be used."""
     args = _parser().parse_args(argv)
-    sys.path.insert(0, os.getcwd())  # for package.module:factory of the user's own directory
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import get_args
 
 import torch
+
+from fastmeta import models
+from fastmeta.cli.arguments import Parser, at_least, integers, positive_int
+from fastmeta.meta.tangent import TangentChoice
+from fastmeta.training.device import pick_device
 
 EPILOG = """
 examples:
@@ -12,67 +18,64 @@ examples:
   fastmeta check --model resnet20 --classes 100 --batch 32 --meta-batch 64
   fastmeta check --model my_package.nets:build --input-shape 1,28,28     # build(num_classes=10) -> nn.Module
 
-exit code: 0 right, 1 a wrong gradient, 2 wrong arguments
+exit code: 0 right, 1 a wrong gradient or none that can be had, 2 wrong arguments
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="fastmeta check",
         description="Hold every way of making the label gradient of a model against plain autograd, in float64.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--model", required=True, help="a built-in name, torchvision:NAME, or package.module:factory")
-    p.add_argument("--classes", type=int, default=10, help="number of classes (10)")
-    p.add_argument("--input-shape", help="of one sample (what the model is made for, else 3,32,32)")
-    p.add_argument("--batch", type=int, help="train batch (8; 2 for torchvision's large images)")
-    p.add_argument("--meta-batch", type=int, help="meta batch (as --batch)")
-    p.add_argument("--labels", choices=("instance", "class"), default="instance", help="label family (instance)")
-    p.add_argument("--lr", type=float, default=0.1, help="look-ahead learning rate (0.1)")
-    p.add_argument("--tangent", default="auto,reverse,forward,difference", help="ways to try, comma-separated (all)")
-    p.add_argument("--eval", action="store_true", help="check the model in eval mode (train mode)")
-    p.add_argument("--no-timing", action="store_true", help="errors only, no milliseconds and memory")
-    p.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    p.add_argument("--seed", type=int, default=0)
+    names = f"{', '.join(models.NAMES)}, torchvision:NAME or package.module:factory"
+    p.add_argument("--model", required=True, metavar="NAME", help=names)
+    p.add_argument("--classes", type=at_least(2), default=10, metavar="C", help="default: 10")
+    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
+    p.add_argument(
+        "--batch", type=positive_int, metavar="n", help="train batch; default: 8, or 2 of torchvision's large images"
+    )
+    p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: as --batch")
+    p.add_argument("--labels", choices=("instance", "class"), default="instance", help="family; default: instance")
+    p.add_argument("--lr", type=float, default=0.1, help="of the look-ahead; default: 0.1")
+    p.add_argument(
+        "--tangent", default=",".join(get_args(TangentChoice)), metavar="WAYS", help="ways to try; default: %(default)s"
+    )
+    p.add_argument("--eval", action="store_true", help="the model in evaluation mode, not in training mode")
+    p.add_argument("--no-timing", action="store_true", help="errors alone, no milliseconds and memory")
+    p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N; default: cpu")
+    p.add_argument("--seed", type=int, default=0, help="of weights and data; default: 0")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     import fastmeta
-    from fastmeta import models
 
     p = parser()
     args = p.parse_args(argv)
+    n = args.batch or (2 if args.model.startswith("torchvision:") else 8)
+    m, c = args.meta_batch or n, args.classes
+    shape = args.input_shape or models.default_input_shape(args.model)
     try:
-        given = args.input_shape
-        shape = tuple(map(int, given.split(","))) if given else models.default_input_shape(args.model)
-        args.batch = args.batch or (2 if args.model.startswith("torchvision:") else 8)
-        args.meta_batch = args.meta_batch or args.batch
-        for name in ("classes", "batch", "meta_batch"):
-            if getattr(args, name) < (2 if name == "classes" else 1):
-                raise ValueError(f"--{name.replace('_', '-')} is too small: {getattr(args, name)}")
+        device = pick_device(args.device)
         torch.manual_seed(args.seed)
-        model = models.build(args.model, num_classes=args.classes, input_shape=shape).to(args.device)
+        model = models.build(args.model, num_classes=c, input_shape=shape).to(device)
         model.train(not args.eval)
-    except (ValueError, RuntimeError, ImportError) as error:
-        p.exit(2, f"fastmeta check: {error}\n")
-    n, m, c = args.batch, args.meta_batch, args.classes
-    targets = torch.randint(c, (n,), device=args.device)
-    family = fastmeta.InstanceLabels if args.labels == "instance" else fastmeta.ClassLabels
-    x, x_meta = (torch.randn(k, *shape, device=args.device) for k in (n, m))
-    try:
+        targets = torch.randint(c, (n,), device=device)
+        family = fastmeta.InstanceLabels if args.labels == "instance" else fastmeta.ClassLabels
+        x, x_meta = (torch.randn(k, *shape, device=device) for k in (n, m))
         report = fastmeta.check(
             model,
             family(targets, c, 0.9),
-            (x, torch.arange(n, device=args.device)),
-            (x_meta, torch.randint(c, (m,), device=args.device)),
+            (x, torch.arange(n, device=device)),
+            (x_meta, torch.randint(c, (m,), device=device)),
             args.lr,
             tangents=tuple(args.tangent.split(",")),
             timing=not args.no_timing,
         )
-    except ValueError as error:
-        p.exit(2, f"fastmeta check: {error}\n")
-    print(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {args.device}")
+    except (ValueError, ImportError) as error:
+        p.error(str(error))
+    print(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {device}")
     print(report)
     return 0 if report.ok else 1

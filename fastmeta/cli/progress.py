@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastmeta.report.table import TITLES, percent, result_table
+from fastmeta.report.table import TITLES, percent, plain, result_table
 from fastmeta.training.listener import Listener
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class ConsoleListener(Listener):
         test = "no test set" if splits.test is None else f"{len(splits.test):,} test"
         self.console.print(
             f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes; "
-            f"{config.model} on {device}; {config.epochs} epochs → {path}",
+            f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}",
             soft_wrap=True,
         )
         if self.console.is_terminal:
@@ -59,7 +59,10 @@ class ConsoleListener(Listener):
             self._progress.update(self._task, completed=stage.step)
 
     def epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
-        figures = f"test {percent(record.get('test_accuracy'))}%"
+        if record.get("test_accuracy") is not None:
+            figures = f"test {percent(record['test_accuracy'])}%"
+        else:
+            figures = f"loss {plain(record.get('train_loss'), 3)}"
         if record.get("label_accuracy") is not None:
             figures += f" labels {percent(record['label_accuracy'])}%"
         elif record.get("labels_changed") is not None:

@@ -115,9 +115,9 @@ def _one_line(message: str) -> str:
     close = re.search(r"Perhaps you meant:\s+(--\S+)", message.replace("│", " "))
     if close:
         text += f"; did you mean {close[1]}?"
-    text = re.sub(r"^Error parsing run\.\w+: ", "", text)
+    text, of_config = re.subn(r"^Error parsing run\.\w+: ", "", text)  # a value that the config refuses by name
     text = re.sub(r"^Unrecognized options: ", "unknown option ", text)
-    return f"{text} ({PROG} --help lists the options)"
+    return text if of_config else f"{text} ({PROG} --help lists the options)"
 
 
 _TYPES: dict[Any, tuple[str, str]] = {int: ("INT", "a whole number"), float: ("NUMBER", "a number"), str: ("TEXT", "")}

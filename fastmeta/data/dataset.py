@@ -12,6 +12,8 @@ from fastmeta.data.errors import InputError
 
 #: what an .npz file or a mapping of arrays may hold; other names are left alone
 FIELDS = ("x_train", "y_train", "y_true", "x_meta", "y_meta", "meta_index", "x_test", "y_test", "class_names")
+#: what the kernels are tested for
+MOST_CLASSES = 65536
 
 
 @dataclass(frozen=True)
@@ -124,20 +126,21 @@ def _classes(name: str, names: np.ndarray | None, labels: Mapping[str, np.ndarra
         raise InputError(
             f"{name}: y_train holds one class only ({present[0]}); labels can be learned from two classes on"
         )
-    if names is None:
-        count = 1 + max(int(y.max()) for y in labels.values())
-        class_names = tuple(str(k) for k in range(count))
-    else:
-        class_names, count = tuple(str(k) for k in names.tolist()), len(names)
+    if names is not None and names.ndim != 1:
+        raise InputError(f"{name}: class_names must be one name per class (C,), got shape {names.shape}")
+    count = len(names) if names is not None else 1 + max(int(y.max()) for y in labels.values())
     for key, y in labels.items():
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= count:
-            reason = f"{count} class_names are given" if names is not None else "classes are numbered from 0"
-            raise InputError(
-                f"{name}: {key} must lie in 0..{count - 1} ({reason}), got {low} to {high}; "
-                "renumber the labels or drop the rows"
-            )
-    return class_names, count
+            wanted = f"lie in 0..{count - 1} ({count} class_names are given)" if names is not None else "start from 0"
+            raise InputError(f"{name}: {key} must {wanted}, got {low} to {high}; renumber the labels or drop the rows")
+    # before anything of that size is made: a stray label such as an id would ask for a network of as many outputs
+    if count > MOST_CLASSES:
+        raise InputError(
+            f"{name}: at most {MOST_CLASSES:,} classes are possible, got {count:,} (one more than the largest label); "
+            "number the classes 0, 1, 2, … without gaps"
+        )
+    return tuple(str(k) for k in (range(count) if names is None else names.tolist())), count
 
 
 def _meta_index(name: str, index: np.ndarray | None, size: int) -> np.ndarray | None:
@@ -145,7 +148,8 @@ def _meta_index(name: str, index: np.ndarray | None, size: int) -> np.ndarray | 
         return None
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index):
         raise InputError(
-            f"{name}: meta_index must be row numbers (M,) of an integer dtype, got {index.dtype} of shape {index.shape}"
+            f"{name}: meta_index must be row numbers (M,) of an integer dtype, got {index.dtype} of shape "
+            f"{index.shape}" + ("; pass np.flatnonzero(meta_index)" if index.dtype == bool else "")
         )
     if index.min() < 0 or index.max() >= size:
         raise InputError(

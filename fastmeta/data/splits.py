@@ -67,6 +67,11 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
             meta_rows = data.meta_index
         else:
             meta_rows = held_out(data.y_train, meta_fraction, seed)
+            if not len(meta_rows):
+                raise InputError(
+                    f"{data.name}: no clean set can be held out, because no class has two images; bring x_meta and "
+                    "y_meta, or more images"
+                )
             notes.append(
                 f"{data.name} has no clean set (x_meta, y_meta or meta_index): {len(meta_rows):,} training rows, "
                 f"{meta_fraction:.0%} of each class, are held out as one, and their labels are trusted as they are"
@@ -82,10 +87,18 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
     y_true = data.y_true[train_rows] if data.y_true is not None else before if noise != "none" else None
     if len(np.unique(given)) < 2:
         raise InputError(f"{data.name}: one class only is left to train on, class {given[0]}; check the labels")
-    absent = [data.class_names[c] for c in sorted(set(np.unique(before).tolist()) - set(meta.y.tolist()))]
+    present = set(np.unique(before).tolist())
+    empty = [data.class_names[c] for c in range(data.num_classes) if c not in present]
+    if empty:
+        notes.append(
+            f"train has no image of {len(empty)} of {data.num_classes} classes: {_some(empty)}; the network has an "
+            "output for each all the same: is that how the labels are numbered?"
+        )
+    absent = [data.class_names[c] for c in sorted(present - set(meta.y.tolist()))]
     if absent:
-        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
-        notes.append(f"the clean set has no image of {len(absent)} class(es): {shown}; it learns from the others")
+        notes.append(
+            f"the clean set has no image of {len(absent)} class(es): {_some(absent)}; it learns from the others"
+        )
     return Splits(
         train=Part(data.x_train[train_rows], given, train_rows, y_true),
         meta=meta,
@@ -107,6 +120,10 @@ def held_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         chosen.append(generator.permutation(members)[:count])
     return np.sort(np.concatenate(chosen))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _test(x: np.ndarray, y: np.ndarray) -> Part:

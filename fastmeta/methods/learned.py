@@ -12,7 +12,9 @@ from fastmeta.meta import MetaStep
 from fastmeta.methods.base import Batch, Method, Outcome
 
 
-class _LearnedLabels(Method):
+class LearnedLabels(Method):
+    """Labels of one `family` over the training set, moved by :class:`fastmeta.MetaStep` before each model step."""
+
     needs_meta: ClassVar[bool] = True
     family: ClassVar[type[InstanceLabels] | type[ClassLabels]]
     labels: InstanceLabels | ClassLabels
@@ -69,13 +71,13 @@ class _LearnedLabels(Method):
         return self.meta_step.explain()
 
 
-class ClassLabelMethod(_LearnedLabels):
+class ClassLabelMethod(LearnedLabels):
     """:class:`fastmeta.ClassLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = ClassLabels
 
 
-class InstanceLabelMethod(_LearnedLabels):
+class InstanceLabelMethod(LearnedLabels):
     """:class:`fastmeta.InstanceLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = InstanceLabels

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastmeta.meta.micro import pieces_of
+from fastmeta.meta.network import pick_logits
 from fastmeta.methods.base import Batch, Method, Outcome
 
 
@@ -38,7 +39,7 @@ class OneHot(Method):
         made: list[Tensor] = []
         loss: Tensor | None = None
         for rows in pieces_of(n, self.micro_batch):
-            logits = self.model(x[rows]).float()
+            logits = pick_logits(self.model(x[rows])).float()
             part = cross_entropy(logits, targets[rows])
             if len(logits) < n:
                 part = part * (len(logits) / n)

@@ -64,7 +64,7 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
             the input shape that they were written for, factories are not told it.
 
     Raises:
-        ValueError: unknown name, C < 2, a shape that the network cannot take, a factory that is not there.
+        ValueError: unknown name, C < 2, a shape that the network cannot take, a factory that is not there or fails.
         ImportError: ``torchvision:NAME`` without a working torchvision.
     """
     if num_classes < 2:
@@ -105,10 +105,12 @@ def default_input_shape(name: str) -> tuple[int, ...]:
 def load_object(spec: str) -> Any:
     """What ``package.module:name`` stands for; ValueError in one line where it cannot be had."""
     module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"expected package.module:name, got {spec!r}")
     try:
         found = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module_name!r} for {spec!r}: {error}") from error
+    except Exception as error:  # a module of the user's may raise anything
+        raise ValueError(f"cannot import {module_name!r} for {spec!r}: {_one_line(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module_name!r} has no {attribute!r}, asked for by {spec!r}")
@@ -116,8 +118,18 @@ def load_object(spec: str) -> Any:
     return found
 
 
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
 def _from_factory(spec: str, num_classes: int) -> nn.Module:
-    model = load_object(spec)(num_classes=num_classes)
+    factory = load_object(spec)
+    try:
+        model = factory(num_classes=num_classes)
+    except Exception as error:  # of the user's
+        raise ValueError(
+            f"{spec!r} is called as factory(num_classes={num_classes}) and failed: {_one_line(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmeta.report.table import TITLES
+from fastmeta.training.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,10 +48,7 @@ def write_figures(path: Path, summary: Mapping[str, Any]) -> list[Path]:
 def _write(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_bytes(buffer.getvalue())
-    scratch.replace(path)
+    write_atomically(path, buffer.getvalue())
 
 
 def _axes(x_label: str, y_label: str, title: str) -> tuple[Figure, Any]:

@@ -87,8 +87,8 @@ def _name(dataset: str) -> str:
 def _data_line(summary: Mapping[str, Any]) -> str:
     rate = summary["noise_rate"]
     noise = "unknown share of wrong labels" if rate is None else f"{percent(rate)}% of the labels wrong"
-    test = "no" if summary["test_size"] is None else f"{summary['test_size']:,}"
-    return f"{summary['train_size']:,} train ({noise}), {summary['meta_size']:,} clean, {test} test"
+    test = "no test set" if summary["test_size"] is None else f"{summary['test_size']:,} test"
+    return f"{summary['train_size']:,} train ({noise}), {summary['meta_size']:,} clean, {test}"
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta.data import InputError
 
-VERSION = 2
+VERSION = 3
 _KEY = "fastmeta"
 
 
@@ -59,5 +59,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     "finish the run with the version that began it"
                 )
             return {key: file.get_tensor(key) for key in file.keys()}, values  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path} is no checkpoint that can be read ({error}); start a new run") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from fastmeta.data.errors import InputError
 from fastmeta.data.noise import parse as parse_noise
 
 BASELINES = ("noisy", "union", "clean")
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,15 @@ class OptimConfig:
     """Factor of the schedule `step`."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "optim.")
         _positive("optim.lr", self.lr)
         _within("optim.momentum", self.momentum, 0, 1, high_open=True)
-        _within("optim.weight_decay", self.weight_decay, 0, math.inf)
+        _within("optim.weight_decay", self.weight_decay, 0, math.inf, high_open=True)
         _within("optim.gamma", self.gamma, 0, 1)
         for m in self.milestones:
             _within("optim.milestones", m, 0, 1)
         if self.nesterov and not self.momentum:
             raise InputError("optim.nesterov needs a momentum above 0, got optim.momentum=0")
-        _one_of("optim.schedule", self.schedule, ("cosine", "step", "constant"))
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,16 @@ class LabelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
     label_lr: float | None = None
-    """Learning rate of the labels, constant; by default the family's rate × batch size / learning rate."""
+    """Learning rate of the labels, constant; the default adapts to learning rate, batch size and epochs."""
     lookahead: str = "sgd"
     """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate."""
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
     """How the logit tangent is computed; auto goes by the model's layers."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "labels.")
         _within("labels.target_prob", self.target_prob, 0, 1)
-        _one_of("labels.dtype", self.dtype, ("float32", "bfloat16"))
         _positive("labels.label_lr", self.label_lr)
-        _one_of("labels.tangent", self.tangent, ("auto", "reverse", "forward", "difference"))
         if self.lookahead not in ("sgd", "optimizer"):
             try:
                 rate = float(self.lookahead)
@@ -111,14 +112,12 @@ class DataConfig:
     """Array of an npz file with the right labels, for measuring alone."""
 
     def __post_init__(self) -> None:
+        _check_types(self, "data.")
         _at_least("data.batch_size", self.batch_size, 1)
         _at_least("data.meta_batch_size", self.meta_batch_size, 1)
         _at_least("data.padding", self.padding, 0)
         if not 0 < self.meta_fraction < 1:
             raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
-        if self.augment is not None:
-            _one_of("data.augment", self.augment, ("none", "crop", "crop_flip"))
-        _one_of("data.pad_mode", self.pad_mode, ("zero", "reflect"))
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,15 @@ class TrainConfig:
     """One run: a data set, a method that decides the labels, a model, a schedule, and baselines beside it."""
 
     dataset: str = "digits"
-    """digits or npz:PATH. Arrays of the file: x_train (uint8, NHWC), y_train; optional x_meta and y_meta or meta_index,
-    x_test and y_test, y_true, class_names."""
+    """digits or npz:PATH, a file with x_train (uint8, NHWC) and y_train;
+    optional are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names."""
     noise: str | None = None
     """Label noise to add: none or uniform:RATE. By default uniform:0.4 for the digits and none for all else."""
     method: str = "instance_labels"
     """onehot, class_labels or instance_labels."""
     model: str | None = None
-    """small_conv, mlp, resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, torchvision:NAME, or your own
-    as package.module:factory."""
+    """resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, small_conv, vit_tiny, mlp,
+    torchvision:NAME, or your own as package.module:factory."""
     epochs: int | None = None
     """Passes over the training set."""
     seed: int = 0
@@ -142,26 +141,27 @@ class TrainConfig:
     out: str | None = None
     """Run directory, new or empty; by default the next free runs/DATASET-METHOD-seedN."""
     baselines: str | None = None
-    """Runs beside it with fixed labels and the same schedule: all, none, or some of noisy,union,clean. By default all
-    for the digits and none for other data."""
+    """Runs beside it with fixed labels and the same schedule: all, none, or some of noisy,union,clean.
+    By default all for the digits and none for other data."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """fp32 in full; tf32 rounds the factors of float32 products on CUDA and is fp32 on a CPU; bf16 runs the network
-    under autocast. Weights, labels and label gradient are fp32 in all."""
+    """fp32 in full; tf32 rounds the factors of float32 products on CUDA and is fp32 on a CPU;
+    bf16 runs the network under autocast. Weights, labels and label gradient are fp32 in all."""
     compile: Literal["off", "trace", "full"] = "off"
-    """Steps that learn labels: off runs them as written, trace as one graph without doubled work, full compiles that
-    graph by inductor (up to minutes, kept on disk)."""
+    """Steps that learn labels: off runs them as written, trace as one graph without doubled work,
+    full compiles that graph by inductor (up to minutes, kept on disk)."""
     approx: str = "none"
-    """Cheaper, inexact steps: none; delayed (the model moves by the labels of before), every:K (labels move on one step
-    in K), last:L (look-ahead through the last L layers alone), difference (of logits, in place of a derivative)."""
+    """Cheaper, inexact steps: none; delayed (the model moves by the labels of before);
+    every:K (labels move on one step in K); last:L (look-ahead through the last L layers alone);
+    difference (of logits, in place of a derivative)."""
     micro_batch: int | None = None
-    """Most images whose graphs are held at once, train and clean, for batches that do not fit: the same steps for one
-    more forward, except that BatchNorm takes the statistics of pieces where a batch is larger. By default all."""
+    """Most images whose graphs are held at once, train and clean, for batches that do not fit. By default all.
+    The same steps for one more forward, but BatchNorm takes the statistics of pieces where a batch is larger."""
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
-    """Least time between two checkpoints at the end of an epoch."""
+    """Least time between two checkpoints, which are taken at the end of an epoch."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -170,6 +170,7 @@ class TrainConfig:
         # here and not at the top: the registry of methods imports torch
         from fastmeta.methods import METHODS
 
+        _check_types(self, "")
         if self.dataset != "digits" and not self.dataset.startswith("npz:"):
             raise InputError(f"dataset must be digits or npz:PATH, got {self.dataset!r}")
         if self.noise is not None:
@@ -177,12 +178,14 @@ class TrainConfig:
         _one_of("method", self.method, tuple(METHODS))
         _at_least("epochs", self.epochs, 1)
         _at_least("seed", self.seed, 0)
-        _at_least("threads", self.threads, 1)
+        # some OpenMP runtimes crash on what they cannot start
+        _within("threads", self.threads, 1, MOST_THREADS)
         _at_least("micro_batch", self.micro_batch, 1)
         _within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
-        _one_of("precision", self.precision, ("fp32", "tf32", "bf16"))
-        _one_of("compile", self.compile, ("off", "trace", "full"))
-        if not (self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()):
+        for name, value in (("model", self.model), ("out", self.out)):
+            if value == "":
+                raise InputError(f"{name} is empty; leave it out for the default")
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", self.device):
             raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.method == "instance_labels" and self.labels.target_prob in (0, 1):
             raise InputError(
@@ -274,21 +277,26 @@ def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> An
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{source}: {name} must be a table [{name}], got {value!r}")
-            arguments[key] = _build(hints[key], value, source, f"{name}.")
-        else:
-            arguments[key] = _typed(hints[key], value, f"{source}: {name}")
+            value = _build(hints[key], value, source, f"{name}.")
+        arguments[key] = value
     try:
         return cls(**arguments)
     except InputError as error:
         raise InputError(f"{source}: {error}") if not str(error).startswith(source) else error from None
 
 
+def _check_types(config: Any, prefix: str) -> None:
+    """Give each field the type of its annotation, wherever the value comes from: Python, TOML or a flag."""
+    for key, hint in get_type_hints(type(config)).items():
+        object.__setattr__(config, key, _typed(hint, getattr(config, key), prefix + key))
+
+
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` if it has the type `hint` (int counts as float, a list as a tuple), else an InputError."""
+    """`value` if it has the type `hint` (int counts as float, a list as a tuple, a Path as str), else an InputError."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        members = [m for m in get_args(hint) if m is not type(None)]
-        return _typed(members[0], value, name)
+        (member,) = (m for m in get_args(hint) if m is not type(None))
+        return None if value is None else _typed(member, value, name)
     if origin is Literal:
         _one_of(name, value, get_args(hint))
         return value
@@ -298,8 +306,10 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return tuple(_typed(get_args(hint)[0], v, name) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise InputError(f"{name} must be {_WORDS[hint]}, got {value!r}")
+        raise InputError(f"{name} must be {_WORDS.get(hint, f'of type {hint.__name__}')}, got {value!r}")
     return value
 
 
@@ -322,7 +332,8 @@ def _positive(name: str, value: float | None) -> None:
 
 def _within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:
     if value is not None and not (low <= value < high if high_open else low <= value <= high):
-        interval = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
+        finite = " and finite" if high_open else ""
+        interval = f"at least {low}{finite}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
         raise InputError(f"{name} must be {interval}, got {value}")
 
 

@@ -13,8 +13,9 @@ from fastmeta.meta.memory import graph_bytes
 from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
+from fastmeta.training.prepared import Prepared, prepare
 from fastmeta.training.presets import preset_threads
-from fastmeta.training.session import Prepared, prepare
+from fastmeta.training.session import new_directory
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5
@@ -33,6 +34,7 @@ def dry_run(config: TrainConfig) -> str:
 
 def _describe(prepared: Prepared) -> str:
     splits, config = prepared.splits, prepared.config
+    path = new_directory(config)
     stages = [prepared.stage(name) for name in prepared.stages]
     timed: dict[bool, float] = {}
     for stage in stages:  # all stages with fixed labels cost the same
@@ -44,6 +46,8 @@ def _describe(prepared: Prepared) -> str:
     seconds = sum(s.total * timed[s.method.needs_meta] + (config.epochs or 0) * per_epoch for s in stages)
 
     main = stages[0]
+    # but for its count of steps, which are those of the trial
+    explained = [line for line in main.method.explain().splitlines() if not line.startswith("steps:")]
     rate = "unknown" if splits.noise_rate is None else f"{splits.noise_rate:.1%}"
     test = "none" if splits.test is None else f"{len(splits.test):,}"
     labels = 0 if main.method.labels is None else sum(_size(b) for b in main.method.labels.buffers())
@@ -55,10 +59,11 @@ def _describe(prepared: Prepared) -> str:
         ("classes", f"{splits.num_classes}"),
         ("batches", _batches(main)),
         ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
-        ("method", main.method.explain().replace("\n", "\n          ")),
+        ("method", "\n          ".join(explained)),
         ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
+        ("run", f"{path} (not made now)"),
         *(("note", note) for note in prepared.notes),
     ]
     body = "\n".join(f"{name:<9} {text}" for name, text in rows)
@@ -81,7 +86,8 @@ def _batches(stage: Stage) -> str:
     dropped = stage.data.train_size - stage.steps_per_epoch * stage.sampler.batch_size
     return (
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
-        f"{stage.meta_sampler.batch_size} clean images; each pass drops its last {dropped} rows, others each time"
+        f"{stage.meta_sampler.batch_size} clean images"
+        + (f"; each pass drops its last {dropped} rows, others each time" if dropped else "")
     )
 
 

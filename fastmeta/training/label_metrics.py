@@ -16,15 +16,17 @@ _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
 def learned_labels(labels: Labels) -> dict[str, Tensor]:
     """Per training row, on the labels' device: learned class, its probability, that of the given class, entropy.
 
-    The given class wins a tie.
+    The learned class is the one that leads. Where none leads alone it is the given one: class labels whose alpha has
+    passed (C-1)/C hold all other classes equal, which says that the given class is wrong and not which one is right.
     """
     parts = []
     for rows in torch.arange(len(labels), device=labels.targets.device).split(_ROWS):
         p, given = labels.probs(rows), labels.targets[rows]
         at_given = p.gather(1, given[:, None]).squeeze(1)
-        top, learned = p.max(1)
-        learned = torch.where(at_given >= top, given, learned)
-        parts.append((learned, top, at_given, torch.special.entr(p).sum(1)))
+        top, learned = p.max(1, keepdim=True)
+        learned = torch.where((p == top).sum(1) > 1, given, learned.squeeze(1))
+        at_learned = p.gather(1, learned[:, None]).squeeze(1)
+        parts.append((learned, at_learned, at_given, torch.special.entr(p).sum(1)))
     names = ("learned", "probability", "given_probability", "entropy")
     return dict(zip(names, (torch.cat(part) for part in zip(*parts, strict=True)), strict=True))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastmeta.data import Transform, load_batch
 from fastmeta.meta import StepResult
+from fastmeta.meta.network import pick_logits
 from fastmeta.methods import Outcome
 
 ECE_BINS = 15
@@ -102,7 +103,7 @@ def evaluate(
     for rows in torch.arange(len(images), device=device).split(batch_size):
         x, y = load_batch(images, rows, transform), targets[rows]
         with autocast():
-            logits = model(x)
+            logits = pick_logits(model(x))
         log_q = logits.double().log_softmax(1)
         confidence, predicted = log_q.exp().max(1)
         nll -= log_q.gather(1, y[:, None]).sum()

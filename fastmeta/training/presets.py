@@ -9,7 +9,7 @@ import torch
 
 from fastmeta.data import InputError, Splits
 from fastmeta.methods import METHODS
-from fastmeta.methods.learned import _LearnedLabels
+from fastmeta.methods.learned import LearnedLabels
 from fastmeta.training.config import TrainConfig
 
 T = TypeVar("T")
@@ -99,10 +99,16 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         lr=_or(config.optim.lr, preset.lr),
         weight_decay=_or(config.optim.weight_decay, preset.weight_decay),
     )
-    labels = replace(config.labels, target_prob=_or(config.labels.target_prob, preset.target_prob))
+    target_prob = _or(config.labels.target_prob, preset.target_prob)
+    if config.method == "instance_labels" and target_prob <= 1 / splits.num_classes:
+        raise InputError(
+            f"labels.target_prob must be above 1/C = {1 / splits.num_classes:g}, got {target_prob}: the given class "
+            "would not lead at the start"
+        )
+    labels = replace(config.labels, target_prob=target_prob)
     assert optim.lr is not None
     method = METHODS[config.method]
-    if labels.label_lr is None and issubclass(method, _LearnedLabels):
+    if labels.label_lr is None and issubclass(method, LearnedLabels):
         if preset.instance_rate is not None and config.method == "instance_labels":
             label_lr = preset.instance_rate * batch_size / optim.lr
         else:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
     """A finished run from its directory. `model` is needed where the run was given a module of the caller's own.
 
     Raises:
-        InputError: no run there, an unfinished one, or one that needs `model`.
+        InputError: no run there, an unfinished or a damaged one, or one that needs `model`.
     """
     path = Path(path)
     if not (path / "config.toml").is_file():
@@ -170,7 +170,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
     if not (path / "summary.json").is_file():
         raise InputError(f"{path} is not finished; go on with: fastmeta train --resume {path}")
     config = TrainConfig.read(path / "config.toml")
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    summary = _read(path / "summary.json", lambda p: json.loads(p.read_text(encoding="utf-8")))
     if summary.get("schema") != SCHEMA or summary.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{path}/summary.json has schema {summary.get('schema')} {summary.get('schema_version')}, "
@@ -180,10 +180,10 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
 
     if model is None:
         model = build_model(config, summary["num_classes"], summary["image_shape"])
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    model.load_state_dict(_read(path / "model.safetensors", load_file))
     labels: InstanceLabels | ClassLabels | None = None
     if (path / "labels.safetensors").is_file():
-        state = load_file(path / "labels.safetensors")
+        state = _read(path / "labels.safetensors", load_file)
         targets, num_classes = state["targets"], summary["num_classes"]
         if "label_logits" in state:
             labels = InstanceLabels(targets, num_classes, 0.5, dtype=state["label_logits"].dtype)
@@ -191,6 +191,15 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
             labels = ClassLabels(targets, num_classes, 0.5)
         labels.load_state_dict(state)
     return Run(path, summary, config, model.eval(), labels)
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return read(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}): the run is damaged, run it again with --config") from error
 
 
 CUSTOM = "custom:"

@@ -1,31 +1,32 @@
-"""A run from config to directory: stages one after another, checkpoints, signals, results."""
+"""A run and its directory: stages one after another, checkpoints, signals, results."""
 
 from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_dataset, split
+from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.device import arithmetic, pick_device
+from fastmeta.training.device import arithmetic
 from fastmeta.training.listener import Listener
-from fastmeta.training.presets import preset_noise, preset_threads, resolve
+from fastmeta.training.prepared import Data, Prepared, prepare
+from fastmeta.training.presets import preset_threads
 from fastmeta.training.result import (
     CUSTOM,
     Run,
-    build_model,
     load_run,
     stage_summary,
     summary_of,
@@ -35,8 +36,6 @@ from fastmeta.training.result import (
 from fastmeta.training.signals import Stop, stop_signals
 from fastmeta.training.stage import CHECK_EVERY, Stage, TrainingError
 
-Data = Dataset | Mapping[str, Any]
-
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run at a step boundary, after its state was saved."""
@@ -44,88 +43,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, path: Path, signum: int, where: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} {where}; saved in {path}")
         self.path, self.signum = path, signum
-
-
-@dataclass
-class Prepared:
-    """Everything that a run needs and that can be wrong, checked before anything is written."""
-
-    config: TrainConfig  # resolved
-    splits: Splits
-    data: DeviceData
-    initial: nn.Module  # each stage starts from a copy
-    device: torch.device
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return (self.config.method, *self.config.baseline_names())
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know before it starts."""
-        notes = tuple(self.splits.notes)
-        if self.config.precision == "tf32" and self.device.type != "cuda":
-            notes += (f"precision tf32 is about CUDA: on {self.device} it is fp32",)
-        return notes
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return self.splits.fingerprint()
-
-    def stage(self, name: str) -> Stage:
-        return Stage(name, self.config, self.data, copy.deepcopy(self.initial))
-
-
-def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
-    """Load, split, resolve, build. Raises InputError and writes nothing."""
-    device = pick_device(config.device)
-    if data is None:
-        dataset = load_dataset(config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth)
-    else:
-        dataset = data if isinstance(data, Dataset) else Dataset.from_arrays(data)
-        config = replace(config, dataset=f"npz:{dataset.name}")
-    if config.dataset.startswith("npz:") and data is None:
-        # the run directory must find the file again from any folder
-        config = replace(config, dataset=f"npz:{Path(config.dataset.removeprefix('npz:')).resolve()}")
-    splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
-    config = resolve(config, splits)
-    if model is None:
-        torch.manual_seed(derived_seed(config.seed, "weights"))
-        model = build_model(config, splits.num_classes, splits.train.x.shape[1:])
-    else:
-        config = replace(config, model=CUSTOM + type(model).__name__)
-    on_device = DeviceData.of(
-        splits,
-        device,
-        augment=config.data.augment or "none",
-        padding=config.data.padding,
-        pad_mode=config.data.pad_mode,
-    )
-    prepared = Prepared(config, splits, on_device, model, device)
-    _try_forward(prepared)
-    return prepared
-
-
-def _try_forward(prepared: Prepared) -> None:
-    """One batch through a copy of the model, so that a misfit is found before a directory is made."""
-    from fastmeta.data import load_batch
-
-    images = prepared.data.images
-    few = torch.arange(min(2, len(images)), device=images.device)
-    model = copy.deepcopy(prepared.initial).to(prepared.device).eval()
-    with torch.no_grad():
-        try:
-            out = model(load_batch(images, few, prepared.data.transform))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"model {prepared.config.model} cannot take images of shape {tuple(images.shape[1:])}: {reason}"
-            ) from error
-    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    if shape != (len(few), prepared.splits.num_classes):
-        raise InputError(
-            f"model {prepared.config.model} must return logits (batch, {prepared.splits.num_classes}), got {shape}"
-        )
 
 
 def train(
@@ -149,12 +66,14 @@ def train(
         Run with `summary`, `labels`, `model`, `path`.
 
     Raises:
-        InputError: something given is wrong; nothing was written.
+        InputError: something given is wrong, or the run directory cannot be made; nothing was written.
         Interrupted: SIGINT or SIGTERM; the state was saved at a step boundary.
-        TrainingError: ten steps in a row were not finite, or rows were skipped; the message names the checkpoint, which
-            holds the last state that was saved behind a finite step.
+        TrainingError: ten steps in a row were not finite, rows were skipped, or the disk is full; the message names the
+            checkpoint, which holds the last state that was saved behind a finite step.
     """
     listener = listener or Listener()
+    if config is not None and not isinstance(config, TrainConfig):
+        raise InputError(f"config must be a TrainConfig, got {type(config).__name__}")
     if resume is not None:
         if config is not None:
             raise InputError("resume goes on with the run's own config; give resume or config, not both")
@@ -162,8 +81,9 @@ def train(
         if not (path / "config.toml").is_file():
             raise InputError(f"{path} is no run directory: it has no config.toml")
         if (path / "summary.json").is_file():
+            run = load_run(path, model=model)
             listener.note(f"{path} is finished already")
-            return load_run(path, model=model)
+            return run
         config = TrainConfig.read(path / "config.toml")
     config = config or TrainConfig()
     before = torch.get_num_threads()
@@ -175,7 +95,7 @@ def train(
                 _check_same_kind(path, config, model, data)
             prepared = prepare(config, model=model, data=data)
             if resume is None:
-                path = _new_directory(prepared.config)
+                path = new_directory(prepared.config)
             session = _Session(prepared, path, listener)
             if resume is None:
                 session.begin()
@@ -199,8 +119,8 @@ def _check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, d
             raise InputError(f"{path} was begun without {what}=: leave it out")
 
 
-def _new_directory(config: TrainConfig) -> Path:
-    """An empty directory of the run's own; InputError if `out` is taken or cannot be made."""
+def new_directory(config: TrainConfig) -> Path:
+    """Where a run of this config will be, empty or not there yet; InputError if `out` is taken."""
     if config.out is not None:
         path = Path(config.out)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
@@ -213,11 +133,28 @@ def _new_directory(config: TrainConfig) -> Path:
         while path.exists():
             number += 1
             path = Path("runs", f"{stem}-{number}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the run directory {path}: {error.strerror}") from error
     return path
+
+
+def _check_same_config(path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> None:
+    for key in begun.keys() | now.keys():
+        before, after = begun.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            _check_same_config(path, before, after, f"{key}.")
+        elif before != after:
+            raise InputError(
+                f"{path}/config.toml was changed since the run began: {prefix}{key} is {after!r}, was {before!r}; "
+                "change it back, or begin a new run with it: --config"
+            )
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """A full disk ends a run in one line; what was saved before stays, and so does --resume."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write {error.filename or 'the run directory'}: {error.strerror}") from error
 
 
 @dataclass
@@ -236,14 +173,23 @@ class _Session:
     # -- beginning and going on ---------------------------------------------------------------------------
 
     def begin(self) -> None:
-        config = self.prepared.config
-        checkpoint.write_atomically(self.path / "config.toml", replace(config, out=None).to_toml().encode())
-        checkpoint.write_atomically(self.path / "metrics.jsonl", b"")
+        """Make the directory; InputError, and nothing left in it, where that cannot be done."""
         self.stage = self.prepared.stage(self.prepared.stages[0])
-        self._save()
+        config = replace(self.prepared.config, out=None)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_atomically(self.path / "metrics.jsonl", b"")
+            self._save()
+            # last, because its presence says that there is a run to go on with
+            checkpoint.write_atomically(self.path / "config.toml", config.to_toml().encode())
+        except OSError as error:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
 
     def restore(self) -> None:
+        """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
         tensors, values = checkpoint.load(self._checkpoint)
+        _check_same_config(self.path, values["config"], self._lasting_config())
         if values["fingerprint"] != self.prepared.fingerprint:
             raise InputError(
                 f"the data are not those that {self.path} began with (other images, labels or order); "
@@ -257,12 +203,14 @@ class _Session:
                     "the results will not be bitwise those of an unbroken run"
                 )
         self.done, self.labels, self.warnings = values["done"], values["labels"], values["warnings"] + self.warnings
-        self.metrics_bytes = values["metrics_bytes"]
-        # lines written after the checkpoint belong to steps that will be taken again
-        os.truncate(self.path / "metrics.jsonl", self.metrics_bytes)
         if values["stage"] is not None:
             self.stage = self.prepared.stage(values["stage"]["name"])
             self.stage.load(tensors, values["stage"])
+        metrics, self.metrics_bytes = self.path / "metrics.jsonl", values["metrics_bytes"]
+        if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
+            raise InputError(f"{metrics} has lost lines that the run has written; bring it back, or start a new run")
+        # lines written after the checkpoint belong to steps that will be taken again
+        os.truncate(metrics, self.metrics_bytes)
         self.saved = self._position()
 
     @property
@@ -274,9 +222,14 @@ class _Session:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
+    def _lasting_config(self) -> dict[str, Any]:
+        """What a resumed run must not change; where and with how many threads it runs may change, with a warning."""
+        return replace(self.prepared.config, out=None, threads=None, device="auto").to_mapping()
+
     def _save(self) -> None:
         stage = self.stage
         values = {
+            "config": self._lasting_config(),
             "fingerprint": self.prepared.fingerprint,
             "environment": self._environment(),
             "done": self.done,
@@ -307,15 +260,20 @@ class _Session:
                     self.stage = prepared.stage(name)
                 try:
                     self._run_stage(self.stage, stop)
+                    with _writing():
+                        if name == config.method:
+                            self._keep_main(self.stage)
+                        self.stage = None
+                        self._save()
                 except (TrainingError, OutOfMemory) as error:
                     raise TrainingError(
                         f"{error}; the last good state, {self.saved}, is in {self._checkpoint}"
                     ) from None
-                if name == config.method:
-                    self._keep_main(self.stage)
-                self.stage = None
-                self._save()
-        return self._finish()
+        with _writing():
+            self._write_results()
+        run = load_run(self.path, model=copy.deepcopy(prepared.initial).cpu())
+        self.listener.end(run.path, run.summary)
+        return run
 
     def _run_stage(self, stage: Stage, stop: Stop) -> None:
         self.listener.stage(stage)
@@ -323,7 +281,8 @@ class _Session:
         while stage.step < stage.total:
             if stop.signum is not None:
                 stage.seconds = time.perf_counter() - began
-                self._save()
+                with _writing():
+                    self._save()
                 raise Interrupted(self.path, stop.signum, f"in {stage.name} at step {stage.step} of {stage.total}")
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
@@ -340,12 +299,13 @@ class _Session:
                 self.listener.epoch(stage, record)
                 due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
                 if due and stage.sound():  # what has begun to diverge must not replace the last good state
-                    self._save()
+                    with _writing():
+                        self._save()
         self.done[stage.name] = stage_summary(stage)
 
     def _write_line(self, record: Mapping[str, Any]) -> None:
         line = (to_json(record) + "\n").encode()
-        with open(self.path / "metrics.jsonl", "ab") as file:
+        with _writing(), open(self.path / "metrics.jsonl", "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -364,7 +324,7 @@ class _Session:
         checkpoint.write_atomically(self.path / "model.safetensors", checkpoint.pack(state, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
 
-    def _finish(self) -> Run:
+    def _write_results(self) -> None:
         import fastmeta
         from fastmeta.report import write_figures
 
@@ -387,6 +347,3 @@ class _Session:
         write_figures(self.path, summary)
         # last, because its presence says that the run is finished
         checkpoint.write_atomically(self.path / "summary.json", text.encode())
-        run = load_run(self.path, model=copy.deepcopy(self.prepared.initial).cpu())
-        self.listener.end(run.path, run.summary)
-        return run

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed, load_batch
+from fastmeta.meta.network import pick_logits
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.health import Health
@@ -153,7 +154,7 @@ class Stage:
             torch.no_grad(),
             self.autocast(),
         ):
-            logits = self.model(load_batch(self.data.images, few, self.data.transform))
+            logits = pick_logits(self.model(load_batch(self.data.images, few, self.data.transform)))
         self.model.train()
         return bool(logits.isfinite().all())
 

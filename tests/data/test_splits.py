@@ -64,6 +64,20 @@ def test_clean_arrays_of_their_own_and_their_overlap_with_train():
         split(dataset(x_meta=leak, y_meta=[0, 1, 2, 3]))
 
 
+def test_classes_without_an_image_are_said():
+    """Labels numbered from 1 give one class too many."""
+    (held_out, note) = split(dataset(y_train=np.arange(40) % 4 + 1)).notes
+    assert "held out" in held_out
+    assert note.startswith("train has no image of 1 of 5 classes: 0; ")
+    note = split(dataset(y_train=np.arange(40) % 2 * 9)).notes[1]
+    assert "8 of 10 classes: 1, 2, 3, 4, 5 …; " in note
+
+
+def test_one_image_of_each_class_cannot_be_held_out():
+    with pytest.raises(InputError, match="no class has two images"):
+        split(dataset(count=4))
+
+
 def test_a_clean_set_that_leaves_too_little():
     with pytest.raises(InputError, match="no training row is left"):
         split(dataset(meta_index=np.arange(40)))

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,8 +57,13 @@ def test_errors(family):
         family(TARGETS.float(), 4)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\] for num_classes=2, got 0 to 2"):
         family(TARGETS, 2)
-    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
-        family(TARGETS * 0, 1)
+    for count in (1, 3.0, "3"):
+        with pytest.raises(ValueError, match=f"num_classes must be a whole number of at least 2, got {count!r}"):
+            family(TARGETS * 0, count)
+    for dtype in (torch.int64, torch.float16, "float32", *([torch.bfloat16] if family is fastmeta.ClassLabels else [])):
+        with pytest.raises(ValueError, match=r"dtype must be one of torch\.float32, .*, got "):
+            family(TARGETS, 4, dtype=dtype)
+    assert family(TARGETS, np.int64(4)).num_classes == 4
     with pytest.raises(ValueError, match="target_prob must lie"):
         family(TARGETS, 4, 1.5)
     with pytest.raises(ValueError, match="needs positive lr, batch_size and visits, got 0"):

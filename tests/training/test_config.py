@@ -50,6 +50,10 @@ def test_numbers_may_be_whole_in_toml():
         ({"data": {"meta_fraction": 0.0}}, "data.meta_fraction must lie strictly"),
         ({"method": "onehott"}, "method must be one of .* did you mean onehot?"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"device": "cuda:²"}, "device must be auto, cpu, cuda or cuda:N"),
+        ({"threads": 1_000_000}, r"threads must be in \[1, 1024\]"),
+        ({"model": ""}, "model is empty; leave it out"),
+        ({"optim": {"weight_decay": float("inf")}}, "optim.weight_decay must be at least 0 and finite, got inf"),
         ({"dataset": "cifar"}, "dataset must be digits or npz:PATH"),
         ({"compile": "on"}, "compile must be one of off, trace, full, got 'on'"),
         ({"micro_batch": 0}, "micro_batch must be at least 1, got 0"),
@@ -65,6 +69,29 @@ def test_wrong_values_are_named(values, message):
         TrainConfig.from_mapping(values, source="here")
     assert str(caught.value).count("here: ") == 1
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(epochs="3"), "epochs must be a whole number, got '3'"),
+        (lambda: TrainConfig(epochs=1.5), "epochs must be a whole number, got 1.5"),
+        (lambda: TrainConfig(dataset=None), "dataset must be a text in quotes, got None"),
+        (lambda: TrainConfig(optim={"lr": 1.0}), "optim must be of type OptimConfig, got {'lr': 1.0}"),
+        (lambda: OptimConfig(milestones=0.5), "optim.milestones must be a list, got 0.5"),
+        (lambda: LabelConfig(label_lr="high"), "labels.label_lr must be a number, got 'high'"),
+        (lambda: DataConfig(augment="mixup"), "data.augment must be one of none, crop, crop_flip, got 'mixup'"),
+    ],
+)
+def test_wrong_types_in_python_are_named_too(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_types_that_are_as_good(tmp_path):
+    optim = OptimConfig(lr=1, milestones=[0.5])
+    assert TrainConfig(out=tmp_path, optim=optim) == TrainConfig(out=str(tmp_path), optim=optim)
+    assert (repr(optim.lr), optim.milestones) == ("1.0", (0.5,))
 
 
 def test_files_that_are_missing_or_no_toml(tmp_path):

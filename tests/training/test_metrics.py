@@ -137,6 +137,19 @@ def test_the_given_class_wins_ties():
     assert learned_labels(labels)["learned"].tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.8, 0.7])
+def test_a_label_without_a_leader_is_no_change(alpha):
+    """Class labels that have left their class hold all others equal: none of them was learned."""
+    labels = ClassLabels(torch.arange(4), 4, 0.9)
+    labels.alpha[:2] = alpha
+    table = learned_labels(labels)
+    assert table["learned"].tolist() == [0, 1, 2, 3]
+    assert torch.equal(table["probability"], table["given_probability"])
+    of_two = ClassLabels(torch.tensor([0, 1]), 2, 0.9)
+    of_two.alpha[:] = 0.8  # of two classes the other one leads
+    assert learned_labels(of_two)["learned"].tolist() == [1, 0]
+
+
 def test_average_precision_finds_wrong_labels():
     given, true = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 0, 0])
     assert average_precision(torch.tensor([0.9, 0.1, 0.8, 0.2]), given, true) == 1.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from fastmeta.data import InputError
@@ -163,7 +165,46 @@ def test_what_cannot_be_resumed(tmp_path, unbroken):
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match="is no checkpoint that can be read"):
         train(resume=path, data=two_classes())
+    for content in (b"", safetensors.torch.save({"a": torch.zeros(1)}, {"fastmeta": "{"})):
+        state.write_bytes(content)
+        with pytest.raises(InputError, match="is no checkpoint that can be read"):
+            train(resume=path, data=two_classes())
     assert train(resume=unbroken).summary == load_run(unbroken).summary  # finished already: nothing to do
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("epochs = 3", "epochs = 2", "epochs is 2, was 3; change it back"),
+        ("momentum = 0.9", "momentum = 0.5", "optim.momentum is 0.5, was 0.9"),
+        ("seed = 0", "seed = 1", "seed is 1, was 0"),
+        ('model = "small_conv"', 'model = "mlp"', "model is 'mlp', was 'small_conv'"),
+    ],
+)
+def test_a_config_that_was_changed_is_not_gone_on_with(before, after, message, tmp_path):
+    path = interrupted(tmp_path / "run")
+    text = (path / "config.toml").read_text()
+    assert before in text
+    (path / "config.toml").write_text(text.replace(before, after))
+    with pytest.raises(InputError, match=message):
+        train(resume=path, data=two_classes())
+
+
+def test_lost_metrics_are_said(tmp_path):
+    path = interrupted(tmp_path / "run")
+    for lose in (lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.unlink()):
+        lose(path / "metrics.jsonl")
+        with pytest.raises(InputError, match="has lost lines"):
+            train(resume=path, data=two_classes())
+
+
+@pytest.mark.parametrize("name", ["summary.json", "model.safetensors", "labels.safetensors"])
+def test_a_damaged_finished_run_is_said(name, unbroken, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(unbroken, path)
+    (path / name).write_bytes((path / name).read_bytes()[:50])
+    with pytest.raises(InputError, match=f"{name} cannot be read .* damaged"):
+        load_run(path)
 
 
 class Dropping(torch.nn.Module):

@@ -1,6 +1,7 @@
 """A run from config to directory and back."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -333,30 +334,20 @@ def test_tf32_on_a_cpu_says_that_it_is_fp32(tmp_path):
     assert (run.summary["precision"], run.summary["device"]) == ("tf32", "cpu")
 
 
-def test_nothing_is_written_where_something_is_wrong(tmp_path):
-    out = tmp_path / "run"
-    for changes, data in (
-        ({"model": "resnet99"}, two_classes()),
-        ({"model": "vgg16_bn"}, two_classes()),
-        ({"device": "cuda:99"}, two_classes()),
-        ({}, two_classes(y_train=np.zeros(80, int))),
-        ({}, two_classes(x_meta=two_classes()["x_train"][:8])),
-        ({"dataset": "npz:/nowhere.npz"}, None),
-    ):
-        with pytest.raises(InputError):
-            train(config(out, **changes), data=data)
-    with pytest.raises(InputError, match=r"must return logits \(batch, 2\), got \(2, 3\)"):
-        train(config(out), model=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data=two_classes())
-    with pytest.raises(InputError, match="cannot take images of shape"):
-        train(config(out), model=nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), data=two_classes())
-    assert not out.exists()
+class Output(NamedTuple):
+    logits: torch.Tensor
 
 
-def test_a_directory_that_is_taken(tmp_path):
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path, tmp_path / "file"):
-        with pytest.raises(InputError, match="is not empty; choose another --out"):
-            train(config(out), data=two_classes())
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(InputError, match="is no run directory"):
-        load_run(tmp_path)
+class Wrapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return Output(self.inner(x.flatten(1)))
+
+
+@pytest.mark.parametrize("method", ["onehot", "instance_labels"])
+def test_models_whose_output_holds_the_logits(method, tmp_path):
+    run = train(config(tmp_path / "run", method=method, model=None), model=Wrapping(), data=two_classes())
+    assert run.summary["test_accuracy_last"] > 0.9

@@ -1,0 +1,117 @@
+"""Everything that a run needs and that can be wrong: loaded, split, resolved, built and tried, before it begins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
+from fastmeta.meta.network import pick_logits
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.device import pick_device
+from fastmeta.training.presets import preset_noise, resolve
+from fastmeta.training.result import CUSTOM, build_model
+from fastmeta.training.stage import Stage
+
+Data = Dataset | Mapping[str, Any]
+
+
+@dataclass
+class Prepared:
+    """What :func:`prepare` gives."""
+
+    config: TrainConfig  # resolved
+    splits: Splits
+    data: DeviceData
+    initial: nn.Module  # each stage starts from a copy
+    device: torch.device
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (self.config.method, *self.config.baseline_names())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before it starts."""
+        notes = tuple(self.splits.notes)
+        if self.config.precision == "tf32" and self.device.type != "cuda":
+            notes += (f"precision tf32 is about CUDA: on {self.device} it is fp32",)
+        return notes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.splits.fingerprint()
+
+    def stage(self, name: str) -> Stage:
+        return Stage(name, self.config, self.data, copy.deepcopy(self.initial))
+
+
+def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
+    """Load, split, resolve, build. Raises InputError and writes nothing."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {_kind(model)}")
+    if data is not None and not isinstance(data, Dataset | Mapping):
+        raise InputError(f"data must be a fastmeta.data.Dataset or a mapping of arrays, got {_kind(data)}")
+    device = pick_device(config.device)
+    if data is None:
+        dataset = load_dataset(config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth)
+    else:
+        dataset = data if isinstance(data, Dataset) else Dataset.from_arrays(data)
+        config = replace(config, dataset=f"npz:{dataset.name}")
+    if config.dataset.startswith("npz:") and data is None:
+        # the run directory must find the file again from any folder
+        config = replace(config, dataset=f"npz:{Path(config.dataset.removeprefix('npz:')).resolve()}")
+    splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
+    config = resolve(config, splits)
+    if model is None:
+        torch.manual_seed(derived_seed(config.seed, "weights"))
+        model = build_model(config, splits.num_classes, splits.train.x.shape[1:])
+    else:
+        config = replace(config, model=CUSTOM + type(model).__name__)
+    on_device = DeviceData.of(
+        splits,
+        device,
+        augment=config.data.augment or "none",
+        padding=config.data.padding,
+        pad_mode=config.data.pad_mode,
+    )
+    prepared = Prepared(config, splits, on_device, model, device)
+    _try_forward(prepared)
+    return prepared
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _try_forward(prepared: Prepared) -> None:
+    """A small batch through a copy of the model in both modes, so that a misfit is found before a directory is made."""
+    config, images = prepared.config, prepared.data.images
+    sizes = config.data.batch_size, config.data.meta_batch_size
+    few = torch.arange(min(2, *(size or 1 for size in sizes)), device=images.device)
+    model = copy.deepcopy(prepared.initial).to(prepared.device)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"model {config.model} has no parameter to train: none requires a gradient")
+    for training in (True, False):
+        model.train(training)
+        try:
+            with torch.no_grad():
+                logits = pick_logits(model(load_batch(images, few, prepared.data.transform)))
+        except Exception as error:  # a module of the user's may raise anything
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            raise InputError(
+                f"model {config.model} fails on {len(few)} images of shape {tuple(images.shape[1:])} in "
+                f"{'training' if training else 'evaluation'} mode: {reason}"
+            ) from error
+        if logits.shape != (len(few), prepared.splits.num_classes):
+            raise InputError(
+                f"model {config.model} must return logits (batch, {prepared.splits.num_classes}), "
+                f"got {tuple(logits.shape)} for a batch of {len(few)}"
+            )
