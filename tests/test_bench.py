@@ -568,7 +568,7 @@ def test_a_factory_beside_the_caller_is_found(tmp_path, monkeypatch, capsys):
         ("ops --dtype int8", "unknown dtype 'int8': expected some of float64"),
         ("ops --sizes 128", "argument --sizes: must look like NxN, got '128'"),
         ("ops --sizes 128x1", "sizes must be n x C with n >= 1 and C >= 2, got 128x1"),
-        ("ops --seconds 0", "seconds must be positive, got 0"),
+        ("ops --seconds 0", "--seconds: must be above 0 and finite, got 0"),
         ("", "the following arguments are required: ops|step"),
         ("ops --device cuda", "finds no CUDA device"),
     ],

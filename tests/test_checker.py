@@ -218,7 +218,7 @@ def forgetful(num_classes):
         (["--model", "mlp", "--batch", "0"], "argument --batch: must be at least 1, got 0"),
         (["--model", "mlp", "--batch", "x"], "argument --batch: must be a whole number, got 'x'"),
         (["--model", "mlp", "--input-shape", "3,a"], "argument --input-shape: must look like N,N,N, got '3,a'"),
-        (["--model", "mlp", "--lr", "0"], "lr must be above 0, got 0.0"),
+        (["--model", "mlp", "--lr", "0"], "argument --lr: must be above 0 and finite, got 0"),
         (["--model", "mlp", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--model", "mlp", "--device", "cuda:99"], "device cuda:99 is not there"),
         (["--model", "tests.test_checker:small"], "the model fails on x: RuntimeError: "),

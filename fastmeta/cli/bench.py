@@ -16,7 +16,7 @@ from fastmeta.bench import approx, environment, ops, results, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.cli.arguments import Parser, integers, positive_int
+from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", nargs="+", type=integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
     )
     p.add_argument("--dtype", nargs="+", metavar="DTYPE", default=["float32", "bfloat16"], help=", ".join(ops.DTYPES))
-    p.add_argument("--seconds", type=float, default=1.0, help="per operation, size and dtype; default: 1")
+    p.add_argument("--seconds", type=positive_float, default=1.0, help="per operation, size and dtype; default: 1")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile of the twins out")
     p.add_argument("--no-graph", action="store_true", help="CUDA: time launches from the host, not graph replays")
 
@@ -74,9 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         default=list(default.variants),
         help=f"of {', '.join(VARIANTS)}; or a preset, {presets}; default: default",
     )
-    p.add_argument("--lr", type=float, default=default.lr, help=f"default: {default.lr}")
-    p.add_argument("--label-lr", type=float, default=default.label_lr, help=f"default: {default.label_lr}")
-    p.add_argument("--seconds", type=float, default=default.seconds, help=f"in all; default: {default.seconds:g}")
+    p.add_argument("--lr", type=positive_float, default=default.lr, help=f"default: {default.lr}")
+    p.add_argument("--label-lr", type=positive_float, default=default.label_lr, help=f"default: {default.label_lr}")
+    p.add_argument(
+        "--seconds", type=positive_float, default=default.seconds, help=f"in all; default: {default.seconds:g}"
+    )
     p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
     p.add_argument("--seed", type=int, default=default.seed)
     p.add_argument("--no-check", action="store_true", help="do not compare with the reference in float64 first")
@@ -115,8 +117,10 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=rough.samples, metavar="N", help=f"of the training set; default: {rough.samples}"
     )
     p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
-    p.add_argument("--lr", type=float, default=rough.lr, help=f"default: {rough.lr}")
-    p.add_argument("--seconds", type=float, default=rough.seconds, help=f"timing a model; default: {rough.seconds:g}")
+    p.add_argument("--lr", type=positive_float, default=rough.lr, help=f"default: {rough.lr}")
+    p.add_argument(
+        "--seconds", type=positive_float, default=rough.seconds, help=f"timing a model; default: {rough.seconds:g}"
+    )
     p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
     p.add_argument("--seed", type=int, default=rough.seed)
     return parser

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from fastmeta import models
-from fastmeta.cli.arguments import Parser, at_least, integers, positive_int
+from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int
 from fastmeta.meta.tangent import TangentChoice
 from fastmeta.training.device import pick_device
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: as --batch")
     p.add_argument("--labels", choices=("instance", "class"), default="instance", help="family; default: instance")
-    p.add_argument("--lr", type=float, default=0.1, help="of the look-ahead; default: 0.1")
+    p.add_argument("--lr", type=positive_float, default=0.1, help="of the look-ahead; default: 0.1")
     p.add_argument(
         "--tangent", default=",".join(get_args(TangentChoice)), metavar="WAYS", help="ways to try; default: %(default)s"
     )
