@@ -265,15 +265,15 @@ def _check_way(
     bound, good = (CLOSE, "inexact") if plan.way == "difference" else (truth.exact, "exact")
     name = f"auto ({plan.way})" if tangent == "auto" else plan.way
     row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine)
-    if tangent == "auto":
-        row.note = plan.reason
+    notes = [plan.reason] if tangent == "auto" else []
     if plan.math_attention:
-        row.note += " [attention as plain maths]"
+        notes.append("attention as plain maths")
     if own is not None and tangent != "auto":
         try:
             row.milliseconds, row.peak_mib = _cost(own, lambda: own.gradient(plan, random))
         except RuntimeError as failure:
-            row.note += f" fails in the model's own precision: {_first_line(failure)}"
+            notes.append(f"fails in the model's own precision: {_first_line(failure)}")
+    row.note = "; ".join(notes)
     return row
 
 

@@ -157,6 +157,13 @@ def test_a_model_without_a_float64_form_cannot_be_checked():
     assert "TypeError: float32, please [in a float64 copy of the model]" in str(report)
 
 
+def test_fused_attention_is_said():
+    case = cases.make("attention", dtype=torch.float32)
+    report = run(case.model, case, timing=False, tangents=("reverse", "difference"))
+    assert rows(report)["reverse"].note == "attention as plain maths"
+    assert rows(report)["difference"].note == ""
+
+
 def test_some_ways_alone():
     case = cases.make("mlp", dtype=torch.float32)
     assert run(case.model, case, timing=False, tangents=("reverse",)).ok
