@@ -60,8 +60,10 @@ class MetaPass:
         return torch.stack([t.to(torch.float64) for t in sums]).isfinite().all()
 
 
-def check_batch(labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> None:
-    """Raise a ValueError that names the wrong argument. Looks at shapes and dtypes alone: no sync."""
+def check_batch(
+    labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], weight: Tensor | None = None
+) -> None:
+    """Raise a ValueError that names the wrong argument. On CUDA it looks at shapes and dtypes alone: no sync."""
     for name, pair, want in (("train", train, "(x, index)"), ("meta", meta, "(x_meta, y_meta)")):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"the {name} batch must be a pair {want}, got {type(pair).__name__}")
@@ -77,6 +79,16 @@ def check_batch(labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tens
     if not isinstance(y_meta, Tensor) or y_meta.dtype != torch.int64 or y_meta.ndim != 1 or not len(y_meta):
         got = f"{tuple(y_meta.shape)} of {y_meta.dtype}" if isinstance(y_meta, Tensor) else type(y_meta).__name__
         raise ValueError(f"y_meta must be a non-empty int64 vector (m,) of clean hard labels, got {got}")
+    if isinstance(meta[0], Tensor) and meta[0].ndim and len(meta[0]) != len(y_meta):
+        raise ValueError(f"x_meta has {len(meta[0])} rows and y_meta {len(y_meta)}; they must belong together")
+    if y_meta.device.type == "cpu" and not 0 <= int(y_meta.min()) <= int(y_meta.max()) < labels.num_classes:
+        raise ValueError(
+            f"y_meta must lie in [0, {labels.num_classes - 1}] for {labels.num_classes} classes, "
+            f"got {int(y_meta.min())} to {int(y_meta.max())}"
+        )
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != index.shape):
+        got = str(tuple(weight.shape)) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight must be None or a vector ({len(index)},), one weight for each row, got {got}")
     if index.device != labels.targets.device:
         raise ValueError(
             f"index must be on the labels' device, {labels.targets.device}, got {index.device}; "
@@ -280,7 +292,7 @@ def label_gradient(
         if lookahead != "sgd" or optimizer is not None:
             raise ValueError("give lr, or lookahead and optimizer, not both")
         lookahead = float(lr)
-    check_batch(labels, train, meta)
+    check_batch(labels, train, meta, weight)
     trained = None if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
     network = Network(model, trained, logits_of)
     prepared = LookAhead(lookahead, optimizer).prepare(network.params)

@@ -97,10 +97,14 @@ class MetaStep:
         totals: Totals | None = None,
         micro_batch: int | None = None,
     ) -> None:
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch must be None or at least 1 row, got {micro_batch}")
-        if label_lr is not None and not 0 <= label_lr < float("inf"):
-            raise ValueError(f"label_lr must be a finite number >= 0, got {label_lr}")
+        if not isinstance(labels, Labels):
+            raise TypeError(f"labels must be InstanceLabels or ClassLabels, got {type(labels).__name__}")
+        if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
+            raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {micro_batch!r}")
+        if label_lr is not None and not (isinstance(label_lr, int | float) and 0 <= label_lr < float("inf")):
+            raise ValueError(f"label_lr must be None or a finite number >= 0, got {label_lr!r}")
+        if tangent not in get_args(TangentChoice):
+            raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {tangent!r}")
         self.model = model
         self.labels = labels
         self.optimizer = optimizer
@@ -136,7 +140,7 @@ class MetaStep:
         index (n,) int64 rows of the training set; y_meta (m,) int64; weight (n,) optional constant weights of the
         training loss (both gradients carry them). Raises ValueError for batches that do not fit each other.
         """
-        check_batch(self.labels, train, meta)
+        check_batch(self.labels, train, meta, weight)
         network = self._current_network()
         inputs = self._network_inputs
         with explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), uncached_autocast():
@@ -410,6 +414,8 @@ class MetaStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue as the step that gave `state`: same label rate, same way of making the tangent."""
+        if missing := self.state_dict().keys() - state.keys():
+            raise ValueError(f"this is not the state of a MetaStep: it lacks {', '.join(sorted(missing))}")
         self.label_lr = state["label_lr"]
         self.plan = None if state["plan"] is None else TangentPlan(**state["plan"])
         self.steps = state["steps"]

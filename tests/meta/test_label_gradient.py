@@ -271,6 +271,14 @@ def test_wrong_arguments_are_named():
         call((case.x[:0], case.index[:0]), lr=0.1)
     with pytest.raises(ValueError, match="y_meta must be a non-empty int64 vector"):
         call(meta=(case.x_meta, case.y_meta.unsqueeze(1)), lr=0.1)
+    with pytest.raises(ValueError, match="x_meta has 12 rows and y_meta 11"):
+        call(meta=(case.x_meta, case.y_meta[:11]), lr=0.1)
+    with pytest.raises(ValueError, match=r"y_meta must lie in \[0, 9\] for 10 classes, got 10 to 10"):
+        call(meta=(case.x_meta, torch.full_like(case.y_meta, 10)), lr=0.1)
+    with pytest.raises(ValueError, match=r"weight must be None or a vector \(8,\), one weight for each row, got list"):
+        call(lr=0.1, weight=[1.0] * 8)
+    with pytest.raises(ValueError, match=r"one weight for each row, got \(3,\)"):
+        call(lr=0.1, weight=torch.ones(3))
     with pytest.raises(ValueError, match=r"logits must have shape \(5, 10\)"):
         call((case.x, case.index[:5]), lr=0.1)
     with pytest.raises(ValueError, match="reads an optimizer, got none"):

@@ -240,5 +240,5 @@ def test_compiled_steps_run_eagerly_and_say_why():
     with pytest.warns(UserWarning, match="micro_batch builds train graphs more than once"):
         step(case.train, case.meta)
     assert "runs eagerly: micro_batch" in step.explain()
-    with pytest.raises(ValueError, match="micro_batch must be None or at least 1 row, got 0"):
+    with pytest.raises(ValueError, match="micro_batch must be None or a whole number of rows from 1 on, got 0"):
         fastmeta.MetaStep(case.model, labels, optimizer, micro_batch=0)

@@ -258,8 +258,33 @@ def test_default_label_rate_and_explanation():
     assert step.label_lr == labels.default_label_lr(0.5, 8)
     assert "reverse (exact)" in step.explain()
     assert "Eq. 3" in step.explain()
-    with pytest.raises(ValueError, match="label_lr must be a finite number"):
+    with pytest.raises(ValueError, match="label_lr must be None or a finite number"):
         fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.5), label_lr=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("kw", "error", "text"),
+    [
+        ({"labels": nn.Linear(2, 2)}, TypeError, "labels must be InstanceLabels or ClassLabels, got Linear"),
+        ({"tangent": "x"}, ValueError, "tangent must be one of auto, reverse, forward, difference, got 'x'"),
+        ({"micro_batch": 2.5}, ValueError, "a whole number of rows from 1 on, got 2.5"),
+        ({"label_lr": "5"}, ValueError, "label_lr must be None or a finite number >= 0, got '5'"),
+        ({"compile": "fast"}, ValueError, "compile must be one of off, trace, full, got 'fast'"),
+    ],
+)
+def test_wrong_arguments_are_named_at_once(kw, error, text):
+    case = cases.make("mlp")
+    kw = {"labels": make_labels(fastmeta.InstanceLabels, case), **kw}
+    with pytest.raises(error, match=text):
+        fastmeta.MetaStep(case.model, optimizer=torch.optim.SGD(case.model.parameters(), lr=0.5), **kw)
+
+
+def test_a_state_that_is_none_is_refused():
+    case = cases.make("mlp")
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    step = fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.5))
+    with pytest.raises(ValueError, match="not the state of a MetaStep: it lacks label_lr, nonfinite_steps, plan"):
+        step.load_state_dict({})
 
 
 def test_state_continues_bitwise():
