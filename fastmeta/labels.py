@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
+from fastmeta.precision import without_autocast
 from fastmeta.rounding import round_stochastically
 
 __all__ = ["ClassLabels", "InstanceLabels"]
@@ -54,8 +55,10 @@ def class_gradient(
     term = (u.sum(-1) - given) / (num_classes - 1) - given
     if weight is not None:
         term = term * weight
-    # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
-    return scale * ((torch.arange(num_classes, device=u.device).unsqueeze(1) == targets).to(u.dtype) @ term)
+    of_class = torch.arange(num_classes, device=u.device).unsqueeze(1) == targets
+    with without_autocast():
+        # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
+        return scale * (of_class.to(u.dtype) @ term)
 
 
 # torch's own indexing kills the CUDA context on a row out of range. These two read and write nothing there, and wait
@@ -199,7 +202,8 @@ class InstanceLabels(_Labels):
             self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
             return
         # the same sum in every occurrence's row, by a product: float atomics differ from run to run
-        total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
+        with without_autocast():
+            total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
         rows = self.rows(index).float() - label_lr * total
         self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
         self.count_step_()

@@ -23,6 +23,7 @@ from fastmeta.meta.network import Network
 from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentPlan
+from fastmeta.precision import without_autocast
 
 CompileMode = Literal["off", "trace", "full"]
 
@@ -125,7 +126,7 @@ class GraphStep:
         inputs = self._read(batch)
         leaves, spec = tree_flatten(inputs.tree())
         graph = self._graph(leaves, spec, labels_move)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             out = list(graph(*leaves))
             label, results = out[-_RESULTS - 1], out[-_RESULTS:]
             finite = results[-1]
