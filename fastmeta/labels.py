@@ -8,6 +8,7 @@ A family holds the given hard labels and its own label parameter as buffers, so 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,17 @@ class InstanceLabels(_Labels):
         self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
         self.count_step_()
 
+    def undo(self, index: Tensor) -> Callable[[], None]:
+        """What puts back all that a label step on the rows `index` writes."""
+        rows, counter = self.rows(index), None if self.seed is None else self.label_step.clone()
+
+        def undo() -> None:
+            self.write_(index, rows)
+            if counter is not None:
+                self.label_step.copy_(counter)
+
+        return undo
+
     def count_step_(self) -> None:
         """One label step more: the next one draws anew."""
         if self.seed is not None:
@@ -288,6 +300,15 @@ class ClassLabels(_Labels):
     ) -> Tensor:
         """d L_meta / d alpha (C,): see :func:`class_gradient`."""
         return class_gradient(self.given(index), self.num_classes, u, scale, weight)
+
+    def undo(self, index: Tensor) -> Callable[[], None]:
+        """What puts back all that a label step writes."""
+        before = self.alpha.clone()
+
+        def undo() -> None:
+            self.alpha.copy_(before)
+
+        return undo
 
     def move_(self, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (C,) that is already there, then the clamp to [0, 1]."""
