@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
+from fastmeta.precision import without_autocast
 from fastmeta.rounding import round_stochastically
 
 __all__ = ["ClassLabels", "InstanceLabels"]
@@ -64,8 +66,10 @@ def class_gradient(
     term = (u.sum(-1) - given) / (num_classes - 1) - given
     if weight is not None:
         term = term * weight
-    # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
-    return scale * ((torch.arange(num_classes, device=u.device).unsqueeze(1) == targets).to(u.dtype) @ term)
+    of_class = torch.arange(num_classes, device=u.device).unsqueeze(1) == targets
+    with without_autocast():
+        # a matrix product and not index_add_, whose float atomics differ from run to run on CUDA
+        return scale * (of_class.to(u.dtype) @ term)
 
 
 # torch's own indexing kills the CUDA context on a row out of range. These two read and write nothing there, and wait
@@ -210,10 +214,22 @@ class InstanceLabels(_Labels):
             self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
             return
         # the same sum in every occurrence's row, by a product: float atomics differ from run to run
-        total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
+        with without_autocast():
+            total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
         rows = self.rows(index).float() - label_lr * total
         self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
         self.count_step_()
+
+    def undo(self, index: Tensor) -> Callable[[], None]:
+        """What puts back all that a label step on the rows `index` writes."""
+        rows, counter = self.rows(index), None if self.seed is None else self.label_step.clone()
+
+        def undo() -> None:
+            self.write_(index, rows)
+            if counter is not None:
+                self.label_step.copy_(counter)
+
+        return undo
 
     def count_step_(self) -> None:
         """One label step more: the next one draws anew."""
@@ -297,6 +313,15 @@ class ClassLabels(_Labels):
     ) -> Tensor:
         """d L_meta / d alpha (C,): see :func:`class_gradient`."""
         return class_gradient(self.given(index), self.num_classes, u, scale, weight)
+
+    def undo(self, index: Tensor) -> Callable[[], None]:
+        """What puts back all that a label step writes."""
+        before = self.alpha.clone()
+
+        def undo() -> None:
+            self.alpha.copy_(before)
+
+        return undo
 
     def move_(self, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (C,) that is already there, then the clamp to [0, 1]."""

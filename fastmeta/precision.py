@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -43,3 +43,17 @@ def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = convolutions
         else:
             _CONV.fp32_precision, _RNN.fp32_precision = new[1:]
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, autocast is off on every device: for labels, which are never rounded, and for traced graphs.
+
+    A graph's casts are operations of its own. Traced again or run under autocast it would get more of them, in the very
+    regions where the model forbids autocast.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastmeta.meta.capture import record_cuda
+
 Body = Callable[[], Any]
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
@@ -111,17 +113,14 @@ def replayed(bodies: Sequence[Body]) -> tuple[Body, int]:
 
     Takes the host out of the figure. Bodies must have static inputs and must not synchronise.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # a capture must not be the first call
+
+    def once() -> tuple[()]:
         for body in bodies:
             body()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for body in bodies:
-            body()
-    return graph.replay, len(bodies)
+        return ()
+
+    _, replay = record_cuda(once)
+    return replay, len(bodies)
 
 
 def copy_bandwidth(device: torch.device, *, seconds: float = 0.5) -> float:

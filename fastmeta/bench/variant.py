@@ -56,7 +56,7 @@ def captured(build: Builder, problem: Problem) -> Variant | str:
     if variant.table is not None:
         state.append(variant.table)
     before = [t.detach().clone() for t in state]
-    replay, _ = replayed([variant.step])  # which runs it once before the capture
+    replay, _ = replayed([variant.step])  # which runs it before the capture, too
     with torch.no_grad():
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)

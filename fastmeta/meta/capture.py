@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.meta.network import RandomState
+from fastmeta.meta.network import RandomState, copy_all_
 
 #: a function of no arguments to a captured form: its outputs' memory, and what runs it again into the same memory
 Record = Callable[[Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Callable[[], None]]]
@@ -23,16 +23,20 @@ WARM_UP = 2
 
 def record_cuda(body: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
     """Capture `body` on a stream of its own. Raises RuntimeError for what a graph cannot hold (a sync, a host copy)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            body()
-    torch.cuda.current_stream().wait_stream(side)
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
-    # thread_local: a loader's thread may allocate pinned memory meanwhile
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = body()
+    # All inside this context, because a capture that fails leaves its stream the current one, and the rest of the
+    # process would run there.
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                body()
+            # thread_local: a loader's thread may allocate pinned memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = body()
+    finally:
+        current.wait_stream(side)
     return outputs, graph.replay
 
 
@@ -75,10 +79,10 @@ class Captured:
 
     def __call__(self, batch: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            torch._foreach_copy_(self._batch, list(batch))
+            copy_all_(self._batch, batch)
             self._replay()
             results = [torch.empty_like(t) for t in self._outputs]
-            torch._foreach_copy_(results, list(self._outputs))
+            copy_all_(results, self._outputs)
         return results
 
 

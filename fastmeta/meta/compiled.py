@@ -19,10 +19,11 @@ from fastmeta.meta.gradient import Labels
 from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, through_inductor, trace
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network
+from fastmeta.meta.network import Network, copy_all_
 from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentPlan
+from fastmeta.precision import without_autocast
 
 CompileMode = Literal["off", "trace", "full"]
 
@@ -125,13 +126,13 @@ class GraphStep:
         inputs = self._read(batch)
         leaves, spec = tree_flatten(inputs.tree())
         graph = self._graph(leaves, spec, labels_move)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             out = list(graph(*leaves))
             label, results = out[-_RESULTS - 1], out[-_RESULTS:]
             finite = results[-1]
             moved = [*inputs.params, *inputs.momentum, *inputs.buffers]
             if finite.is_cuda or bool(finite):
-                torch._foreach_copy_(moved, out[: len(moved)])
+                copy_all_(moved, out[: len(moved)])
                 if isinstance(self.labels, InstanceLabels):
                     self.labels.write_(batch.index, label)
                 else:
@@ -309,28 +310,24 @@ class GraphStep:
         return [labels.label_step] if isinstance(labels, InstanceLabels) and labels.seed is not None else []
 
     def _written(self) -> list[Tensor]:
-        """What a step writes in place, besides rows of a label table."""
+        """What a step writes in place, besides labels."""
         params = [p.detach() for p in self.network.params.values()]
         totals = [] if self.totals is None else [self.totals.values]
-        alpha = [] if isinstance(self.labels, InstanceLabels) else [self.labels.alpha]
-        return [*params, *self._momenta(), *self.network.own_buffers(), *totals, *alpha, *self._label_step()]
+        return [*params, *self._momenta(), *self.network.own_buffers(), *totals]
 
     def _state(self) -> list[Tensor]:
         """Every tensor that a step reads or writes where it lies."""
-        table = [self.labels.label_logits] if isinstance(self.labels, InstanceLabels) else []
         rates = [t for _, t in self._scalars.values()]
-        read = [self.labels.targets, *self.network.frozen().values(), *tensors_of(self.transform)]
-        return [*self._written(), *table, *read, *rates]
+        read = [*self.labels.buffers(), *self.network.frozen().values(), *tensors_of(self.transform)]
+        return [*self._written(), *read, *rates]
 
     def _undo(self, index: Tensor) -> Callable[[], None]:
         """Puts back what a step on the rows `index` writes."""
-        labels, written = self.labels, self._written()
+        written, undo_labels = self._written(), self.labels.undo(index)
         before = [t.clone() for t in written]
-        rows = labels.rows(index) if isinstance(labels, InstanceLabels) else None
 
         def undo() -> None:
-            torch._foreach_copy_(written, before)
-            if isinstance(labels, InstanceLabels) and rows is not None:
-                labels.write_(index, rows)
+            copy_all_(written, before)
+            undo_labels()
 
         return undo

@@ -57,7 +57,7 @@ class MetaPass:
         # A sum, because it reads once at the speed of memory (the largest absolute value took 6 times as long on a
         # CPU). It overflows before the entries do only where their number times their size passes 1e38.
         sums = [t.sum() for t in (self.train_loss, self.meta_loss, self.u, *self.g)]
-        return torch.stack([t.to(torch.float64) for t in sums]).isfinite().all()
+        return torch.stack([t.to(self.u.dtype) for t in sums]).isfinite().all()
 
 
 def check_batch(

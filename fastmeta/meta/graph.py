@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from fastmeta.meta.reassociate import reassociate
+from fastmeta.precision import without_autocast
 
 aten = torch.ops.aten
 
@@ -29,6 +31,7 @@ _HIDDEN_WRITES = {
     "aten::_batch_norm_impl_index",
     "aten::native_batch_norm",
 }
+_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
 
 
 class Untraceable(RuntimeError):
@@ -45,17 +48,17 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     Shapes, dtypes and devices are those of `inputs` and stay so. Raises :class:`Untraceable` where the graph could
     differ from the function.
     """
-    # cuDNN's batch norm, which torch picks while it traces on CUDA, has no functional form; convolutions are traced as
-    # such and still go to cuDNN when they run
-    with torch.backends.cudnn.flags(enabled=False):
-        try:
+    try:
+        with _NativeBatchNorm():
             raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a model's Python does under fake tensors
-            raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
-        _name_batch_norm_writes(raw)
-        functional = torch.func.functionalize(raw, remove="mutations")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's Python does under fake tensors
+        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+    _name_batch_norm_writes(raw)
+    _join_dtypes(raw)
+    functional = torch.func.functionalize(raw, remove="mutations")
+    with without_autocast():
         pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _check_pure(pure)
     _drop_aliases(pure)
@@ -65,13 +68,27 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     return clean
 
 
+class _NativeBatchNorm(TorchFunctionMode):
+    """Inside, batch norms are torch's own on CUDA too: cuDNN's has no functional form.
+
+    Convolutions go on seeing cuDNN, which decides the layout of their results. Traced without it, a graph has strides
+    that are not those it runs with, and inductor is told them: the cache of fake tensors does not know of the flag.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.functional.batch_norm, nn.functional.instance_norm):
+            with torch.backends.cudnn.flags(enabled=False):
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """`graph` compiled for these shapes, and cached on disk for other processes.
 
     (``torch._inductor.compile`` sets up no shape environment, without which inductor's cache of whole graphs steps
     aside: an MLP's step then compiled for as long again in the next process.)
     """
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
 
 
@@ -98,6 +115,23 @@ def _name_batch_norm_writes(module: fx.GraphModule) -> None:
                 node.args = (x, weight, bias, *rest)
             else:
                 node.target = aten._native_batch_norm_legit.default
+    module.recompile()
+
+
+def _join_dtypes(module: fx.GraphModule) -> None:
+    """Give the factors of a product one dtype, the narrower, as autocast does.
+
+    A group norm under autocast has a float32 tangent beside its bfloat16 result, and so on to the next layer.
+    """
+    graph = module.graph
+    for node in [n for n in _calls(graph) if n.target in _PRODUCTS]:
+        dtypes = {source: source.meta["val"].dtype for source in node.all_input_nodes}
+        narrow = min(dtypes.values(), key=lambda dtype: dtype.itemsize)
+        with graph.inserting_before(node):
+            for source, dtype in dtypes.items():
+                if dtype != narrow:
+                    cast = graph.call_function(aten._to_copy.default, (source,), {"dtype": narrow})
+                    node.replace_input_with(source, cast)
     module.recompile()
 
 

@@ -7,7 +7,7 @@ when, the step commits that copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -98,8 +98,7 @@ class Network:
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
         """Make `buffers` the model's own (in place)."""
         with torch.no_grad():
-            for name, b in buffers.items():
-                self._buffer(name).copy_(b)
+            copy_all_([self._buffer(name) for name in buffers], list(buffers.values()))
 
     def frozen(self) -> Tensors:
         """The parameters that do not move."""
@@ -126,6 +125,21 @@ class Network:
                 "pass logits_of= to pick or reshape the model's output"
             )
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def copy_all_(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each value into its target. On CUDA one launch takes many tensors, but only of one dtype and layout.
+
+    A single BatchNorm's int64 counter among the parameters would make a launch of every tensor.
+    """
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, value in zip(targets, values, strict=True):
+        alike = target.dtype, value.dtype, target.stride() == value.stride()
+        pair = groups.setdefault(alike, ([], []))
+        pair[0].append(target)
+        pair[1].append(value)
+    for pair in groups.values():
+        torch._foreach_copy_(*pair)
 
 
 @contextmanager

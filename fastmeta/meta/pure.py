@@ -194,13 +194,15 @@ class PureStep:
                 keep_grads=self.approx.kind == "delayed",
             )
             finite, z, after = out.finite(), out.logits, out.buffers
-            scale = torch.as_tensor(out.scale, dtype=torch.float64, device=z.device)
+            scale = out.scale
+            if not isinstance(scale, Tensor):  # a fill: what as_tensor puts in a graph is a copy from the host
+                scale = torch.full((), scale, dtype=torch.float64, device=z.device)
             grad_norm = labels.gradient(out.u, out.scale, weight).float().square().sum().sqrt()
             label, moved = labels.step(
                 inputs.index,
                 z.detach(),
                 out.u,
-                torch.where(finite, scale, 0.0),
+                torch.where(finite, scale.to(torch.float64), 0.0),
                 inputs.label_lr,
                 weight,
                 self.unique,

@@ -25,6 +25,7 @@ from fastmeta.meta.micro import TrainPieces, couples_rows, fits, take
 from fastmeta.meta.network import Network, Tensors, uncached_autocast
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
+from fastmeta.meta.update import update
 
 
 class MetaStep:
@@ -283,7 +284,7 @@ class MetaStep:
 
         logits = out.logits.detach()
         grad = self.labels.gradient(logits, out.u, index, out.scale / ranks.size, weight)
-        before = self._label_rows(index)
+        undo_labels = self.labels.undo(index)
         grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
         if ranks.size == 1:
             moved = self.labels.step_(
@@ -298,7 +299,7 @@ class MetaStep:
             try:
                 grads = out.pull(network.params, moved.v / len(index))
             except RuntimeError:  # out of memory: the labels have moved already
-                self._restore_labels(index, before)
+                undo_labels()
                 raise
             self._move_model(network, grads, finite, out.buffers)
         return StepResult(
@@ -312,16 +313,6 @@ class MetaStep:
             skipped=moved.skipped,
             finite=finite,
         )
-
-    def _label_rows(self, index: Tensor) -> Tensor:
-        labels = self.labels
-        return labels.alpha.clone() if isinstance(labels, ClassLabels) else labels.rows(index)
-
-    def _restore_labels(self, index: Tensor, before: Tensor) -> None:
-        if isinstance(self.labels, ClassLabels):
-            self.labels.alpha.copy_(before)
-        else:
-            self.labels.write_(index, before)
 
     def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
         """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""
@@ -349,26 +340,7 @@ class MetaStep:
         self.nonfinite_steps += ~finite
         if self.on_grad is not None:
             self.on_grad(grads)
-        kept: list[tuple[Tensor, Tensor]] = []
-        if on_device:
-            # No sync: the step is taken with zeros in place of what is not finite, then undone where it must not count.
-            # Zeros first, because momentum buffers that the optimizer makes now have no earlier value to return to.
-            for g in grads.values():
-                g.copy_(torch.where(finite, g, 0))
-            state = [t for p in network.params.values() for t in self._tensor_state(p)]
-            kept = [(t, t.detach().clone()) for t in [*network.params.values(), *state]]
-            kept += [(b, b.detach().clone()) for b in network.own_buffers()]
-        for name, g in grads.items():
-            network.params[name].grad = g
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        network.write_buffers(buffers)
-        with torch.no_grad():
-            for tensor, before in kept:
-                tensor.copy_(torch.where(finite, tensor, before))
-
-    def _tensor_state(self, p: Tensor) -> list[Tensor]:
-        return [t for t in self.optimizer.state.get(p, {}).values() if isinstance(t, Tensor) and t.device == p.device]
+        update(network, self.optimizer, grads, buffers, keep=finite if on_device else None)
 
     def explain(self) -> str:
         """In words: how the tangent is made and why, which look-ahead, which label rate."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import fastmeta
 from tests.meta import cases
@@ -57,3 +58,37 @@ def test_the_graph_casts_back_before_the_labels(tangent):
     matrices = [v for v in values if v.is_floating_point() and v.ndim == 2]
     assert len(matrices) == 3
     assert {v.dtype for v in matrices} == {torch.float32}
+
+
+class Guarded(nn.Module):
+    """Its middle layer runs in float32 whatever autocast says."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        with torch.autocast("cpu", enabled=False):
+            h = torch.tanh(self.middle(h.float()))
+        return self.last(h)
+
+
+def test_a_region_without_autocast_stays_one_in_a_graph():
+    """Its product was cast when the graph was traced a second time, and again when it ran."""
+    learned = []
+    for mode in ("off", "trace"):
+        torch.manual_seed(0)
+        model, case = Guarded(), cases.make("mlp", dtype=torch.float32)
+        labels = fastmeta.InstanceLabels(case.targets % 3, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = fastmeta.MetaStep(model, labels, optimizer, label_lr=50.0, compile=mode, tangent="reverse")
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                step(case.train, (case.x_meta, case.y_meta % 3))
+        learned.append([*model.parameters(), labels.label_logits])
+    products = [n for n in step._graphs.graphs[0].graph.nodes if n.target is torch.ops.aten.addmm.default]
+    dtypes = [n.meta["val"].dtype for n in products]
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16] * 2  # train and meta
+    for a, b in zip(*learned, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -4,13 +4,15 @@ What a real capture adds (streams, refusals of what cannot be captured) is teste
 """
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import fastmeta
-from fastmeta.meta.capture import WARM_UP
+from fastmeta.meta.capture import WARM_UP, record_cuda
 from fastmeta.meta.compiled import GraphStep
+from fastmeta.meta.network import copy_all_
 from tests.meta import cases
 from tests.meta.test_label_gradient import FAMILIES, make_labels, relative
 
@@ -115,6 +117,61 @@ def test_what_cannot_be_captured_runs_compiled_and_moves_nothing_before(capsys):
         assert torch.equal(x, y)
     assert "not captured in a CUDA graph: operation not permitted when stream is capturing" in capsys.readouterr().err
     assert "not captured in a CUDA graph: operation not permitted" in step.explain()
+
+
+def test_a_capture_that_fails_gives_the_stream_back(monkeypatch):
+    """torch's own context leaves the capture's stream as the current one."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    main, running = Stream(), []
+    running.append(main)
+
+    @contextmanager
+    def on(stream):
+        before = running[-1]
+        running.append(stream)
+        try:
+            yield
+        finally:
+            running.append(before)
+
+    class Refusing:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            running.append("capture")
+
+        def __exit__(self, *_):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, stand_in in {
+        "Stream": Stream,
+        "stream": on,
+        "current_stream": lambda: running[-1],
+        "CUDAGraph": object,
+        "graph": Refusing,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(RuntimeError, match="during capture"):
+        record_cuda(list)
+    assert running[-1] is main
+
+
+def test_copies_are_grouped(monkeypatch):
+    """By dtype and layout, without which one odd tensor makes a launch of every other."""
+    values = [torch.randn(3), torch.tensor(5), torch.randn(2, 4), torch.randn(4, 2).T, torch.tensor(True)]
+    targets = [torch.zeros_like(t) for t in values]
+    targets[3] = torch.zeros(2, 4)
+    calls = []
+    copy_ = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, of: (calls.append(len(to)), copy_(to, of)))
+    copy_all_(targets, values)
+    assert all(map(torch.equal, targets, values))
+    assert calls == [2, 1, 1, 1]
 
 
 class Sums:

@@ -301,6 +301,31 @@ def test_batch_norm_on_cuda_is_traced_in_its_functional_form():
     assert names == ["aten._native_batch_norm_legit_functional.default"]
 
 
+def test_a_trace_sees_the_layout_of_cudnns_convolutions():
+    """A channels_last image stays one, so that no view of the graph is made for another layout."""
+    with FakeTensorMode():
+        x = torch.empty(5, 4, 6, 6, device="cuda").contiguous(memory_format=torch.channels_last)
+        graph = trace(lambda x, w: [nn.functional.conv2d(x, w)], [x, torch.empty(7, 4, 3, 3, device="cuda")])
+    (conv,) = [n for n in graph.graph.nodes if "convolution" in str(n.target)]
+    assert conv.meta["val"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("lookahead", ["sgd", "optimizer", 0.05])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_of_the_host_is_in_a_graph(family, lookahead):
+    """A tensor made from a Python number is copied from the host at every run, which no CUDA graph can hold."""
+    case = cases.make("mlp")
+    labels = make_labels(family, case)
+    params = list(case.model.parameters())
+    optimizer = torch.optim.SGD([{"params": params[:2]}, {"params": params[2:], "lr": 0.03}], lr=0.1, momentum=0.9)
+    step = fastmeta.MetaStep(
+        case.model, labels, optimizer, label_lr=1.0, lookahead=lookahead, compile="trace", approx="every:2"
+    )
+    for _ in range(2):
+        step(case.train, case.meta)
+    assert [[n.target for n in g.graph.nodes if n.op == "get_attr"] for g in step._graphs.graphs] == [[], []]
+
+
 def test_hidden_writes_are_refused():
     x = torch.randn(4, 3)
 

@@ -8,7 +8,7 @@ import torch
 
 import fastmeta
 from fastmeta import reference
-from fastmeta.labels import put_rows_, take_rows
+from fastmeta.labels import class_gradient, put_rows_, take_rows
 
 TARGETS = torch.tensor([2, 0, 1, 1, 2])
 
@@ -116,3 +116,16 @@ def test_a_row_out_of_range_on_cuda_is_counted_and_moves_nothing(family, compile
     for k, t in {**model.state_dict(), **labels.state_dict()}.items():
         assert torch.equal(t, before[k]), k
     assert bool(step((x, torch.arange(4, device="cuda")), (x, y_meta)).finite)
+
+
+def test_autocast_rounds_no_label_gradient():
+    """Two of them are matrix products, which autocast would take in bfloat16."""
+    u, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 1, 0, 0])
+    wide = class_gradient(targets, 3, u.double(), 0.5)
+    table = fastmeta.InstanceLabels(targets, 3, dtype=torch.bfloat16)
+    twin = copy.deepcopy(table)
+    twin.move_(targets, u, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(class_gradient(targets, 3, u, 0.5), wide.float())
+        table.move_(targets, u, 0.5)
+    assert torch.equal(table.label_logits, twin.label_logits)

@@ -125,22 +125,26 @@ class BackwardRunsOut(torch.autograd.Function):
         return tangent.clone()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_labels_that_had_moved_are_put_back(family):
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, F64) for family in FAMILIES), (fastmeta.InstanceLabels, torch.bfloat16)]
+)
+def test_labels_that_had_moved_are_put_back(family, dtype):
     """In the last backward: the third, behind those of the look-ahead and the meta loss."""
-    left = [0]
+    left, wide = [0], F64 if dtype == F64 else torch.float32
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = cases.mlp(10).to(F64)
+            self.inner = cases.mlp(10).to(wide)
 
         def forward(self, x):
             return BackwardRunsOut.apply(self.inner(x), left)
 
-    case = cases.make("mlp")
+    case = cases.make("mlp", dtype=wide)
     case.model = Model()
     labels = make_labels(family, case)
+    if dtype != F64:  # which has a counter
+        labels = fastmeta.InstanceLabels(case.targets, case.num_classes, dtype=dtype)
     start = copy.deepcopy(labels.state_dict())
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
     step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=1.0, tangent="forward")
