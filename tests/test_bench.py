@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import fastmeta
+import fastmeta.cli
 from fastmeta import models, reference
 from fastmeta import ops as fused_ops
 from fastmeta.bench import environment, goals, ops, peers, plain, results, step, variants
@@ -546,7 +546,7 @@ def test_a_factory_beside_the_caller_is_found(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_net.py").write_text("import torch\ndef make(num_classes): return torch.nn.Linear(2, num_classes)\n")
     monkeypatch.chdir(tmp_path)
     flags = [*TINY_FLAGS, "--model", "my_net:make", "--variants", "sgd", "--no-memory"]
-    assert main(["step", *flags]) == 0
+    assert fastmeta.cli.main(["bench", "step", *flags]) == 0
     assert "my_net:make, 9 parameters" in capsys.readouterr().out
 
 
