@@ -1,16 +1,28 @@
 #!/bin/sh
-# Everything that needs a GPU, in one command: benchmarks/gpu.sh [FOLDER]
+# All that needs a GPU, in parts: benchmarks/gpu.sh [FOLDER] [PART ...]
 #
-# First the checks (gpu_checks.sh: tests, compute-sanitizer), then every benchmark whose figures the project quotes, with
-# the project's goals beside them. JSON goes to FOLDER (default: benchmarks/results), a log of each run to FOLDER/logs. A
-# run that fails does not stop the others; exit code 1 where one did.
+# PART, the most telling first (default: all but build, in this order):
+#   build      the extension in place, with its CUDA half
+#   tests      all tests marked cuda (gpu_checks.sh)
+#   ops        the operations that goals speak of, in all sizes; look-ahead and images
+#   resnet18   steps at 128/256, bfloat16; likewise wrn28_10
+#   memcheck, racecheck, synccheck, initcheck    tools of compute-sanitizer over the operations (gpu_checks.sh)
+#   others     the other operations
+#   approx     what approximations cost; bn_tangent: a tangent of BatchNorm by hand
+#   vgg16_bn, vit_tiny, resnet18_512, vgg16_bn_512, wrn28_10_512, vit_tiny_512    further steps
+#
+# A benchmark's JSON goes to FOLDER (default: benchmarks/results), the log of each part to FOLDER/logs. A part that fails,
+# or runs longer than LIMIT, does not stop the others; exit code 1 where one did, 2 for an unknown one.
 #
 #   PYTHON=...   the interpreter (default: .venv/bin/python, else python3)
+#   LIMIT=...    seconds for each part (default: 560); a benchmark begins nothing new after two thirds of them
 #   DEVICE=cpu   the same commands on a CPU at the size of QUICK, to try the script
 #   QUICK=1      few rounds of one small model
 set -u
 cd "$(dirname "$0")/.." || exit 2
 folder=${1:-benchmarks/results}
+[ $# -gt 0 ] && shift
+limit=${LIMIT:-560}
 device=${DEVICE:-cuda}
 python=${PYTHON:-}
 if [ -z "$python" ]; then
@@ -19,43 +31,80 @@ if [ -z "$python" ]; then
 fi
 mkdir -p "$folder/logs" || exit 2
 failed=0
+export PYTHONUNBUFFERED=1
 
-run() { # name, command ...
-    name=$1
-    shift
-    if "$@" >"$folder/logs/$name.log" 2>&1; then
-        echo "$name: done"
+if [ $# -eq 0 ] && [ -n "${QUICK:-}" ]; then
+    set -- ops mlp approx
+    [ "$device" = cuda ] && set -- tests "$@"
+elif [ $# -eq 0 ]; then
+    set -- tests ops resnet18 wrn28_10 memcheck racecheck synccheck initcheck others approx bn_tangent \
+        vgg16_bn vit_tiny resnet18_512 vgg16_bn_512 wrn28_10_512 vit_tiny_512
+fi
+
+run() { # command ...
+    start=$(date +%s)
+    timeout -s INT -k 10 "$limit" "$@" >"$folder/logs/$part.log" 2>&1
+    status=$?
+    seconds=$(($(date +%s) - start))
+    if [ $status -eq 0 ]; then
+        echo "$part: done in $seconds s"
     else
-        echo "$name: FAILED, see $folder/logs/$name.log"
+        echo "$part: FAILED with $status after $seconds s, see $folder/logs/$part.log; it ends"
+        tail -n 3 "$folder/logs/$part.log"
         failed=1
     fi
 }
 
-bench() { "$python" -m fastmeta bench "$@"; }
+bench() { # ops|step|approx, options ...
+    run "$python" -m fastmeta bench "$@" --device "$device" --json "$folder/$part-$device.json"
+}
 
-if [ "$device" = cuda ]; then
-    PYTHON=$python run checks benchmarks/gpu_checks.sh "$folder/logs/checks"
-fi
-if [ -n "${QUICK:-}" ]; then
-    ops="--sizes 64x10 --no-compile --seconds 0.2" models=mlp sizes="8-16" dtype=float32 steps="--rounds 1 --variants default"
-    approx="--models mlp --seconds 1"
-else
-    ops="" models="resnet18 vgg16_bn wrn28_10 vit_tiny" sizes="128-256 512-512" dtype=bfloat16
-    steps="--variants goals autograd" approx="--models resnet18 --batch 128 --meta-batch 256"
-fi
+begin="--limit $((limit * 2 / 3))"
+# in the order of their worth, for the last ones may not be begun
+goals="sgd sgd:captured fastmeta:full reference sgd:compiled-captured reference:captured fastmeta"
+more="fastmeta:delayed-full fastmeta:last:1-full fastmeta:every:4-full sgd:compiled fastmeta:trace fastmeta:one-graph"
 # shellcheck disable=SC2086  # words of options
-run ops bench ops --device "$device" $ops --json "$folder/ops-$device.json"
-for model in $models; do
-    for size in $sizes; do
-        # shellcheck disable=SC2086
-        run "step-$model-$size" bench step --device "$device" --dtype $dtype --model "$model" --batch "${size%-*}" \
-            --meta-batch "${size#*-}" --classes 100 $steps --json "$folder/step-$model-$size-$device.json"
-    done
+for part; do
+    case $part in
+    build) FASTMETA_CUDA=1 run "$python" setup.py build_ext --inplace ;;
+    tests | memcheck | racecheck | synccheck | initcheck)
+        PYTHON=$python LIMIT=$((limit - 10)) run benchmarks/gpu_checks.sh "$folder/logs" "$part"
+        ;;
+    ops)
+        if [ -n "${QUICK:-}" ]; then
+            bench ops --sizes 64x10 --no-compile --seconds 0.2
+        else
+            bench ops --ops instance_label_step_ instance_loss lookahead_update load_images --seconds 0.3 $begin
+        fi
+        ;;
+    others)
+        bench ops --ops class_label_step_ class_loss soft_cross_entropy soft_cross_entropy_hvp \
+            soft_cross_entropy_label_grad row_dot --no-compile --seconds 0.2 $begin
+        ;;
+    mlp) bench step --model mlp --batch 8 --meta-batch 16 --classes 100 --rounds 1 --variants default ;;
+    resnet18 | wrn28_10 | vgg16_bn | vit_tiny)
+        bench step --model "$part" --batch 128 --meta-batch 256 --classes 100 --dtype bfloat16 --variants $goals $more \
+            autograd $begin
+        ;;
+    *_512)
+        bench step --model "${part%_512}" --batch 512 --meta-batch 512 --classes 100 --dtype bfloat16 --variants $goals \
+            $more autograd $begin
+        ;;
+    approx)
+        if [ -n "${QUICK:-}" ]; then
+            bench approx --models mlp --seconds 1
+        else
+            bench approx --models resnet18 --batch 128 --meta-batch 256
+        fi
+        ;;
+    bn_tangent)
+        run "$python" benchmarks/bn_tangent.py --model resnet18 --batch 128 --meta-batch 256 --device "$device" \
+            --dtype bfloat16 --json "$folder/bn_tangent-$device.json"
+        ;;
+    *)
+        echo "gpu.sh: unknown part '$part'" >&2
+        exit 2
+        ;;
+    esac
 done
-# shellcheck disable=SC2086
-run approx bench approx --device "$device" $approx --json "$folder/approx-$device.json"
-if [ -z "${QUICK:-}" ]; then
-    run bn-tangent "$python" benchmarks/bn_tangent.py --model resnet18 --batch 128 --meta-batch 256 --device "$device" \
-        --dtype $dtype --json "$folder/bn-tangent-$device.json"
-fi
 exit $failed

@@ -11,9 +11,11 @@ import pytest
 
 import fastmeta
 from fastmeta.cli import COMMANDS, main
-from fastmeta.cli.train import _one_line, parse
 from fastmeta.training import load_run
 from tests.training.test_run import two_classes
+
+pytest.importorskip("tyro", reason="the command line of the trainer is built on tyro")
+from fastmeta.cli.train import _one_line, parse
 
 ROOT = Path(__file__).parents[1]
 

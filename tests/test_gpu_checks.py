@@ -29,6 +29,7 @@ PYTHON = """#!/bin/sh
 [ "$1" = -c ] && exit "${NO_GPU:-0}"
 echo "pytest $*" >>"$CALLS"
 [ -n "${FAIL_TESTS:-}" ] && exit 1
+[ -n "${HANG:-}" ] && exec sleep 60
 exit 0
 """
 
@@ -45,9 +46,9 @@ def run(tmp_path):
     python = program("fake-python", PYTHON)
     calls = tmp_path / "calls"
 
-    def call(**env: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def call(*checks: str, **env: str) -> tuple[subprocess.CompletedProcess, list[str]]:
         done = subprocess.run(
-            [SCRIPT, tmp_path / "logs"],
+            [SCRIPT, tmp_path / "logs", *checks],
             capture_output=True,
             text=True,
             env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(python), "CALLS": str(calls), **env},
@@ -103,9 +104,27 @@ def test_without_a_gpu_nothing_runs(run):
 
 
 @pytest.mark.skipif(os.path.exists("/usr/local/cuda/bin/compute-sanitizer"), reason="one is installed")
-def test_without_the_tool_nothing_runs(run, tmp_path):
+def test_without_the_tool_only_the_tests_run(run, tmp_path):
     (tmp_path / "compute-sanitizer").unlink()
     done, calls = run()
     assert done.returncode == 2
-    assert "no compute-sanitizer" in done.stderr
-    assert not calls
+    assert "no compute-sanitizer for memcheck" in done.stderr
+    assert len(calls) == 1
+    assert "tests: passed" in done.stdout
+
+
+def test_checks_by_name(run):
+    done, calls = run("synccheck", "memcheck")
+    assert done.returncode == 0
+    assert [line.split()[1] for line in calls if line.startswith("--tool")] == ["synccheck", "memcheck"]
+    assert sum(line.startswith("pytest") for line in calls) == 2
+    done, _ = run("memchek")
+    assert done.returncode == 2
+    assert "unknown check 'memchek'" in done.stderr
+
+
+def test_a_check_that_hangs_is_stopped(run):
+    done, _ = run("tests", HANG="1", LIMIT="1")
+    assert done.returncode == 1
+    assert "tests: stopped after 1 s (LIMIT)" in done.stdout
+    assert "tests: FAILED" in done.stdout

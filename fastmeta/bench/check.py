@@ -22,7 +22,11 @@ FACTOR = 100
 
 
 class WrongStep(AssertionError):
-    """An exact variant disagrees with the reference: nothing is timed."""
+    """An exact variant disagrees with the reference: it is not timed."""
+
+
+class Unchecked(RuntimeError):
+    """There is no truth to compare with: the reference runs out of memory in float64."""
 
 
 def one_line(error: Exception) -> str:
@@ -87,7 +91,7 @@ class Check:
         """The variant's error (of its labels; of its parameters if plain), or why it cannot take a step.
 
         `variant` was built for the problem that will be timed, and takes its first step here if that is what is
-        checked. Raises WrongStep where an exact one is wrong.
+        checked. Raises WrongStep where an exact one is wrong, Unchecked where that cannot be told.
         """
         standard = PLAIN if is_plain(name) else REFERENCE
         if is_compiled(name) or is_captured(name):
@@ -104,7 +108,7 @@ class Check:
         if variant.exact and not all(error <= allowed[k] for k, error in errors.items()):
             told = ", ".join(f"{k} by {error:.1e} (allowed {allowed[k]:.0e})" for k, error in errors.items())
             raise WrongStep(
-                f"{name} differs from the reference in float64: {told}; nothing was timed. A model with random layers "
+                f"{name} differs from the reference in float64: {told}; it is not timed. A model with random layers "
                 "draws anew in the reference: pass --no-check"
             )
         return errors.get("labels", errors["parameters"])
@@ -113,6 +117,8 @@ class Check:
         key = name, problem.dtype
         if key not in self._known:
             moved = movement(build(name, problem), problem)
+            if isinstance(moved, str) and moved.startswith("OutOfMemoryError"):
+                raise Unchecked(f"{name} in {problem.dtype}: {moved}")
             if isinstance(moved, str):
                 raise WrongStep(f"{name} itself cannot run this model: {moved}")
             self._known[key] = moved

@@ -14,8 +14,9 @@ from fastmeta.bench.timing import Body
 def peak_bytes(body: Body, device: torch.device) -> int:
     """The most bytes that torch's allocator held during one call, minus those that it held before.
 
-    CUDA: the caching allocator's own peak. CPU: the running sum over the allocation events of torch's profiler; scratch
-    memory that a library (oneDNN, BLAS) takes for itself is not seen, on either side of a comparison.
+    CUDA: the caching allocator's own peak, in which what a captured graph reuses does not show (`held_by_graphs`).
+    CPU: the running sum over the allocation events of torch's profiler; scratch memory that a library (oneDNN, BLAS)
+    takes for itself is not seen, on either side of a comparison.
     """
     gc.collect()
     if device.type == "cuda":
@@ -35,3 +36,11 @@ def peak_bytes(body: Body, device: torch.device) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def held_by_graphs(device: torch.device) -> int:
+    """Bytes that captured graphs keep for themselves, beyond what is allocated between their replays."""
+    if device.type != "cuda":
+        return 0
+    segments = [s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] != (0, 0)]
+    return sum(s["total_size"] - s["allocated_size"] for s in segments)

@@ -7,6 +7,7 @@ GB/s counts the bytes that the operation cannot avoid, whatever an implementatio
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -155,6 +156,7 @@ class OpsConfig:
     seconds: float = 1.0  # per operation, size and dtype
     compile: bool = True
     graph: bool = True  # CUDA: replay captured graphs instead of timing launches from the host
+    limit: float | None = None  # seconds after which no further case is begun
 
     def __post_init__(self) -> None:
         for name in self.operations:
@@ -166,8 +168,9 @@ class OpsConfig:
         for n, C in self.sizes or ():
             if n < 1 or C < 2:
                 raise ValueError(f"sizes must be n x C with n >= 1 and C >= 2, got {n}x{C}")
-        if self.seconds <= 0:
-            raise ValueError(f"seconds must be positive, got {self.seconds}")
+        for name, value in (("seconds", self.seconds), ("limit", self.limit)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class OpsRow:
 
 
 class WrongResult(AssertionError):
-    """A fused operation disagrees with its twin: nothing is timed."""
+    """A fused operation disagrees with its twin: it is not timed."""
 
 
 def _tensors(result: Any) -> tuple[Tensor, ...]:
@@ -330,16 +333,17 @@ def _time(
     return {k: Timing(tuple(s / captured[k][1] for s in t.seconds)) for k, t in timings.items()}, notes
 
 
-def rows(config: OpsConfig, copy: float) -> Iterator[OpsRow]:
+def cases(config: OpsConfig) -> Iterator[tuple[str, Callable[[float], OpsRow]]]:
+    """Every case by name, and what measures it beside the copy bandwidth."""
     for name in config.operations:
         for dtype in config.dtypes:
             if name in (LOOKAHEAD, IMAGES):
                 from fastmeta.bench import images, lookahead  # which measure by the functions here
 
-                yield (lookahead if name == LOOKAHEAD else images).measure(dtype, config, copy)
+                yield f"{name} {dtype}", partial((lookahead if name == LOOKAHEAD else images).measure, dtype, config)
                 continue
             for n, C in config.sizes or SIZES[config.device]:
-                yield measure(name, n, C, dtype, config, copy)
+                yield f"{name} {n}x{C} {dtype}", partial(measure, name, n, C, dtype, config)
 
 
 HEADER = ("operation", "n", "C", "dtype", "µs", "GB/s", "of copy", "eager", "compiled", "others")
@@ -397,7 +401,10 @@ def verdicts(row: OpsRow, device: str) -> list[Verdict]:
 
 
 def run(config: OpsConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Verdict]]:
-    """Measure everything in `config`; the content for the JSON, and the goals with their figures."""
+    """Measure everything in `config`; the content for the JSON, and the goals with their figures.
+
+    A case that is wrong or cannot run stands under "failures" instead of having a row.
+    """
     device = torch.device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -407,11 +414,31 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> tuple[dict[str
     )
     say(line(HEADER))
     measured: list[OpsRow] = []
-    for row in rows(config, copy):
+    failures: list[str] = []
+    left_out: list[str] = []
+    start = time.perf_counter()
+    for case, take in cases(config):
+        if config.limit is not None and time.perf_counter() - start > config.limit:
+            left_out.append(case)
+            continue
+        try:
+            row = take(copy)
+        except (WrongResult, RuntimeError) as error:  # the other cases still have their figures
+            failures.append(f"{case}: {str(error) or type(error).__name__}")
+            say(f"{case}: FAILED, {failures[-1].splitlines()[0]}")
+            continue
         measured.append(row)
         say(line(cells(row)))
     say("eager, compiled, others: how many times longer they take than the fused operation, paired")
     for peer, note in sorted({item for r in measured for item in r.notes.items()}):
         say(f"{peer}: {note}")
-    content = {"config": asdict(config), "copy_gb_per_s": copy / 1e9, "rows": [asdict(r) for r in measured]}
+    if left_out:
+        say(f"not begun within --limit {config.limit:g}: {', '.join(left_out)}")
+    content = {
+        "config": asdict(config),
+        "copy_gb_per_s": copy / 1e9,
+        "rows": [asdict(r) for r in measured],
+        "failures": failures,
+        "left_out": left_out,
+    }
     return content, [v for r in measured for v in verdicts(r, config.device)]

@@ -38,6 +38,7 @@ class StepConfig:
     label_lr: float = 100.0  # small rates move labels by less than float32 can tell from rounding
     seconds: float = 30.0
     rounds: int | None = None
+    limit: float | None = None  # seconds after which no further variant is prepared: those named first come first
     check: bool = True  # one float64 step of every exact variant against the reference, before any is timed
     memory: bool = True
     seed: int = 0
@@ -45,7 +46,7 @@ class StepConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        for name in ("batch", "meta_batch", "samples", "seconds", "threads", "rounds"):
+        for name in ("batch", "meta_batch", "samples", "seconds", "threads", "rounds", "limit"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name.replace('_', '-')} must be positive, got {value}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastmeta.bench.check import Check, WrongStep, build, one_line
+from fastmeta.bench.check import Check, Unchecked, WrongStep, build, one_line
 from fastmeta.bench.goals import StepRow, best_plain, verdicts
 from fastmeta.bench.launches import launches
-from fastmeta.bench.memory import peak_bytes
+from fastmeta.bench.memory import held_by_graphs, peak_bytes
 from fastmeta.bench.problem import Problem, Sizes, StepConfig, sizes
 from fastmeta.bench.results import Verdict, number, table
 from fastmeta.bench.timing import interleave, matrix_rate
@@ -22,11 +23,14 @@ from fastmeta.bench.variant import Variant
 from fastmeta.bench.variants import PLAIN, REFERENCE, chosen, is_compiled
 from fastmeta.precision import float32_products
 
-__all__ = ["WrongStep", "run"]
+__all__ = ["run"]
 
 
 def run(config: StepConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Verdict]]:
-    """Count, check, then time; the content for the JSON, and the goals with their figures."""
+    """Count, check, then time; the content for the JSON, and the goals with their figures.
+
+    A variant whose step is wrong stands under "failures" instead of having figures; the others have theirs.
+    """
     device = torch.device(config.device)
     if config.dtype == "tf32" and device.type != "cuda":
         say("tf32 is about CUDA: on a CPU it is float32")
@@ -41,7 +45,8 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
     counted = sizes(config)
     say(describe(config, counted))
     problem = Problem(config, torch.float64 if config.dtype == "float64" else torch.float32)
-    variants, errors, skipped = _prepare(names, config, problem, say)
+    prepared = _prepare(names, config, problem, say)
+    variants, skipped, failures = prepared.variants, prepared.skipped, prepared.failures
     timings = interleave(
         {k: v.bodies for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
     )
@@ -50,6 +55,9 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
     say(f"matrix rate     {rate / 1e9:.0f} GFLOP/s, a large {config.dtype} product in this run")
     rows = []
     for name, variant in variants.items():
+        if not variant.finite():
+            failures[name] = "a timed step was not finite and left out its updates; lower --lr or --label-lr"
+            continue
         flops, calls = _count(name, variant, config, problem)
         t = timings[name]
         low, high = t.quartiles
@@ -65,12 +73,10 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
                 forwards=flops / counted.forward_flops if flops and counted.forward_flops else None,
                 share_of_matrix_rate=flops / t.median / rate if flops else None,
                 launches=calls,
-                peak_bytes=peak_bytes(variant.cycle, problem.device) if config.memory else None,
-                error=errors.get(name),
+                peak_bytes=peak_bytes(variant.cycle, problem.device) + prepared.graphs[name] if config.memory else None,
+                error=prepared.errors.get(name),
             )
         )
-        if not variant.finite():
-            raise WrongStep(f"{name}: a timed step was not finite and left out its updates; lower --lr or --label-lr")
 
     unit = best_plain(rows)
     say("\n" + table(HEADER, [cells(r, unit) for r in rows]))
@@ -78,7 +84,7 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
         say(f"the best plain step is {unit}; launches: {LAUNCHES[problem.device.type]}")
     for name, reason in skipped.items():
         say(f"skipped {name}: {reason}")
-    rows += [StepRow(name, skipped=reason) for name, reason in skipped.items()]
+    rows += [StepRow(name, skipped=reason) for name, reason in (skipped | failures).items()]
     rows.sort(key=lambda r: names.index(r.variant))
     content = {
         "config": asdict(config),
@@ -87,41 +93,61 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
         "matrix_gflop_per_s": rate / 1e9,
         "best_plain": unit,
         "rows": [asdict(r) for r in rows],
+        "failures": [f"{name}: {reason}" for name, reason in failures.items()],
     }
     gpu = torch.cuda.get_device_name(problem.device) if problem.device.type == "cuda" else None
     return content, verdicts(config, rows, gpu)
 
 
-def _prepare(
-    names: list[str], config: StepConfig, problem: Problem, say: Callable[[str], None]
-) -> tuple[dict[str, Variant], dict[str, float], dict[str, str]]:
-    """Variants built, checked and warmed up; errors of those that were checked; reasons of those that cannot run."""
+@dataclass
+class _Prepared:
+    """What is there to be timed, and by variant what is known of it already."""
+
+    variants: dict[str, Variant] = field(default_factory=dict)  # built, checked and warmed up
+    errors: dict[str, float] = field(default_factory=dict)  # of those that were checked
+    graphs: dict[str, int] = field(default_factory=dict)  # bytes that its captured graphs hold
+    skipped: dict[str, str] = field(default_factory=dict)  # why it cannot run
+    failures: dict[str, str] = field(default_factory=dict)  # how it is wrong
+
+
+def _prepare(names: list[str], config: StepConfig, problem: Problem, say: Callable[[str], None]) -> _Prepared:
+    out, start = _Prepared(), time.perf_counter()
     check = Check(config, problem) if config.check else None
-    variants: dict[str, Variant] = {}
-    errors: dict[str, float] = {}
-    skipped: dict[str, str] = {}
     for name in names:
-        if is_compiled(name):
-            say(f"preparing       {name}: inductor, minutes on a CPU where it is not cached")
+        spent = time.perf_counter() - start
+        if config.limit is not None and spent > config.limit:
+            out.skipped[name] = f"not begun: {spent:.0f} s had gone by, --limit {config.limit:g}"
+            continue
+        say(f"preparing       {name}" + (": inductor, minutes where it is not cached" if is_compiled(name) else ""))
+        held = held_by_graphs(problem.device)
         built = build(name, problem)
         if isinstance(built, str):
-            skipped[name] = built
+            out.skipped[name] = built
             continue
         if check is not None and name != PLAIN:
-            error = check.of(name, built)
-            if isinstance(error, str):
-                skipped[name] = error
+            try:
+                error = check.of(name, built)
+            except WrongStep as wrong:
+                out.failures[name] = str(wrong)
                 continue
-            errors[name] = error
+            except Unchecked as reason:
+                say(f"not checked     {reason}")
+                check = None
+            else:
+                if isinstance(error, str):
+                    out.skipped[name] = error
+                    continue
+                out.errors[name] = error
         try:
             for _ in range(2):  # chooses the tangent, fills caches
                 built.cycle()
         except (RuntimeError, NotImplementedError) as failure:
-            skipped[name] = one_line(failure)
+            out.skipped[name] = one_line(failure)
             continue
-        variants[name] = built
+        out.variants[name] = built
+        out.graphs[name] = held_by_graphs(problem.device) - held
     gc.collect()
-    return variants, errors, skipped
+    return out
 
 
 def _count(name: str, variant: Variant, config: StepConfig, problem: Problem) -> tuple[float | None, float | None]:
