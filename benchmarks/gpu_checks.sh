@@ -8,6 +8,7 @@
 #
 #   PYTHON=...             the interpreter (default: .venv/bin/python, else python3)
 #   LIMIT=...              seconds for each check (default: 540)
+#   WORKERS=...            processes that the tests run in (default: 4)
 #   FASTMETA_SANITIZER=... compute-sanitizer, where it is neither on PATH nor in $CUDA_HOME/bin nor in /usr/local/cuda/bin
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -48,7 +49,11 @@ report() { # name, whether it passed (0), what to look at
 for check; do
     case $check in
     tests)
-        timeout -s INT -k 10 "$limit" "$python" -m pytest -m cuda --durations=10 tests >"$folder/tests.log" 2>&1
+        # several at once where pytest-xdist is there: most of the time goes into compilers and float64 on the host
+        workers=
+        "$python" -c 'import xdist' 2>/dev/null && workers="-n ${WORKERS:-4}"
+        # shellcheck disable=SC2086  # two words or none
+        timeout -s INT -k 10 "$limit" "$python" -m pytest -m cuda --durations=10 $workers tests >"$folder/tests.log" 2>&1
         status=$?
         tail -n 1 "$folder/tests.log"
         report tests $status "$folder/tests.log"

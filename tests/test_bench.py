@@ -467,6 +467,29 @@ def test_a_step_that_is_not_finite_gives_no_figure():
     assert content["rows"][0]["milliseconds"] is None
 
 
+@pytest.mark.parametrize("when", ["build", "step"])
+def test_a_variant_that_breaks_leaves_the_others(monkeypatch, when):
+    """As code that a compiler has made may, which raises more than RuntimeErrors."""
+    right = variants.VARIANTS["fastmeta"]
+
+    def broken(problem):
+        assert when == "step", "wrong stride"
+        variant = right(problem)
+
+        def take():
+            raise AssertionError("wrong stride")
+
+        variant.step = take
+        return variant
+
+    monkeypatch.setitem(variants.VARIANTS, "fastmeta:forward", broken)
+    config = StepConfig(**TINY, variants=("fastmeta:forward", "fastmeta"), memory=False, check=when == "build")
+    content, _ = step.run(config, lambda text: None)
+    (failure,) = content["failures"]
+    assert failure.startswith("fastmeta:forward: AssertionError: wrong stride")
+    assert [row["skipped"] is None for row in content["rows"]] == [False, True]
+
+
 def test_where_the_reference_does_not_fit_steps_are_timed_unchecked(monkeypatch):
     def big(problem):
         raise torch.OutOfMemoryError("CUDA out of memory.")

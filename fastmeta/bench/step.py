@@ -73,7 +73,7 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
                 forwards=flops / counted.forward_flops if flops and counted.forward_flops else None,
                 share_of_matrix_rate=flops / t.median / rate if flops else None,
                 launches=calls,
-                peak_bytes=peak_bytes(variant.cycle, problem.device) + prepared.graphs[name] if config.memory else None,
+                peak_bytes=_peak(variant, problem.device, prepared.graphs[name]) if config.memory else None,
                 error=prepared.errors.get(name),
             )
         )
@@ -120,34 +120,39 @@ def _prepare(names: list[str], config: StepConfig, problem: Problem, say: Callab
             continue
         say(f"preparing       {name}" + (": inductor, minutes where it is not cached" if is_compiled(name) else ""))
         held = held_by_graphs(problem.device)
-        built = build(name, problem)
-        if isinstance(built, str):
-            out.skipped[name] = built
+        try:
+            built = build(name, problem)
+            error = None if isinstance(built, str) or check is None or name == PLAIN else check.of(name, built)
+        except Unchecked as reason:
+            say(f"not checked     {reason}")
+            check = error = None
+        except Exception as wrong:  # of a compiler, too: the others still have their figures
+            out.failures[name] = str(wrong) if isinstance(wrong, WrongStep) else one_line(wrong)
             continue
-        if check is not None and name != PLAIN:
-            try:
-                error = check.of(name, built)
-            except WrongStep as wrong:
-                out.failures[name] = str(wrong)
-                continue
-            except Unchecked as reason:
-                say(f"not checked     {reason}")
-                check = None
-            else:
-                if isinstance(error, str):
-                    out.skipped[name] = error
-                    continue
-                out.errors[name] = error
+        if isinstance(built, str) or isinstance(error, str):
+            out.skipped[name] = built if isinstance(built, str) else str(error)
+            continue
+        if error is not None:
+            out.errors[name] = error
         try:
             for _ in range(2):  # chooses the tangent, fills caches
                 built.cycle()
         except (RuntimeError, NotImplementedError) as failure:
             out.skipped[name] = one_line(failure)
             continue
+        except Exception as wrong:
+            out.failures[name] = one_line(wrong)
+            continue
         out.variants[name] = built
         out.graphs[name] = held_by_graphs(problem.device) - held
     gc.collect()
     return out
+
+
+def _peak(variant: Variant, device: torch.device, graphs: int) -> int | None:
+    with suppress(torch.OutOfMemoryError):  # beside all that the other variants hold
+        return peak_bytes(variant.cycle, device) + graphs
+    return None
 
 
 def _count(name: str, variant: Variant, config: StepConfig, problem: Problem) -> tuple[float | None, float | None]:

@@ -218,13 +218,15 @@ class Dropping(torch.nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("step", [6, 7])
-def test_graphs_and_approximations_go_on_bitwise(step, tmp_path):
+@pytest.mark.parametrize(
+    ("compile", "step"), [("trace", 6), ("trace", 7), pytest.param("full", 7, marks=pytest.mark.slow)]
+)
+def test_graphs_and_approximations_go_on_bitwise(compile, step, tmp_path):
     """With a random layer, momentum, and a stop where labels move (6) and where they do not (7)."""
     torch.manual_seed(0)
     model = Dropping()
     paths = tmp_path / "unbroken", tmp_path / "broken"
-    changes = {"model": None, "baselines": "none", "compile": "trace", "approx": "every:2"}
+    changes = {"model": None, "baselines": "none", "compile": compile, "approx": "every:2"}
     train(config(paths[0], **changes), model=model, data=two_classes())
     stop = Kill(signal.SIGTERM, "instance_labels", step)
     with pytest.raises(Interrupted):
