@@ -244,6 +244,19 @@ def test_a_table_that_is_not_written_is_noticed(monkeypatch):
         ops.compare("instance_label_step_", ops._variants("instance_label_step_", ops.OpsConfig(compile=False)), inputs)
 
 
+def test_a_twin_that_does_not_compile_is_left_out(monkeypatch):
+    def refuse(function, **_):
+        def call(*_):
+            raise AssertionError("no such tile")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    row = ops.measure("row_dot", 8, 5, "float32", ops.OpsConfig(seconds=1e-3), copy=1e9)
+    assert row.speedup.keys() == {"eager"}
+    assert row.notes == {"compiled": "skipped, AssertionError: no such tile"}
+
+
 @pytest.mark.slow
 def test_compiled_twins_take_part():
     row = ops.measure("row_dot", 8, 5, "float32", ops.OpsConfig(seconds=1e-3), copy=1e9)

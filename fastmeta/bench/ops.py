@@ -270,6 +270,12 @@ def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepare
     operation, device = OPERATIONS[name], torch.device(config.device)
     inputs = Inputs.random(n, C, DTYPES[dtype], device, seed=0)
     variants, notes = _variants(name, config), {}
+    if "compiled" in variants:
+        try:
+            _outputs(operation, variants["compiled"], inputs)
+        except Exception as error:  # a compiler's; the fused operation is measured all the same
+            del variants["compiled"]
+            notes["compiled"] = f"skipped, {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
     arguments = dict.fromkeys(variants, operation.arguments)
     same = dict(variants)
     for peer, (load, peer_arguments, same_maths) in operation.peers.items():

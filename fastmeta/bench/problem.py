@@ -65,7 +65,10 @@ class Problem:
         self.classes, self.lr, self.label_lr = config.classes, config.lr, config.label_lr
         generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
-        self._model = build_model(config).to(self.device, dtype).train()
+        # as the trainer lays out images and weights: what cuDNN takes without turning it first
+        self._layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        model = build_model(config).to(self.device, dtype)
+        self._model = model.to(memory_format=self._layout).train()  # type: ignore[call-overload]
         make = _inputs(config)
         self.x, self.x_meta = (self._place(make(size, generator)) for size in (config.batch, config.meta_batch))
         self.targets = torch.randint(config.classes, (config.samples,), generator=generator).to(self.device)
@@ -74,7 +77,8 @@ class Problem:
 
     def _place(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(self.device, self.dtype if value.is_floating_point() else None)
+            layout = self._layout if value.ndim == 4 else torch.preserve_format
+            return value.to(self.device, self.dtype if value.is_floating_point() else None, memory_format=layout)
         if isinstance(value, dict):
             return {k: self._place(v) for k, v in value.items()}
         raise ValueError(f"inputs must return a tensor or a dict of tensors, got {type(value).__name__}")
