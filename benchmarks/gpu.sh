@@ -68,7 +68,7 @@ for part; do
     case $part in
     build) FASTMETA_CUDA=1 run "$python" setup.py build_ext --inplace ;;
     tests | memcheck | racecheck | synccheck | initcheck)
-        PYTHON=$python LIMIT=$((limit - 10)) run benchmarks/gpu_checks.sh "$folder/logs" "$part"
+        PYTHON=$python LIMIT=$((limit - 10)) run benchmarks/gpu_checks.sh "$folder/logs/checks" "$part"
         ;;
     ops)
         if [ -n "${QUICK:-}" ]; then

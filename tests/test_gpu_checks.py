@@ -1,4 +1,6 @@
-"""The logic of benchmarks/gpu_checks.sh, with a compute-sanitizer and a Python that only say what they were asked."""
+"""The logic of benchmarks/gpu_checks.sh and gpu.sh, with a compute-sanitizer and a Python that only say what they were
+asked.
+"""
 
 import os
 import subprocess
@@ -46,9 +48,9 @@ def run(tmp_path):
     python = program("fake-python", PYTHON)
     calls = tmp_path / "calls"
 
-    def call(*checks: str, **env: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def call(*checks: str, script: Path = SCRIPT, **env: str) -> tuple[subprocess.CompletedProcess, list[str]]:
         done = subprocess.run(
-            [SCRIPT, tmp_path / "logs", *checks],
+            [script, tmp_path / "logs", *checks],
             capture_output=True,
             text=True,
             env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(python), "CALLS": str(calls), **env},
@@ -128,3 +130,18 @@ def test_a_check_that_hangs_is_stopped(run):
     assert done.returncode == 1
     assert "tests: stopped after 1 s (LIMIT)" in done.stdout
     assert "tests: FAILED" in done.stdout
+
+
+def test_parts_of_the_whole(run, tmp_path):
+    """Each with a log of its own; one that fails does not stop the next."""
+    done, calls = run(
+        "memcheck", "resnet18", script=SCRIPT.with_name("gpu.sh"), BAD_TOOL="memcheck", REPORT="fastmeta::"
+    )
+    assert done.returncode == 1
+    assert "memcheck: FAILED with 1 after" in done.stdout
+    assert "resnet18: done in" in done.stdout
+    assert "memcheck: 1 lines of the log name a kernel of fastmeta" in (tmp_path / "logs/logs/memcheck.log").read_text()
+    step = next(line for line in calls if "bench step --model resnet18" in line)
+    assert "--limit 373 --device cuda --json" in step
+    done, _ = run("nonsense", script=SCRIPT.with_name("gpu.sh"))
+    assert done.returncode == 2
