@@ -7,21 +7,6 @@ namespace fastmeta::cpu {
 
 namespace {
 
-// Row i of `m` where it is, if it is in A; 16-bit rows in scratch.
-template <class A>
-FASTMETA_INLINE const A* row_in(const ConstMatrix& m, int64_t i, int64_t C, A* scratch) {
-  if constexpr (sizeof(A) == 4) {
-    if (size_of(m.dtype) == 2) {
-      if (m.dtype == DType::kBFloat16)
-        widen(row_at<BFloat16>(m, i), C, scratch);
-      else
-        widen(row_at<Float16>(m, i), C, scratch);
-      return scratch;
-    }
-  }
-  return row_at<A>(m, i);
-}
-
 template <class A>
 FASTMETA_CLONES void dot_rows(const RowDotArgs& a, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = Simd<A>::kLanes;

@@ -65,12 +65,27 @@ FASTMETA_INLINE const A* row_at(const ConstMatrix& m, int64_t i) {
   return reinterpret_cast<const A*>(static_cast<const char*>(m.data) + i * m.row_stride * size_of(m.dtype));
 }
 
-// A row on its way into scratch memory, vector by vector where it is in A; 16-bit rows go there as a whole at once.
+// Row i of `m` where it is, if it is in A; 16-bit rows in scratch.
+template <class A>
+FASTMETA_INLINE const A* row_in(const ConstMatrix& m, int64_t i, int64_t C, A* scratch) {
+  if constexpr (sizeof(A) == 4) {
+    if (size_of(m.dtype) == 2) {
+      if (m.dtype == DType::kBFloat16)
+        widen(row_at<BFloat16>(m, i), C, scratch);
+      else
+        widen(row_at<Float16>(m, i), C, scratch);
+      return scratch;
+    }
+  }
+  return row_at<A>(m, i);
+}
+
+// A row on its way into scratch memory, vector by vector where it is in A; 16-bit rows, there already, onto themselves.
 template <class A>
 class RowLoader {
  public:
   FASTMETA_INLINE RowLoader(const ConstMatrix& m, int64_t i, int64_t C, A* x)
-      : from(row_at<A>(m, i)), to(x), scan(first(m, i, C)) {}
+      : from(row_in(m, i, C, x)), to(x), scan(from[0]) {}
   FASTMETA_INLINE void operator()(int64_t k) {
     store(to + k, load(from + k));
     scan(from + k);
@@ -83,19 +98,6 @@ class RowLoader {
   FASTMETA_INLINE Scan<A> result() const { return scan.result(); }
 
  private:
-  FASTMETA_INLINE A first(const ConstMatrix& m, int64_t i, int64_t C) {
-    if constexpr (sizeof(A) == 4) {
-      if (size_of(m.dtype) == 2) {
-        if (m.dtype == DType::kBFloat16)
-          widen(row_at<BFloat16>(m, i), C, to);
-        else
-          widen(row_at<Float16>(m, i), C, to);
-        from = to;  // and is copied onto itself
-      }
-    }
-    return from[0];
-  }
-
   const A* from;
   A* to;
   Scanner<A> scan;
