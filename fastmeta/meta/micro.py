@@ -9,7 +9,7 @@ once per piece, in order.
 
 It costs, beside the whole step's work, 1 F (train forwards) for the second train graph; the reverse way of the tangent
 builds it and J'v once more, 3 F. A batch that is whole costs nothing the forward way, whose tangent needs a second
-forward anyhow: that one leaves the graph (`TangentPlan.joined`), and every eager step goes this way.
+forward anyhow: where that one can leave the graph (`TangentPlan.joined`), eager steps go this way unasked.
 """
 
 from __future__ import annotations
