@@ -1,11 +1,12 @@
 """Two processes, each with half of every batch, equal one process with all of it."""
 
 import copy
-import socket
+import os
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before any group: its defaults keep the WORLD of the import for ever
 import torch.multiprocessing as mp
 
 import fastmeta
@@ -52,15 +53,17 @@ def run(case, step, rank, size, poison=False):
 
 
 def leave():
-    # A thread of gloo may still hold the tensors of the last collective; where it drops them after the interpreter has
-    # gone, the process aborts. Waiting for the other rank lets it have its turn.
+    # All files are written. A thread of gloo may still hold the tensors of a collective; where it drops them while the
+    # interpreter shuts down, the process aborts (rarely, on a busy machine). So there is no
+    # shutting down; at the barrier nobody waits for anybody any more.
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)
 
 
-def worker(rank, port, jobs, out):
+def worker(rank, jobs, out):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
     for key, (name, family, tangent, poison) in jobs.items():
         case, labels, step = build(name, family, tangent, dist.group.WORLD)
         results = run(case, step, rank, 2, poison)
@@ -87,10 +90,7 @@ def test_two_processes_equal_one(tmp_path):
     }
     jobs["poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True)
     jobs["rounded"] = ("mlp", rounded, "reverse", False)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (port, jobs, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, (jobs, str(tmp_path)), nprocs=2)
 
     for key, (name, family, tangent, poison) in jobs.items():
         case, labels, step = build(name, family, tangent)
