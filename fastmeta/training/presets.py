@@ -39,12 +39,12 @@ DIGITS = Preset(
     meta_batch_size=30,
     lr=0.1,
     weight_decay=2e-3,
-    # a start soft enough (0.4) reaches 97% without any learning of labels; at 0.8 the gain is the learning's
-    target_prob=0.8,
+    # Softer starts (0.4) reach more accuracy without moving a label; at harder ones (0.8) fewer labels come right.
+    target_prob=0.6,
     baselines="all",
     threads=1,
     # short runs and few visits per label want larger steps than the family's default
-    instance_rate=10.0,
+    instance_rate=5.0,
 )
 ARRAYS = Preset(
     noise="none",
