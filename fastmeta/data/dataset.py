@@ -115,7 +115,7 @@ def _labels(name: str, key: str, y: np.ndarray) -> np.ndarray:
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise InputError(
             f"{name}: {key} must be class numbers (N,) of an integer dtype, got {y.dtype} of shape {y.shape}; "
-            "number the classes 0, 1, 2, …"
+            "number the classes 0, 1, 2, …" + (" and convert with .astype(np.int64)" if y.dtype.kind == "f" else "")
         )
     return y.astype(np.int64)
 
@@ -140,7 +140,9 @@ def _classes(name: str, names: np.ndarray | None, labels: Mapping[str, np.ndarra
             f"{name}: at most {MOST_CLASSES:,} classes are possible, got {count:,} (one more than the largest label); "
             "number the classes 0, 1, 2, … without gaps"
         )
-    return tuple(str(k) for k in (range(count) if names is None else names.tolist())), count
+    if names is None:
+        return tuple(map(str, range(count))), count
+    return tuple(k.decode(errors="replace") if isinstance(k, bytes) else str(k) for k in names.tolist()), count
 
 
 def _meta_index(name: str, index: np.ndarray | None, size: int) -> np.ndarray | None:
@@ -148,7 +150,7 @@ def _meta_index(name: str, index: np.ndarray | None, size: int) -> np.ndarray | 
         return None
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index):
         raise InputError(
-            f"{name}: meta_index must be row numbers (M,) of an integer dtype, got {index.dtype} of shape "
+            f"{name}: meta_index must be row numbers (M >= 1,) of an integer dtype, got {index.dtype} of shape "
             f"{index.shape}" + ("; pass np.flatnonzero(meta_index)" if index.dtype == bool else "")
         )
     if index.min() < 0 or index.max() >= size:

@@ -30,6 +30,21 @@ def test_takes_over_what_is_right():
     assert data.meta_index.tolist() == [3, 1]
 
 
+def test_names_of_bytes_are_text():
+    assert Dataset.from_arrays(arrays(class_names=np.array([b"cat", b"dog", b"\xff"]))).class_names == (
+        "cat",
+        "dog",
+        "�",
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64])
+def test_labels_of_any_integer_dtype(dtype):
+    data = Dataset.from_arrays(arrays(y_train=(np.arange(12) % 3).astype(dtype)))
+    assert data.y_train.dtype == np.int64
+    assert data.y_train.tolist() == [0, 1, 2] * 4
+
+
 def test_grey_images_need_no_channel_axis_and_columns_of_labels_are_vectors():
     data = Dataset.from_arrays({"x_train": np.zeros((4, 5, 6), np.uint8), "y_train": np.array([[0], [1], [0], [1]])})
     assert data.x_train.shape == (4, 5, 6, 1)
@@ -53,7 +68,8 @@ X = np.zeros((12, 5, 6, 3), np.uint8)
             r"x_test has images of shape \(7, 6, 3\), x_train of \(5, 6, 3\)",
         ),
         ({"y_train": np.zeros(11, np.int64)}, "y_train has 11 labels for the 12 images"),
-        ({"y_train": np.arange(12.0)}, "integer dtype, got float64"),
+        ({"y_train": np.arange(12.0)}, r"integer dtype, got float64 .*convert with .astype\(np.int64\)$"),
+        ({"y_train": np.array(list("abcabcabcabc"))}, "integer dtype, got <U1 .* number the classes 0, 1, 2, …$"),
         ({"y_train": np.full(12, 2)}, r"one class only \(2\)"),
         ({"y_train": np.arange(12) % 3 - 1}, "y_train must start from 0, got -1 to 1; renumber"),
         ({"y_train": np.arange(12) * 10**9}, "at most 65,536 classes are possible, got 11,000,000,001"),
@@ -62,6 +78,7 @@ X = np.zeros((12, 5, 6, 3), np.uint8)
         ({"meta_index": [0, 12]}, r"must lie in 0\.\.11, .* got 0 to 12"),
         ({"meta_index": [4, 4]}, "names a row twice"),
         ({"meta_index": [0.5]}, "integer dtype"),
+        ({"meta_index": np.arange(0)}, r"row numbers \(M >= 1,\) .* got int64 of shape \(0,\)"),
         ({"meta_index": np.arange(12) < 3}, r"got bool of shape \(12,\); pass np.flatnonzero"),
         ({"meta_index": [0], "x_meta": X, "y_meta": np.zeros(12, int)}, "both 'x_meta' and 'meta_index'"),
     ],
