@@ -212,6 +212,69 @@ def test_train_prints_a_table_and_leaves_a_run(npz, capsys, tmp_path):
     ]
 
 
+def printed(line, cwd, *, stdout=subprocess.PIPE, **environment):
+    """A process of its own, whose output is what a test is about."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    script = [sys.executable, "-m", "fastmeta", *line]
+    return subprocess.run(script, cwd=cwd, env=environment, stdout=stdout, stderr=subprocess.PIPE, check=False)
+
+
+def short_run(npz):
+    return ["train", "--dataset", f"npz:{npz}", "--model", "mlp", "--epochs", "2", "--threads", "1", "--out", "run"]
+
+
+def test_a_run_outlives_the_reader_of_its_output(npz, tmp_path):
+    """As with `fastmeta train | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = printed(short_run(npz), tmp_path, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert load_run(tmp_path / "run").summary
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_run_outlives_the_disk_of_its_log(npz, tmp_path):
+    with open("/dev/full", "wb") as full:
+        done = printed(short_run(npz), tmp_path, stdout=full)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert load_run(tmp_path / "run").summary
+
+
+def test_a_terminal_without_our_letters(npz, tmp_path):
+    for line in ([], ["train", "--help"], [*short_run(npz), "--dry-run"], short_run(npz)):
+        done = printed(line, tmp_path, PYTHONIOENCODING="ascii")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode("ascii")
+    assert b"everything in run" in done.stdout
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path, capsys):
+    """The clean set holds one class, so that labels move to it, and its name and the other's come into the table."""
+    data = two_classes(class_names=["[red]dark", "[/bright]"], y_true=None)
+    bright = data["y_meta"] == 1
+    data["x_meta"], data["y_meta"] = data["x_meta"][bright], data["y_meta"][bright]
+    np.savez("odd[x].npz", **data)
+    line = ["train", "--dataset", "npz:odd[x].npz", "--model", "mlp", "--epochs", "3", "--threads", "1"]
+    assert main([*line, "--labels.label-lr", "1e4", "--out", "[/run]"]) == 0
+    text = capsys.readouterr().out
+    assert "→ [/run]\n" in text
+    assert "warning: the clean set has no image of 1 class(es): [red]dark" in text
+    assert "odd[x].npz: 80 train" in text
+    assert "[red]dark → [/bright]" in text
+    assert "everything in [/run]\n" in text
+
+
+def test_a_narrow_terminal_loses_no_figure(npz, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(short_run(npz)) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("instance labels  ") and "epoch" not in line)
+    assert "…" not in text
+    assert len(row.split()) == 11  # two words, two accuracies, start → end, two counts, precision, seconds
+    assert "90.0 → " in row
+
+
 def test_sigterm_says_how_to_go_on_and_exits_143(npz, tmp_path):
     script = [
         sys.executable,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 
@@ -34,6 +35,9 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no arrow gets a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     args = sys.argv[1:] if argv is None else list(argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmeta.report.table import TITLES, percent, plain, result_table
@@ -19,13 +22,35 @@ if TYPE_CHECKING:
 
 #: lines per stage where there is no terminal to draw a bar in
 LINES = 5
+#: a narrower terminal would cut the figures off, in the bar and in the table
+LEAST_WIDTH = 80
+
+
+class _Console(Console):
+    """Outlives its reader: where nothing can be printed any more (`| head`, a full disk), the run goes on unheard.
+
+    rich would end the process behind a broken pipe, and leave other errors to the caller.
+    """
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # or Python complains about what is left in its buffer when it ends
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class ConsoleListener(Listener):
     """Prints with rich."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or _Console(highlight=False)
         self._progress: Progress | None = None
         self._task: Any = None
 
@@ -33,12 +58,11 @@ class ConsoleListener(Listener):
         rate = splits.noise_rate
         wrong = "" if rate is None else f" ({percent(rate)}% of the labels wrong)"
         test = "no test set" if splits.test is None else f"{len(splits.test):,} test"
-        self.console.print(
+        self._line(
             f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes; "
-            f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}",
-            soft_wrap=True,
+            f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}"
         )
-        if self.console.is_terminal:
+        if self.console.is_terminal and self.console.width >= LEAST_WIDTH:
             self._progress = Progress(
                 TextColumn("{task.description:<20}"),
                 BarColumn(),
@@ -73,19 +97,24 @@ class ConsoleListener(Listener):
             epochs = stage.total // stage.steps_per_epoch
             if record["epoch"] % max(1, epochs // LINES) == 0 or record["epoch"] == epochs:
                 title = TITLES.get(stage.name, stage.name)
-                self.console.print(f"{title:<20} epoch {record['epoch']:>4}/{epochs}  {figures}", soft_wrap=True)
+                self._line(f"{title:<20} epoch {record['epoch']:>4}/{epochs}  {figures}")
 
     def note(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        self._line(text)
 
     def warning(self, text: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
+        self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     def end(self, path: Path, summary: Mapping[str, Any]) -> None:
         self.close()
         self.console.print()
+        self.console.width = max(LEAST_WIDTH, self.console.width)  # a terminal breaks lines, rich would drop figures
         self.console.print(result_table(summary))
-        self.console.print(f"everything in {path}", soft_wrap=True)
+        self._line(f"everything in {path}")
+
+    def _line(self, text: str) -> None:
+        """As it is: names and paths of the user's may hold what rich takes for markup."""
+        self.console.print(text, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it should be; safe to call twice."""

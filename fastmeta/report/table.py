@@ -32,6 +32,7 @@ def result_table(summary: Mapping[str, Any]) -> Group:
     from rich import box
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -65,7 +66,9 @@ def result_table(summary: Mapping[str, Any]) -> Group:
     for name, figures in summary["baselines"].items():
         last, best, seconds = _stage_cells(figures)
         table.add_row(TITLES.get(name, name), last, best, "", "", "", "", seconds)
-    return Group(f"{_name(summary['dataset'])}: {_data_line(summary)}", table, *_notes(summary))
+    # as Text, because names of the user's may hold what rich takes for markup
+    head = Text(f"{_name(summary['dataset'])}: {_data_line(summary)}")
+    return Group(head, table, *map(Text, _notes(summary)))
 
 
 def _stage_cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:
