@@ -15,6 +15,7 @@ from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
+from fastmeta.training.result import resume_command
 
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     except (TrainingError, OutOfMemory) as error:
         return _fail(1, str(error))
     except Interrupted as stop:
-        _fail(0, f"{stop}\ngo on with: fastmeta train --resume {stop.path}")
+        _fail(0, f"{stop}\ngo on with: {resume_command(stop.path)}")
         return 128 + stop.signum
 
 

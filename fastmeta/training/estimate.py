@@ -13,9 +13,9 @@ from fastmeta.meta.memory import graph_bytes
 from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
+from fastmeta.training.directory import new_directory
 from fastmeta.training.prepared import Prepared, prepare
 from fastmeta.training.presets import preset_threads
-from fastmeta.training.session import new_directory
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5

@@ -17,7 +17,7 @@ from fastmeta.meta.network import pick_logits
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import pick_device
 from fastmeta.training.presets import preset_noise, resolve
-from fastmeta.training.result import CUSTOM, build_model
+from fastmeta.training.result import CUSTOM, build_model, kind_of
 from fastmeta.training.stage import Stage
 
 Data = Dataset | Mapping[str, Any]
@@ -56,9 +56,9 @@ class Prepared:
 def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
     """Load, split, resolve, build. Raises InputError and writes nothing."""
     if model is not None and not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {_kind(model)}")
+        raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
     if data is not None and not isinstance(data, Dataset | Mapping):
-        raise InputError(f"data must be a fastmeta.data.Dataset or a mapping of arrays, got {_kind(data)}")
+        raise InputError(f"data must be a fastmeta.data.Dataset or a mapping of arrays, got {kind_of(data)}")
     device = pick_device(config.device)
     if data is None:
         dataset = load_dataset(config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth)
@@ -85,10 +85,6 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     prepared = Prepared(config, splits, on_device, model, device)
     _try_forward(prepared)
     return prepared
-
-
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _try_forward(prepared: Prepared) -> None:

@@ -1,8 +1,8 @@
 """The files of a run and what a finished one gives back.
 
 config.toml          resolved; `fastmeta train --config` runs it again
-metrics.jsonl        a line per epoch and stage, and the warnings
-summary.json         figures of the whole run, see :func:`summary_of`; only a finished run has it
+metrics.jsonl        a line per epoch and stage; epoch 0 is the start
+summary.json         figures of the whole run and its warnings, see :func:`summary_of`; only a finished run has it
 labels.npz           per training row: index (row in the data set), given, learned, probability (of the learned
                      class), given_probability, entropy, and true where it is known
 labels.safetensors   the label parameters themselves (methods that learn labels)
@@ -16,21 +16,25 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmeta.data import InputError, Splits
 from fastmeta.labels import ClassLabels, InstanceLabels
-from fastmeta.training.checkpoint import pack, write_atomically
+from fastmeta.methods import METHODS
+from fastmeta.training.checkpoint import pack, unpack, write_atomically
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
 from fastmeta.training.stage import Stage
+
+T = TypeVar("T")
 
 SCHEMA = "fastmeta.run"
 SCHEMA_VERSION = 1
@@ -161,45 +165,79 @@ def summary_of(
 def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
     """A finished run from its directory. `model` is needed where the run was given a module of the caller's own.
 
+    A `model` that is given takes over the run's weights and becomes the `Run.model`.
+
     Raises:
-        InputError: no run there, an unfinished or a damaged one, or one that needs `model`.
+        InputError: no run there, an unfinished or a damaged one, or one that needs another `model`.
     """
     path = Path(path)
     if not (path / "config.toml").is_file():
         raise InputError(f"{path} is no run directory: it has no config.toml")
     if not (path / "summary.json").is_file():
-        raise InputError(f"{path} is not finished; go on with: fastmeta train --resume {path}")
+        raise InputError(f"{path} is not finished; go on with: {resume_command(path)}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
     config = TrainConfig.read(path / "config.toml")
-    summary = _read(path / "summary.json", lambda p: json.loads(p.read_text(encoding="utf-8")))
-    if summary.get("schema") != SCHEMA or summary.get("schema_version") != SCHEMA_VERSION:
+    if config.model is None:
+        raise InputError(f"{path}/config.toml names no model: it is not the one that the run has written")
+    summary = _read(path / "summary.json", _summary)
+    num_classes = summary["num_classes"]
+    state, _ = _read(path / "model.safetensors", unpack)
+    given, model = model is not None, model or build_model(config, num_classes, summary["image_shape"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        way = "pass one built as that was" if given else "the run is damaged, run it again with --config"
         raise InputError(
-            f"{path}/summary.json has schema {summary.get('schema')} {summary.get('schema_version')}, "
-            f"this fastmeta reads {SCHEMA} {SCHEMA_VERSION}"
-        )
-    from safetensors.torch import load_file
-
-    if model is None:
-        model = build_model(config, summary["num_classes"], summary["image_shape"])
-    model.load_state_dict(_read(path / "model.safetensors", load_file))
-    labels: InstanceLabels | ClassLabels | None = None
-    if (path / "labels.safetensors").is_file():
-        state = _read(path / "labels.safetensors", load_file)
-        targets, num_classes = state["targets"], summary["num_classes"]
-        if "label_logits" in state:
-            labels = InstanceLabels(targets, num_classes, 0.5, dtype=state["label_logits"].dtype)
-        else:
-            labels = ClassLabels(targets, num_classes, 0.5)
-        labels.load_state_dict(state)
+            f"{path}/model.safetensors does not fit the {type(model).__name__} (the run trained {config.model}): {way}"
+        ) from error
+    labels = None
+    if METHODS[config.method].needs_meta:
+        labels = _read(path / "labels.safetensors", lambda p: _labels(*unpack(p), num_classes))
     return Run(path, summary, config, model.eval(), labels)
 
 
-def _read(path: Path, read: Callable[[Path], Any]) -> Any:
-    from safetensors import SafetensorError
+def resume_command(path: Path) -> str:
+    """What to type to go on."""
+    return shlex.join(["fastmeta", "train", "--resume", str(path)])
 
+
+def kind_of(value: Any) -> str:
+    """For messages about a value of a wrong type."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    schema = (summary.get("schema"), summary.get("schema_version")) if isinstance(summary, dict) else (None, None)
+    if schema != (SCHEMA, SCHEMA_VERSION):
+        raise ValueError(f"schema {schema[0]} {schema[1]}, this fastmeta reads {SCHEMA} {SCHEMA_VERSION}")
+    for key in ("num_classes", "image_shape"):
+        if key not in summary:
+            raise ValueError(f"{key} is missing")
+    return summary
+
+
+def _labels(state: dict[str, Tensor], values: dict[str, Any], num_classes: int) -> InstanceLabels | ClassLabels:
+    if values.get("family") not in (InstanceLabels.family, ClassLabels.family):
+        raise ValueError(f"it holds no labels but {values}")
+    labels: InstanceLabels | ClassLabels
+    if values["family"] == InstanceLabels.family:
+        labels = InstanceLabels(state["targets"], num_classes, 0.5, dtype=state["label_logits"].dtype)
+    else:
+        labels = ClassLabels(state["targets"], num_classes, 0.5)
+    labels.load_state_dict(state)
+    return labels
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}): the run is damaged, run it again with --config") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{path} cannot be read ({reason}): the run is damaged or of another version; run it again"
+        ) from error
 
 
 CUSTOM = "custom:"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
+from fastmeta.training.directory import check_free, make_directory, only_process
 from fastmeta.training.listener import Listener
 from fastmeta.training.prepared import Data, Prepared, prepare
 from fastmeta.training.presets import preset_threads
@@ -28,6 +30,7 @@ from fastmeta.training.result import (
     CUSTOM,
     Run,
     load_run,
+    resume_command,
     stage_summary,
     summary_of,
     to_json,
@@ -38,10 +41,10 @@ from fastmeta.training.stage import CHECK_EVERY, Stage, TrainingError
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run at a step boundary, after its state was saved."""
+    """A signal stopped the run: the first one at a step boundary, after its state was saved; a second one at once."""
 
     def __init__(self, path: Path, signum: int, where: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} {where}; saved in {path}")
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
         self.path, self.signum = path, signum
 
 
@@ -95,13 +98,20 @@ def train(
                 _check_same_kind(path, config, model, data)
             prepared = prepare(config, model=model, data=data)
             if resume is None:
-                path = new_directory(prepared.config)
-            session = _Session(prepared, path, listener)
-            if resume is None:
-                session.begin()
-            else:
-                session.restore()
-            return session.run()
+                path = make_directory(prepared.config)
+            with only_process(path), stop_signals() as stop:
+                session = _Session(prepared, path, listener, stop)
+                if resume is None:
+                    session.begin()
+                else:
+                    session.restore()
+                try:
+                    return session.run()
+                except KeyboardInterrupt as interrupt:
+                    if isinstance(interrupt, Interrupted):
+                        raise
+                    where = f"at once; the last saved state, {session.saved}, is"
+                    raise Interrupted(path, signal.SIGINT, where) from None
     finally:
         torch.set_num_threads(before)
 
@@ -119,23 +129,6 @@ def _check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, d
             raise InputError(f"{path} was begun without {what}=: leave it out")
 
 
-def new_directory(config: TrainConfig) -> Path:
-    """Where a run of this config will be, empty or not there yet; InputError if `out` is taken."""
-    if config.out is not None:
-        path = Path(config.out)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise InputError(f"{path} is not empty; choose another --out, or go on with a run: --resume {path}")
-    else:
-        source = Path(config.dataset.removeprefix("npz:")).stem
-        stem = f"{source}-{config.method}-seed{config.seed}"
-        number = 1
-        path = Path("runs", stem)
-        while path.exists():
-            number += 1
-            path = Path("runs", f"{stem}-{number}")
-    return path
-
-
 def _check_same_config(path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> None:
     for key in begun.keys() | now.keys():
         before, after = begun.get(key), now.get(key)
@@ -149,12 +142,14 @@ def _check_same_config(path: Path, begun: Mapping[str, Any], now: Mapping[str, A
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
-    """A full disk ends a run in one line; what was saved before stays, and so does --resume."""
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk ends the run at `path` in one line; what was saved before stays, and so does --resume."""
     try:
         yield
     except OSError as error:
-        raise TrainingError(f"cannot write {error.filename or 'the run directory'}: {error.strerror}") from error
+        raise TrainingError(
+            f"cannot write {error.filename or path}: {error.strerror}; mend that and go on with: {resume_command(path)}"
+        ) from error
 
 
 @dataclass
@@ -162,6 +157,7 @@ class _Session:
     prepared: Prepared
     path: Path
     listener: Listener
+    stop: Stop
     stage: Stage | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
@@ -173,18 +169,20 @@ class _Session:
     # -- beginning and going on ---------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make the directory; InputError, and nothing left in it, where that cannot be done."""
+        """Write the directory's first files; InputError, and nothing left of it, where that cannot be done."""
+        check_free(self.path)  # again, now that nobody else can write there
         self.stage = self.prepared.stage(self.prepared.stages[0])
         config = replace(self.prepared.config, out=None)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             checkpoint.write_atomically(self.path / "metrics.jsonl", b"")
             self._save()
             # last, because its presence says that there is a run to go on with
             checkpoint.write_atomically(self.path / "config.toml", config.to_toml().encode())
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(self.path, ignore_errors=True)
-            raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
+            raise
 
     def restore(self) -> None:
         """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
@@ -206,12 +204,27 @@ class _Session:
         if values["stage"] is not None:
             self.stage = self.prepared.stage(values["stage"]["name"])
             self.stage.load(tensors, values["stage"])
-        metrics, self.metrics_bytes = self.path / "metrics.jsonl", values["metrics_bytes"]
-        if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
-            raise InputError(f"{metrics} has lost lines that the run has written; bring it back, or start a new run")
-        # lines written after the checkpoint belong to steps that will be taken again
-        os.truncate(metrics, self.metrics_bytes)
+        self.metrics_bytes = values["metrics_bytes"]
+        self._check_written()
+        with _writing(self.path):  # lines written after the checkpoint belong to steps that will be taken again
+            os.truncate(self.path / "metrics.jsonl", self.metrics_bytes)
         self.saved = self._position()
+
+    def _check_written(self) -> None:
+        """InputError unless the files that the checkpoint counts on are there and whole."""
+        way = "bring it back, or start a new run"
+        metrics = self.path / "metrics.jsonl"
+        if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
+            raise InputError(f"{metrics} has lost lines that the run has written; {way}")
+        for number, line in enumerate(metrics.read_bytes()[: self.metrics_bytes].splitlines(), 1):
+            try:
+                json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{metrics} is damaged in line {number} ({error}); {way}") from error
+        if self.prepared.config.method in self.done:
+            for name in ("model.safetensors", "labels.npz"):
+                if not (self.path / name).is_file():
+                    raise InputError(f"{self.path / name} is gone, which the run had written; {way}")
 
     @property
     def _checkpoint(self) -> Path:
@@ -252,38 +265,36 @@ class _Session:
         self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
         for note in prepared.notes:
             self._warn(note)
-        with stop_signals() as stop:
-            for name in prepared.stages:
-                if name in self.done:
-                    continue
-                if self.stage is None or self.stage.name != name:
-                    self.stage = prepared.stage(name)
-                try:
-                    self._run_stage(self.stage, stop)
-                    with _writing():
-                        if name == config.method:
-                            self._keep_main(self.stage)
-                        self.stage = None
-                        self._save()
-                except (TrainingError, OutOfMemory) as error:
-                    raise TrainingError(
-                        f"{error}; the last good state, {self.saved}, is in {self._checkpoint}"
-                    ) from None
-        with _writing():
+        for name in prepared.stages:
+            if name in self.done:
+                continue
+            if self.stage is None or self.stage.name != name:
+                self.stage = prepared.stage(name)
+            try:
+                self._run_stage(self.stage)
+                with _writing(self.path):
+                    if name == config.method:
+                        self._keep_main(self.stage)
+                    self.stage = None
+                    self._save()
+            except (TrainingError, OutOfMemory) as error:
+                raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
+        with _writing(self.path):
             self._write_results()
         run = load_run(self.path, model=copy.deepcopy(prepared.initial).cpu())
         self.listener.end(run.path, run.summary)
         return run
 
-    def _run_stage(self, stage: Stage, stop: Stop) -> None:
+    def _run_stage(self, stage: Stage) -> None:
         self.listener.stage(stage)
         began = time.perf_counter() - stage.seconds
         while stage.step < stage.total:
-            if stop.signum is not None:
+            if self.stop.signum is not None:
                 stage.seconds = time.perf_counter() - began
-                with _writing():
+                with _writing(self.path):
                     self._save()
-                raise Interrupted(self.path, stop.signum, f"in {stage.name} at step {stage.step} of {stage.total}")
+                where = f"in {stage.name} at step {stage.step} of {stage.total}; saved"
+                raise Interrupted(self.path, self.stop.signum, where)
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
@@ -299,13 +310,13 @@ class _Session:
                 self.listener.epoch(stage, record)
                 due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
                 if due and stage.sound():  # what has begun to diverge must not replace the last good state
-                    with _writing():
+                    with _writing(self.path):
                         self._save()
         self.done[stage.name] = stage_summary(stage)
 
     def _write_line(self, record: Mapping[str, Any]) -> None:
         line = (to_json(record) + "\n").encode()
-        with _writing(), open(self.path / "metrics.jsonl", "ab") as file:
+        with _writing(self.path), open(self.path / "metrics.jsonl", "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

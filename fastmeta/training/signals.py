@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that a run hears at its next step boundary."""
+"""Signals that end a process, as a wish that a run hears at its next step boundary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+#: Ctrl-C, the wish of a scheduler, and a terminal that went away (where the system has such)
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 
 
 class Stop:
@@ -17,20 +20,26 @@ class Stop:
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         # a second one ends the process at once
-        for s in (signal.SIGINT, signal.SIGTERM):
+        for s in SIGNALS:
             signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Inside, SIGINT and SIGTERM are noted and not obeyed at once; off the main thread nothing changes."""
+    """Inside, these signals are noted and not obeyed at once; off the main thread nothing changes.
+
+    One that the process was started to ignore (nohup, a shell's background job) stays ignored.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in SIGNALS}
+    heard = [s for s in SIGNALS if before[s] != signal.SIG_IGN]
+    for s in heard:
+        signal.signal(s, stop)
     try:
         yield stop
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for s in heard:
+            signal.signal(s, before[s])

@@ -86,18 +86,34 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_can_go_on(tmp_path
         with monkeypatch.context() as patch:
             fill_the_disk(patch, after)
             with pytest.raises(
-                TrainingError, match=r"cannot write .*No space left on device; the last good state"
+                TrainingError, match=r"cannot write .*No space left on device; mend that .*; the last good state"
             ) as e:
                 train(config(path), data=two_classes(), listener=Warnings())
             assert "\n" not in str(e.value)
+            assert f"go on with: fastmeta train --resume {path};" in str(e.value)
         run = train(resume=path, data=two_classes(), listener=Warnings())
         assert torch.equal(run.labels.label_logits, whole.labels.label_logits)
+
+
+def test_a_run_on_a_disk_that_became_read_only_is_not_gone_on_with(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, 5)
+        with pytest.raises(TrainingError):
+            train(config(path), data=two_classes(), listener=Warnings())
+
+    def refuse(name, _):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+
+    monkeypatch.setattr(os, "truncate", refuse)
+    with pytest.raises(TrainingError, match=r"cannot write .*metrics.jsonl: Read-only file system; mend that"):
+        train(resume=path, data=two_classes(), listener=Warnings())
 
 
 def test_a_directory_that_is_taken(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path, tmp_path / "file"):
-        with pytest.raises(InputError, match="is not empty; choose another --out"):
+        with pytest.raises(InputError, match=r"is not empty; choose another --out$"):
             train(config(out), data=two_classes())
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(InputError, match="is no run directory"):

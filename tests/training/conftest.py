@@ -1,0 +1,14 @@
+"""What several files here compare with."""
+
+import pytest
+
+from fastmeta.training import train
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory):
+    """The directory of a run that nothing has stopped; not to be written in."""
+    from tests.training.test_resume import config
+    from tests.training.test_run import two_classes
+
+    return train(config(tmp_path_factory.mktemp("unbroken") / "run"), data=two_classes()).path
