@@ -654,6 +654,7 @@ def test_a_factory_beside_the_caller_is_found(tmp_path, monkeypatch, capsys):
         ("step --threads 0", "argument --threads: must be at least 1, got 0"),
         ("step --input-shape 3,x", "argument --input-shape: must look like N,N,N, got '3,x'"),
         ("step --json .", "--json must name a file, got the directory ."),
+        ("step --json /dev/null/a.json", "cannot write /dev/null/a.json: "),
         ("ops --ops nothing", "unknown operation 'nothing': expected some of instance_loss"),
         ("ops --dtype int8", "unknown dtype 'int8': expected some of float64"),
         ("ops --sizes 128", "argument --sizes: must look like NxN, got '128'"),

@@ -233,6 +233,14 @@ def test_a_run_outlives_the_reader_of_its_output(npz, tmp_path):
     assert load_run(tmp_path / "run").summary
 
 
+def test_what_is_only_printed_ends_with_its_reader(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = printed(["check", "--model", "mlp", "--no-timing"], tmp_path, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_run_outlives_the_disk_of_its_log(npz, tmp_path):
     with open("/dev/full", "wb") as full:

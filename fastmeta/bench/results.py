@@ -49,10 +49,25 @@ def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def check_writable(path: Path) -> None:
+    """ValueError where :func:`write` could not begin."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = _scratch(path)
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; name another file") from error
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
 def write(path: Path, kind: str, content: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
     """Atomically; the keys `schema`, `kind` and `goals` are added."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"schema": SCHEMA, "kind": kind, **content, "goals": [v.as_json() for v in verdicts]}
-    scratch = path.with_name(path.name + ".part")
+    scratch = _scratch(path)
     scratch.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(scratch, path)

@@ -26,6 +26,17 @@ EXAMPLES = """examples:
   fastmeta bench ops"""
 
 
+#: which Windows' signal module lacks
+SIGPIPE = 13
+
+
+def stdout_to_nowhere() -> None:
+    """For a stdout that is broken: or Python complains about what is left in its buffer when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def usage() -> str:
     lines = ["usage: fastmeta COMMAND …   (each has its own --help)", ""]
     lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
@@ -55,7 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # for package.module:factory of the user's own directory
         sys.path.insert(0, os.getcwd())
     try:
-        return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
+        code = int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # so that a reader who left is noticed here
+        return code
+    except BrokenPipeError:  # `| head`: nobody wants the rest; training goes on all the same, see progress.py
+        stdout_to_nowhere()
+        return 128 + SIGPIPE
     except KeyboardInterrupt:  # a run that can go on has said so already; this one had nothing to save
         print(f"fastmeta {args[0]}: stopped", file=sys.stderr)
         return 130

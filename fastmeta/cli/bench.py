@@ -184,6 +184,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")
         if args.json is not None and args.json.is_dir():
             raise ValueError(f"--json must name a file, got the directory {args.json}")
+        if args.json is not None:
+            results.check_writable(args.json)  # now, and not behind minutes of measuring
         make, run = _COMMANDS[args.command]
         config = make(args)
         recorded = environment.record(torch.device(args.device), " ".join(["fastmeta bench", *argv]))
