@@ -47,6 +47,8 @@ def npz(tmp_path_factory):
         ("--noise pairs:0.1", "unknown noise 'pairs:0.1': expected none or uniform:RATE"),
         ("--model resnet99", "unknown model 'resnet99'"),
         ("--dataset npz:missing.npz", "missing.npz does not exist"),
+        ("--dataset my.npz", "dataset must be digits or npz:PATH, got 'my.npz'; did you mean npz:my.npz?"),
+        ("--dataset npz:", "dataset must be digits or npz:PATH, got 'npz:'"),
         ("--config missing.toml", "cannot read the config file missing.toml"),
         ("--resume missing", "missing is no run directory"),
         ("--resume missing --epochs 3", "give no other flag with it"),
@@ -281,6 +283,16 @@ def test_a_narrow_terminal_loses_no_figure(npz, capsys, monkeypatch):
     assert "…" not in text
     assert len(row.split()) == 11  # two words, two accuracies, start → end, two counts, precision, seconds
     assert "90.0 → " in row
+
+
+def test_a_tilde_is_the_home_folder(npz, capsys, tmp_path, monkeypatch):
+    """Which no shell fills in behind npz: or =, or in a TOML file."""
+    monkeypatch.setenv("HOME", str(npz.parent))
+    (npz.parent / "c.toml").write_text(f'dataset = "npz:~/{npz.name}"\nout = "~/out"\n')
+    assert main(["train", "--config=~/c.toml", "--model", "mlp", "--epochs", "2", "--threads", "1"]) == 0
+    assert main(["train", "--resume=~/out"]) == 0
+    assert load_run("~/out").config.dataset == f"npz:{npz}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_says_how_to_go_on_and_exits_143(npz, tmp_path):

@@ -29,8 +29,13 @@ def load_dataset(spec: str, *, seed: int = 0, given: str = "y_train", truth: str
             raise InputError("data.given and data.truth choose arrays of an npz file; the digits have none to choose")
         return digits(seed)
     if spec.startswith("npz:"):
-        return read_npz(Path(spec.removeprefix("npz:")), given=given, truth=truth)
+        return read_npz(npz_path(spec), given=given, truth=truth)
     raise InputError(f"unknown dataset {spec!r}: expected digits or npz:PATH")
+
+
+def npz_path(spec: str) -> Path:
+    """PATH of ``npz:PATH``; a shell leaves the tilde behind a colon to us."""
+    return Path(spec.removeprefix("npz:")).expanduser()
 
 
 def digits(seed: int = 0) -> Dataset:

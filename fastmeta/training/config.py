@@ -171,8 +171,9 @@ class TrainConfig:
         from fastmeta.methods import METHODS
 
         _check_types(self, "")
-        if self.dataset != "digits" and not self.dataset.startswith("npz:"):
-            raise InputError(f"dataset must be digits or npz:PATH, got {self.dataset!r}")
+        if self.dataset != "digits" and not re.match("npz:.", self.dataset):
+            hint = f"; did you mean npz:{self.dataset}?" if self.dataset.endswith(".npz") else ""
+            raise InputError(f"dataset must be digits or npz:PATH, got {self.dataset!r}{hint}")
         if self.noise is not None:
             parse_noise(self.noise)
         _one_of("method", self.method, tuple(METHODS))
@@ -242,7 +243,7 @@ class TrainConfig:
     def read(cls, path: str | Path) -> TrainConfig:
         """From a TOML file."""
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

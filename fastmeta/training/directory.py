@@ -20,7 +20,7 @@ except ImportError:  # not a POSIX system: no locks
 def new_directory(config: TrainConfig) -> Path:
     """Where a run of this config will be, empty or not there yet; InputError if `out` is taken."""
     if config.out is not None:
-        path = Path(config.out)
+        path = Path(config.out).expanduser()
         check_free(path)
     else:
         source = Path(config.dataset.removeprefix("npz:")).stem

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
+from fastmeta.data.sources import npz_path
 from fastmeta.meta.network import pick_logits
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import pick_device
@@ -67,7 +67,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         config = replace(config, dataset=f"npz:{dataset.name}")
     if config.dataset.startswith("npz:") and data is None:
         # the run directory must find the file again from any folder
-        config = replace(config, dataset=f"npz:{Path(config.dataset.removeprefix('npz:')).resolve()}")
+        config = replace(config, dataset=f"npz:{npz_path(config.dataset).resolve()}")
     splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
     config = resolve(config, splits)
     if model is None:

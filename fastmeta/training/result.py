@@ -170,7 +170,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
     Raises:
         InputError: no run there, an unfinished or a damaged one, or one that needs another `model`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not (path / "config.toml").is_file():
         raise InputError(f"{path} is no run directory: it has no config.toml")
     if not (path / "summary.json").is_file():

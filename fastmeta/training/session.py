@@ -80,7 +80,7 @@ def train(
     if resume is not None:
         if config is not None:
             raise InputError("resume goes on with the run's own config; give resume or config, not both")
-        path = Path(resume)
+        path = Path(resume).expanduser()
         if not (path / "config.toml").is_file():
             raise InputError(f"{path} is no run directory: it has no config.toml")
         if (path / "summary.json").is_file():
