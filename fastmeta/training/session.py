@@ -19,6 +19,7 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
+from fastmeta.methods import METHODS
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
@@ -69,8 +70,10 @@ def train(
         Run with `summary`, `labels`, `model`, `path`.
 
     Raises:
-        InputError: something given is wrong, or the run directory cannot be made; nothing was written.
-        Interrupted: SIGINT or SIGTERM; the state was saved at a step boundary.
+        InputError: something given is wrong, or the run directory cannot be made, is damaged, or is in use by another
+            process; nothing was written.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the state was saved at a step boundary. A second SIGINT does not wait
+            for one; what was saved before stays.
         TrainingError: ten steps in a row were not finite, rows were skipped, or the disk is full; the message names the
             checkpoint, which holds the last state that was saved behind a finite step.
     """
@@ -221,8 +224,10 @@ class _Session:
                 json.loads(line)
             except ValueError as error:
                 raise InputError(f"{metrics} is damaged in line {number} ({error}); {way}") from error
-        if self.prepared.config.method in self.done:
-            for name in ("model.safetensors", "labels.npz"):
+        method = self.prepared.config.method
+        if method in self.done:
+            learned = ("labels.safetensors",) if METHODS[method].needs_meta else ()
+            for name in ("model.safetensors", "labels.npz", *learned):
                 if not (self.path / name).is_file():
                     raise InputError(f"{self.path / name} is gone, which the run had written; {way}")
 

@@ -45,7 +45,7 @@ def test_damaged_metrics_are_said(tmp_path):
         train(resume=path, data=two_classes())
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "labels.npz"])
+@pytest.mark.parametrize("name", ["model.safetensors", "labels.npz", "labels.safetensors"])
 def test_a_lost_result_of_a_finished_stage_is_said(name, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(Interrupted):
