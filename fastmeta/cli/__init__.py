@@ -20,7 +20,7 @@ COMMANDS = {
 }
 
 EXAMPLES = """examples:
-  fastmeta train                                   bundled digits with 40% wrong labels, under a minute
+  fastmeta train                                   bundled digits, 40% of labels redrawn; under a minute
   fastmeta train --dataset npz:my.npz --epochs 60  your own images and labels
   fastmeta check --model torchvision:resnet50
   fastmeta bench ops"""

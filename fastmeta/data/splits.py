@@ -99,10 +99,18 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
         notes.append(
             f"the clean set has no image of {len(absent)} class(es): {_some(absent)}; it learns from the others"
         )
+    test = None if data.x_test is None or data.y_test is None else _test(data.x_test, data.y_test)
+    if test is not None:
+        seen = _digests(data.x_train) | _digests(meta.x)
+        known = sum(digest in seen for digest in map(_digest, test.x))
+        if known:
+            notes.append(
+                f"{known:,} of {len(test):,} test images stand in train or the clean set too: test figures flatter"
+            )
     return Splits(
         train=Part(data.x_train[train_rows], given, train_rows, y_true),
         meta=meta,
-        test=None if data.x_test is None or data.y_test is None else _test(data.x_test, data.y_test),
+        test=test,
         num_classes=data.num_classes,
         class_names=data.class_names,
         noise=noise,
@@ -130,10 +138,18 @@ def _test(x: np.ndarray, y: np.ndarray) -> Part:
     return Part(x, y, np.arange(len(y)))
 
 
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def _digests(images: np.ndarray) -> set[bytes]:
+    return set(map(_digest, images))
+
+
 def _check_overlap(data: Dataset) -> None:
     assert data.x_meta is not None
-    seen = {image.tobytes() for image in data.x_meta}
-    shared = [row for row, image in enumerate(data.x_train) if image.tobytes() in seen]
+    seen = _digests(data.x_meta)
+    shared = [row for row, image in enumerate(data.x_train) if _digest(image) in seen]
     if shared:
         raise InputError(
             f"{data.name}: the clean set and train share {len(shared)} image(s), the first at row {shared[0]} of "

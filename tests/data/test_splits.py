@@ -64,6 +64,20 @@ def test_clean_arrays_of_their_own_and_their_overlap_with_train():
         split(dataset(x_meta=leak, y_meta=[0, 1, 2, 3]))
 
 
+def test_test_images_that_were_trained_on_are_said():
+    """Of train, of the rows held out as clean, and of a clean set of its own."""
+    x = dataset().x_train
+    own = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 1), dtype=np.uint8)
+    new = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
+    test = np.concatenate([new, x[5:7], own[:1]])
+    clean = {"x_meta": own, "y_meta": [0, 1, 2, 3]}
+    notes = split(dataset(**clean, x_test=test, y_test=np.zeros(6, int))).notes
+    assert notes == ("3 of 6 test images stand in train or the clean set too: test figures flatter",)
+    assert split(dataset(**clean, x_test=new, y_test=np.zeros(3, int))).notes == ()
+    every = split(dataset(meta_index=np.arange(4), x_test=x, y_test=np.arange(40) % 4)).notes
+    assert every == ("40 of 40 test images stand in train or the clean set too: test figures flatter",)
+
+
 def test_classes_without_an_image_are_said():
     """Labels numbered from 1 give one class too many."""
     (held_out, note) = split(dataset(y_train=np.arange(40) % 4 + 1)).notes
