@@ -679,9 +679,19 @@ def test_errors_are_one_line_and_exit_code_2(flags, message, capsys):
     assert out == ""
 
 
-@pytest.mark.parametrize("command", [[], ["ops"], ["step"]])
-def test_help(command, capsys):
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ([], "Operations and whole steps, timed in turns, medians."),
+        (["ops"], "Each fused operation against its plain-torch twin, eager and compiled."),
+        (["step"], "The meta step against plain SGD steps and what one would write instead."),
+        (["approx"], "What each approximation of the step saves, and how far it is from exact."),
+    ],
+)
+def test_help(command, what, capsys):
     with pytest.raises(SystemExit) as done:
         main([*command, "--help"])
     assert done.value.code == 0
-    assert "usage: fastmeta bench" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith(" ".join(["usage: fastmeta bench", *command]))
+    assert what in " ".join(text.split())

@@ -39,7 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="ops|step|approx")
 
-    p = commands.add_parser("ops", help="each fused operation against its plain-torch twin, eager and compiled")
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+    p = command("ops", "each fused operation against its plain-torch twin, eager and compiled")
     _shared(p)
     p.add_argument("--ops", nargs="+", metavar="OP", default=list(ops.NAMES), help=f"of {', '.join(ops.NAMES)}")
     p.add_argument(
@@ -52,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--no-graph", action="store_true", help="CUDA: time launches from the host, not graph replays")
 
     default = StepConfig()
-    p = commands.add_parser("step", help="the meta step against plain SGD steps and what one would write instead")
+    p = command("step", "the meta step against plain SGD steps and what one would write instead")
     _shared(p)
     p.add_argument(
         "--model",
@@ -96,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
 
     rough = approx.ApproxConfig()
-    p = commands.add_parser("approx", help="what each approximation of the step saves, and how far it is from exact")
+    p = command("approx", "what each approximation of the step saves, and how far it is from exact")
     _shared(p)
     p.add_argument(
         "--models",
