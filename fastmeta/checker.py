@@ -20,7 +20,7 @@ from fastmeta import reference
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network, RandomState, math_attention, pick_logits, uncached_autocast
+from fastmeta.meta.network import Network, RandomState, functional_module, math_attention, pick_logits, recorded
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
@@ -107,27 +107,35 @@ def check(
     known = get_args(TangentChoice)
     if isinstance(tangents, str) or not tangents or not set(tangents) <= set(known):
         raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {tangents!r}")
+    check_batch(labels, train, meta)
     own = _Problem(model, labels, train, meta, lr, logits_of, None)
     double = _Problem(model, labels, train, meta, lr, logits_of, torch.float64)
-    random = RandomState(train[1].device)
+    random = RandomState(train[1].device, [*own.network.generators, *double.network.generators])
     try:
-        own.try_forward(random)
-        try:
-            plan_tangent(double.network, double.train[0], "difference")
-        except Exception as error:  # of the user's model: it fails in float64, or must not be differentiated at all
-            note = f"{type(error).__name__}: {_first_line(error)} [in a float64 copy of the model]"
-            return CheckReport("none", [CheckRow(t, "cannot", note=note) for t in tangents])
-        truth = double.truth(random)
-        report = CheckReport(truth.name)
-        for tangent in tangents:
-            report.rows.append(_check_way(double, own if timing else None, tangent, truth, random))
-        if timing:
-            report.rows.append(_reference_row(own, random))
-        if any(row.verdict == "WRONG" for row in report.rows):
-            report.suspect = first_failing_layer(double.model, double.train[0], "reverse", random)
-        return report
+        with recorded():
+            return _report(own, double, tangents, timing, random)
     finally:
         random.restore()
+
+
+def _report(
+    own: _Problem, double: _Problem, tangents: tuple[TangentChoice, ...], timing: bool, random: RandomState
+) -> CheckReport:
+    own.try_forward(random)
+    try:
+        plan_tangent(double.network, double.train[0], "difference")
+    except Exception as error:  # of the user's model: it fails in float64, or must not be differentiated at all
+        note = f"{type(error).__name__}: {_first_line(error)} [in a float64 copy of the model]"
+        return CheckReport("none", [CheckRow(t, "cannot", note=note) for t in tangents])
+    truth = double.truth(random)
+    report = CheckReport(truth.name)
+    for tangent in tangents:
+        report.rows.append(_check_way(double, own if timing else None, tangent, truth, random))
+    if timing:
+        report.rows.append(_reference_row(own, random))
+    if any(row.verdict == "WRONG" for row in report.rows):
+        report.suspect = first_failing_layer(double.model, double.train[0], "reverse", random)
+    return report
 
 
 class _Problem:
@@ -146,7 +154,11 @@ class _Problem:
         def cast(t: Any) -> Any:
             return t.to(dtype) if dtype is not None and isinstance(t, Tensor) and t.is_floating_point() else t
 
-        self.model = copy.deepcopy(model)
+        model = functional_module(model)
+        try:
+            self.model = copy.deepcopy(model)
+        except Exception as error:  # of a module that holds what cannot be copied, such as results of its last forward
+            raise ValueError(f"check works on copies, and the model has none: {_first_line(error)}") from error
         self.labels = copy.deepcopy(labels)
         if dtype is not None:
             self.model.to(dtype)
@@ -159,7 +171,6 @@ class _Problem:
 
     def try_forward(self, random: RandomState) -> None:
         """ValueError if the arguments do not fit each other or the model."""
-        check_batch(self.labels, self.train, self.meta)
         (x, index), (x_meta, y_meta) = self.train, self.meta
         C, N = self.labels.num_classes, len(self.labels)
         for name, rows, size in (("index", index, N), ("y_meta", y_meta, C)):
@@ -178,7 +189,7 @@ class _Problem:
 
     def gradient(self, plan: TangentPlan, random: RandomState) -> Tensor:
         lookahead = LookAhead(self.lr, None).prepare(self.network.params)
-        with random.replay(), uncached_autocast():
+        with random.replay():
             out = meta_pass(self.network, self.labels, lookahead, plan, self.train, self.meta)
         index = self.train[1]
         return self.labels.gradient(out.logits.detach(), out.u, index, out.scale)

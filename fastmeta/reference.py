@@ -241,6 +241,14 @@ def _grads(loss: Tensor, params: Params, *, create_graph: bool) -> dict[str, Ten
     return dict(zip(names, grads, strict=True))
 
 
+def _forward(model: nn.Module, params: Params, buffers: Params, x: Any) -> Any:
+    """The model's output at `params`; `buffers` are written into, and replaced where the model replaces its own."""
+    state = {**params, **buffers}
+    output = functional_call(model, state, (x,))
+    buffers.update((name, state[name].detach()) for name in buffers)
+    return output
+
+
 def pick_logits(output: Any) -> Tensor:
     """The default `logits_of`: the output itself if a tensor, else its ``.logits``."""
     return output if isinstance(output, Tensor) else output.logits
@@ -278,11 +286,11 @@ def lookahead_meta_loss(
     Without `create_graph` it is a number, of which differences can be taken where no second derivative exists.
     """
     params, buffers = _split(model)
-    logits = logits_of(functional_call(model, (params, buffers), (x,)))
+    logits = logits_of(_forward(model, params, buffers, x))
     loss = _weighted_mean(logits, probs_of(label_param), weight)
     star, _ = lookahead.update(params, _grads(loss, params, create_graph=create_graph))
     scratch = {k: b.clone() for k, b in buffers.items()}
-    meta_logits = logits_of(functional_call(model, (star, scratch), (x_meta,)))
+    meta_logits = logits_of(_forward(model, star, scratch, x_meta))
     return nn.functional.cross_entropy(meta_logits, y_meta), loss, logits
 
 

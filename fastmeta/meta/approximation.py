@@ -52,7 +52,10 @@ class Approximation:
         }[self.kind]
 
     def moving(self, network: Network) -> list[str]:
-        """Names of the parameters that theta* moves: all, or those of the last L modules that own trained ones."""
+        """Names of the parameters that theta* moves: all, or those of the last L modules that own trained ones.
+
+        The last in the order in which the model registers them. ValueError where there are fewer than L.
+        """
         names = list(network.params)
         if self.kind != "last":
             return names
@@ -62,6 +65,11 @@ class Approximation:
             mine = [own.pop(id(p)) for p in module.parameters(recurse=False) if id(p) in own]
             if mine:
                 owners.append((module, mine))
+        if self.number > len(owners):
+            raise ValueError(
+                f"approx='last:{self.number}' asks for more layers than there are: {len(owners)} modules of the model "
+                f"own parameters that are trained; take last:1 to last:{len(owners)}, or None for the exact step"
+            )
         last = {name for _, mine in owners[-self.number :] for name in mine}
         return [name for name in names if name in last]
 

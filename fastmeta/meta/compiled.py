@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch.optim import optimizer as torch_optimizer
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fastmeta.labels import InstanceLabels
@@ -18,7 +19,7 @@ from fastmeta.meta.capture import Captured, Record, record_cuda
 from fastmeta.meta.gradient import Labels
 from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, through_inductor, trace
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
-from fastmeta.meta.lookahead import LookAhead
+from fastmeta.meta.lookahead import LookAhead, steps_as_sgd
 from fastmeta.meta.network import Network, copy_all_
 from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
 from fastmeta.meta.result import StepResult, Totals
@@ -70,7 +71,7 @@ class GraphStep:
         record: what captures; None where nothing is captured.
 
     Raises:
-        Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, a hidden write, ...).
+        Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, hooks, a hidden write, ...).
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class GraphStep:
         batch = _Batch(*train, *meta, [] if weight is None else [weight])
         self._set_rates(label_lr)
         run = self._captured_run if self.record is not None and not self.uncaptured else self._run
-        return StepResult(*run(batch, labels_move))
+        result = StepResult(*run(batch, labels_move))
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules of torch ask for it, and warn
+        return result
 
     # -- one step ----------------------------------------------------------------------------------------
 
@@ -173,13 +176,16 @@ class GraphStep:
     # -- graphs by shape ---------------------------------------------------------------------------------
 
     def _key(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Any:
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise Untraceable(f"the batch holds {type(leaf).__name__}, which a graph would have for good")
         device = leaves[0].device.type
         return (
             labels_move,
             tuple(self._rules),
             spec,
             tuple((t.shape, t.dtype, t.device, t.stride()) for t in leaves),
-            self.network.modes(),
+            self.network.settings(),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
@@ -188,8 +194,9 @@ class GraphStep:
         if key not in self._graphs:
             if len(self._graphs) >= self.cap:
                 raise TooManyGraphs(
-                    f"{self.cap} graphs are kept already, one per batch shape, dtype and mode; "
-                    "give batches of equal size (drop the partial last one)"
+                    f"{self.cap} graphs are kept already, one per batch shape, dtype, mode and plain attribute of the "
+                    "model's modules; give batches of equal size (drop the partial last one), and keep numbers that "
+                    "change from step to step in buffers"
                 )
             self._graphs[key] = self._build(leaves, spec, labels_move)
         return self._graphs[key]
@@ -212,15 +219,19 @@ class GraphStep:
             )
             return step(inputs, labels_move)
 
-        graph = trace(function, leaves)
-        if self.plan.way == "forward" and random_nodes(graph.graph):
-            # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
-            self.plan = TangentPlan("reverse", self.plan.math_attention, "random layers are traced from double-vjp")
+        if self.plan.host_random:
+            raise Untraceable("the model draws Python's or NumPy's random numbers, which a graph would have for good")
+        with self.network.attributes_kept():
             graph = trace(function, leaves)
+            if self.plan.way == "forward" and random_nodes(graph.graph):
+                # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
+                self.plan = TangentPlan("reverse", self.plan.math_attention, "random layers are traced from double-vjp")
+                graph = trace(function, leaves)
         return graph
 
     def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Graph:
         start = time.perf_counter()
+        self._fill_caches(leaves, spec)
         graph = self._trace(leaves, spec, labels_move)
         self.graphs.append(graph)
         self.compilations += 1
@@ -234,6 +245,13 @@ class GraphStep:
         _say(f"compiled after {time.perf_counter() - start:.0f} s")
         return compiled
 
+    def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
+        """Forwards on the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
+        inputs, network = StepInputs(*tree_unflatten(leaves, spec)), self.network
+        with torch.no_grad(), network.random_state(inputs.index.device).replay():
+            for x in network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta):
+                network(network.params, network.buffers(), x)
+
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
         self._set_rates(1.0)
@@ -243,8 +261,13 @@ class GraphStep:
     # -- what a step reads -------------------------------------------------------------------------------
 
     def _read_rules(self) -> list[SGDRule]:
-        if not isinstance(self.optimizer, torch.optim.SGD):
+        if not steps_as_sgd(self.optimizer):
             raise Untraceable(f"the graph holds torch.optim.SGD, not {type(self.optimizer).__name__}")
+        own = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
+        if own or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
+            raise Untraceable("hooks of the optimizer's step are Python around the update")
+        if any(p._backward_hooks for p in self.network.params.values()):
+            raise Untraceable("hooks of parameters are Python between the gradient and the update")
         by_id: dict[int, SGDRule] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             if group["dampening"] or group.get("maximize"):

@@ -14,7 +14,7 @@ from fastmeta import ops
 from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
 from fastmeta.meta.micro import TrainPieces, add_up, check_logits, fits, pieces_of, take
-from fastmeta.meta.network import Network, RandomState, Tensors, math_attention, uncached_autocast
+from fastmeta.meta.network import Network, Tensors, math_attention, recorded
 from fastmeta.meta.tangent import (
     TangentChoice,
     TangentPlan,
@@ -126,7 +126,7 @@ def meta_pass(
     x, index = train
     params, names = network.params, list(network.params) if moving is None else moving
     # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
-    random = RandomState(index.device) if replay and plan.way != "reverse" else None
+    random = network.random_state(index.device, plan.host_random) if replay and plan.way != "reverse" else None
     start = network.buffers()
     buffers = {k: b.clone() for k, b in start.items()}
     with math_attention(plan.math_attention):
@@ -296,8 +296,8 @@ def label_gradient(
     trained = None if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
     network = Network(model, trained, logits_of)
     prepared = LookAhead(lookahead, optimizer).prepare(network.params)
-    random = RandomState(train[1].device)
-    with uncached_autocast():
+    random = network.random_state(train[1].device)
+    with recorded():
         try:
             plan = plan_tangent(network, train[0], tangent)
             out = meta_pass(network, labels, prepared, plan, train, meta, weight=weight)

@@ -11,6 +11,7 @@ operation takes there: ours was 0.7 (ResNet-20) to 1.2 times (ResNet-18) as fast
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,6 +69,12 @@ class Rule:
         return theta - self.lr * d
 
 
+def steps_as_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is torch.optim.SGD's own, and not one that a subclass has put in its place."""
+    step = inspect.unwrap(type(optimizer).step)  # torch wraps it for its profiler
+    return isinstance(optimizer, torch.optim.SGD) and step is inspect.unwrap(torch.optim.SGD.step)
+
+
 class LookAhead:
     """theta* for a set of parameters, at the learning rates of this moment.
 
@@ -86,7 +93,7 @@ class LookAhead:
                 raise ValueError(f'lookahead must be "sgd", "optimizer" or a learning rate, got {choice!r}')
             if optimizer is None:
                 raise ValueError(f"lookahead={choice!r} reads an optimizer, got none; pass optimizer= or lr=")
-            if not isinstance(optimizer, torch.optim.SGD):
+            if not steps_as_sgd(optimizer):
                 raise TypeError(
                     f"lookahead={choice!r} follows torch.optim.SGD, got {type(optimizer).__name__}; "
                     "pass a float, the rate of a plain SGD look-ahead step"

@@ -50,7 +50,7 @@ def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int |
     """
     largest = max(pieces_of(count, most), key=lambda rows: rows.stop - rows.start)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with network.attributes_kept(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
             def fake(t: Any) -> Any:
                 return mode.from_tensor(t) if isinstance(t, Tensor) else t

@@ -87,7 +87,7 @@ class TrainPieces:
         params = [self.network.params[k] for k in names]
         for rows, x in zip(self.rows, self._x, strict=True):
             self._starts.append({k: b.clone() for k, b in self.buffers.items()})
-            self._random.append(RandomState(self.index.device))
+            self._random.append(self.network.random_state(self.index.device, self.plan.host_random))
             with math_attention(self.plan.math_attention):
                 z = self.network(self.network.params, self.buffers, x)
             check_logits(z, rows.stop - rows.start, labels.num_classes)

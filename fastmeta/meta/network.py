@@ -7,6 +7,8 @@ when, the step commits that copy.
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -31,6 +33,30 @@ def pick_logits(output: Any) -> Tensor:
     )
 
 
+def functional_module(model: nn.Module) -> nn.Module:
+    """The module whose forward can run on other weights than its own.
+
+    What torch.compile returned gives the module inside: its compiled backward has no derivative. Raises TypeError for
+    what is no module, and for wrappers that work behind the back of a function (replicas, gradient hooks, scripts).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    dynamo = sys.modules.get("torch._dynamo")  # torch.compile has imported it
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        return functional_module(model._orig_mod)
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model must run on weights from outside, which {kind} cannot; pass the module it is made of")
+    if isinstance(model, nn.DataParallel):
+        raise TypeError(f"model must run on weights from outside, which {kind} cannot; pass model.module")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"model must not be {kind}: a meta step takes gradients by name, which its hooks never see, so the ranks "
+            "would drift apart; pass model.module, and process_group= to MetaStep"
+        )
+    return model
+
+
 class Network:
     """`model` as a function: ``network(params, buffers, x)`` gives float logits (n, C).
 
@@ -49,7 +75,7 @@ class Network:
         trained: list[Tensor] | None = None,
         logits_of: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        self.model = model
+        self.model = model = functional_module(model)
         self.logits_of = logits_of or pick_logits
         wanted = None if trained is None else {id(p) for p in trained}
         self.params: Tensors = {
@@ -69,6 +95,7 @@ class Network:
         self._slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
         self._buffer_names: list[tuple[str, str]] = []
         self._modules = list(model.modules())
+        self.generators = [v for m in self._modules for v in vars(m).values() if isinstance(v, torch.Generator)]
         for path, module in model.named_modules(remove_duplicate=False):
             for key, b in module._buffers.items():
                 if b is not None:
@@ -113,11 +140,39 @@ class Network:
         """train() or eval() of every module."""
         return tuple(m.training for m in self._modules)
 
+    def settings(self) -> tuple[Any, ...]:
+        """The plain attributes of every module, its mode among them: what a graph of it has for good."""
+        return tuple(v for m in self._modules for v in vars(m).values() if type(v) in (bool, int, float, str))
+
+    @contextmanager
+    def attributes_kept(self) -> Iterator[None]:
+        """Put back what the modules' attributes were: under tracing, a model that keeps results would keep fakes."""
+        modules = [m for m in self._modules if not isinstance(m, torch.jit.ScriptModule)]
+        before = [(kept, dict(kept)) for m in modules for kept in (vars(m), m._buffers)]
+        try:
+            yield
+        finally:
+            for now, then in before:
+                now.clear()
+                now.update(then)
+
+    def random_state(self, device: torch.device, host: bool = True) -> RandomState:
+        """The generators of `device`, those that the modules hold and, with `host`, Python's and NumPy's."""
+        return RandomState(device, self.generators, host)
+
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        """float logits (n, C); `params` may leave out frozen ones, which then are the model's own."""
+        """float logits (n, C); `params` may leave out frozen ones, which then are the model's own.
+
+        `buffers` are written into; one that the model replaces (``self.mean = ...``) is replaced there.
+        """
         state = {name: params[canonical] for name, canonical in self._names if canonical in params}
         state.update((name, buffers[canonical]) for name, canonical in self._buffer_names)
         logits = self.logits_of(functional_call(self.model, state, (x,), tie_weights=False))
+        given = dict(buffers)
+        for name, canonical in self._buffer_names:
+            after = state[name]
+            if after is not given[canonical] and isinstance(after, Tensor):
+                buffers[canonical] = after.detach()
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -143,42 +198,81 @@ def copy_all_(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def uncached_autocast() -> Iterator[None]:
-    """Autocast without its cache of cast weights, for passes that look at one model through several sets of weights.
+def recorded() -> Iterator[None]:
+    """Autograd records, also for a caller under no_grad; and autocast without its cache of cast weights.
 
-    The cache is keyed on the leaf and outlives an in-place update and a freed graph; each pass here uses a weight
-    once, so nothing is lost.
+    The cache is keyed on the leaf and outlives an in-place update and a freed graph, for passes that look at one model
+    through several sets of weights; each pass here uses a weight once, so nothing is lost.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("under torch.inference_mode() nothing has a gradient; call this outside of it")
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         torch.set_autocast_cache_enabled(cached)
 
 
 class RandomState:
-    """The generators that a model on `device` may draw from, as they stand now; :meth:`replay` draws the same again."""
+    """The generators that a model on `device` may draw from, as they stand now; :meth:`replay` draws the same again.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: torch's generators of the CPU and of this device.
+        generators: more of torch's.
+        host: also Python's and NumPy's, which takes 0.1 ms.
+    """
+
+    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = (), host: bool = True) -> None:
         self.device = device if device.type == "cuda" else None
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(self.device) if self.device is not None else None
+        self.own = [(g, g.get_state()) for g in generators]
+        self.host = _HostRandom() if host else None
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None and self.device is not None:
             torch.cuda.set_rng_state(self.cuda, self.device)
+        for generator, state in self.own:
+            generator.set_state(state)
+        if self.host is not None:
+            self.host.restore()
+
+    def host_has_drawn(self) -> bool:
+        """Whether somebody has drawn from Python's or NumPy's generators since."""
+        return self.host is not None and self.host.key != _HostRandom().key
 
     @contextmanager
     def replay(self) -> Iterator[None]:
         """Inside, the generators start from this state (the same dropout masks); after, they stand as before."""
-        now = RandomState(self.device or torch.device("cpu"))
+        generators = [g for g, _ in self.own]
+        now = RandomState(self.device or torch.device("cpu"), generators, self.host is not None)
         self.restore()
         try:
             yield
         finally:
             now.restore()
+
+
+class _HostRandom:
+    """Python's and NumPy's global generators as they stand now."""
+
+    def __init__(self) -> None:
+        self.python = random.getstate()
+        numpy = sys.modules.get("numpy.random")  # not loaded, nobody can have drawn from it
+        self.numpy = None if numpy is None else numpy.get_state()
+
+    @property
+    def key(self) -> Any:
+        """Equal for equal states."""
+        return self.python, None if self.numpy is None else [getattr(v, "tolist", lambda v=v: v)() for v in self.numpy]
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy.random"].set_state(self.numpy)
 
 
 def math_attention(on: bool) -> AbstractContextManager[Any]:

@@ -16,13 +16,14 @@ from fastmeta.labels import ClassLabels
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
+from fastmeta.meta.explanation import explanation
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.memory import explained
 from fastmeta.meta.micro import TrainPieces, couples_rows, fits, take
-from fastmeta.meta.network import Network, Tensors, uncached_autocast
+from fastmeta.meta.network import Network, Tensors, functional_module, recorded
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
 from fastmeta.meta.update import update
@@ -59,7 +60,8 @@ class MetaStep:
         compile: ``"off"`` runs eagerly; ``"trace"`` runs the whole step as one graph without its dead and doubled work
             (12.96 instead of 13.96 train forwards for a ResNet); ``"full"`` compiles that graph with inductor.
             One graph per batch shape, at most 8. What has no faithful graph (an optimizer that is not plain SGD,
-            `on_grad`, ranks, a model that traces badly) runs eagerly, with a warning; :meth:`explain` has the reason.
+            hooks and `on_grad`, ranks, a model that traces badly) runs eagerly, with a warning; :meth:`explain` has the
+            reason. Of the model's own Python, forward hooks included, a graph keeps what it computes, not what it does.
             On CUDA the compiled step, its gathers and writes included, is captured in a CUDA graph and replayed.
         approx: None is the exact step. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and
             change what is computed: see fastmeta.meta.approximation for each equation and cost.
@@ -70,13 +72,15 @@ class MetaStep:
         micro_batch: None, or the most rows whose graphs are held at once, train and meta. Below n + m the two graphs
             are held in turn: as in every eager step whose tangent is forward, and for 4 F more where it is reverse. A
             batch that is larger itself is taken in pieces, for 1 F more where the tangent is forward. Either changes
-            nothing, unless pieces meet BatchNorm in training mode, whose statistics are then those of each piece
-            (a warning says so).
+            nothing, unless pieces meet random layers, which draw for each piece, or BatchNorm in training mode, whose
+            statistics are then those of each piece (a warning says so).
 
     BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
-    Random layers draw once: the tangent sees the masks of the train forward. A step whose loss, g or u is not finite
+    Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
+    Python's, NumPy's or a torch.Generator that is an attribute of their module. A step whose loss, g or u is not finite
     changes nothing and is counted in `nonfinite_steps`. A step that runs out of memory changes nothing and raises
-    fastmeta.meta.memory.OutOfMemory. After a step the parameters' ``.grad`` is None.
+    fastmeta.meta.memory.OutOfMemory. Gradients that lie in ``.grad`` are dropped, as zero_grad does; after a step the
+    parameters' ``.grad`` is None.
     """
 
     def __init__(
@@ -98,6 +102,9 @@ class MetaStep:
         totals: Totals | None = None,
         micro_batch: int | None = None,
     ) -> None:
+        functional_module(model)  # raises for what is none
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if not isinstance(labels, Labels):
             raise TypeError(f"labels must be InstanceLabels or ClassLabels, got {type(labels).__name__}")
         if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
@@ -126,12 +133,15 @@ class MetaStep:
         self.compile: CompileMode = compile
         self.approx = Approximation.parse(approx)
         if self.approx.kind == "difference":
+            if tangent not in ("auto", "difference"):
+                raise ValueError(f"approx='difference' makes the tangent by differences, got tangent={tangent!r}")
             self.tangent = "difference"
         self._graphs: GraphStep | None = None
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
         self._ranks = Ranks(process_group)
         self._network: Network | None = None
         self._network_key: tuple[tuple[int, bool], ...] = ()
+        self._planned: Any = None  # what `plan` was chosen for; None before the first step
 
     def __call__(
         self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], *, weight: Tensor | None = None
@@ -143,33 +153,23 @@ class MetaStep:
         """
         check_batch(self.labels, train, meta, weight)
         network = self._current_network()
+        self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
-        with explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), uncached_autocast():
-            if self.plan is None:
-                moved = [network.params[name] for name in self.approx.moving(network)]
-                (x,) = self._network_inputs(train[0])
-                n, m = len(train[1]), len(meta[1])
-                piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
-                self.plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
-                if self.micro_batch is not None and max(n, m) > self.micro_batch and couples_rows(network):
-                    warnings.warn(
-                        "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
-                        f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more",
-                        stacklevel=2,
-                    )
+        with explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), recorded():
+            plan = self._current_plan(network, train, meta)
             if self.label_lr is None:
                 rate = float(self._lookahead.prepare(network.params).rate)
                 self.label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
             if self.compile != "off" and not self._untraced:
                 try:
-                    return self._graph_step(network, self.plan, self.label_lr, train, meta, weight)
+                    return self._graph_step(network, plan, self.label_lr, train, meta, weight)
                 except TooManyGraphs as error:
                     warnings.warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", stacklevel=2)
                 except Untraceable as error:
                     self._untraced = str(error)
                     warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)
             x, x_meta = self._network_inputs(train[0], meta[0])
-            result = self._step(network, self.plan, self.label_lr, (x, train[1]), (x_meta, meta[1]), weight)
+            result = self._step(network, plan, self.label_lr, (x, train[1]), (x_meta, meta[1]), weight)
             if self.totals is not None:
                 given = self.labels.given(train[1])
                 self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
@@ -225,6 +225,29 @@ class MetaStep:
         if self._network is None or self._network_key != key:
             self._network, self._network_key = Network(self.model, optimized, self.logits_of), key
         return self._network
+
+    def _current_plan(self, network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> TangentPlan:
+        """The tangent's plan; made anew for other parameters, modes or precision, whose layers may not bear the old."""
+        device = train[1].device.type
+        now = network, network.modes(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        if self.plan is not None and self._planned in (None, now):  # None: of a state that was loaded
+            self._planned = now
+            return self.plan
+        (x,) = self._network_inputs(train[0])
+        n, m = len(train[1]), len(meta[1])
+        piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
+        moved = [network.params[name] for name in self.approx.moving(network)]
+        plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+        if self.micro_batch is not None and max(n, m) > self.micro_batch and couples_rows(network):
+            warnings.warn(
+                "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
+                f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more",
+                stacklevel=3,
+            )
+        self.plan, self._planned = plan, now
+        if self._graphs is not None:
+            self._graphs.plan = plan  # of its graphs to come: each has modes and precision in its key
+        return plan
 
     def _labels_move(self) -> bool:
         return self.approx.kind != "every" or self.steps % self.approx.number == 0
@@ -293,15 +316,14 @@ class MetaStep:
         else:
             moved = self._step_labels_together(logits, out, index, torch.where(finite, grad, 0), label_lr, weight)
 
-        if delayed:
-            self._update(network, out.grads, finite, out.buffers)
-        else:
-            try:
-                grads = out.pull(network.params, moved.v / len(index))
-            except RuntimeError:  # out of memory: the labels have moved already
-                undo_labels()
-                raise
-            self._move_model(network, grads, finite, out.buffers)
+        try:
+            if delayed:
+                self._update(network, out.grads, finite, out.buffers)
+            else:
+                self._move_model(network, out.pull(network.params, moved.v / len(index)), finite, out.buffers)
+        except BaseException:  # out of memory, on_grad, the optimizer: the labels have moved already
+            undo_labels()
+            raise
         return StepResult(
             train_loss=out.train_loss,
             meta_loss=out.meta_loss,
@@ -332,48 +354,17 @@ class MetaStep:
 
     def _update(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
         """The optimizer's step and the new running statistics, or neither where `finite` is False."""
-        self.steps += 1
         on_device = finite.is_cuda
-        if not on_device and not bool(finite):
-            self.nonfinite_steps += 1
-            return
+        if on_device or bool(finite):
+            if self.on_grad is not None:
+                self.on_grad(grads)
+            update(network, self.optimizer, grads, buffers, keep=finite if on_device else None)
         self.nonfinite_steps += ~finite
-        if self.on_grad is not None:
-            self.on_grad(grads)
-        update(network, self.optimizer, grads, buffers, keep=finite if on_device else None)
+        self.steps += 1
 
     def explain(self) -> str:
         """In words: how the tangent is made and why, which look-ahead, which label rate."""
-        plan = self.plan
-        tangent = f"not chosen before the first step ({self.tangent!r})"
-        if plan is not None:
-            attention = ", attention as plain maths" if plan.math_attention else ""
-            exact = "inexact" if plan.way == "difference" else "exact"
-            tangent = f"{plan.way} ({exact}{attention}): {plan.reason}"
-        choice = self._lookahead.choice
-        look = {
-            "sgd": "plain SGD at the optimizer's current learning rate (Eq. 3)",
-            "optimizer": "the optimizer's own step, with its momentum and weight decay",
-        }.get(str(choice), f"plain SGD at the fixed rate {choice}")
-        rate = "set at the first step from lambda and n" if self.label_lr is None else f"{self.label_lr:g}"
-        graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[self.compile]
-        batches = "whole" if self.micro_batch is None else f"graphs of at most {self.micro_batch} rows at once"
-        if self._untraced:
-            graph = f"runs eagerly: {self._untraced}"
-        elif self._graphs is not None and self._graphs.record is not None:
-            refused = self._graphs.uncaptured
-            graph += f", not captured in a CUDA graph: {refused}" if refused else ", captured in a CUDA graph"
-        return "\n".join(
-            [
-                f"labels:     {self.labels.family} ({self.labels.extra_repr()}), label_lr {rate}",
-                f"look-ahead: {look}",
-                f"tangent:    {tangent}",
-                f"approx:     {self.approx}",
-                f"batches:    {batches}",
-                f"compiled:   {graph}",
-                f"steps:      {self.steps}, of which not finite and skipped: {int(self.nonfinite_steps)}",
-            ]
-        )
+        return explanation(self)
 
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
@@ -390,5 +381,6 @@ class MetaStep:
             raise ValueError(f"this is not the state of a MetaStep: it lacks {', '.join(sorted(missing))}")
         self.label_lr = state["label_lr"]
         self.plan = None if state["plan"] is None else TangentPlan(**state["plan"])
+        self._planned = None
         self.steps = state["steps"]
         self.nonfinite_steps.fill_(state["nonfinite_steps"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -38,6 +38,7 @@ class TangentPlan:
     math_attention: bool
     reason: str
     joined: bool = False  # forward: its graph is good for a backward, see forward_with_graph
+    host_random: bool = False  # the model draws from Python's or NumPy's generators
 
 
 def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> Tensor:
@@ -150,18 +151,23 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
     """
     if choice not in get_args(TangentChoice):
         raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {choice!r}")
-    device = next(iter(network.params.values())).device
-    random = RandomState(device)
+    random = network.random_state(next(iter(network.params.values())).device)
     try:
-        return _plan(network, x, choice, random)
+        with _refuse_reentrant_checkpoint(), random.replay():
+            # errors of the model itself surface here, as they are
+            logits = network(network.params, network.buffers(), x)
+            host_random = random.host_has_drawn()
+        if not logits.requires_grad:
+            raise RuntimeError(
+                "the logits hang on no parameter that moves: the model detaches them, runs under no_grad, "
+                "or does not use the parameters that are trained"
+            )
+        return replace(_plan(network, x, choice, random), host_random=host_random)
     finally:
         random.restore()
 
 
 def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
-    with _refuse_reentrant_checkpoint(), random.replay():
-        # errors of the model itself surface here, as they are
-        network(network.params, network.buffers(), x)
     if choice == "difference":
         return TangentPlan("difference", False, "asked for; inexact")
     convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
@@ -178,8 +184,10 @@ def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) 
             failure = probe.failure(way, attention)
             if failure is None:
                 notes = [preferred, *failures] if way == order[0] and not attention else list(failures)
-                joined = way == "forward" and probe.failure(way, attention, joined=True) is None
-                return TangentPlan(way, attention, "; ".join(notes), joined)
+                apart = probe.failure(way, attention, joined=True) if way == "forward" else None
+                if apart is not None:
+                    notes.append(f"the train graph is held, because that of the forward with tangents {apart}")
+                return TangentPlan(way, attention, "; ".join(notes), way == "forward" and apart is None)
             failures.append(f"{way}{' with math attention' if attention else ''} {failure}")
     if choice != "auto":
         raise RuntimeError(
@@ -216,39 +224,54 @@ class _Probe:
         params = list(network.params.values())
         products = []
         for v in self.vs:
-            grads = torch.autograd.grad(logits, params, v, retain_graph=True, allow_unused=True)
-            pairs = zip(grads, self.direction.values(), strict=True)
+            #: J'v of the last covector by autograd's plain backward
+            self.grads = torch.autograd.grad(logits, params, v, retain_graph=True, allow_unused=True)
+            pairs = zip(self.grads, self.direction.values(), strict=True)
             products.append(sum((g.double() * d.double()).sum() for g, d in pairs if g is not None))
         self.truth = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in products])
+        # rounding, with room for the cancellation in the sums; a rule that is missing errs by its whole share
+        arithmetic = _arithmetic(next(iter(network.params.values())))
+        self.bound = {torch.float64: 1e-6, torch.float32: 2e-2}.get(arithmetic, 0.3)
 
     def failure(self, way: Way, attention: bool, joined: bool = False) -> str | None:
         """None if `way` satisfies the identity, else what went wrong."""
         try:
             with math_attention(attention):
-                u = (self._joined_tangent() if joined else self._tangent(way)).double()
+                if joined:
+                    return self._joined_failure()
+                u = self._tangent(way).double()
         except (RuntimeError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
             return "raises " + f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        return self._gap(u, max(self.bound, 0.05) if way == "difference" else self.bound)
+
+    def _gap(self, u: Tensor, bound: float) -> str | None:
         made = torch.stack([(v.double() * u).sum() for v in self.vs])
         scale = float(torch.maximum(made.norm(), self.truth.norm()))
         gap = float((made - self.truth).norm())
-        # rounding, with room for the cancellation in the sums; a rule that is missing errs by its whole share
-        bound = {torch.float64: 1e-6, torch.float32: 2e-2}.get(
-            _arithmetic(next(iter(self.network.params.values()))), 0.3
-        )
-        if way == "difference":
-            bound = max(bound, 0.05)
         if gap <= bound * scale or not torch.isfinite(self.truth).all():  # such a step is skipped anyway
             return None
         return f"is not the adjoint of the gradient (off by {gap / scale:.0%}): a layer's rule for it is wrong"
 
-    def _joined_tangent(self) -> Tensor:
-        """Activation checkpointing, for one, gives a right u and a graph that raises in its backward."""
+    def _joined_failure(self) -> str | None:
+        """Activation checkpointing, for one, gives a right u and a graph that raises in its backward.
+
+        A graph that does not raise must give the gradient of the plain one, parameter by parameter. (Sums of products,
+        as in the adjoint test, would not see a small parameter. One that has only rounding for a gradient, such as a
+        bias before BatchNorm, may differ by a share of all of it.)
+        """
         with self.random.replay():
             logits, u = forward_with_graph(self.network, self.network.buffers(), self.x, self.direction)
-        torch.autograd.grad(logits, list(self.network.params.values()), self.vs[0], allow_unused=True)
-        return u
+        made = torch.autograd.grad(logits, list(self.network.params.values()), self.vs[-1], allow_unused=True)
+        sizes = [float(g.double().norm()) for g in self.grads if g is not None]
+        floor = 1e-3 * torch.tensor(sizes).norm().item()
+        for name, got, known in zip(self.network.params, made, self.grads, strict=True):
+            a, b = (torch.zeros(()) if g is None else g.double() for g in (got, known))
+            gap, size = float((a - b).norm()), max(float(b.norm()), floor)
+            if gap > self.bound * size:
+                return f"gives {name} another gradient (off by {gap / size:.0%})"
+        return self._gap(u.double(), self.bound)
 
     def _tangent(self, way: Way) -> Tensor:
         network, buffers = self.network, self.network.buffers()

@@ -92,7 +92,19 @@ def test_last_layers(family, last, compile):
     for m, before in zip((m for m in model.modules() if list(m.parameters(recurse=False))), owners, strict=True):
         assert not torch.equal(next(iter(m.parameters())), next(iter(before.parameters())))
     assert step.plan is not None
-    assert f"the last {last} layers" in step.explain()
+    names = {1: "8.weight, 8.bias", 2: "5.body.4.weight, 5.body.4.bias, 8.weight, 8.bias"}[last]
+    assert f"through the last {last} layers alone: {names}\n" in step.explain()
+
+
+@pytest.mark.parametrize("compile", MODES)
+def test_more_layers_than_there_are(compile):
+    """All of them are the exact step; one more is a mistake."""
+    case = cases.make("mlp")
+    _, exact, _, _ = run(case, fastmeta.InstanceLabels, "off", 2)
+    _, labels, _, _ = run(case, fastmeta.InstanceLabels, compile, 2, approx="last:3")
+    assert relative(labels.label_logits, exact.label_logits) < 1e-12
+    with pytest.raises(ValueError, match=r"asks for more layers than there are: 3 modules .* take last:1 to last:3"):
+        run(case, fastmeta.InstanceLabels, compile, 1, approx="last:4")
 
 
 def test_difference_is_near_the_exact_step():

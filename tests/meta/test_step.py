@@ -270,13 +270,106 @@ def test_default_label_rate_and_explanation():
         ({"micro_batch": 2.5}, ValueError, "a whole number of rows from 1 on, got 2.5"),
         ({"label_lr": "5"}, ValueError, "label_lr must be None or a finite number >= 0, got '5'"),
         ({"compile": "fast"}, ValueError, "compile must be one of off, trace, full, got 'fast'"),
+        ({"optimizer": None, "lookahead": 0.1}, TypeError, "optimizer must be a torch.optim.Optimizer, got NoneType"),
+        ({"approx": "difference", "tangent": "reverse"}, ValueError, "by differences, got tangent='reverse'"),
     ],
 )
 def test_wrong_arguments_are_named_at_once(kw, error, text):
     case = cases.make("mlp")
-    kw = {"labels": make_labels(fastmeta.InstanceLabels, case), **kw}
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.5)
+    kw = {"labels": make_labels(fastmeta.InstanceLabels, case), "optimizer": optimizer, **kw}
     with pytest.raises(error, match=text):
-        fastmeta.MetaStep(case.model, optimizer=torch.optim.SGD(case.model.parameters(), lr=0.5), **kw)
+        fastmeta.MetaStep(case.model, **kw)
+
+
+class Partly(nn.Module):
+    """One layer frozen, one that the logits do not reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.unreached, self.head = nn.Linear(6, 6), nn.Linear(2, 2), nn.Linear(6, 10)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.frozen(x)))
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_gradients_that_lie_there_move_nothing(compile):
+    """The optimizer would step along them, where the step itself gives none."""
+    case, start, moved = cases.make("mlp"), Partly().to(F64), []
+    for left in (None, 1.0):
+        model, labels = copy.deepcopy(start), make_labels(fastmeta.InstanceLabels, case)
+        for p in model.parameters():
+            p.grad = None if left is None else torch.full_like(p, left)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        fastmeta.MetaStep(model, labels, optimizer, label_lr=5.0, compile=compile)(case.train, case.meta)
+        assert all(p.grad is None for p in model.parameters())
+        moved.append(model.state_dict())
+    for key, before in start.state_dict().items():
+        assert torch.equal(moved[0][key], moved[1][key])
+        assert torch.equal(moved[0][key], before) == (not key.startswith("head"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("approx", [None, "delayed"])
+@pytest.mark.parametrize("where", ["on_grad", "optimizer"])
+def test_an_error_of_the_callers_leaves_the_labels(where, approx, family):
+    case = cases.make("mlp")
+    labels = make_labels(family, case)
+    before = copy.deepcopy((labels.state_dict(), case.model.state_dict()))
+
+    def refuse(grads):
+        raise KeyboardInterrupt("enough")
+
+    optimizer = torch.optim.SGD if where == "on_grad" else torch.optim.LBFGS  # whose step wants a closure
+    step = fastmeta.MetaStep(
+        case.model,
+        labels,
+        optimizer(case.model.parameters(), lr=0.5),
+        label_lr=5.0,
+        lookahead=0.5,
+        on_grad=refuse if where == "on_grad" else None,
+        approx=approx,
+    )
+    with pytest.raises(KeyboardInterrupt if where == "on_grad" else TypeError):
+        step(case.train, case.meta)
+    assert step.steps == 0
+    for old, new in zip(before, (labels.state_dict(), case.model.state_dict()), strict=True):
+        assert all(torch.equal(old[k], new[k]) for k in old)
+
+
+class Signed(torch.optim.SGD):
+    """Moves by the sign of the gradient: an SGD by name."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad.sign(), alpha=-group["lr"])
+
+
+class Named(torch.optim.SGD):
+    """An SGD in all but its name."""
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_an_sgd_with_a_step_of_its_own_is_another_optimizer(compile):
+    case = cases.make("mlp")
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    mine = Signed(case.model.parameters(), lr=0.25)
+    for lookahead in ("sgd", "optimizer"):
+        with pytest.raises(TypeError, match="got Signed; pass a float"):
+            fastmeta.MetaStep(case.model, labels, mine, lookahead=lookahead)
+        fastmeta.MetaStep(case.model, labels, Named(case.model.parameters(), lr=0.25), lookahead=lookahead)
+    before = copy.deepcopy(case.model.state_dict())
+    step = fastmeta.MetaStep(case.model, labels, mine, label_lr=5.0, lookahead=0.1, compile=compile)
+    if compile == "trace":
+        with pytest.warns(UserWarning, match=r"the graph holds torch\.optim\.SGD, not Signed"):
+            step(case.train, case.meta)
+    else:
+        step(case.train, case.meta)
+    for key, p in case.model.named_parameters():
+        assert torch.allclose((p - before[key]).abs(), torch.full_like(p, 0.25)), key
 
 
 def test_a_state_that_is_none_is_refused():

@@ -193,6 +193,99 @@ def test_the_forward_with_tangents_leaves_the_graph_of_the_last_backward():
             assert relative(a, b) < 1e-10
 
 
+class TwoFaced(torch.autograd.Function):
+    """tanh with a right forward derivative, whose backward doubles where that derivative was made beside it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.tanh(x)
+        ctx.save_for_backward(y)
+        ctx.save_for_forward(y)
+        ctx.factor = 1 + (torch.autograd.forward_ad._current_level >= 0)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return ctx.factor * grad * (1 - y * y)
+
+    @staticmethod
+    def jvp(ctx, t):
+        (y,) = ctx.saved_tensors
+        return t * (1 - y * y)
+
+
+def test_a_wrong_backward_of_the_forward_with_tangents_is_not_believed():
+    """It raises nothing and its u is right: only its gradient is another."""
+    case = cases.make("mlp")
+    plain, faced = (
+        nn.Sequential(nn.Linear(6, 16), act, nn.Linear(16, 10)).to(F64) for act in (nn.Tanh(), Activation(TwoFaced))
+    )
+    faced.load_state_dict(plain.state_dict())
+    labels, sgd = make_labels(fastmeta.InstanceLabels, case), reference.SGDState(0.3)
+    rows, _ = reference.meta_step(
+        plain,
+        labels.rows(case.index),
+        reference.instance_probs,
+        case.x,
+        *case.meta,
+        label_lr=5.0,
+        optimizer=sgd,
+    )
+    optimizer = torch.optim.SGD(faced.parameters(), lr=0.3)
+    step = fastmeta.MetaStep(faced, labels, optimizer, label_lr=5.0, tangent="forward")
+    step(case.train, case.meta)
+    assert (step.plan.way, step.plan.joined) == ("forward", False)
+    assert "the train graph is held, because that of the forward with tangents gives 0.weight another" in step.explain()
+    assert relative(labels.rows(case.index), rows) < 1e-10
+    for a, b in zip(faced.parameters(), plain.parameters(), strict=True):
+        assert relative(a, b) < 1e-10
+
+
+class InTraining(nn.Module):
+    """tanh, whose double backward drops a term in training mode alone."""
+
+    def forward(self, x):
+        return SilentOnce.apply(x) if self.training else torch.tanh(x)
+
+
+@pytest.mark.parametrize("change", ["unfreeze", "train"])
+def test_the_way_is_chosen_anew_when_the_model_changes(change):
+    """A frozen layer below, or the other mode: what was exact would be wrong in silence."""
+    case = cases.make("mlp")
+    act = Activation(SilentOnce) if change == "unfreeze" else InTraining()
+    model = nn.Sequential(nn.Linear(6, 16), act, nn.Linear(16, 10)).to(F64)
+    model[0].requires_grad_(change != "unfreeze")
+    model.train(change == "unfreeze")
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=0.3), label_lr=5.0)
+    step(case.train, case.meta)
+    first = step.plan
+    step(case.train, case.meta)
+    assert first is step.plan
+    assert first.way == "reverse"
+    model.requires_grad_().train()
+    case.model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 10)).to(F64)
+    case.model.load_state_dict(model.state_dict())
+    truth, before = reference_gradient(case, labels, reference.SGDState(0.3)).grad, labels.rows(case.index)
+    step(case.train, case.meta)
+    assert step.plan.way == "difference"
+    assert relative((before - labels.rows(case.index)) / 5.0, truth) < 1e-6
+
+
+def test_logits_that_hang_on_nothing_are_said():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 10)
+
+        def forward(self, x):
+            return self.inner(x).detach()
+
+    with pytest.raises(RuntimeError, match="the logits hang on no parameter that moves: the model detaches them"):
+        gradient(Detached(), cases.make("mlp"))
+
+
 def test_a_broken_model_raises_its_own_error():
     case = cases.make("mlp")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
