@@ -178,9 +178,20 @@ class InstanceLabels(_Labels):
         table.scatter_(1, targets.unsqueeze(1), margin)
         self.register_buffer("targets", targets)
         self.register_buffer("label_logits", table)
-        self.seed = seed if dtype == torch.bfloat16 else None
-        if self.seed is not None:
-            self.register_buffer("label_step", torch.zeros((), dtype=torch.int64, device=targets.device))
+        self._seed = seed
+        self.seed: int | None = None
+        self._round_stochastically()
+
+    def _round_stochastically(self) -> None:
+        """Of a bfloat16 table."""
+        if self.label_logits.dtype == torch.bfloat16 and self.seed is None and self._seed is not None:
+            self.seed = self._seed
+            self.register_buffer("label_step", torch.zeros((), dtype=torch.int64, device=self.targets.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InstanceLabels:
+        super()._apply(fn, recurse)
+        self._round_stochastically()  # labels.to(torch.bfloat16) must not fall back to rounding to nearest
+        return self
 
     def rows(self, index: Tensor) -> Tensor:
         """Label parameters of the rows `index`: (n, C)."""

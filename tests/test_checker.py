@@ -175,7 +175,7 @@ def test_some_ways_alone():
     [
         ({"tangents": "auto"}, r"tangents must be a tuple .* got 'auto'"),
         ({"tangents": ()}, r"tangents must be a tuple"),
-        ({"index": torch.tensor([0, 99])}, r"index must lie in \[0, 19\], got 0 to 99"),
+        ({"index": torch.tensor([0, 99])}, r"index must lie in \[0, 19\] for 20 training samples, got 0 to 99"),
         ({"y_meta": torch.tensor([0, 10])}, r"y_meta must lie in \[0, 9\] for 10 classes, got 0 to 10"),
         ({"model": nn.Linear(6, 3)}, r"logits of x must have shape \(2, 10\) for these labels, got \(2, 3\)"),
         ({"model": nn.Linear(5, 10)}, "the model fails on x: RuntimeError: "),

@@ -12,6 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+if dist.is_available():
+    # Its functions have group.WORLD of the moment of the import as a default argument. Torch imports it by itself with
+    # the first optimizer; if that comes after init_process_group, the group and its threads live to the end of the
+    # interpreter, which they can abort. Before any group the default is None. (2 ms.)
+    import torch.distributed.nn.functional
+
 
 class Ranks:
     """Collectives over `group`, or nothing at all for ``None`` and a group of one."""

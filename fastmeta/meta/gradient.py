@@ -60,10 +60,17 @@ class MetaPass:
         return torch.stack([t.to(self.u.dtype) for t in sums]).isfinite().all()
 
 
+def check_labels(labels: object) -> None:
+    """Raise a TypeError unless `labels` are of one of the two families."""
+    if not isinstance(labels, Labels):
+        raise TypeError(f"labels must be InstanceLabels or ClassLabels, got {type(labels).__name__}")
+
+
 def check_batch(
     labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], weight: Tensor | None = None
 ) -> None:
     """Raise a ValueError that names the wrong argument. On CUDA it looks at shapes and dtypes alone: no sync."""
+    check_labels(labels)
     for name, pair, want in (("train", train, "(x, index)"), ("meta", meta, "(x_meta, y_meta)")):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"the {name} batch must be a pair {want}, got {type(pair).__name__}")
@@ -76,6 +83,11 @@ def check_batch(
         )
     if not len(index):
         raise ValueError("the train batch is empty: index has no entries; drop empty batches")
+    if index.device.type == "cpu" and not 0 <= int(index.min()) <= int(index.max()) < len(labels):
+        raise ValueError(
+            f"index must lie in [0, {len(labels) - 1}] for {len(labels)} training samples, "
+            f"got {int(index.min())} to {int(index.max())}; it counts rows of the targets that the labels were made of"
+        )
     if not isinstance(y_meta, Tensor) or y_meta.dtype != torch.int64 or y_meta.ndim != 1 or not len(y_meta):
         got = f"{tuple(y_meta.shape)} of {y_meta.dtype}" if isinstance(y_meta, Tensor) else type(y_meta).__name__
         raise ValueError(f"y_meta must be a non-empty int64 vector (m,) of clean hard labels, got {got}")

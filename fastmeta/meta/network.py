@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 Tensors = dict[str, Tensor]
 
@@ -206,6 +207,8 @@ def recorded() -> Iterator[None]:
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("under torch.inference_mode() nothing has a gradient; call this outside of it")
+    if parametrize._cache_enabled:
+        raise RuntimeError("parametrize.cached() would keep the weights of theta for theta*; call this outside of it")
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

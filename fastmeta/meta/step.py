@@ -17,7 +17,7 @@ from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.explanation import explanation
-from fastmeta.meta.gradient import Labels, MetaPass, check_batch, meta_pass
+from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
@@ -105,12 +105,9 @@ class MetaStep:
         functional_module(model)  # raises for what is none
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if not isinstance(labels, Labels):
-            raise TypeError(f"labels must be InstanceLabels or ClassLabels, got {type(labels).__name__}")
+        check_labels(labels)
         if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
             raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {micro_batch!r}")
-        if label_lr is not None and not (isinstance(label_lr, int | float) and 0 <= label_lr < float("inf")):
-            raise ValueError(f"label_lr must be None or a finite number >= 0, got {label_lr!r}")
         if tangent not in get_args(TangentChoice):
             raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {tangent!r}")
         self.model = model
@@ -157,23 +154,36 @@ class MetaStep:
         inputs = self._network_inputs
         with explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
-            if self.label_lr is None:
+            label_lr = self.label_lr
+            if label_lr is None:
                 rate = float(self._lookahead.prepare(network.params).rate)
-                self.label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
+                label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
+                self.label_lr = label_lr
             if self.compile != "off" and not self._untraced:
                 try:
-                    return self._graph_step(network, plan, self.label_lr, train, meta, weight)
+                    return self._graph_step(network, plan, label_lr, train, meta, weight)
                 except TooManyGraphs as error:
                     warnings.warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", stacklevel=2)
                 except Untraceable as error:
                     self._untraced = str(error)
                     warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)
             x, x_meta = self._network_inputs(train[0], meta[0])
-            result = self._step(network, plan, self.label_lr, (x, train[1]), (x_meta, meta[1]), weight)
+            result = self._step(network, plan, label_lr, (x, train[1]), (x_meta, meta[1]), weight)
             if self.totals is not None:
                 given = self.labels.given(train[1])
                 self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
             return result
+
+    @property
+    def label_lr(self) -> float | None:
+        """eta; None before the first step takes the default."""
+        return self._label_lr
+
+    @label_lr.setter
+    def label_lr(self, rate: float | None) -> None:
+        if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < float("inf")):
+            raise ValueError(f"label_lr must be None or a finite number >= 0, got {rate!r}")
+        self._label_lr = rate
 
     def _graph_step(
         self,

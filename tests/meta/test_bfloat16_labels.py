@@ -32,6 +32,21 @@ def test_state():
     assert "label_step" not in fastmeta.InstanceLabels(labels.targets, 10, seed=3).state_dict()
 
 
+def test_a_table_that_becomes_bfloat16_is_rounded_stochastically():
+    """Converted, it steps as one that was made so: not to nearest in silence."""
+    case, made, step = build()
+    converted = fastmeta.InstanceLabels(case.targets, case.num_classes, 0.5, seed=SEED).to(torch.bfloat16)
+    other, _, converted_step = build(labels=converted)
+    assert torch.equal(made.label_logits, converted.label_logits)
+    for _ in range(2):
+        step(case.train, case.meta)
+        converted_step(other.train, other.meta)
+    assert made.state_dict().keys() == converted.state_dict().keys()
+    assert all(torch.equal(v, converted.state_dict()[k]) for k, v in made.state_dict().items())
+    nearest = fastmeta.InstanceLabels(case.targets, case.num_classes, 0.5, seed=None).to(torch.bfloat16)
+    assert nearest.seed is None
+
+
 @pytest.mark.parametrize("mode", ["off", "trace"])
 def test_every_step_draws_anew_and_a_repeated_one_the_same(mode):
     case, labels, step = build(compile=mode)

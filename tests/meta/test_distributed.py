@@ -2,11 +2,12 @@
 
 import copy
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before any group: its defaults keep the WORLD of the import for ever
 import torch.multiprocessing as mp
 
 import fastmeta
@@ -125,3 +126,18 @@ def test_a_group_of_one_is_no_group(size, tmp_path):
         assert torch.equal(labels.label_logits, alone.label_logits)
     finally:
         dist.destroy_process_group()
+
+
+def test_an_optimizer_made_beside_a_group_does_not_keep_it(tmp_path):
+    """Torch's does, with the threads of the group, unless fastmeta was imported before there was one."""
+    script = f"""
+import inspect, sys
+import fastmeta, torch, torch.distributed as dist
+dist.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=0, world_size=1)
+torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+function = sys.modules["torch.distributed.nn.functional"].all_reduce
+print("kept", inspect.signature(function).parameters["group"].default)
+dist.destroy_process_group()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["kept None"], done.stderr

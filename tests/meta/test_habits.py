@@ -207,3 +207,36 @@ def test_the_callers_grad_mode_does_not_matter():
         assert not torch.is_grad_enabled()
     with torch.inference_mode(), pytest.raises(RuntimeError, match="nothing has a gradient; call this outside of it"):
         step(case.train, case.meta)
+
+
+def test_cached_parametrizations_are_refused():
+    """theta* would run on the weights that were kept of theta, and the label gradient be another in silence."""
+    case = cases.make("mlp")
+    nn.utils.parametrizations.weight_norm(case.model[0])
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    with nn.utils.parametrize.cached(), pytest.raises(RuntimeError, match=r"parametrize\.cached\(\) would keep"):
+        label_gradient(case.model, labels, case.train, case.meta, lr=0.3)
+    out = label_gradient(case.model, labels, case.train, case.meta, lr=0.3)
+    assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["spectral_norm", "weight_norm"])
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_weights_that_are_made_of_others(kind, compile):
+    """Spectral norm keeps the vectors of its power iteration in buffers, which move in every training forward."""
+    case = cases.make("resnet")
+    made = getattr(nn.utils.parametrizations, kind)
+    model = nn.Sequential(made(nn.Conv2d(2, 4, 3)), nn.Tanh(), nn.Flatten(), made(nn.Linear(16, 10))).to(F64)
+    truth, labels = copy.deepcopy(model), make_labels(fastmeta.InstanceLabels, case)
+    rows, sgd = labels.rows(case.index), reference.SGDState(0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    step = fastmeta.MetaStep(model, labels, optimizer, label_lr=5.0, compile=compile)
+    for _ in range(3):
+        step(case.train, case.meta)
+        rows, _ = reference.meta_step(
+            truth, rows, reference.instance_probs, case.x, *case.meta, label_lr=5.0, optimizer=sgd
+        )
+    assert not step._untraced
+    assert relative(labels.rows(case.index), rows) < 1e-10
+    for a, b in zip(model.state_dict().values(), truth.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)

@@ -267,6 +267,13 @@ def test_wrong_arguments_are_named():
         call(case.x, lr=0.1)
     with pytest.raises(ValueError, match="index must be an int64 vector"):
         call((case.x, case.index.float()), lr=0.1)
+    for row in (24, -1):
+        wrong = case.index.clone()
+        wrong[3] = row
+        with pytest.raises(ValueError, match=r"index must lie in \[0, 23\] for 24 training samples, got "):
+            call((case.x, wrong), lr=0.1)
+    with pytest.raises(TypeError, match="labels must be InstanceLabels or ClassLabels, got Tensor"):
+        label_gradient(case.model, case.targets, *good, lr=0.1)
     with pytest.raises(ValueError, match="train batch is empty"):
         call((case.x[:0], case.index[:0]), lr=0.1)
     with pytest.raises(ValueError, match="y_meta must be a non-empty int64 vector"):

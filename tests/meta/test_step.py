@@ -372,6 +372,31 @@ def test_an_sgd_with_a_step_of_its_own_is_another_optimizer(compile):
         assert torch.allclose((p - before[key]).abs(), torch.full_like(p, 0.25)), key
 
 
+@pytest.mark.parametrize("compile", ["off", "trace"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_that_is_none_moves_no_other(family, compile):
+    """-1 would be the last row to Python."""
+    case = cases.make("mlp")
+    labels = make_labels(family, case)
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.5)
+    step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=5.0, compile=compile)
+    case.index[2] = -1
+    before = copy.deepcopy(labels.state_dict())
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 23\]"):
+        step(case.train, case.meta)
+    assert all(torch.equal(before[k], v) for k, v in labels.state_dict().items())
+
+
+def test_a_label_rate_that_is_assigned_is_checked():
+    case = cases.make("mlp")
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    step = fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.5), label_lr=5.0)
+    for rate in (-1.0, float("inf"), float("nan"), "5"):
+        with pytest.raises(ValueError, match="label_lr must be None or a finite number >= 0"):
+            step.label_lr = rate
+    assert step.label_lr == 5.0
+
+
 def test_a_state_that_is_none_is_refused():
     case = cases.make("mlp")
     labels = make_labels(fastmeta.InstanceLabels, case)
