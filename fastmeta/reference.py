@@ -12,7 +12,8 @@ z = f(x; theta) logits (n, C), q = softmax(z), p label distribution (n, C), u = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from fastmeta.counter_rng import below_range, random_bits
 from fastmeta.rounding import round_stochastically
@@ -241,10 +243,22 @@ def _grads(loss: Tensor, params: Params, *, create_graph: bool) -> dict[str, Ten
     return dict(zip(names, grads, strict=True))
 
 
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Inside, nothing is run again in the backward, when the model has its own weights back: all is kept."""
+    plain = checkpoint._checkpoint_without_reentrant_generator
+    checkpoint._checkpoint_without_reentrant_generator = lambda *_args, **_kwargs: iter([None])
+    try:
+        yield
+    finally:
+        checkpoint._checkpoint_without_reentrant_generator = plain
+
+
 def _forward(model: nn.Module, params: Params, buffers: Params, x: Any) -> Any:
     """The model's output at `params`; `buffers` are written into, and replaced where the model replaces its own."""
     state = {**params, **buffers}
-    output = functional_call(model, state, (x,))
+    with _without_checkpointing():
+        output = functional_call(model, state, (x,))
     buffers.update((name, state[name].detach()) for name in buffers)
     return output
 
@@ -364,7 +378,8 @@ def meta_step(
     )
     label = constrain(label_param.detach() - label_lr * out.grad)
     params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    logits = logits_of(model(x))
+    with _without_checkpointing():
+        logits = logits_of(model(x))
     grads = _grads(_weighted_mean(logits, probs_of(label), weight), params, create_graph=False)
     new, buffers = optimizer.update(params, grads)
     with torch.no_grad():

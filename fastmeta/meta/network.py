@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from fastmeta.meta.recompute import recomputed_on
+
 Tensors = dict[str, Tensor]
 
 
@@ -168,7 +170,8 @@ class Network:
         """
         state = {name: params[canonical] for name, canonical in self._names if canonical in params}
         state.update((name, buffers[canonical]) for name, canonical in self._buffer_names)
-        logits = self.logits_of(functional_call(self.model, state, (x,), tie_weights=False))
+        with recomputed_on(self.model, state):
+            logits = self.logits_of(functional_call(self.model, state, (x,), tie_weights=False))
         given = dict(buffers)
         for name, canonical in self._buffer_names:
             after = state[name]
@@ -264,8 +267,8 @@ class _HostRandom:
 
     def __init__(self) -> None:
         self.python = random.getstate()
-        numpy = sys.modules.get("numpy.random")  # not loaded, nobody can have drawn from it
-        self.numpy = None if numpy is None else numpy.get_state()
+        numpy = sys.modules.get("numpy")
+        self.numpy = None if numpy is None else numpy.random.get_state()
 
     @property
     def key(self) -> Any:
@@ -275,7 +278,7 @@ class _HostRandom:
     def restore(self) -> None:
         random.setstate(self.python)
         if self.numpy is not None:
-            sys.modules["numpy.random"].set_state(self.numpy)
+            sys.modules["numpy"].random.set_state(self.numpy)
 
 
 def math_attention(on: bool) -> AbstractContextManager[Any]:

@@ -159,7 +159,7 @@ class MetaStep:
                 rate = float(self._lookahead.prepare(network.params).rate)
                 label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
                 self.label_lr = label_lr
-            if self.compile != "off" and not self._untraced:
+            if self.compile != "off" and not self._untraced and plan.tried:
                 try:
                     return self._graph_step(network, plan, label_lr, train, meta, weight)
                 except TooManyGraphs as error:
@@ -240,7 +240,9 @@ class MetaStep:
         """The tangent's plan; made anew for other parameters, modes or precision, whose layers may not bear the old."""
         device = train[1].device.type
         now = network, network.modes(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        if self.plan is not None and self._planned in (None, now):  # None: of a state that was loaded
+        if (
+            self.plan is not None and self.plan.tried and self._planned in (None, now)
+        ):  # None: of a state that was loaded
             self._planned = now
             return self.plan
         (x,) = self._network_inputs(train[0])

@@ -273,6 +273,68 @@ def test_the_way_is_chosen_anew_when_the_model_changes(change):
     assert relative((before - labels.rows(case.index)) / 5.0, truth) < 1e-6
 
 
+class Gated(nn.Module):
+    """A residual branch behind a gain that starts at zero, as many do."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.branch = nn.Sequential(nn.Linear(6, 16), function, nn.Linear(16, 6))
+        self.gain, self.head = nn.Parameter(torch.zeros(6)), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.head(x + self.gain * self.branch(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_wrong_rule_behind_a_gain_of_zero_is_seen(dtype):
+    case = cases.make("mlp", dtype=dtype)
+    labels = fastmeta.InstanceLabels(case.targets, 10, 0.8, dtype=dtype)
+    for function, way in ((SilentZero, "forward"), (SilentOnce, "reverse")):
+        with pytest.raises(RuntimeError, match=f"{way} is not the adjoint"):
+            label_gradient(Gated(Activation(function)).to(dtype), labels, *(case.train, case.meta), lr=0.3, tangent=way)
+    out = label_gradient(Gated(nn.Tanh()).to(dtype), labels, case.train, case.meta, lr=0.3)
+    assert out.plan.way == "reverse"
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_a_batch_that_is_not_finite_shows_nothing(compile):
+    """The way is tried on the next one."""
+    case = cases.make("mlp")
+    model = nn.Sequential(nn.Linear(6, 16), Activation(SilentOnce), nn.Linear(16, 10)).to(F64)
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    step = fastmeta.MetaStep(model, labels, optimizer, label_lr=5.0, compile=compile)
+    assert not bool(step((case.x * torch.nan, case.index), case.meta).finite)
+    assert "not tried yet: the gradient of this batch is not finite" in step.explain()
+    state = step.state_dict()
+    step.load_state_dict(state)
+    if compile == "trace":
+        with pytest.warns(UserWarning, match="runs eagerly: tangent by differences"):
+            step(case.train, case.meta)
+    else:
+        step(case.train, case.meta)
+    assert step.plan.way == "difference"
+    assert step.plan.tried
+
+
+def test_a_model_that_bears_no_noise_is_tried_where_it_is():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = nn.Linear(6, 10), nn.Parameter(torch.tensor([0.01] * 9 + [3.0]))
+
+        def forward(self, x):
+            return self.inner(x) / self.scale.sqrt()
+
+    case = cases.make("mlp")
+    case.model, labels = Root().to(F64), make_labels(fastmeta.InstanceLabels, case)
+    out = label_gradient(case.model, labels, case.train, case.meta, lr=1e-7)
+    assert out.plan.way == "reverse"
+    assert out.plan.tried
+    assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(1e-7)).grad) < 1e-10
+
+
 def test_logits_that_hang_on_nothing_are_said():
     class Detached(nn.Module):
         def __init__(self):
