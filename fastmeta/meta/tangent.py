@@ -163,6 +163,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
                 "the logits hang on no parameter that moves: the model detaches them, runs under no_grad, "
                 "or does not use the parameters that are trained"
             )
+        _refuse_hidden_weights(network, x, random)
         return replace(_plan(network, x, choice, random), host_random=host_random)
     finally:
         random.restore()
@@ -203,17 +204,89 @@ def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) 
     return TangentPlan("difference", False, "inexact, the last resort: " + "; ".join(failures))
 
 
+#: relative, by the arithmetic: rounding, with room for the cancellation in sums; what is wrong errs by its whole share
+_BOUND = {torch.float64: 1e-6, torch.float32: 2e-2}
+
+
+def _normal() -> Callable[[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(0)  # not the global one, which belongs to the model
+    return lambda like: torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
+
+
+def _noise(params: Tensors, normal: Callable[[Tensor], Tensor], share: float, where_zero: float) -> Tensors:
+    """Of this share of each parameter's size."""
+    sizes = {k: p.detach().float().square().mean().sqrt() for k, p in params.items()}
+    return {
+        k: normal(p) * torch.where(sizes[k] > 0, share * sizes[k], where_zero).to(p.dtype) for k, p in params.items()
+    }
+
+
+def _other_gradient(
+    names: Sequence[str], made: Sequence[Tensor | None], known: Sequence[Tensor | None], bound: float
+) -> str | None:
+    """The first parameter of which two gradients differ, and by how much, or None.
+
+    One by one: a sum over all would not see a small one. But one that has only rounding for a gradient, such as that of
+    a bias before BatchNorm, may differ by a share of all of it.
+    """
+    floor = 1e-3 * torch.tensor([float(g.double().norm()) for g in known if g is not None]).norm().item()
+    for name, a, b in zip(names, made, known, strict=True):
+        mine, own = (torch.zeros(()) if g is None else g.double() for g in (a, b))
+        gap, size = float((mine - own).norm()), max(float(own.norm()), floor)
+        if gap > bound * size:
+            return f"{name} another gradient (off by {gap / size:.0%})"
+    return None
+
+
+def _refuse_hidden_weights(network: Network, x: Any, random: RandomState) -> None:
+    """RuntimeError for a model that reads its own weights where others were given: at theta* it would read theta.
+
+    The backward of a layer that runs a part again does (reversible networks, checkpointing by other libraries than
+    torch), or a `logits_of` with weights in it. So logits and gradient at other weights, given from outside, are held
+    against those with the model's own put there.
+    """
+    params, bound = list(network.params.values()), _BOUND.get(_arithmetic(next(iter(network.params.values()))), 0.3)
+    beside = _Displaced(network, _noise(network.params, _normal(), 0.1, 0.3))
+
+    def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with random.replay():
+            logits = run(given, network.buffers(), x)
+            return logits.detach(), torch.autograd.grad(logits, params, _normal()(logits), allow_unused=True)
+
+    made, grads = results(beside, network.params)
+    own = [p.data for p in params]
+    try:
+        for p, offset in zip(params, beside.offsets.values(), strict=True):
+            p.data = p.data + offset
+        known, known_grads = results(network, {})
+    finally:
+        for p, data in zip(params, own, strict=True):
+            p.data = data
+    if not all(bool(t.isfinite().all()) for t in (known, *known_grads) if t is not None):
+        return  # nothing to see beside theta; a batch that is not finite is for the step to skip
+    if float((made - known).norm()) > bound * float(known.norm()):
+        raise RuntimeError(
+            "the model gives one batch other logits in a second call: it reads weights that it was not run on, keeps a "
+            "state that is no buffer, or draws from a generator that is no attribute of a module"
+        )
+    if other := _other_gradient(list(network.params), grads, known_grads, bound):
+        raise RuntimeError(
+            f"the model's backward reads weights that it was not run on, and gives {other}; a layer does that runs a "
+            "part of the forward again in its backward: switch that off (torch.utils.checkpoint is fine)"
+        )
+
+
 class _Displaced(Network):
     """`network` at parameters that are moved by `offsets`, as a function of those that are not."""
 
     def __init__(self, network: Network, offsets: Tensors) -> None:
-        self._network, self.params, self._offsets = network, network.params, offsets
+        self._network, self.params, self.offsets = network, network.params, offsets
 
     def buffers(self) -> Tensors:
         return self._network.buffers()
 
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        moved = {name: p + self._offsets[name] if name in self._offsets else p for name, p in params.items()}
+        moved = {name: p + self.offsets[name] if name in self.offsets else p for name, p in params.items()}
         return self._network(moved, buffers, x)
 
 
@@ -230,28 +303,14 @@ class _Probe:
 
     def __init__(self, network: Network, x: Any, random: RandomState) -> None:
         self.x, self.random = x, random
-        generator = torch.Generator().manual_seed(0)  # not the global one, which belongs to the model
-
-        def normal(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
-
-        def noise(share: float, where_zero: float) -> Tensors:
-            """Of this share of each parameter's size."""
-            sizes = {k: p.detach().float().square().mean().sqrt() for k, p in network.params.items()}
-            return {
-                k: normal(p) * torch.where(sizes[k] > 0, share * sizes[k], where_zero).to(p.dtype)
-                for k, p in network.params.items()
-            }
-
-        self.direction = noise(1.0, 0.1)
-        self.network: Network = _Displaced(network, noise(0.1, 0.3))
+        normal = _normal()
+        self.direction = _noise(network.params, normal, 1.0, 0.1)
+        self.network: Network = _Displaced(network, _noise(network.params, normal, 0.1, 0.3))
         self._take_gradients(normal)
         if not self.finite:
             self.network = network
             self._take_gradients(normal)
-        # rounding, with room for the cancellation in the sums; a rule that is missing errs by its whole share
-        arithmetic = _arithmetic(next(iter(network.params.values())))
-        self.bound = {torch.float64: 1e-6, torch.float32: 2e-2}.get(arithmetic, 0.3)
+        self.bound = _BOUND.get(_arithmetic(next(iter(network.params.values()))), 0.3)
 
     def _take_gradients(self, normal: Callable[[Tensor], Tensor]) -> None:
         """<J'v, d> of some random covectors v, by autograd's plain backward."""
@@ -292,20 +351,14 @@ class _Probe:
     def _joined_failure(self) -> str | None:
         """Activation checkpointing, for one, gives a right u and a graph that raises in its backward.
 
-        A graph that does not raise must give the gradient of the plain one, parameter by parameter. (Sums of products,
-        as in the adjoint test, would not see a small parameter. One that has only rounding for a gradient, such as a
-        bias before BatchNorm, may differ by a share of all of it.)
+        A graph that does not raise must give the gradient of the plain one.
         """
         with self.random.replay():
             logits, u = forward_with_graph(self.network, self.network.buffers(), self.x, self.direction)
         made = torch.autograd.grad(logits, list(self.network.params.values()), self.vs[-1], allow_unused=True)
-        sizes = [float(g.double().norm()) for g in self.grads if g is not None]
-        floor = 1e-3 * torch.tensor(sizes).norm().item()
-        for name, got, known in zip(self.network.params, made, self.grads, strict=True):
-            a, b = (torch.zeros(()) if g is None else g.double() for g in (got, known))
-            gap, size = float((a - b).norm()), max(float(b.norm()), floor)
-            if gap > self.bound * size:
-                return f"gives {name} another gradient (off by {gap / size:.0%})"
+        other = _other_gradient(list(self.network.params), made, self.grads, self.bound)
+        if other is not None:
+            return f"gives {other}"
         return self._gap(u.double(), self.bound)
 
     def _tangent(self, way: Way) -> Tensor:

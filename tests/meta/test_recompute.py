@@ -74,6 +74,55 @@ def test_steps_are_those_without(family, kw):
             assert int(a) == 3
 
 
+class Again(torch.autograd.Function):
+    """A linear layer that reads its weight anew in the backward, as reversible layers do."""
+
+    @staticmethod
+    def forward(ctx, x, weight, layer):
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad @ ctx.layer.weight, grad.T @ x, None
+
+
+class Reversible(nn.Linear):
+    def forward(self, x):
+        return Again.apply(x, self.weight, self)
+
+
+@pytest.mark.parametrize("tangent", ["auto", "reverse", "difference"])
+def test_a_backward_that_reads_other_weights_is_refused(tangent):
+    """At theta itself all is right, so that no test of the tangent there could see it."""
+    case = cases.make("mlp")
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Reversible(8, 10, bias=False)).to(F64)
+    labels, before = make_labels(fastmeta.InstanceLabels, case), copy.deepcopy(model.state_dict())
+    addresses = [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=r"that it was not run on, and gives 0\.weight another gradient"):
+        label_gradient(model, labels, case.train, case.meta, lr=0.3, tangent=tangent)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert addresses == [p.data_ptr() for p in model.parameters()]
+
+
+class Headless(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.body, self.head = model[:4], model[4]
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_weights_in_logits_of_are_refused():
+    case = cases.make("mlp")
+    model, labels = Headless(case.model), make_labels(fastmeta.InstanceLabels, case)
+    with pytest.raises(RuntimeError, match="other logits in a second call: it reads weights that it was not run on"):
+        label_gradient(model, labels, case.train, case.meta, lr=0.3, logits_of=model.head)
+
+
 def test_it_is_still_run_again():
     """What checkpointing is for: the activations are not kept."""
     case, model = pair("mlp", False)
