@@ -163,13 +163,14 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
                 "the logits hang on no parameter that moves: the model detaches them, runs under no_grad, "
                 "or does not use the parameters that are trained"
             )
-        _refuse_hidden_weights(network, x, random)
-        return replace(_plan(network, x, choice, random), host_random=host_random)
+        beside = _Displaced(network, _noise(network.params, _normal(), 0.1, 0.3))
+        _refuse_hidden_weights(network, beside, x, random)
+        return replace(_plan(network, beside, x, choice, random), host_random=host_random)
     finally:
         random.restore()
 
 
-def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
+def _plan(network: Network, beside: _Displaced, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
     if choice == "difference":
         return TangentPlan("difference", False, "asked for; inexact")
     convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
@@ -180,7 +181,7 @@ def _plan(network: Network, x: Any, choice: TangentChoice, random: RandomState) 
         order, preferred = [choice], "asked for"
 
     failures: list[str] = []
-    probe = _Probe(network, x, random)
+    probe = _Probe(network, beside, x, random)
     for attention in (False, True):
         for way in order:
             failure = probe.failure(way, attention)
@@ -229,16 +230,16 @@ def _other_gradient(
     One by one: a sum over all would not see a small one. But one that has only rounding for a gradient, such as that of
     a bias before BatchNorm, may differ by a share of all of it.
     """
-    floor = 1e-3 * torch.tensor([float(g.double().norm()) for g in known if g is not None]).norm().item()
+    floor = 1e-3 * torch.tensor([float(g.norm()) for g in known if g is not None]).norm().item()
     for name, a, b in zip(names, made, known, strict=True):
-        mine, own = (torch.zeros(()) if g is None else g.double() for g in (a, b))
+        mine, own = (torch.zeros(()) if g is None else g for g in (a, b))
         gap, size = float((mine - own).norm()), max(float(own.norm()), floor)
         if gap > bound * size:
             return f"{name} another gradient (off by {gap / size:.0%})"
     return None
 
 
-def _refuse_hidden_weights(network: Network, x: Any, random: RandomState) -> None:
+def _refuse_hidden_weights(network: Network, beside: _Displaced, x: Any, random: RandomState) -> None:
     """RuntimeError for a model that reads its own weights where others were given: at theta* it would read theta.
 
     The backward of a layer that runs a part again does (reversible networks, checkpointing by other libraries than
@@ -246,7 +247,6 @@ def _refuse_hidden_weights(network: Network, x: Any, random: RandomState) -> Non
     against those with the model's own put there.
     """
     params, bound = list(network.params.values()), _BOUND.get(_arithmetic(next(iter(network.params.values()))), 0.3)
-    beside = _Displaced(network, _noise(network.params, _normal(), 0.1, 0.3))
 
     def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
         with random.replay():
@@ -301,11 +301,11 @@ class _Probe:
     zeros a wrong rule does not show. At theta itself only where the gradient beside it is not finite.
     """
 
-    def __init__(self, network: Network, x: Any, random: RandomState) -> None:
+    def __init__(self, network: Network, beside: _Displaced, x: Any, random: RandomState) -> None:
         self.x, self.random = x, random
         normal = _normal()
         self.direction = _noise(network.params, normal, 1.0, 0.1)
-        self.network: Network = _Displaced(network, _noise(network.params, normal, 0.1, 0.3))
+        self.network: Network = beside
         self._take_gradients(normal)
         if not self.finite:
             self.network = network
@@ -323,7 +323,7 @@ class _Probe:
             #: J'v of the last one
             self.grads = torch.autograd.grad(logits, params, v, retain_graph=True, allow_unused=True)
             pairs = zip(self.grads, self.direction.values(), strict=True)
-            products.append(sum((g.double() * d.double()).sum() for g, d in pairs if g is not None))
+            products.append(sum((g * d).sum(dtype=torch.float64) for g, d in pairs if g is not None))
         self.truth = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in products])
         self.finite = bool(self.truth.isfinite().all())
 
