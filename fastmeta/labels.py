@@ -142,7 +142,8 @@ class InstanceLabels(_Labels):
             1 is an error: its margin is infinite.
         dtype: of the table: float32, bfloat16, or float64 for logits of float64. The meta step computes in float32
             (float64 for float64). A bfloat16 table takes half the memory, and its rows are rounded stochastically: to
-            nearest, all steps below half the distance of two numbers (2^-9 of a logit) would be lost.
+            nearest, all steps below half the distance of two numbers (2^-9 of a logit) would be lost. A table that is
+            converted later, ``labels.to(torch.bfloat16)``, is rounded alike.
         seed: of that rounding. `label_step`, the number of label steps taken, is part of the state then, so that a
             resumed run draws the same. None rounds to nearest.
 

@@ -40,7 +40,8 @@ class MetaStep:
 
     Args:
         model: any nn.Module with logits (n, C), called as ``model(x)``; it stays the caller's, in its own mode.
-            Parameters that move are those that require a gradient and belong to `optimizer`.
+            Parameters that move are those that require a gradient and belong to `optimizer`. What torch.compile
+            returned runs as the module inside; DataParallel, DistributedDataParallel and scripts are refused.
         labels: InstanceLabels or ClassLabels over the training set, on the batch's device.
         optimizer: the model's. Its ``param_groups`` may change between steps (schedules).
         label_lr: eta, a constant SGD rate; 25-200 is normal for instance labels, because the gradient carries lambda/n.
@@ -49,8 +50,8 @@ class MetaStep:
             momentum, Nesterov, dampening and weight decay exactly; a float is a fixed rate, and what an optimizer
             other than SGD needs.
         tangent: how u = J g is made: ``"reverse"`` (double-vjp), ``"forward"`` (dual numbers), ``"difference"``
-            (inexact), or ``"auto"``: by the model's layers, held against the gradient on the first
-            batch; :meth:`explain` tells.
+            (inexact), or ``"auto"``: by the model's layers, held against the gradient on the first batch, and again
+            where parameters are frozen or freed, or modes or autocast change; :meth:`explain` tells.
         logits_of: picks the logits from the model's output; default the output itself, else its ``.logits``.
         unique_index: a promise that no batch holds a row twice, which selects the one-pass kernel. A broken promise
             loses updates. Without it, repeated rows get the sum of their gradients, as autograd would give.
