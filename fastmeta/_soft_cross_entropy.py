@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd.function import FunctionCtx
 
 from fastmeta._dispatch import columns
@@ -13,7 +14,17 @@ from fastmeta._dispatch import columns
 _raw = torch.ops.fastmeta
 
 
-class SoftCrossEntropy(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """torch's, which looks at the signature of `forward` in every call, for defaults: 17 us that these do not need."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+class SoftCrossEntropy(_Function):
     """L_i = -sum_k p_ik log q_ik (n,), and lse (n,), which is saved in place of the probabilities."""
 
     @staticmethod
@@ -34,11 +45,12 @@ class SoftCrossEntropy(torch.autograd.Function):
         logits, probs, lse = ctx.saved_tensors
         # only where the gradient itself will be differentiated does it need a node of its own
         derive = _SoftCrossEntropyBackward.apply if torch.is_grad_enabled() else _raw.soft_cross_entropy_backward
-        grads = derive(logits, probs, lse, grad, *ctx.needs_input_grad)
-        return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
+        need_logits, need_probs = ctx.needs_input_grad
+        d_logits, d_probs = derive(logits, probs, lse, grad, need_logits, need_probs)
+        return d_logits if need_logits else None, d_probs if need_probs else None
 
 
-class _SoftCrossEntropyBackward(torch.autograd.Function):
+class _SoftCrossEntropyBackward(_Function):
     """A = grad (s q - p), B = grad (lse - z), differentiable in logits, probs and grad.
 
     With cotangents a of A and b of B (n, C):
@@ -63,32 +75,44 @@ class _SoftCrossEntropyBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, probs, lse, grad = ctx.saved_tensors
+        needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3))
         if torch.is_grad_enabled():  # someone differentiates a third time
             terms = _second_derivatives(logits, probs, grad, a, b)
         else:
-            terms = _fused_second_derivatives(logits, probs, lse, grad, a, b)
-        needs = ctx.needs_input_grad
-        d_logits, d_probs, d_grad = (t if needs[i] else None for t, i in zip(terms, (0, 1, 3), strict=True))
+            terms = _fused_second_derivatives(logits, probs, lse, grad, a, b, needs)
+        d_logits, d_probs, d_grad = (t if need else None for t, need in zip(terms, needs, strict=True))
         return d_logits, d_probs, None, d_grad, None, None
 
 
 def _fused_second_derivatives(
-    logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, a: Tensor | None, b: Tensor | None
+    logits: Tensor,
+    probs: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    need_logits, need_probs, need_grad = needs
     d_logits = d_probs = d_grad = None
     weight = grad.unsqueeze(1)
     if a is not None:
         a = columns(a)
-        d_logits = weight * _raw.soft_cross_entropy_hvp(logits, a, probs)
-        d_probs = -weight * _raw.soft_cross_entropy_label_grad(logits, a)
-        v, _ = _raw.soft_cross_entropy_backward(logits, probs, lse, torch.ones_like(grad), True, False)
-        d_grad = _raw.row_dot(v.to(a.dtype), a)
+        if need_logits:
+            d_logits = weight * _raw.soft_cross_entropy_hvp(logits, a, probs)
+        if need_probs:
+            d_probs = -weight * _raw.soft_cross_entropy_label_grad(logits, a)
+        if need_grad:
+            v, _ = _raw.soft_cross_entropy_backward(logits, probs, lse, torch.ones_like(grad), True, False)
+            d_grad = _raw.row_dot(v.to(a.dtype), a)
     if b is not None:
         b = columns(b)
-        of_b, _ = _raw.soft_cross_entropy_backward(logits, b, lse, grad, True, False)
-        loss_of_b, _ = _raw.soft_cross_entropy(logits, b)
-        d_logits = of_b if d_logits is None else d_logits + of_b
-        d_grad = loss_of_b if d_grad is None else d_grad + loss_of_b
+        if need_logits:
+            of_b, _ = _raw.soft_cross_entropy_backward(logits, b, lse, grad, True, False)
+            d_logits = of_b if d_logits is None else d_logits + of_b
+        if need_grad:
+            loss_of_b, _ = _raw.soft_cross_entropy(logits, b)
+            d_grad = loss_of_b if d_grad is None else d_grad + loss_of_b
     return (
         None if d_logits is None else d_logits.to(logits.dtype),
         None if d_probs is None else d_probs.to(probs.dtype),

@@ -26,9 +26,14 @@ from fastmeta import ops
 _SCRATCH = 1 << 22
 
 
+# Columns from which our kernel is the faster one on a CPU: below, its call costs more than a product in memory.
+_LONG_ROW = 512
+
+
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     """<a_i, b_i> over all dimensions but the first."""
-    return ops.row_dot(a.flatten(1), b.flatten(1))
+    a, b = a.flatten(1), b.flatten(1)
+    return (a * b).sum(1) if a.is_cpu and a.shape[1] < _LONG_ROW else ops.row_dot(a, b)
 
 
 def _common(*tensors: Tensor | None) -> list[Any]:

@@ -116,17 +116,21 @@ class Computed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize(("long", "row_dot"), [(0, ["fastmeta.row_dot"]), (10**9, ["aten.mul", "aten.sum"])])
 @pytest.mark.parametrize("name", ["linear", "linear, few steps of many features", "conv", "conv, stride and dilation"])
-def test_a_dot_is_one_product_and_one_row_dot(name):
-    """The library's matrix product or convolution, then our kernel: nothing of the size of a per-sample gradient."""
+def test_a_dot_is_one_product_and_one_row_dot(name, long, row_dot, monkeypatch):
+    """The library's matrix product or convolution, then our kernel, or two of torch's where rows are short: nothing of
+    the size of a per-sample gradient."""
+    monkeypatch.setattr(per_sample_layers, "_LONG_ROW", long)
     make, shape = LAYERS[name]
     layer, a = double(make()), torch.randn(shape, dtype=torch.float64)
     call = per_sample_layers.Call(per_sample_layers.rule_for(layer), a, torch.randn_like(layer(a)).detach())
     directions = {k: torch.randn_like(p).detach() for k, p in layer.named_parameters()}
     with Computed() as computed:
-        per_sample_layers.call_dot(call, directions)
+        dot = per_sample_layers.call_dot(call, directions)
+    close(dot, (functional_call(layer, directions, (a,)) * call.g).flatten(1).sum(1))
     product = "aten.convolution" if "conv" in name else "aten.addmm"
-    assert computed.names == [product, "fastmeta.row_dot"]
+    assert computed.names == [product, *row_dot]
 
 
 def test_without_a_layer_it_is_linear():

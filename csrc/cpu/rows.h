@@ -49,13 +49,6 @@ struct Scanner {
 };
 
 template <class A>
-FASTMETA_INLINE Scan<A> scan_row(const A* x, int64_t C) {
-  Scanner<A> scan(x[0]);
-  sweep<A>(C, FASTMETA_BODY(k) { scan(x + k); });
-  return scan.result();
-}
-
-template <class A>
 FASTMETA_INLINE void pad_row(A* x, int64_t C, Padding padding = Padding::kFirst) {
   for (int64_t k = C; k < padded<A>(C); ++k) x[k] = padding == Padding::kFirst ? x[0] : A(0);
 }
@@ -176,14 +169,6 @@ FASTMETA_INLINE A dot_row(const A* a, const A* b, int64_t C) {  // the padding o
   return sum.value();
 }
 
-// sum_k a_k (m - x_k); the padding of a is zero
-template <class A>
-FASTMETA_INLINE A below_row(const A* a, A m, const A* x, int64_t C) {
-  Sum<A> sum;
-  sweep<A>(C, FASTMETA_BODY(k) { sum += load(a + k) * (m - load(x + k)); }, sum);
-  return sum.value();
-}
-
 // e_k = exp(x_k - shift), padding zero; returns sum_k e_k
 template <class A>
 FASTMETA_INLINE A exp_row(const A* x, A shift, int64_t C, A* e) {
@@ -214,12 +199,6 @@ FASTMETA_INLINE A exp_dot_row(const A* x, A shift, const A* u, int64_t C, A* e, 
       sum, product);
   eu = product.value();
   return sum.value();
-}
-
-// out_k = a_k f - b_k g
-template <class A>
-FASTMETA_INLINE void difference_row(const A* a, A f, const A* b, A g, int64_t C, A* out) {
-  sweep<A>(C, FASTMETA_BODY(k) { store(out + k, load(a + k) * f - load(b + k) * g); });
 }
 
 // out_k = a_k f (b_k - c)

@@ -49,6 +49,30 @@ def test_mixed_second_derivative(device):
     torch.testing.assert_close(label_grad, -reference.soft_cross_entropy_label_grad(z, u))
 
 
+def test_second_derivative_in_the_logits_alone_is_the_hvp(device):
+    z, p = leaves(device)
+    p, v = p.detach(), torch.randn_like(z)
+    (g,) = grad(ops.soft_cross_entropy(z, p, reduction="sum"), z, create_graph=True)
+    (product,) = grad(g, z, v)
+    assert torch.equal(product, ops.soft_cross_entropy_hvp(z, v, p))
+
+
+def test_under_torch_func(device):
+    """Also of a function inside another's, and of an argument that outlived its transform."""
+    z, p = (x.detach() for x in leaves(device))
+
+    def of(module):
+        first = torch.func.grad(module.soft_cross_entropy)
+        mixed = torch.func.grad(lambda p: (first(z, p) ** 2).sum())
+        _, pullback = torch.func.vjp(lambda z: module.soft_cross_entropy(z, p, reduction="none"), z)
+        outlived = []
+        torch.func.grad(lambda z: outlived.append(z) or z.sum())(z)
+        return first(z, p), mixed(p), *pullback(p[:, 0]), module.soft_cross_entropy(outlived[0], p)
+
+    for fused, plain in zip(of(ops), of(reference), strict=True):
+        torch.testing.assert_close(fused, plain)
+
+
 def test_gradients_keep_dtypes(dtype, device):
     b = Batch(6, 7, dtype, device)
     z, p = b.logits.requires_grad_(), b.probs.requires_grad_()
