@@ -134,8 +134,9 @@ class __attribute__((visibility("hidden"))) Batch {
     check_columns(t, name);
   }
   static void check_columns(const Tensor& t, const char* name) {
-    FASTMETA_CHECK(t.stride(1) == 1 || t.numel() == 0, name, " must have adjacent columns (stride 1), got strides ",
-                   shape_text(t.strides().data(), 2), "; use ", name, ".contiguous()");
+    FASTMETA_CHECK(t.stride(1) == 1 || t.size(1) == 1 || t.numel() == 0, name,
+                   " must have adjacent columns (stride 1), got strides ", shape_text(t.strides().data(), 2), "; use ",
+                   name, ".contiguous()");
   }
   void check_label_type(const Tensor& t, const char* name) const {
     const ScalarType s = t.scalar_type();

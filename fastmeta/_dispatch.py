@@ -7,7 +7,7 @@ where it could stand this is the one that also sees a jvp of a grad, and duals i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ NAMES = (
     "lookahead_update",
 )
 
+#: those that stand inside of an autograd.Function, where gradients are not recorded
+INSIDE = ("soft_cross_entropy", "soft_cross_entropy_backward")
+
 _library = torch.library.Library("fastmeta", "IMPL")
 
 
@@ -42,11 +45,24 @@ def _tensors(args: tuple[Any, ...]) -> Iterator[Any]:
         yield from arg if isinstance(arg, list | tuple) else (arg,)
 
 
-def _guard(name: str) -> Callable[..., Any]:
+def _guard(name: str) -> None:
     op = getattr(torch.ops.fastmeta, name).default
-    mutates = name.endswith("_")
+    mutates, inside = name.endswith("_"), name in INSIDE
+
+    def below(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            result = op(*args)
+        if mutates:
+            torch.autograd.graph.increment_version(args[0])
+        return result
 
     def kernel(*args: Any) -> Any:
+        # Dynamo, where it meets torch.func.grad, takes the `forward` of an autograd.Function for all of it
+        if inside and torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            raise RuntimeError(
+                f"fastmeta::{name} has no derivative of its own and got an argument that requires one, which would be "
+                "lost; call fastmeta.ops.soft_cross_entropy, and torch.func.grad or vjp of it outside of torch.compile"
+            )
         # no tensor has a tangent outside of a dual level, which func.jvp opens too; looking for one costs 3 us each
         for arg in _tensors(args) if forward_ad._current_level >= 0 else ():
             if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg, level=0).tangent is not None:
@@ -54,17 +70,15 @@ def _guard(name: str) -> Callable[..., Any]:
                     f"fastmeta::{name} has no forward-mode derivative and got an argument with a tangent, which would "
                     "be lost; keep it outside of dual_level and jvp, and pass tensor.detach()"
                 )
-        with torch._C._AutoDispatchBelowAutograd():
-            result = op(*args)
-        if mutates:
-            torch.autograd.graph.increment_version(args[0])
-        return result
+        return below(*args)
 
-    return kernel
+    _library.impl(name, kernel, "Autograd")
+    if mutates:  # in inference mode, where a graph made outside of it may still hold the tensor that is written
+        _library.impl(name, below, "ADInplaceOrView")
 
 
 for _name in NAMES:
-    _library.impl(_name, _guard(_name), "Autograd")
+    _guard(_name)
 
 
 def columns(x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ rows are unaffected. ``skipped`` counts them where it is asked for: a counter in
 CUDA an index or target out of range is skipped too (FASTMETA_DEBUG=1 checks it at once, with a synchronisation); on the
 CPU it raises.
 
-Every wrong argument raises RuntimeError, or ValueError where it is seen in Python: it names the argument, what was
-expected, what came, and the way out.
+Every wrong argument raises RuntimeError, or ValueError or TypeError where it is seen in Python: it names the argument,
+what was expected, what came, and the way out.
 """
 
 from __future__ import annotations
@@ -120,21 +120,36 @@ class ClassLabelStep(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _same_device(logits: Tensor, **others: Tensor | None) -> None:
-    # A mix of a CPU and a meta tensor would reach the shape functions and come back as meta tensors without a word.
-    for name, t in others.items():
-        if t is not None and t.device != logits.device:
-            raise ValueError(f"{name} is on {t.device} but the logits are on {logits.device}; move one of them")
+def _check(first: Tensor, on: str = "logits", /, **others: Tensor | None) -> None:
+    """All are tensors on the device of the first, which is called `on`. Only a weight may be left out."""
+    for name, t in ((on, first), *others.items()):
+        if t is None and name == "weight":
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}; use torch.as_tensor({name})")
+        # a mix of a CPU and a meta tensor would reach the shape functions and come back as meta tensors without a word
+        if t.device != first.device:
+            raise ValueError(f"{name} is on {t.device} but {on} on {first.device}; move one of them")
+
+
+def _number(x: float, name: str) -> Tensor:
+    try:
+        finite = math.isfinite(x)
+    except OverflowError:  # an int beyond float64
+        finite = False
+    except TypeError:
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {x!r}") from None
+    if not finite:
+        raise ValueError(f"{name} must be finite, got {x}")
+    return torch.scalar_tensor(x, dtype=torch.float64)
 
 
 def _scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
-    if isinstance(x, Tensor):
-        if x.device.type != "cpu":
-            _same_device(logits, **{name: x})
-        return x.detach()
-    if not math.isfinite(x):
-        raise ValueError(f"{name} must be finite, got {x}")
-    return torch.scalar_tensor(x, dtype=torch.float64)
+    if not isinstance(x, Tensor):
+        return _number(x, name)
+    if x.device.type != "cpu":
+        _check(logits, **{name: x})
+    return x.detach()
 
 
 def _counter(seed: int | None, step: int | Tensor | None, logits: Tensor) -> Tensor | None:
@@ -149,7 +164,7 @@ def _counter(seed: int | None, step: int | Tensor | None, logits: Tensor) -> Ten
     if isinstance(step, int):
         return torch.scalar_tensor(step, dtype=torch.int64)
     if step is not None and step.device.type != "cpu":
-        _same_device(logits, step=step)
+        _check(logits, step=step)
     return step
 
 
@@ -180,15 +195,17 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean"
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        () or (n,) in acc(T). The mean of an empty batch is NaN, as in torch. A row with NaN or infinity has loss NaN.
+        () or (n,) in acc(T). The mean of an empty batch is NaN, as in torch. A row whose logits hold a NaN or an
+        infinity has loss NaN.
 
     Raises:
         ValueError: an unknown reduction; tensors on different devices.
-        RuntimeError: a wrong shape or dtype; a forward-AD tangent on an argument.
+        RuntimeError: a wrong shape or dtype; a forward-AD tangent on an argument; torch.func.grad or vjp of it inside
+            of torch.compile, which would leave its backward out.
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
-    _same_device(logits, probs=probs)
+    _check(logits, probs=probs)
     loss: Tensor = SoftCrossEntropy.apply(columns(logits), columns(probs))[0]
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
@@ -204,8 +221,11 @@ def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = Non
     Returns:
         (n, C) in the dtype of `v`.
     """
-    _same_device(logits, v=v, probs=probs)
-    return _raw.soft_cross_entropy_hvp(columns(logits), columns(v), None if probs is None else columns(probs))
+    _check(logits, v=v)
+    if probs is not None:
+        _check(logits, probs=probs)
+        probs = columns(probs)
+    return _raw.soft_cross_entropy_hvp(columns(logits), columns(v), probs)
 
 
 def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
@@ -217,7 +237,7 @@ def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
     Returns:
         (n, C) in the dtype of `u`.
     """
-    _same_device(logits, u=u)
+    _check(logits, u=u)
     return _raw.soft_cross_entropy_label_grad(columns(logits), columns(u))
 
 
@@ -232,7 +252,7 @@ def instance_loss(logits: Tensor, label_logits: Tensor, index: Tensor, weight: T
     Args:
         logits: (n, C) T. label_logits: (N, C) table. index: (n,) int64 rows of the table. weight: (n,) acc(T).
     """
-    _same_device(logits, label_logits=label_logits, index=index, weight=weight)
+    _check(logits, label_logits=label_logits, index=index, weight=weight)
     check_range(index, "index", label_logits.shape[0], "rows of label_logits")
     return LabelLoss(*_raw.instance_loss(columns(logits), columns(label_logits), index, weight))
 
@@ -268,7 +288,7 @@ def instance_label_step_(
             and in tables of other dtypes, to nearest: steps below half the distance of two numbers are then lost.
     """
     step = _counter(seed, step, logits)
-    _same_device(logits, label_logits=label_logits, index=index, u=u, weight=weight)
+    _check(logits, label_logits=label_logits, index=index, u=u, weight=weight)
     check_range(index, "index", label_logits.shape[0], "rows of label_logits")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return LabelStep(
@@ -297,7 +317,7 @@ def instance_label_step(
     the one new row, so that writing them back in any order gives the same table.
     """
     step = _counter(seed, step, logits)
-    _same_device(logits, label_rows=label_rows, index=index, u=u, weight=weight)
+    _check(logits, label_rows=label_rows, index=index, u=u, weight=weight)
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return InstanceLabelStep(
         *_raw.instance_label_step(
@@ -317,7 +337,7 @@ def class_loss(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | 
     Args:
         logits: (n, C) T. alpha: (C,) acc(T). targets: (n,) int64 given classes. weight: (n,) acc(T).
     """
-    _same_device(logits, alpha=alpha, targets=targets, weight=weight)
+    _check(logits, alpha=alpha, targets=targets, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
     return LabelLoss(*_raw.class_loss(columns(logits), alpha, targets, weight))
 
@@ -341,7 +361,7 @@ def class_label_step_(
         alpha: (C,) acc(T), contiguous, written. targets: (n,) int64. logits, u: (n, C).
         scale, label_lr, weight: as in :func:`instance_label_step_`.
     """
-    _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
+    _check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return LabelStep(*_raw.class_label_step_(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
@@ -357,7 +377,7 @@ def class_label_step(
     weight: Tensor | None = None,
 ) -> ClassLabelStep:
     """The functional twin of :func:`class_label_step_`: alpha in, new alpha out, nothing written."""
-    _same_device(logits, alpha=alpha, targets=targets, u=u, weight=weight)
+    _check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
     scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
     return ClassLabelStep(*_raw.class_label_step(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
@@ -365,7 +385,7 @@ def class_label_step(
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """<a_i, b_i>: (n, C), (n, C) of one dtype T to (n,) in acc(T). Not differentiable."""
-    _same_device(a, b=b)
+    _check(a, "a", b=b)
     return _raw.row_dot(columns(a), columns(b))
 
 
@@ -395,7 +415,7 @@ def lookahead_update(
         params: any shapes, one dtype T, one device.
         grads: one per parameter, of its shape, in T.
         buffers: likewise, or empty where `carry` is 0.
-        lr: a float, or a 0-dim tensor; one on the GPU is read there, so that a captured graph follows a schedule.
+        lr: finite, or a 0-dim tensor; one on the GPU is read there, so that a captured graph follows a schedule.
         gain, carry, weight_decay: floats.
 
     Returns:
@@ -410,5 +430,5 @@ def lookahead_update(
         for k, t in enumerate(tensors):
             if t.device != params[0].device:
                 raise ValueError(f"{name}[{k}] is on {t.device} but params on {params[0].device}; move one of them")
-    rate = lr.detach() if isinstance(lr, Tensor) else torch.scalar_tensor(lr, dtype=torch.float64)
+    rate = lr.detach() if isinstance(lr, Tensor) else _number(lr, "lr")
     return _raw.lookahead_update(params, grads, buffers, rate, gain, carry, weight_decay)

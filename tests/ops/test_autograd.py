@@ -112,13 +112,59 @@ def test_others_carry_no_graph(device):
     assert not any(r.requires_grad for r in results)
 
 
-def test_in_place_steps_show_in_the_version_counter(device):
-    b = Batch(4, 5, device=device)
-    x = torch.ones(b.table.shape, device=device, requires_grad=True)
-    product = (x * b.table).sum()
-    ops.instance_label_step_(b.table, b.index, b.logits, b.u, 0.1, 1.0)
+STEPS = {
+    "instance": lambda b: (b.table, lambda: ops.instance_label_step_(b.table, b.index, b.logits, b.u, 0.1, 1.0)),
+    "class": lambda b: (b.alpha, lambda: ops.class_label_step_(b.alpha, b.targets, b.logits, b.u, 0.1, 1.0)),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_in_place_steps_show_in_the_version_counter(device, step, mode):
+    labels, move = step(Batch(4, 5, device=device))
+    x = torch.ones(labels.shape, device=device, requires_grad=True)
+    product = (x * labels).sum()
+    with mode():
+        move()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_tensors_of_inference_mode_are_written(device, step):
+    with torch.inference_mode():
+        labels, move = step(Batch(4, 5, device=device))
+        before = labels.clone()
+        move()
+    assert not torch.equal(labels, before)
+
+
+def test_what_is_saved_for_backward(device):
+    """The arguments as they are and lse, one number per row; no probabilities."""
+    b, saved = Batch(6, 9, device=device), []
+    z, p = b.logits.requires_grad_(), b.probs.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        ops.soft_cross_entropy(z, p, reduction="none")
+    others = [t for t in saved if t.data_ptr() not in (z.data_ptr(), p.data_ptr())]
+    assert len(saved) == 3
+    (lse,) = others
+    torch.testing.assert_close(lse, z.detach().logsumexp(-1))
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp"])
+def test_a_function_that_dynamo_takes_apart_raises(transform):
+    """It differentiates the `forward`, not the `backward`, where torch.func is inside: the gradient would be zero."""
+    b = Batch(4, 5)
+    torch._dynamo.reset()
+
+    @torch.compile(backend="aot_eager")
+    def gradient(z):
+        if transform == "grad":
+            return torch.func.grad(ops.soft_cross_entropy)(z, b.probs)
+        return torch.func.vjp(lambda z: ops.soft_cross_entropy(z, b.probs), z)[1](torch.ones(()))[0]
+
+    with pytest.raises(Exception, match="has no derivative of its own and got an argument that requires one"):
+        gradient(b.logits)
 
 
 def test_forward_mode_over_a_network_stays_outside(device):

@@ -1,7 +1,10 @@
 """Every wrong argument: which one, what was expected, what came, and the way out."""
 
+import re
+
 import pytest
 import torch
+from torch import Tensor
 
 from fastmeta import ops
 from tests.ops.cases import Batch
@@ -171,6 +174,40 @@ def test_rates_must_be_finite(value, b):
         class_step(b, label_lr=value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400], ids=["nan", "inf", "beyond float64"])
+def test_rates_of_a_lookahead_must_be_finite(value, b):
+    with pytest.raises(ValueError, match="lr must be finite, got"):
+        ops.lookahead_update([b.logits], [b.u], lr=value)
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [0.1]], ids=str)
+def test_rates_must_be_numbers(value, b):
+    with pytest.raises(TypeError, match=f"scale must be a number or a 0-dim tensor, got {re.escape(repr(value))}"):
+        class_step(b, scale=value)
+    with pytest.raises(TypeError, match=f"lr must be a number or a 0-dim tensor, got {re.escape(repr(value))}"):
+        ops.lookahead_update([b.logits], [b.u], lr=value)
+
+
+def test_arguments_must_be_tensors():
+    """Arrays of numpy have a `device` too."""
+    b = Batch(6, 4)
+    calls = {
+        "logits": lambda x: ops.instance_loss(x(b.logits), b.table, b.index),
+        "probs": lambda x: ops.soft_cross_entropy(b.logits, x(b.probs)),
+        "v": lambda x: ops.soft_cross_entropy_hvp(b.logits, x(b.u)),
+        "index": lambda x: instance_step(b, index=x(b.index)),
+        "u": lambda x: class_step(b, u=x(b.u)),
+        "targets": lambda x: ops.class_loss(b.logits, b.alpha, x(b.targets)),
+        "b": lambda x: ops.row_dot(b.logits, x(b.u)),
+    }
+    for name, call in calls.items():
+        for convert, kind in ((Tensor.numpy, "ndarray"), (Tensor.tolist, "list"), (lambda t: None, "NoneType")):
+            with pytest.raises(
+                TypeError, match=rf"^{name} must be a tensor, got {kind}; use torch.as_tensor\({name}\)"
+            ):
+                call(convert)
+
+
 def test_unknown_reduction(b):
     with pytest.raises(ValueError, match='reduction must be "none", "mean" or "sum", got \'batchmean\''):
         ops.soft_cross_entropy(b.logits, b.probs, reduction="batchmean")
@@ -193,7 +230,8 @@ def test_device_mix(b):
         "b": lambda: ops.row_dot(b.logits, b.u.to(meta)),
     }
     for name, call in calls.items():
-        with pytest.raises(ValueError, match=f"^{name} is on meta but the logits are on {b.logits.device}; move one"):
+        on = "a" if name == "b" else "logits"
+        with pytest.raises(ValueError, match=f"^{name} is on meta but {on} on {b.logits.device}; move one"):
             call()
 
 

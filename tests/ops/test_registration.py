@@ -111,3 +111,14 @@ def test_compile_with_a_dynamic_batch(device):
         got, expected = compiled(b.logits, b.table, b.index), ops.instance_loss(b.logits, b.table, b.index)
         assert all(map(torch.equal, got, expected))
         assert type(got) is ops.LabelLoss
+
+
+def test_vmap_of_a_raw_operation(device):
+    """By torch's own loop over the batch: the same rows, one call for each."""
+    b = Batch(6, 9, device=device)
+    z = torch.stack([b.logits, b.u])
+    got = torch.func.vmap(lambda z: ops.instance_loss(z, b.table, b.index))(z)
+    expected = map(torch.stack, zip(*(ops.instance_loss(x, b.table, b.index) for x in z), strict=True))
+    assert all(map(torch.equal, got, expected))
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for fastmeta::instance_label_step_"):
+        torch.func.vmap(lambda z: ops.instance_label_step_(b.table, b.index, z, b.u, 0.1, 1.0))(z)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta import ops, reference
-from tests.ops.cases import OPS, Batch, assert_same, double
+from tests.ops.cases import OPS, Batch, acc, assert_same, double
 
 NAN, INF = float("nan"), float("inf")
 
@@ -241,6 +241,13 @@ def test_layouts(op, layout, dtype, device):
     expected, got = op.fused(b), op.fused(strided)
     for name in expected:
         assert_same(got[name], expected[name])
+
+
+@pytest.mark.parametrize("stride", [0, 1, 4])
+def test_a_single_column_may_have_any_stride(stride, dtype, device):
+    """Of (n, 1), as the output of a layer of one unit: `contiguous` leaves its strides as they are."""
+    x, y = (torch.randn(4, 1, device=device).to(dtype).as_strided((4, 1), (1, stride)) for _ in range(2))
+    assert_same(ops.row_dot(x, y), (x.to(acc(dtype)) * y.to(acc(dtype))).squeeze(1))
 
 
 def test_in_place_tables_are_written_through_their_strides(device):

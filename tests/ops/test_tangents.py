@@ -76,12 +76,25 @@ def test_dual_outside_of_a_compiled_function(z, loss, warm):
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-def test_every_operation(op):
+def test_every_floating_argument_of_every_operation(op):
     b = Batch(4, 5, torch.float64)
-    with forward_ad.dual_level():
-        b.logits = forward_ad.make_dual(b.logits, torch.ones_like(b.logits))
-        with pytest.raises(RuntimeError, match=MATCH):
-            op.fused(b)
+    floating = [x for x in vars(b).items() if isinstance(x[1], torch.Tensor) and x[1].is_floating_point()]
+    used = 0
+    for name, x in floating:
+        with forward_ad.dual_level():
+            setattr(b, name, forward_ad.make_dual(x, torch.ones_like(x)))
+            if any(argument is getattr(b, name) for argument in op.arguments(b)):
+                used += 1
+                with pytest.raises(RuntimeError, match=MATCH):
+                    op.fused(b)
+        setattr(b, name, x)
+    assert used >= 2
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian], ids=lambda f: f.__name__)
+def test_forward_mode_over_a_batch_of_tangents(z, loss, transform):
+    with pytest.raises(RuntimeError, match=MATCH + "|does not have vmap support"):
+        transform(loss)(z)
 
 
 def test_a_level_without_a_dual_is_no_reason_to_raise(z, loss):
