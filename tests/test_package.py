@@ -1,5 +1,7 @@
 """The package as it is installed: what it imports, what its libraries need, what it says about itself."""
 
+import ast
+import importlib.machinery
 import os
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import fastmeta
-from fastmeta import _C, ops
+from fastmeta import _C, _native, ops
 
 ROOT = Path(fastmeta.__file__).parents[1]
 LIBRARIES = sorted(Path(_C.__file__).parent.glob("_C*.so"))
@@ -45,31 +47,61 @@ def test_no_mangled_symbol_of_torch_is_imported(library):
     assert mangled == []
 
 
-def test_core_imports_without_the_trainers_libraries():
-    blocked = ", ".join(f"{name!r}: None" for name in TRAINER_LIBRARIES)
+def test_the_library_and_its_benchmarks_need_torch_alone():
+    """Without the trainer's libraries, and without torchvision, whose wheel does not import under every torch."""
+    blocked = ", ".join(f"{name!r}: None" for name in ["torchvision", *TRAINER_LIBRARIES])
     out = python(f"""
         import sys
         sys.modules.update({{{blocked}}})
-        import fastmeta, fastmeta.ops, fastmeta.reference, fastmeta.labels
         import torch
-        print(float(fastmeta.ops.soft_cross_entropy(torch.zeros(2, 4), torch.full((2, 4), 0.25))))
+        import fastmeta, fastmeta.reference
+        from fastmeta.bench import ops as bench
+        from fastmeta.cli import main
+
+        x, y, index = torch.randn(8, 6), torch.arange(8) % 3, torch.arange(8)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+        labels = fastmeta.InstanceLabels(y, num_classes=3)
+        step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=0.1), label_lr=1.0)
+        print("step", bool(step((x, index), (x, y)).finite))
+        print("check", fastmeta.check(model, labels, (x, index), (x, y), 0.1, timing=False).ok)
+        print("terms", len(fastmeta.per_sample(model, x, y).norm))
+        config = bench.OpsConfig(
+            operations=("row_dot",), sizes=((4, 3),), dtypes=("float32",), seconds=0.01, compile=False
+        )
+        print("bench", bench.run(config, lambda text: None)[0]["failures"])
+        print("command", main(["check", "--model", "mlp", "--batch", "4", "--no-timing"]))
     """)
-    assert float(out) == pytest.approx(1.3862944)
+    for line in ("step True", "check True", "terms 8", "bench []", "command 0"):
+        assert line in out.splitlines(), out
 
 
 def test_reference_does_not_load_the_native_library():
-    """The truth cannot depend on what it judges."""
-
-    def imports(name: str) -> list[str]:
-        source = (ROOT / "fastmeta" / f"{name}.py").read_text()
-        return [line for line in source.splitlines() if line.startswith(("import", "from"))]
+    """The truth cannot depend on what it judges: not by an import anywhere in the file, nor by the dispatcher."""
 
     def inside(name: str) -> set[str]:
-        return {line.split()[1] for line in imports(name) if "fastmeta" in line}
+        tree = ast.parse((ROOT / "fastmeta" / f"{name}.py").read_text())
+        nodes = list(ast.walk(tree))
+        modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        assert not any(isinstance(node, ast.Attribute) and node.attr == "ops" for node in nodes)
+        assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
+        return {module for module in modules if module.startswith("fastmeta")}
 
     assert inside("reference") == {"fastmeta.counter_rng", "fastmeta.rounding"}
     assert inside("rounding") == {"fastmeta.counter_rng"}
     assert inside("counter_rng") == set()
+
+
+def test_why_the_cuda_half_is_absent(monkeypatch, tmp_path):
+    """A torch without CUDA loads the CPU half and says so; a library that does not load is a reason, not an error."""
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    monkeypatch.setattr(_native._C, "__file__", str(tmp_path / f"_C{suffix}"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert _native._load_cuda() == (_C.build_info()["cuda_absent"] or "the CUDA half was not built")
+    (tmp_path / f"_C_cuda{suffix}").write_bytes(b"not a library")
+    assert f"_C_cuda{suffix}" in _native._load_cuda()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _native._load_cuda() == f"torch {torch.__version__} is built without CUDA"
 
 
 def test_build_info():
