@@ -93,33 +93,30 @@ def test_reentrant_checkpointing_is_not_ok():
     assert all(row.verdict == "cannot" and "use_reentrant=False" in row.note for row in report.rows)
 
 
-class Cubed(torch.autograd.Function):
-    """x^2 with a backward that is not its own, though consistent in itself."""
+class Square(torch.autograd.Function):
+    """x^2, whose backward is a subclass's."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x * x
+
+
+class Cubed(Square):
+    """A backward that is not its own, though consistent in itself."""
 
     @staticmethod
     def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * 3 * x
+        return grad * 3 * ctx.saved_tensors[0]
 
 
-class Once(torch.autograd.Function):
-    """x^2 with a right backward that cannot be differentiated: a term of the second derivative vanishes in silence."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
+class Once(Square):
+    """A right backward that cannot be differentiated: a term of the second derivative vanishes in silence."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * 2 * x
+        return grad * 2 * ctx.saved_tensors[0]
 
 
 def with_layer(function):

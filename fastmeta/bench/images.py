@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._dispatch import acc_dtype
-from fastmeta.bench import ops as bench
+from fastmeta.bench.operations import DTYPES
+from fastmeta.bench.row import IMAGES, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
+from fastmeta.bench.timing import Body
 from fastmeta.counter_rng import below_range, random_bits
 from fastmeta.images import load_images
 
@@ -35,9 +37,9 @@ def by_indexing(
     return ((x.to(center.dtype) - center) * scale).to(dtype).permute(0, 3, 1, 2)
 
 
-def measure(dtype: str, config: bench.OpsConfig, copy: float) -> bench.OpsRow:
+def measure(dtype: str, config: OpsConfig, copy: float) -> OpsRow:
     """A row of the table: n counts images, C the elements of one."""
-    device, kind = torch.device(config.device), bench.DTYPES[dtype]
+    device, kind = torch.device(config.device), DTYPES[dtype]
     generator = torch.Generator(device).manual_seed(0)
     images = torch.randint(256, (SET, SIDE, SIDE, CHANNELS), dtype=torch.uint8, device=device, generator=generator)
     center, scale = (torch.full((CHANNELS,), v, dtype=acc_dtype(kind), device=device) for v in (120.0, 1 / 64))
@@ -45,7 +47,7 @@ def measure(dtype: str, config: bench.OpsConfig, copy: float) -> bench.OpsRow:
     order = torch.randperm(SET, device=device, generator=generator)
     slots = [
         (order[k * BATCH : (k + 1) * BATCH], torch.full((), k, device=device))
-        for k in range(bench._slots(moved, device))
+        for k in range(slots_needed(moved, device))
     ]
 
     def fused(index: Tensor, step: Tensor) -> Tensor:
@@ -58,21 +60,9 @@ def measure(dtype: str, config: bench.OpsConfig, copy: float) -> bench.OpsRow:
     truth = reference.load_images(
         images, slots[0][0], center, scale, padding=PADDING, flip=True, step=slots[0][1], dtype=kind
     )
-    errors = {k: bench._errors([f(*slots[0])], [truth.double()])[0] for k, f in variants.items()}
+    errors = {k: deviations([f(*slots[0])], [truth.double()])[0] for k, f in variants.items()}
     if errors["fused"]:
-        raise bench.WrongResult(f"load_images in {dtype} is off by {errors['fused']:.2e}, wanted 0; not timed")
-    bodies: dict[str, list[bench.Body]] = {k: [partial(f, *slot) for slot in slots] for k, f in variants.items()}
-    timings, notes = bench._time(bodies, device, config)
-    bandwidth = moved / timings["fused"].median
-    return bench.OpsRow(
-        operation=bench.IMAGES,
-        n=BATCH,
-        C=SIDE * SIDE * CHANNELS,
-        dtype=dtype,
-        microseconds={k: t.median * 1e6 for k, t in timings.items()},
-        speedup={k: t.ratio_to(timings["fused"]) for k, t in timings.items() if k != "fused"},
-        gigabytes_per_second=bandwidth / 1e9,
-        share_of_copy=bandwidth / copy,
-        error=errors,
-        notes=notes,
-    )
+        raise WrongResult(f"load_images in {dtype} is off by {errors['fused']:.2e}, wanted 0; not timed")
+    bodies: dict[str, list[Body]] = {k: [partial(f, *slot) for slot in slots] for k, f in variants.items()}
+    case = Prepared(bodies, errors, moved)
+    return timed(case, IMAGES, BATCH, SIDE * SIDE * CHANNELS, dtype, config=config, copy=copy)

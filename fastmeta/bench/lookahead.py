@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from fastmeta import models, ops, reference
-from fastmeta.bench import ops as bench
+from fastmeta.bench.operations import DTYPES
+from fastmeta.bench.row import LOOKAHEAD, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
+from fastmeta.bench.timing import Body
 
 #: torch's own way for plain SGD, in one pass too
 FOREACH = "foreach"
 
 
-def measure(dtype: str, config: bench.OpsConfig, copy: float) -> bench.OpsRow:
+def measure(dtype: str, config: OpsConfig, copy: float) -> OpsRow:
     """A row of the table: n counts parameters, C their elements in all."""
-    device, kind = torch.device(config.device), bench.DTYPES[dtype]
+    device, kind = torch.device(config.device), DTYPES[dtype]
     shapes = [p.shape for p in models.build("resnet18", num_classes=100).parameters()]
     generator = torch.Generator(device).manual_seed(0)
 
@@ -39,27 +41,15 @@ def measure(dtype: str, config: bench.OpsConfig, copy: float) -> bench.OpsRow:
         variants["compiled"] = torch.compile(variants["eager"], dynamic=False, fullgraph=True)
     params, grads = operands()
     truth = reference.lookahead_update([p.double() for p in params], [g.double() for g in grads], lr=0.1)
-    errors = {k: max(bench._errors(list(f(params, grads)), truth)) for k, f in variants.items()}
+    errors = {k: max(deviations(list(f(params, grads)), truth)) for k, f in variants.items()}
     if not errors["fused"] <= errors["eager"] + 4 * torch.finfo(kind).eps:
-        raise bench.WrongResult(f"lookahead_update in {dtype} is off by {errors['fused']:.2e}; not timed")
+        raise WrongResult(f"lookahead_update in {dtype} is off by {errors['fused']:.2e}; not timed")
 
     elements = sum(p.numel() for p in params)
     moved = 3 * elements * params[0].element_size()
-    slots = [(params, grads), *(operands() for _ in range(bench._slots(moved, device) - 1))]
-    bodies: dict[str, list[bench.Body]] = {k: [partial(f, *slot) for slot in slots] for k, f in variants.items()}
+    slots = [(params, grads), *(operands() for _ in range(slots_needed(moved, device) - 1))]
+    bodies: dict[str, list[Body]] = {k: [partial(f, *slot) for slot in slots] for k, f in variants.items()}
     for calls in bodies.values():
         calls[0]()
-    timings, notes = bench._time(bodies, device, config)
-    bandwidth = moved / timings["fused"].median
-    return bench.OpsRow(
-        operation=bench.LOOKAHEAD,
-        n=len(params),
-        C=elements,
-        dtype=dtype,
-        microseconds={k: t.median * 1e6 for k, t in timings.items()},
-        speedup={k: t.ratio_to(timings["fused"]) for k, t in timings.items() if k != "fused"},
-        gigabytes_per_second=bandwidth / 1e9,
-        share_of_copy=bandwidth / copy,
-        error=errors,
-        notes=notes,
-    )
+    case = Prepared(bodies, errors, moved)
+    return timed(case, LOOKAHEAD, len(params), elements, dtype, config=config, copy=copy)

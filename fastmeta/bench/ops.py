@@ -9,186 +9,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta import ops, reference
-from fastmeta.bench.peers import liger_cross_entropy
+from fastmeta.bench import images, lookahead
+from fastmeta.bench.operations import DTYPES, OPERATIONS, Inputs, Operation
 from fastmeta.bench.results import Verdict, number
-from fastmeta.bench.timing import Body, Timing, copy_bandwidth, interleave, replayed
+from fastmeta.bench.row import (
+    IMAGES,
+    LOOKAHEAD,
+    OpsConfig,
+    OpsRow,
+    Prepared,
+    WrongResult,
+    deviations,
+    slots_needed,
+    timed,
+)
+from fastmeta.bench.timing import Body, copy_bandwidth
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 CLASSES_CUDA = (10, 100, 256, 1000, 10_000, 21_841, 50_257, 65_536)
 LARGE = 64 * 2**20  # elements from which bandwidth is the measure on a GPU
 SIZES = {
     "cpu": ((128, 10), (128, 100), (128, 1000), (4096, 100), (4096, 1000), (256, 21_841)),
     "cuda": tuple((n, C) for C in CLASSES_CUDA for n in (128, math.ceil(LARGE / C))),
 }
-
-
-@dataclass
-class Inputs:
-    """Arguments of every operation under the names of their parameters."""
-
-    logits: Tensor  # (n, C)
-    u: Tensor  # (n, C) float32 beside low-precision logits, as the meta step has it
-    v: Tensor  # (n, C)
-    probs: Tensor  # (n, C)
-    label_logits: Tensor  # (n, C)
-    index: Tensor  # (n,) a permutation
-    alpha: Tensor  # (C,)
-    targets: Tensor  # (n,)
-    scale: float
-    label_lr: float
-
-    @classmethod
-    def random(cls, n: int, C: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-        generator = torch.Generator(device).manual_seed(seed)
-        acc = torch.float64 if dtype == torch.float64 else torch.float32
-
-        def normal(scale: float, dtype: torch.dtype) -> Tensor:
-            return (scale * torch.randn(n, C, device=device, generator=generator)).to(dtype)
-
-        targets = torch.randint(C, (n,), device=device, generator=generator)
-        alpha = (0.2 * torch.rand(C, device=device, generator=generator)).to(acc)
-        index = torch.randperm(n, device=device, generator=generator)
-        probs = normal(1, acc).softmax(-1).to(dtype)
-        logits, u, v, label_logits = normal(3, dtype), normal(1, acc), normal(1, dtype), normal(3, acc)
-        # steps this small leave the labels as they are over thousands of timed calls
-        return cls(logits, u, v, probs, label_logits, index, alpha, targets, scale=1e-3 / n, label_lr=1e-3)
-
-    def double(self) -> Inputs:
-        """A float64 copy."""
-        return self._each(lambda t: t.double() if t.is_floating_point() else t.clone())
-
-    def clone(self) -> Inputs:
-        return self._each(Tensor.clone)
-
-    def _each(self, f: Callable[[Tensor], Tensor]) -> Inputs:
-        tensors = {k: f(x) for k, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors)  # type: ignore[arg-type]  # a name is either a tensor or a number
-
-    def nbytes(self, names: Sequence[str]) -> int:
-        return sum(t.nbytes for name in names if isinstance(t := getattr(self, name), Tensor))
-
-
-def _with_backward(loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def both(logits: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        logits = logits.detach().requires_grad_()
-        value = loss(logits, *rest)
-        return value.detach(), torch.autograd.grad(value, logits)[0]
-
-    return both
-
-
-def _identity(f: Callable[..., Any]) -> Callable[..., Any]:
-    return f
-
-
-@dataclass(frozen=True)
-class Operation:
-    """How to call one operation and its twin, which take the same arguments."""
-
-    arguments: tuple[str, ...]
-    moved: tuple[int, int]  # n C elements read and written: in the dtype of logits and v, in that of labels and u
-    options: dict[str, Any] = field(default_factory=dict)  # of both
-    fused_options: dict[str, Any] = field(default_factory=dict)
-    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = _identity
-    mutates: str | None = None
-    #: what others offer for it: name -> (function or the reason why not, its arguments, whether it is the same maths)
-    peers: dict[str, tuple[Callable[[], Callable[..., Any] | str], tuple[str, ...], bool]] = field(default_factory=dict)
-
-
-def _torch_cross_entropy() -> Callable[..., Any]:
-    return _with_backward(partial(F.cross_entropy, reduction="mean"))
-
-
-_HARD_LABELS: dict[str, Any] = {
-    "torch cross_entropy": (_torch_cross_entropy, ("logits", "targets"), False),
-    "liger": (liger_cross_entropy, ("logits", "targets"), False),
-}
-
-OPERATIONS = {
-    "instance_loss": Operation(("logits", "label_logits", "index"), (2, 1), peers=_HARD_LABELS),
-    "instance_label_step_": Operation(
-        ("label_logits", "index", "logits", "u", "scale", "label_lr"),
-        (2, 3),
-        fused_options={"unique": True},
-        mutates="label_logits",
-    ),
-    "class_loss": Operation(("logits", "alpha", "targets"), (2, 0), peers=_HARD_LABELS),
-    "class_label_step_": Operation(("alpha", "targets", "logits", "u", "scale", "label_lr"), (2, 1), mutates="alpha"),
-    "soft_cross_entropy": Operation(
-        ("logits", "probs"),
-        (5, 0),  # forward and the gradient for the logits
-        options={"reduction": "mean"},
-        wrap=_with_backward,
-        peers={"torch cross_entropy": (_torch_cross_entropy, ("logits", "probs"), True)},
-    ),
-    "soft_cross_entropy_hvp": Operation(("logits", "v"), (3, 0)),
-    "soft_cross_entropy_label_grad": Operation(("logits", "v"), (3, 0)),
-    "row_dot": Operation(("logits", "v"), (2, 0)),
-}
-
-
-#: of many parameters instead of rows, in a file of its own
-LOOKAHEAD, IMAGES = "lookahead_update", "load_images"
-NAMES = (*OPERATIONS, LOOKAHEAD, IMAGES)
-
-
-@dataclass(frozen=True)
-class OpsConfig:
-    device: str = "cpu"
-    operations: tuple[str, ...] = NAMES
-    sizes: tuple[tuple[int, int], ...] | None = None  # (n, C); default by device
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    threads: int | None = None
-    seconds: float = 1.0  # per operation, size and dtype
-    compile: bool = True
-    graph: bool = True  # CUDA: replay captured graphs instead of timing launches from the host
-    limit: float | None = None  # seconds after which no further case is begun
-
-    def __post_init__(self) -> None:
-        for name in self.operations:
-            if name not in NAMES:
-                raise ValueError(f"unknown operation {name!r}: expected some of {', '.join(NAMES)}")
-        for name in self.dtypes:
-            if name not in DTYPES:
-                raise ValueError(f"unknown dtype {name!r}: expected some of {', '.join(DTYPES)}")
-        for n, C in self.sizes or ():
-            if n < 1 or C < 2:
-                raise ValueError(f"sizes must be n x C with n >= 1 and C >= 2, got {n}x{C}")
-        for name, value in (("seconds", self.seconds), ("limit", self.limit)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-
-
-@dataclass(frozen=True)
-class OpsRow:
-    operation: str
-    n: int
-    C: int
-    dtype: str
-    microseconds: dict[str, float]  # variant -> median
-    speedup: dict[str, float]  # variant -> its time by the fused one's, paired
-    gigabytes_per_second: float  # of the fused variant
-    share_of_copy: float
-    error: dict[str, float]  # variant -> max |output - float64 truth| / max |truth|, worst output
-    notes: dict[str, str]  # peer -> why it is absent, or was not timed like the others
-
-
-class WrongResult(AssertionError):
-    """A fused operation disagrees with its twin: it is not timed."""
 
 
 def _tensors(result: Any) -> tuple[Tensor, ...]:
@@ -202,14 +52,6 @@ def _outputs(operation: Operation, f: Callable[..., Any], inputs: Inputs) -> tup
     return (*results, getattr(inputs, operation.mutates)) if operation.mutates else results
 
 
-def _errors(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
-    """Largest deviation of every output, relative to the truth's largest entry."""
-    return [
-        float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30))
-        for a, b in zip(outputs, truth, strict=True)
-    ]
-
-
 def compare(name: str, variants: dict[str, Callable[..., Any]], inputs: Inputs) -> dict[str, float]:
     """Worst relative error of every variant that is the same maths.
 
@@ -220,7 +62,7 @@ def compare(name: str, variants: dict[str, Callable[..., Any]], inputs: Inputs) 
     twin = operation.wrap(partial(getattr(reference, name), **operation.options))
     truth = _outputs(operation, twin, inputs.double())
     outputs = {k: _outputs(operation, f, inputs) for k, f in variants.items()}
-    errors = {k: _errors(out, truth) for k, out in outputs.items()}
+    errors = {k: deviations(out, truth) for k, out in outputs.items()}
     for i, (fused, eager) in enumerate(zip(errors["fused"], errors["eager"], strict=True)):
         allowed = eager + 32 * torch.finfo(outputs["fused"][i].dtype).eps
         if not fused <= allowed:
@@ -243,26 +85,8 @@ def _variants(name: str, config: OpsConfig) -> dict[str, Callable[..., Any]]:
     return variants
 
 
-def _slots(moved_bytes: int, device: torch.device) -> int:
-    """Copies of the inputs to rotate through: twice the L2 cache of a GPU, at most 16."""
-    if device.type != "cuda":
-        return 1
-    l2 = torch.cuda.get_device_properties(device).L2_cache_size
-    return min(16, max(1, math.ceil(2 * l2 / moved_bytes)))
-
-
 def _bodies(f: Callable[..., Any], arguments: Sequence[str], slots: Sequence[Inputs]) -> list[Body]:
     return [partial(f, *(getattr(i, name) for name in arguments)) for i in slots]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Variants of one case, compared and called once, ready for timing."""
-
-    bodies: dict[str, list[Body]]
-    errors: dict[str, float]
-    notes: dict[str, str]
-    moved_bytes: int
 
 
 def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepared:
@@ -290,53 +114,17 @@ def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepare
 
     size, label_size = inputs.logits.element_size(), inputs.label_logits.element_size()
     moved = n * C * (operation.moved[0] * size + operation.moved[1] * label_size)
-    count = _slots(moved, device)
+    count = slots_needed(moved, device)
     slots = [inputs, *(Inputs.random(n, C, DTYPES[dtype], device, seed=1 + i) for i in range(count - 1))]
     bodies = {k: _bodies(f, arguments[k], slots) for k, f in variants.items()}
     for calls in bodies.values():
         calls[0]()
-    return Prepared(bodies, errors, notes, moved)
+    return Prepared(bodies, errors, moved, notes)
 
 
 def measure(name: str, n: int, C: int, dtype: str, config: OpsConfig, copy: float) -> OpsRow:
     """One row of the table; `copy` is the device's copy bandwidth in bytes per second."""
-    case = prepare(name, n, C, dtype, config)
-    timings, uncaptured = _time(case.bodies, torch.device(config.device), config)
-    fused = timings["fused"]
-    bandwidth = case.moved_bytes / fused.median
-    return OpsRow(
-        operation=name,
-        n=n,
-        C=C,
-        dtype=dtype,
-        microseconds={k: t.median * 1e6 for k, t in timings.items()},
-        speedup={k: t.ratio_to(fused) for k, t in timings.items() if k != "fused"},
-        gigabytes_per_second=bandwidth / 1e9,
-        share_of_copy=bandwidth / copy,
-        error=case.errors,
-        notes={**case.notes, **uncaptured},
-    )
-
-
-def _time(
-    bodies: dict[str, list[Body]], device: torch.device, config: OpsConfig
-) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Timings per call, and the variants that could not be captured, with the reason."""
-    if device.type != "cuda" or not config.graph:
-        return interleave(bodies, device, seconds=config.seconds), {}
-    captured: dict[str, tuple[list[Body], int]] = {}
-    notes: dict[str, str] = {}
-    for name, calls in bodies.items():
-        try:
-            replay, count = replayed(calls)
-            captured[name] = [replay], count
-        except RuntimeError as error:  # it waits for the device, as others' code may
-            if name == "fused":
-                raise
-            captured[name] = calls, 1
-            notes[name] = f"timed from the host, not captured in a graph: {str(error).splitlines()[0]}"
-    timings = interleave({k: calls for k, (calls, _) in captured.items()}, device, seconds=config.seconds)
-    return {k: Timing(tuple(s / captured[k][1] for s in t.seconds)) for k, t in timings.items()}, notes
+    return timed(prepare(name, n, C, dtype, config), name, n, C, dtype, config=config, copy=copy)
 
 
 def cases(config: OpsConfig) -> Iterator[tuple[str, Callable[[float], OpsRow]]]:
@@ -344,8 +132,6 @@ def cases(config: OpsConfig) -> Iterator[tuple[str, Callable[[float], OpsRow]]]:
     for name in config.operations:
         for dtype in config.dtypes:
             if name in (LOOKAHEAD, IMAGES):
-                from fastmeta.bench import images, lookahead  # which measure by the functions here
-
                 yield f"{name} {dtype}", partial((lookahead if name == LOOKAHEAD else images).measure, dtype, config)
                 continue
             for n, C in config.sizes or SIZES[config.device]:

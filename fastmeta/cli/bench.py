@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastmeta import models
-from fastmeta.bench import approx, environment, ops, results, step
+from fastmeta.bench import approx, environment, ops, results, row, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("ops", "each fused operation against its plain-torch twin, eager and compiled")
     _shared(p)
-    p.add_argument("--ops", nargs="+", metavar="OP", default=list(ops.NAMES), help=f"of {', '.join(ops.NAMES)}")
+    p.add_argument("--ops", nargs="+", metavar="OP", default=list(row.NAMES), help=f"of {', '.join(row.NAMES)}")
     p.add_argument(
         "--sizes", nargs="+", type=integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
     )
@@ -158,8 +158,8 @@ def _step_config(args: argparse.Namespace) -> StepConfig:
     )
 
 
-def _ops_config(args: argparse.Namespace) -> ops.OpsConfig:
-    return ops.OpsConfig(
+def _ops_config(args: argparse.Namespace) -> row.OpsConfig:
+    return row.OpsConfig(
         device=args.device,
         operations=tuple(args.ops),
         sizes=None if args.sizes is None else tuple(args.sizes),
