@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fastmeta.meta.network import pick_logits
-from fastmeta.per_sample_layers import SUPPORTED, Call, Rule, check_batch, couples_samples, joint_terms, rule_for
+from fastmeta.per_sample_layers import SUPPORTED, check_batch, couples_samples, joint_terms, rule_for
+from fastmeta.per_sample_rules import Call, Rule
 
 _WAY_OUT = "freeze it with requires_grad_(False) to leave it out, or take torch.func.vmap(torch.func.grad(...))"
 

@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from fastmeta import per_sample_layers
+from fastmeta import per_sample_layers, per_sample_rules
 from fastmeta.per_sample_layers import per_sample_grad_dot, per_sample_grad_norm
 from fastmeta.per_sample_model import per_sample
 
@@ -42,6 +42,12 @@ def eval_batch_norm():
     return layer.eval()
 
 
+def tracked_instance_norm():
+    layer = nn.InstanceNorm1d(6, affine=True, track_running_stats=True)
+    layer(torch.randn(20, 6, 9) * 2 + 1)
+    return layer.eval()
+
+
 LAYERS = {
     "linear": (lambda: nn.Linear(3, 4), (N, 3)),
     "linear, few steps of many features": (lambda: nn.Linear(30, 20), (N, 3, 30)),
@@ -60,6 +66,9 @@ LAYERS = {
     "conv, circular": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (N, 3, 5, 6)),
     "layer norm": (lambda: nn.LayerNorm(6), (N, 6)),
     "layer norm over two dimensions": (lambda: nn.LayerNorm((4, 6)), (N, 3, 4, 6)),
+    "RMS norm": (lambda: nn.RMSNorm(6), (N, 3, 6)),
+    "instance norm": (lambda: nn.InstanceNorm2d(6, affine=True), (N, 6, 4, 5)),
+    "instance norm of running statistics": (tracked_instance_norm, (N, 6, 7)),
     "group norm": (lambda: nn.GroupNorm(3, 6), (N, 6, 4, 5)),
     "batch norm in eval mode": (eval_batch_norm, (N, 6, 4, 5)),
     "embedding": (lambda: nn.Embedding(4, 6), "words"),
@@ -87,7 +96,7 @@ def case(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name, scratch, monkeypatch):
     if scratch:
-        monkeypatch.setattr(per_sample_layers, "_SCRATCH", scratch)
+        monkeypatch.setattr(per_sample_rules, "_SCRATCH", scratch)
     layer, a, g, truth = case(name)
     direction = {k: torch.randn_like(p) for k, p in layer.named_parameters()}
     for names in {("weight",), tuple(direction)}:
@@ -121,13 +130,13 @@ class Computed(TorchDispatchMode):
 def test_a_dot_is_one_product_and_one_row_dot(name, long, row_dot, monkeypatch):
     """The library's matrix product or convolution, then our kernel, or two of torch's where rows are short: nothing of
     the size of a per-sample gradient."""
-    monkeypatch.setattr(per_sample_layers, "_LONG_ROW", long)
+    monkeypatch.setattr(per_sample_rules, "_LONG_ROW", long)
     make, shape = LAYERS[name]
     layer, a = double(make()), torch.randn(shape, dtype=torch.float64)
-    call = per_sample_layers.Call(per_sample_layers.rule_for(layer), a, torch.randn_like(layer(a)).detach())
+    call = per_sample_rules.Call(per_sample_layers.rule_for(layer), a, torch.randn_like(layer(a)).detach())
     directions = {k: torch.randn_like(p).detach() for k, p in layer.named_parameters()}
     with Computed() as computed:
-        dot = per_sample_layers.call_dot(call, directions)
+        dot = per_sample_rules.call_dot(call, directions)
     close(dot, (functional_call(layer, directions, (a,)) * call.g).flatten(1).sum(1))
     product = "aten.convolution" if "conv" in name else "aten.addmm"
     assert computed.names == [product, *row_dot]
@@ -144,9 +153,9 @@ def test_without_a_layer_it_is_linear():
 def test_the_cheaper_norm_is_taken(features, way, monkeypatch):
     seen = []
     for name in ("_ghost_norm2", "_direct_terms"):
-        original = getattr(per_sample_layers, name)
+        original = getattr(per_sample_rules, name)
         monkeypatch.setattr(
-            per_sample_layers, name, lambda *args, name=name, original=original: seen.append(name) or original(*args)
+            per_sample_rules, name, lambda *args, name=name, original=original: seen.append(name) or original(*args)
         )
     per_sample_grad_norm(torch.randn(N, 8, features), torch.randn(N, 8, features))
     assert seen == [way]
@@ -194,6 +203,9 @@ def test_layer_errors():
         per_sample_grad_norm(a, g, layer=nn.LSTM(3, 4))
     with pytest.raises(ValueError, match=r"batch of 4 samples as dimension 0.*got an input of shape \(5, 3\)"):
         per_sample_grad_norm(a, g[:4])
+    one_sample = torch.randn(3, 3, 3)  # whose channels would pass for a batch of three
+    with pytest.raises(ValueError, match=r"at least 4 dimensions, got an input of shape \(3, 3, 3\)"):
+        per_sample_grad_norm(one_sample, one_sample, layer=nn.InstanceNorm2d(3, affine=True))
 
 
 # A whole model ---------------------------------------------------------------------------------------------
@@ -280,7 +292,7 @@ def setup(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_model(name, soft, monkeypatch):
     if soft:
-        monkeypatch.setattr(per_sample_layers, "_SCRATCH", 1)  # sample by sample
+        monkeypatch.setattr(per_sample_rules, "_SCRATCH", 1)  # sample by sample
     model, x = setup(name)
     targets = torch.rand(N, C, dtype=torch.float64) if soft else torch.randint(C, (N,))
     params = {k: p for k, p in model.named_parameters() if p.requires_grad}
