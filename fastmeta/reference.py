@@ -45,8 +45,8 @@ def class_probs(alpha: Tensor, targets: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Twins of the fused operations: same names, arguments and results as ``fastmeta.ops``, written as one would
-# compose them from torch. For finite rows only: the fused ones also skip and count rows with NaN or Inf.
+# Twins of the fused operations: same names, arguments (but for `unique`, a promise) and results as ``fastmeta.ops``,
+# written as one would compose them from torch. For finite rows only: the fused ones also skip rows with NaN or Inf.
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -115,6 +115,25 @@ def instance_label_step_(
     return *instance_loss(logits, label_logits, index, weight), alignment
 
 
+def instance_label_step(
+    label_rows: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float,
+    label_lr: float,
+    weight: Tensor | None = None,
+    *,
+    seed: int | None = None,
+    step: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same on gathered rows (n, C): new rows first, nothing is written. Rows of equal index are one sample."""
+    table = label_rows.new_zeros(int(index.max()) + 1 if len(index) else 0, label_rows.shape[1])
+    table[index] = label_rows
+    results = instance_label_step_(table, index, logits, u, scale, label_lr, weight, seed=seed, step=step)
+    return table[index], *results
+
+
 def class_loss(
     logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,6 +164,20 @@ def class_label_step_(
     touched = torch.zeros_like(alpha, dtype=torch.bool).index_fill_(0, targets, True)
     alpha.copy_(torch.where(touched, (alpha - label_lr * grad).clamp(0, 1), alpha))
     return *class_loss(logits, alpha, targets, weight), alignment
+
+
+def class_label_step(
+    alpha: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    u: Tensor,
+    scale: float,
+    label_lr: float,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same with the new alpha first; nothing is written."""
+    new_alpha = alpha.clone()
+    return new_alpha, *class_label_step_(new_alpha, targets, logits, u, scale, label_lr, weight)
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:

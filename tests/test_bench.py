@@ -144,7 +144,8 @@ def test_verdicts_and_tables(tmp_path):
 def test_every_operation_with_a_twin_is_measured():
     shared = {name for name in vars(reference) if not name.startswith("_") and hasattr(torch.ops.fastmeta, name)}
     assert shared
-    assert shared <= set(NAMES)
+    functional = {"instance_label_step", "class_label_step"}  # for graphs: the same kernels as in place
+    assert shared - functional <= set(NAMES)
 
 
 @pytest.mark.parametrize("dtype", ops.DTYPES)

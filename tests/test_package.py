@@ -3,6 +3,7 @@
 import ast
 import importlib.machinery
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -144,22 +145,51 @@ def test_one_build_serves_another_torch():
     assert before == {f: f.stat().st_mtime_ns for f in LIBRARIES}
 
 
-@pytest.mark.slow
-def test_all_architectures_compile(tmp_path):
-    if ops.build_info()["cuda"] == "":
-        pytest.skip(f"no CUDA toolkit that fits: {ops.build_info()['cuda_absent']}")
-    for name in ("csrc", "fastmeta"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+def copied(folder: Path, *names: str) -> Path:
+    """The sources alone, to be built anew with other settings."""
+    for name in ("csrc", "fastmeta", *names):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def built(folder: Path, **env: str) -> None:
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env={**os.environ, "FASTMETA_CUDA": "1", "FASTMETA_CUDA_ARCHS": "all"},
+        cwd=folder,
+        env={**os.environ, **env},
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one machine code")
+@pytest.mark.parametrize("machine", ["x86-64", "x86-64-v3"])
+def test_machine_codes_that_this_cpu_does_not_pick(machine, tmp_path):
+    """The op suite on the code for plain x86-64 and for AVX2, whatever the CPU here is picked for."""
+    if machine == "x86-64-v3" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("no AVX2")
+    root = copied(tmp_path, "tests")
+    built(root, FASTMETA_CUDA="0", CFLAGS=f"-DFASTMETA_CLONES= -march={machine}")
+    assert python("from fastmeta import _C; print(_C.build_info()['cpu_features'])", root=root).strip() == "baseline"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_all_architectures_compile(tmp_path):
+    if ops.build_info()["cuda"] == "":
+        pytest.skip(f"no CUDA toolkit that fits: {ops.build_info()['cuda_absent']}")
+    built(copied(tmp_path), FASTMETA_CUDA="1", FASTMETA_CUDA_ARCHS="all")
     (library,) = (tmp_path / "fastmeta").glob("_C_cuda*.so")
     found = python("from fastmeta import _C; print(_C.build_info()['cuda_archs'])", root=tmp_path)
     assert found.strip() == "8.0,8.6,8.9,9.0,10.0,12.0+PTX"

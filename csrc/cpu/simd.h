@@ -13,7 +13,9 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(FASTMETA_CLONES)  // a test that compiles one of them for everything
+#define FASTMETA_CPU_FEATURES "baseline"
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTMETA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #define FASTMETA_CPU_FEATURES "baseline, AVX2, AVX-512"
 #else

@@ -98,13 +98,14 @@ class Op:
     def plain(self, b: Batch) -> dict[str, Tensor]:
         """The twin in the batch's own dtypes, as one would write it in torch, which does not mix them in a step."""
         wide = acc(b.dtype)
-        steps = self.name.endswith("_")
         args = tuple(
-            x.to(wide) if steps and isinstance(x, Tensor) and x.is_floating_point() and x is not b.logits else x
+            x.to(wide)
+            if "_step" in self.name and isinstance(x, Tensor) and x.is_floating_point() and x is not b.logits
+            else x
             for x in self.arguments(b)
         )
         return {
-            name: x.to(b.table.dtype) if name == "written" and x.ndim == 2 else x
+            name: x.to(b.table.dtype) if name in WRITTEN and x.ndim == 2 else x
             for name, x in self._run(reference, args).items()
         }
 
@@ -121,6 +122,8 @@ class Op:
         return out
 
 
+#: the labels after a step, in place or as a result
+WRITTEN = ("written", "new_rows", "new_alpha")
 LOSS = ("loss", "v", "entropy")
 STEP = (*LOSS, "alignment")
 
@@ -130,8 +133,18 @@ OPS = [
     Op("soft_cross_entropy_label_grad", lambda b: (b.logits, b.u), ("out",)),
     Op("instance_loss", lambda b: (b.logits, b.table, b.index, b.weight), LOSS),
     Op("instance_label_step_", lambda b: (b.table, b.index, b.logits, b.u, SCALE, LABEL_LR, b.weight), STEP),
+    Op(
+        "instance_label_step",
+        lambda b: (b.table[b.index], b.index, b.logits, b.u, SCALE, LABEL_LR, b.weight),
+        ("new_rows", *STEP),
+    ),
     Op("class_loss", lambda b: (b.logits, b.alpha, b.targets, b.weight), LOSS),
     Op("class_label_step_", lambda b: (b.alpha, b.targets, b.logits, b.u, SCALE, LABEL_LR, b.weight), STEP),
+    Op(
+        "class_label_step",
+        lambda b: (b.alpha, b.targets, b.logits, b.u, SCALE, LABEL_LR, b.weight),
+        ("new_alpha", *STEP),
+    ),
     Op("row_dot", lambda b: (b.logits, b.u), ("out",)),
 ]
 BY_NAME = {op.name: op for op in OPS}

@@ -258,3 +258,13 @@ def test_errors(device):
     scale = torch.tensor(0.1)
     with pytest.raises(RuntimeError, match="needs seed and step, got seed alone"):
         torch.ops.fastmeta.instance_label_step_(table, b.index, b.logits, b.u, scale, scale, None, False, 3, None)
+
+
+def test_the_functional_twin_of_the_truth_draws_alike():
+    b = Batch(9, 17, table_dtype=torch.bfloat16, size=5)
+    table = b.table.clone()
+    args = (b.index, b.logits, b.u, 0.1, 5.0, b.weight)
+    in_place = reference.instance_label_step_(table, *args, seed=SEED, step=STEP)
+    new_rows, *others = reference.instance_label_step(b.table[b.index], *args, seed=SEED, step=STEP)
+    assert torch.equal(new_rows, table[b.index])
+    assert all(map(torch.equal, others, in_place))

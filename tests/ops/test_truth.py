@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastmeta import ops
-from tests.ops.cases import BY_NAME, LABEL_LR, OPS, SCALE, Batch, Op, acc, assert_same, double
+from tests.ops.cases import BY_NAME, LABEL_LR, OPS, SCALE, WRITTEN, Batch, Op, acc, assert_same, double
 
-SHAPES = [(1, 2), (7, 3), (33, 10), (5, 17), (16, 100), (4, 1000)]
+SHAPES = [(1, 2), (7, 3), (33, 10), (5, 17), (16, 100), (64, 1000)]
 
 
 def ulp(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -36,8 +36,8 @@ def budget(op: Op, b: Batch, name: str, truth: torch.Tensor) -> tuple[torch.Tens
         return ulp(pull, wide), wide
     if name == "v":
         return ulp(1.5 * torch.ones_like(truth), b.dtype), b.dtype  # weights go up to 1.5
-    assert name == "written"
-    label = b.table if op.name.startswith("instance") else b.alpha
+    assert name in WRITTEN
+    label = b.alpha if op.name.startswith("class") else b.table[b.index] if name == "new_rows" else b.table
     most = max(u.abs().max().item(), 1.0) * SCALE * LABEL_LR * 1.5  # of one gradient term
     return ulp(double(label).abs().clamp_min(most), label.dtype), label.dtype
 
