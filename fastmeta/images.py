@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.ops import check_range
+from fastmeta._arguments import check_range
 
 _raw = torch.ops.fastmeta
 

@@ -24,14 +24,13 @@ what was expected, what came, and the way out.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastmeta._arguments import check, check_range, counter, number, scalar
 from fastmeta._dispatch import columns
 from fastmeta._native import build_info
 from fastmeta._soft_cross_entropy import SoftCrossEntropy
@@ -116,67 +115,6 @@ class ClassLabelStep(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Arguments
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _check(first: Tensor, on: str = "logits", /, **others: Tensor | None) -> None:
-    """All are tensors on the device of the first, which is called `on`. Only a weight may be left out."""
-    for name, t in ((on, first), *others.items()):
-        if t is None and name == "weight":
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}; use torch.as_tensor({name})")
-        # a mix of a CPU and a meta tensor would reach the shape functions and come back as meta tensors without a word
-        if t.device != first.device:
-            raise ValueError(f"{name} is on {t.device} but {on} on {first.device}; move one of them")
-
-
-def _number(x: float, name: str) -> Tensor:
-    try:
-        finite = math.isfinite(x)
-    except OverflowError:  # an int beyond float64
-        finite = False
-    except TypeError:
-        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {x!r}") from None
-    if not finite:
-        raise ValueError(f"{name} must be finite, got {x}")
-    return torch.scalar_tensor(x, dtype=torch.float64)
-
-
-def _scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
-    if not isinstance(x, Tensor):
-        return _number(x, name)
-    if x.device.type != "cpu":
-        _check(logits, **{name: x})
-    return x.detach()
-
-
-def _counter(seed: int | None, step: int | Tensor | None, logits: Tensor) -> Tensor | None:
-    """`step` as a 0-dim tensor, for it and `seed` come together."""
-    if (seed is None) != (step is None):
-        raise ValueError(
-            f"stochastic rounding needs seed and step, got {'step' if seed is None else 'seed'} alone; "
-            "pass both, or neither to round to nearest"
-        )
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
-    if isinstance(step, int):
-        return torch.scalar_tensor(step, dtype=torch.int64)
-    if step is not None and step.device.type != "cpu":
-        _check(logits, step=step)
-    return step
-
-
-def check_range(index: Tensor, name: str, limit: int, of: str) -> None:
-    if not index.is_cuda or os.environ.get("FASTMETA_DEBUG") != "1" or index.numel() == 0:
-        return
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= limit:
-        raise ValueError(f"{name} must lie in [0, {limit - 1}] for {limit} {of}, got {low} to {high}")
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Soft cross-entropy
 # ---------------------------------------------------------------------------------------------------------
 
@@ -205,7 +143,7 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean"
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
-    _check(logits, probs=probs)
+    check(logits, probs=probs)
     loss: Tensor = SoftCrossEntropy.apply(columns(logits), columns(probs))[0]
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
@@ -221,9 +159,9 @@ def soft_cross_entropy_hvp(logits: Tensor, v: Tensor, probs: Tensor | None = Non
     Returns:
         (n, C) in the dtype of `v`.
     """
-    _check(logits, v=v)
+    check(logits, v=v)
     if probs is not None:
-        _check(logits, probs=probs)
+        check(logits, probs=probs)
         probs = columns(probs)
     return _raw.soft_cross_entropy_hvp(columns(logits), columns(v), probs)
 
@@ -237,7 +175,7 @@ def soft_cross_entropy_label_grad(logits: Tensor, u: Tensor) -> Tensor:
     Returns:
         (n, C) in the dtype of `u`.
     """
-    _check(logits, u=u)
+    check(logits, u=u)
     return _raw.soft_cross_entropy_label_grad(columns(logits), columns(u))
 
 
@@ -252,7 +190,7 @@ def instance_loss(logits: Tensor, label_logits: Tensor, index: Tensor, weight: T
     Args:
         logits: (n, C) T. label_logits: (N, C) table. index: (n,) int64 rows of the table. weight: (n,) acc(T).
     """
-    _check(logits, label_logits=label_logits, index=index, weight=weight)
+    check(logits, label_logits=label_logits, index=index, weight=weight)
     check_range(index, "index", label_logits.shape[0], "rows of label_logits")
     return LabelLoss(*_raw.instance_loss(columns(logits), columns(label_logits), index, weight))
 
@@ -287,10 +225,10 @@ def instance_label_step_(
             whatever else the batch holds. `step` is an int or a 0-dim int64 tensor, read on the device. Without them,
             and in tables of other dtypes, to nearest: steps below half the distance of two numbers are then lost.
     """
-    step = _counter(seed, step, logits)
-    _check(logits, label_logits=label_logits, index=index, u=u, weight=weight)
+    step = counter(seed, step, logits)
+    check(logits, label_logits=label_logits, index=index, u=u, weight=weight)
     check_range(index, "index", label_logits.shape[0], "rows of label_logits")
-    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return LabelStep(
         *_raw.instance_label_step_(
             label_logits, index, columns(logits), columns(u), scale, label_lr, weight, unique, seed, step
@@ -316,9 +254,9 @@ def instance_label_step(
     `label_rows` (n, C) are ``label_logits[index]``. Batch rows of equal index are the same sample: each comes back with
     the one new row, so that writing them back in any order gives the same table.
     """
-    step = _counter(seed, step, logits)
-    _check(logits, label_rows=label_rows, index=index, u=u, weight=weight)
-    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    step = counter(seed, step, logits)
+    check(logits, label_rows=label_rows, index=index, u=u, weight=weight)
+    scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return InstanceLabelStep(
         *_raw.instance_label_step(
             columns(label_rows), index, columns(logits), columns(u), scale, label_lr, weight, unique, seed, step
@@ -337,7 +275,7 @@ def class_loss(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | 
     Args:
         logits: (n, C) T. alpha: (C,) acc(T). targets: (n,) int64 given classes. weight: (n,) acc(T).
     """
-    _check(logits, alpha=alpha, targets=targets, weight=weight)
+    check(logits, alpha=alpha, targets=targets, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
     return LabelLoss(*_raw.class_loss(columns(logits), alpha, targets, weight))
 
@@ -361,9 +299,9 @@ def class_label_step_(
         alpha: (C,) acc(T), contiguous, written. targets: (n,) int64. logits, u: (n, C).
         scale, label_lr, weight: as in :func:`instance_label_step_`.
     """
-    _check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
+    check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
-    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return LabelStep(*_raw.class_label_step_(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
 
 
@@ -377,15 +315,15 @@ def class_label_step(
     weight: Tensor | None = None,
 ) -> ClassLabelStep:
     """The functional twin of :func:`class_label_step_`: alpha in, new alpha out, nothing written."""
-    _check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
+    check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
     check_range(targets, "targets", logits.shape[-1], "classes")
-    scale, label_lr = _scalar(scale, "scale", logits), _scalar(label_lr, "label_lr", logits)
+    scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return ClassLabelStep(*_raw.class_label_step(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """<a_i, b_i>: (n, C), (n, C) of one dtype T to (n,) in acc(T). Not differentiable."""
-    _check(a, "a", b=b)
+    check(a, "a", b=b)
     return _raw.row_dot(columns(a), columns(b))
 
 
@@ -430,5 +368,5 @@ def lookahead_update(
         for k, t in enumerate(tensors):
             if t.device != params[0].device:
                 raise ValueError(f"{name}[{k}] is on {t.device} but params on {params[0].device}; move one of them")
-    rate = lr.detach() if isinstance(lr, Tensor) else _number(lr, "lr")
+    rate = lr.detach() if isinstance(lr, Tensor) else number(lr, "lr")
     return _raw.lookahead_update(params, grads, buffers, rate, gain, carry, weight_decay)
