@@ -248,7 +248,7 @@ class GraphStep:
     def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
         """Forwards on the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
         inputs, network = StepInputs(*tree_unflatten(leaves, spec)), self.network
-        with torch.no_grad(), network.random_state(inputs.index.device).replay():
+        with torch.no_grad(), network.settings_kept(), network.random_state(inputs.index.device).replay():
             for x in network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta):
                 network(network.params, network.buffers(), x)
 

@@ -145,7 +145,17 @@ class Network:
 
     def settings(self) -> tuple[Any, ...]:
         """The plain attributes of every module, its mode among them: what a graph of it has for good."""
-        return tuple(v for m in self._modules for v in vars(m).values() if type(v) in (bool, int, float, str))
+        return tuple(v for m in self._modules for v in _plain_attributes(m).values())
+
+    @contextmanager
+    def settings_kept(self) -> Iterator[None]:
+        """Put back what :meth:`settings` were: a model that counts its forwards stays the one that was asked about."""
+        before = [(m, _plain_attributes(m)) for m in self._modules]
+        try:
+            yield
+        finally:
+            for m, then in before:
+                vars(m).update(then)
 
     @contextmanager
     def attributes_kept(self) -> Iterator[None]:
@@ -184,6 +194,10 @@ class Network:
                 "pass logits_of= to pick or reshape the model's output"
             )
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if type(value) in (bool, int, float, str)}
 
 
 def copy_all_(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -241,9 +241,8 @@ class MetaStep:
         """The tangent's plan; made anew for other parameters, modes or precision, whose layers may not bear the old."""
         device = train[1].device.type
         now = network, network.modes(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        if (
-            self.plan is not None and self.plan.tried and self._planned in (None, now)
-        ):  # None: of a state that was loaded
+        current = self._planned in (None, now)  # None: the plan is of a state that was loaded
+        if self.plan is not None and self.plan.tried and current:
             self._planned = now
             return self.plan
         (x,) = self._network_inputs(train[0])

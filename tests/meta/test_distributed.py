@@ -55,8 +55,8 @@ def run(case, step, rank, size, poison=False):
 
 def leave():
     # All files are written. A thread of gloo may still hold the tensors of a collective; where it drops them while the
-    # interpreter shuts down, the process aborts (rarely, on a busy machine). So there is no
-    # shutting down; at the barrier nobody waits for anybody any more.
+    # interpreter shuts down, the process aborts (rarely, on a busy machine). So there is no shutting down, and none
+    # leaves before both are here.
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)

@@ -113,6 +113,24 @@ def test_an_attribute_that_changes_makes_another_graph():
     assert relative(*tables) < 1e-12
 
 
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = nn.Linear(6, 10), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x)
+
+
+def test_a_model_that_counts_its_forwards_has_one_graph():
+    case = cases.make("mlp")
+    step, _ = build(Counting().to(case.x.dtype), case)
+    for _ in range(3):
+        step(case.train, case.meta)
+    assert step._graphs.compilations == 1
+
+
 @pytest.mark.parametrize("compile", ["off", "trace"])
 def test_a_copy_of_the_step_goes_its_own_way(compile):
     case = cases.make("resnet")
