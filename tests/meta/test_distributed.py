@@ -1,18 +1,17 @@
 """Two processes, each with half of every batch, equal one process with all of it."""
 
 import copy
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import fastmeta
 from tests.meta import cases
 from tests.meta.test_label_gradient import FAMILIES, make_labels, optimizers, relative
+from tests.ranks import run_ranks
 
 STEPS = 3
 
@@ -53,25 +52,22 @@ def run(case, step, rank, size, poison=False):
     return results
 
 
-def leave():
-    # All files are written. A thread of gloo may still hold the tensors of a collective; where it drops them while the
-    # interpreter shuts down, the process aborts (rarely, on a busy machine). So there is no shutting down, and none
-    # leaves before both are here.
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
+JOBS = {
+    f"{name}-{family.family}-{tangent}": (name, family, tangent, False)
+    for name, tangent in (("mlp", "reverse"), ("groupnorm", "forward"))
+    for family in FAMILIES
+}
+JOBS["poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True)
+JOBS["rounded"] = ("mlp", rounded, "reverse", False)
 
 
-def worker(rank, jobs, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
-    for key, (name, family, tangent, poison) in jobs.items():
+def worker(rank, size, out):
+    for key, (name, family, tangent, poison) in JOBS.items():
         case, labels, step = build(name, family, tangent, dist.group.WORLD)
-        results = run(case, step, rank, 2, poison)
+        results = run(case, step, rank, size, poison)
         flags = [bool(r.finite) for r in results]
         norms = [r.label_grad_norm for r in results]
         torch.save((labels.state_dict(), case.model.state_dict(), flags, norms), f"{out}/{key}-{rank}.pt")
-    leave()
 
 
 def assert_rounded_alike(labels, learned):
@@ -84,16 +80,9 @@ def assert_rounded_alike(labels, learned):
 
 
 def test_two_processes_equal_one(tmp_path):
-    jobs = {
-        f"{name}-{family.family}-{tangent}": (name, family, tangent, False)
-        for name, tangent in (("mlp", "reverse"), ("groupnorm", "forward"))
-        for family in FAMILIES
-    }
-    jobs["poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True)
-    jobs["rounded"] = ("mlp", rounded, "reverse", False)
-    mp.spawn(worker, (jobs, str(tmp_path)), nprocs=2)
+    run_ranks(worker, 2, tmp_path, str(tmp_path))
 
-    for key, (name, family, tangent, poison) in jobs.items():
+    for key, (name, family, tangent, poison) in JOBS.items():
         case, labels, step = build(name, family, tangent)
         start = copy.deepcopy(labels.state_dict())
         truth = run(case, step, 0, 1, poison)
