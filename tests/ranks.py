@@ -1,7 +1,7 @@
 """Runs one function in several processes that form a process group, and never hangs.
 
-Each rank has its own log, in which a fault handler writes the stack of every thread when the rank crashes or is too slow.
-The first rank that fails ends all of them, and the error has its name, its exit code and the end of its log.
+Each rank has its own log, in which a fault handler writes the stack of every thread when the rank crashes or is too
+slow. The first rank that fails ends all of them, and the error has its name, its exit code and the end of its log.
 """
 
 from __future__ import annotations
@@ -91,9 +91,10 @@ def _main(rank: int, job: str) -> None:
     module, name, folder, size, backend, seconds, args = json.loads(job)
     # a rank whose parent was killed must not outlive it for long
     faulthandler.dump_traceback_later(seconds + 2 * _GRACE, exit=True)
-    import fastmeta  # noqa: F401  (before there is a group: torch's optimizers would keep it, and its threads)
     import torch
     import torch.distributed as dist
+
+    import fastmeta  # noqa: F401  (before there is a group: torch's optimizers would keep it, and its threads)
 
     torch.set_num_threads(1)
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
