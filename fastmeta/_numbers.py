@@ -22,7 +22,7 @@ def as_real(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except ValueError:  # Decimal("sNaN")
         return math.nan
 
