@@ -11,6 +11,10 @@ import numbers
 from decimal import Decimal
 from typing import Any
 
+from fastmeta._text import shown
+
+__all__ = ["as_real", "as_whole", "shown"]
+
 
 def as_real(value: Any) -> float | None:
     """`value` as a float, infinite where it is beyond float64; None for what is no real number."""
@@ -43,12 +47,3 @@ def _scalar(value: Any) -> Any:
         return value.item()
     except (TypeError, ValueError, RuntimeError):  # a tensor on the meta device
         return None
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """`value` for a message, on one line of at most so many characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an int of more digits than Python prints
-        text = f"an int of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."

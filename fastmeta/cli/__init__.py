@@ -11,6 +11,11 @@ import importlib
 import io
 import os
 import sys
+import warnings
+from traceback import format_exception
+from types import TracebackType
+
+from fastmeta._text import printable_lines, shown
 
 #: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
 COMMANDS = {
@@ -50,6 +55,22 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     args = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # the process is ours
+        sys.excepthook = _say_error
+    form = warnings.formatwarning
+    warnings.formatwarning = lambda *told, **options: printable_lines(form(*told, **options))
+    try:
+        return _main(args)
+    finally:
+        warnings.formatwarning = form
+
+
+# Warnings and tracebacks repeat what models and files of others say: a terminal must not obey it.
+def _say_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printable_lines("".join(format_exception(kind, error, trace)).rstrip()), file=sys.stderr)
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -61,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        print(f"fastmeta: unknown command {args[0]!r}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+        print(
+            f"fastmeta: unknown command {shown(args[0])}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr
+        )
         return 2
     if os.getcwd() not in sys.path:  # for package.module:factory of the user's own directory
         sys.path.insert(0, os.getcwd())

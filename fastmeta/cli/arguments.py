@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from typing import NoReturn
 
+from fastmeta._text import printable
+
 
 class Parser(argparse.ArgumentParser):
     """Leaves with one line and exit code 2; argparse would print the usage too."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{printable(f'{self.prog}: {message}')}\n")
 
 
 def positive_int(text: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastmeta import models
+from fastmeta._text import printable, printable_lines
 from fastmeta.bench import approx, environment, ops, results, row, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
@@ -172,10 +173,14 @@ def _ops_config(args: argparse.Namespace) -> row.OpsConfig:
     )
 
 
+def _say(text: str) -> None:
+    print(printable_lines(text), flush=True)
+
+
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], Any]]] = {
-    "ops": (_ops_config, lambda config: ops.run(config)),
-    "step": (_step_config, lambda config: step.run(config)),
-    "approx": (_approx_config, lambda config: approx.run(config)),
+    "ops": (_ops_config, lambda config: ops.run(config, _say)),
+    "step": (_step_config, lambda config: step.run(config, _say)),
+    "approx": (_approx_config, lambda config: approx.run(config, _say)),
 }
 
 
@@ -196,15 +201,15 @@ def main(argv: list[str]) -> int:
         recorded["cpu"]["keeps_freed_memory"] = args.command != "ops" and keep_freed_memory()
         content, verdicts = run(config)
     except (ValueError, ImportError) as error:
-        print(f"fastmeta bench: {error}", file=sys.stderr)
+        print(printable(f"fastmeta bench: {error}"), file=sys.stderr)
         return 2
     if verdicts:
         print("\n" + results.verdict_table(verdicts))
     if args.json is not None:
         recorded["cpu"]["threads"] = torch.get_num_threads()  # as the run has set them
         results.write(args.json, args.command, {"environment": recorded, **content}, verdicts)
-        print(f"wrote {args.json}")
+        _say(f"wrote {args.json}")
     failures = content.get("failures", [])
     for failure in failures:
-        print(f"fastmeta bench: {failure}", file=sys.stderr)
+        print(printable(f"fastmeta bench: {failure}"), file=sys.stderr)
     return 1 if failures or (args.strict and not all(v.met for v in verdicts)) else 0

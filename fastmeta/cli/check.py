@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 
 from fastmeta import models
+from fastmeta._text import printable, printable_lines
 from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int
 from fastmeta.meta.tangent import TangentChoice
 from fastmeta.training.device import pick_device
@@ -76,6 +77,6 @@ def main(argv: list[str] | None = None) -> int:
         )
     except (ValueError, ImportError) as error:
         p.error(str(error))
-    print(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {device}")
-    print(report)
+    print(printable(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {device}"))
+    print(printable_lines(report))
     return 0 if report.ok else 1

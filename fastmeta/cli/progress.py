@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
-from fastmeta.report.table import TITLES, percent, plain, result_table
+from fastmeta.report.table import percent, plain, result_table, title
 from fastmeta.training.listener import Listener
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class ConsoleListener(Listener):
 
     def stage(self, stage: Stage) -> None:
         if self._progress is not None:
-            title = TITLES.get(stage.name, stage.name)
-            self._task = self._progress.add_task(title, total=stage.total, completed=stage.step, figures="")
+            name = escape(title(stage.name))
+            self._task = self._progress.add_task(name, total=stage.total, completed=stage.step, figures="")
 
     def step(self, stage: Stage) -> None:
         if self._progress is not None:
@@ -92,14 +93,13 @@ class ConsoleListener(Listener):
         else:
             epochs = stage.total // stage.steps_per_epoch
             if record["epoch"] % max(1, epochs // LINES) == 0 or record["epoch"] == epochs:
-                title = TITLES.get(stage.name, stage.name)
-                self._line(f"{title:<20} epoch {record['epoch']:>4}/{epochs}  {figures}")
+                self._line(f"{title(stage.name):<20} epoch {record['epoch']:>4}/{epochs}  {figures}")
 
     def note(self, text: str) -> None:
         self._line(text)
 
     def warning(self, text: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+        self.console.print(f"[yellow]warning:[/] {escape(printable(text))}", soft_wrap=True)
 
     def end(self, path: Path, summary: Mapping[str, Any]) -> None:
         self.close()
@@ -109,8 +109,8 @@ class ConsoleListener(Listener):
         self._line(f"everything in {path}")
 
     def _line(self, text: str) -> None:
-        """As it is: names and paths of the user's may hold what rich takes for markup."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        """As it is, markup too, but for what the terminal would obey: it may hold names and paths of the user's."""
+        self.console.print(printable(text), soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it should be; safe to call twice."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastmeta._text import printable, printable_lines, shown
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fail(code: int, text: str) -> int:
-    print(f"{PROG}: {text}", file=sys.stderr)
+    print(printable_lines(f"{PROG}: {text}"), file=sys.stderr)
     return code
 
 
@@ -58,7 +59,7 @@ def _main(argv: list[str]) -> int:
     if arguments.dry_run:
         from fastmeta.training.estimate import dry_run
 
-        print(dry_run(arguments.run))
+        print(printable_lines(dry_run(arguments.run)))
         return 0
     keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
@@ -126,7 +127,10 @@ _TYPES: dict[Any, tuple[str, str]] = {int: ("INT", "a whole number"), float: ("N
 
 
 def _registry() -> Any:
-    """`int | None` and its like as one plain word whose absence means None, instead of tyro's {None}|INT."""
+    """`int | None` and its like as one plain word whose absence means None, instead of tyro's {None}|INT.
+
+    Texts of a config file are shown by the help as defaults, and so made printable.
+    """
     from types import NoneType, UnionType
     from typing import Literal, Union, get_args, get_origin
 
@@ -147,15 +151,27 @@ def _registry() -> Any:
             try:
                 return kind(texts[0])
             except ValueError:
-                raise ValueError(f"expected {words}, got {texts[0]!r}") from None
+                raise ValueError(f"expected {words}, got {shown(texts[0])}") from None
 
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar=metavar,
             instance_from_str=read,
             is_instance=lambda value: value is None or isinstance(value, kind if not choices else str),
-            str_from_instance=lambda value: ["auto" if value is None else str(value)],
+            str_from_instance=lambda value: ["auto" if value is None else printable(value)],
             choices=None,
+        )
+
+    @registry.primitive_rule
+    def _text(info: Any) -> Any:
+        if info.type is not str:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="TEXT",
+            instance_from_str=lambda texts: texts[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [printable(value)],  # in the help alone
         )
 
     return registry

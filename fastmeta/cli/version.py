@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
+from fastmeta._text import printable
+
 _LIBRARIES = ("torchvision", "numpy", "tyro", "safetensors", "matplotlib", "rich", "scikit-learn")
 
 
@@ -36,7 +38,7 @@ def version_text(*, verbose: bool = False) -> str:
     if not torch.cuda.device_count():
         why = "this torch is built without CUDA" if torch.version.cuda is None else "no device or no driver"
         rows.append(("devices", f"cpu alone ({why})"))
-    return "\n".join([first, *(f"  {name:<13} {value}" for name, value in rows)])
+    return "\n".join([first, *(f"  {name:<13} {printable(value)}" for name, value in rows)])
 
 
 def _installed(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastmeta._text import shown
 from fastmeta.data.errors import InputError
 
 
@@ -32,7 +33,9 @@ def parse(spec: str) -> tuple[str, float]:
         rate = -1.0
     if kind not in KINDS or not 0 <= rate <= 1:
         known = ", ".join(f"{k}:RATE" for k in KINDS)
-        raise InputError(f"unknown noise {spec!r}: expected none or {known} with RATE in [0, 1], such as uniform:0.4")
+        raise InputError(
+            f"unknown noise {shown(spec)}: expected none or {known} with RATE in [0, 1], such as uniform:0.4"
+        )
     return kind, rate
 
 

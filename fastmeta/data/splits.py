@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastmeta._text import printable
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import corrupt, parse
 from fastmeta.data.seeds import numpy_generator
+
+#: characters of a class name in a note
+NAME_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def held_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return ", ".join(printable(name, NAME_LENGTH) for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _test(x: np.ndarray, y: np.ndarray) -> Part:

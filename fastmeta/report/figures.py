@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmeta.report.table import TITLES
+from fastmeta._text import printable
+from fastmeta.report.table import title
 from fastmeta.training.checkpoint import write_atomically
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # each other
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
+#: characters of a class name that a picture has room for
+TICK_LENGTH = 16
 #: more classes than a picture has room for, and a matrix of them than memory
 MOST_CLASSES = 1000
 
@@ -95,7 +98,7 @@ def _accuracy(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure | None:
         epochs, values = _series(lines, "test_accuracy", 100)
         if epochs:
             drawn = True
-            _line(axes, number, epochs, values, f"{TITLES.get(name, name)}: {values[-1]:.1f}")
+            _line(axes, number, epochs, values, f"{title(name)}: {values[-1]:.1f}")
     if not drawn:
         return None
     _legend(figure)
@@ -127,7 +130,7 @@ def _matrix(given: np.ndarray, learned: np.ndarray, summary: Mapping[str, Any]) 
     """Share of each given class (row) that ends as each learned class (column), in %."""
     from matplotlib.figure import Figure
 
-    names, count = [_short(name) for name in summary["class_names"]], summary["num_classes"]
+    names, count = [printable(name, TICK_LENGTH) for name in summary["class_names"]], summary["num_classes"]
     if count > MOST_CLASSES:
         return None
     matrix = np.zeros((count, count))
@@ -152,7 +155,3 @@ def _matrix(given: np.ndarray, learned: np.ndarray, summary: Mapping[str, Any]) 
                     axes.text(b, a, f"{share[a, b]:.0f}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
-
-
-def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fastmeta._text import printable
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -17,6 +19,15 @@ TITLES = {
     "union": "fixed: given+clean",
     "clean": "fixed: clean",
 }
+
+
+#: characters of a name of others' in a line of text
+NAME_LENGTH = 40
+
+
+def title(stage: str) -> str:
+    """How people call a kind of run."""
+    return TITLES.get(stage) or printable(stage, NAME_LENGTH)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -54,7 +65,7 @@ def result_table(summary: Mapping[str, Any]) -> Group:
     start, end = percent(summary["label_accuracy_initial"]), percent(summary["label_accuracy_final"])
     last, best, seconds = _stage_cells(summary)
     table.add_row(
-        f"[bold]{TITLES.get(summary['method'], summary['method'])}",
+        Text(title(summary["method"]), style="bold"),
         last,
         best,
         "–" if summary["label_accuracy_initial"] is None else f"{start} → {end}",
@@ -65,7 +76,7 @@ def result_table(summary: Mapping[str, Any]) -> Group:
     )
     for name, figures in summary["baselines"].items():
         last, best, seconds = _stage_cells(figures)
-        table.add_row(TITLES.get(name, name), last, best, "", "", "", "", seconds)
+        table.add_row(Text(title(name)), last, best, "", "", "", "", seconds)
     # as Text, because names of the user's may hold what rich takes for markup
     head = Text(f"{_name(summary['dataset'])}: {_data_line(summary)}")
     return Group(head, table, *map(Text, _notes(summary)))
@@ -84,7 +95,7 @@ def _count(value: int | None) -> str:
 
 
 def _name(dataset: str) -> str:
-    return dataset.rsplit("/", 1)[-1].removeprefix("npz:")
+    return printable(dataset.rsplit("/", 1)[-1].removeprefix("npz:"))
 
 
 def _data_line(summary: Mapping[str, Any]) -> str:
@@ -99,7 +110,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     if summary["test_accuracy_best"] is not None:
         lines.append("best: the epoch that is best on the test set itself, for comparison only")
     if summary["label_accuracy_initial"] is None:
-        names = summary["class_names"]
+        names = [printable(name, NAME_LENGTH) for name in summary["class_names"]]
         shown = [f"{names[f['given']]} → {names[f['learned']]} {f['count']:,}×" for f in summary["label_flips"][:5]]
         lines.append(
             f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"

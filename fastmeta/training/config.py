@@ -10,15 +10,17 @@ import dataclasses
 import difflib
 import math
 import re
-import tomllib
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
+from fastmeta._numbers import as_real
+from fastmeta._text import printable, shown
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import parse as parse_noise
+from fastmeta.training.toml_file import read_toml
+from fastmeta.training.values import at_least, check_types, one_of, positive, within
 
 BASELINES = ("noisy", "union", "clean")
 MOST_THREADS = 1024
@@ -44,13 +46,13 @@ class OptimConfig:
     """Factor of the schedule `step`."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "optim.")
-        _positive("optim.lr", self.lr)
-        _within("optim.momentum", self.momentum, 0, 1, high_open=True)
-        _within("optim.weight_decay", self.weight_decay, 0, math.inf, high_open=True)
-        _within("optim.gamma", self.gamma, 0, 1)
+        check_types(self, "optim.")
+        positive("optim.lr", self.lr)
+        within("optim.momentum", self.momentum, 0, 1, high_open=True)
+        within("optim.weight_decay", self.weight_decay, 0, math.inf, high_open=True)
+        within("optim.gamma", self.gamma, 0, 1)
         for m in self.milestones:
-            _within("optim.milestones", m, 0, 1)
+            within("optim.milestones", m, 0, 1)
         if self.nesterov and not self.momentum:
             raise InputError("optim.nesterov needs a momentum above 0, got optim.momentum=0")
 
@@ -71,9 +73,11 @@ class LabelConfig:
     """How the logit tangent is computed; auto goes by the model's layers."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "labels.")
-        _within("labels.target_prob", self.target_prob, 0, 1)
-        _positive("labels.label_lr", self.label_lr)
+        if (rate := as_real(self.lookahead)) is not None:
+            object.__setattr__(self, "lookahead", repr(rate))
+        check_types(self, "labels.")
+        within("labels.target_prob", self.target_prob, 0, 1)
+        positive("labels.label_lr", self.label_lr)
         if self.lookahead not in ("sgd", "optimizer"):
             try:
                 rate = float(self.lookahead)
@@ -81,7 +85,7 @@ class LabelConfig:
                 rate = -1.0
             if not 0 < rate < math.inf:
                 raise InputError(
-                    f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {self.lookahead!r}"
+                    f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {shown(self.lookahead)}"
                 )
 
     @property
@@ -112,10 +116,10 @@ class DataConfig:
     """Array of an npz file with the right labels, for measuring alone."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "data.")
-        _at_least("data.batch_size", self.batch_size, 1)
-        _at_least("data.meta_batch_size", self.meta_batch_size, 1)
-        _at_least("data.padding", self.padding, 0)
+        check_types(self, "data.")
+        at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.meta_batch_size", self.meta_batch_size, 1)
+        at_least("data.padding", self.padding, 0)
         if not 0 < self.meta_fraction < 1:
             raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
 
@@ -170,24 +174,24 @@ class TrainConfig:
         # here and not at the top: the registry of methods imports torch
         from fastmeta.methods import METHODS
 
-        _check_types(self, "")
+        check_types(self, "")
         if self.dataset != "digits" and not re.match("npz:.", self.dataset):
-            hint = f"; did you mean npz:{self.dataset}?" if self.dataset.endswith(".npz") else ""
-            raise InputError(f"dataset must be digits or npz:PATH, got {self.dataset!r}{hint}")
+            hint = f"; did you mean npz:{printable(self.dataset, 80)}?" if self.dataset.endswith(".npz") else ""
+            raise InputError(f"dataset must be digits or npz:PATH, got {shown(self.dataset)}{hint}")
         if self.noise is not None:
             parse_noise(self.noise)
-        _one_of("method", self.method, tuple(METHODS))
-        _at_least("epochs", self.epochs, 1)
-        _at_least("seed", self.seed, 0)
+        one_of("method", self.method, tuple(METHODS))
+        at_least("epochs", self.epochs, 1)
+        at_least("seed", self.seed, 0)
         # some OpenMP runtimes crash on what they cannot start
-        _within("threads", self.threads, 1, MOST_THREADS)
-        _at_least("micro_batch", self.micro_batch, 1)
-        _within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
+        within("threads", self.threads, 1, MOST_THREADS)
+        at_least("micro_batch", self.micro_batch, 1)
+        within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
         for name, value in (("model", self.model), ("out", self.out)):
             if value == "":
                 raise InputError(f"{name} is empty; leave it out for the default")
         if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", self.device):
-            raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+            raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {shown(self.device)}")
         if self.method == "instance_labels" and self.labels.target_prob in (0, 1):
             raise InputError(
                 f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got "
@@ -205,7 +209,7 @@ class TrainConfig:
             Approximation.parse(self.approx_choice)
         except ValueError:
             raise InputError(
-                f"approx must be none, delayed, every:K, last:L or difference with K, L >= 1, got {self.approx!r}"
+                f"approx must be none, delayed, every:K, last:L or difference with K, L >= 1, got {shown(self.approx)}"
             ) from None
         if not METHODS[self.method].needs_meta:
             for name, value, without in (("compile", self.compile, "off"), ("approx", self.approx, "none")):
@@ -228,7 +232,7 @@ class TrainConfig:
         for name in names:
             if name not in BASELINES:
                 raise InputError(
-                    f"baselines must be all, none, or some of {','.join(BASELINES)}, got {self.baselines!r}"
+                    f"baselines must be all, none, or some of {','.join(BASELINES)}, got {shown(self.baselines)}"
                 )
         return tuple(name for name in BASELINES if name in names)
 
@@ -237,18 +241,16 @@ class TrainConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
         """From nested mappings, as TOML gives them. InputError for an unknown key or a value of a wrong type."""
-        return _build(cls, values, source, "")
+        return _build(cls, values, source)
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
-        """From a TOML file."""
-        try:
-            values = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not valid TOML: {error}") from error
-        return cls.from_mapping(values, source=str(path))
+        """From a TOML file, as editors of any system leave it: line ends of any kind, a byte order mark, a last Ctrl-Z.
+
+        Raises:
+            InputError: no such file, no TOML in UTF-8, an unknown key, a value of a wrong type.
+        """
+        return cls.from_mapping(read_toml(Path(path)), source=str(path))
 
     def to_mapping(self) -> dict[str, Any]:
         """Nested dicts without the values that are None."""
@@ -265,79 +267,26 @@ def _prune(values: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
-def _build(cls: type, values: Mapping[str, Any], source: str, prefix: str) -> Any:
+def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
+    try:
+        return _nested(cls, values, "")
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _nested(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            close = difflib.get_close_matches(key, hints, n=1)
+            close = difflib.get_close_matches(str(key)[:80], hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(hints)}"
-            raise InputError(f"{source}: unknown key {prefix + key!r}; {hint}")
+            raise InputError(f"unknown key {shown(f'{prefix}{key}')}; {hint}")
     arguments = {}
     for key, value in values.items():
         name = prefix + key
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
-                raise InputError(f"{source}: {name} must be a table [{name}], got {value!r}")
-            value = _build(hints[key], value, source, f"{name}.")
+                raise InputError(f"{name} must be a table [{name}], got {shown(value)}")
+            value = _nested(cast(type, hints[key]), value, f"{name}.")
         arguments[key] = value
-    try:
-        return cls(**arguments)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") if not str(error).startswith(source) else error from None
-
-
-def _check_types(config: Any, prefix: str) -> None:
-    """Give each field the type of its annotation, wherever the value comes from: Python, TOML or a flag."""
-    for key, hint in get_type_hints(type(config)).items():
-        object.__setattr__(config, key, _typed(hint, getattr(config, key), prefix + key))
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` if it has the type `hint` (int counts as float, a list as a tuple, a Path as str), else an InputError."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        (member,) = (m for m in get_args(hint) if m is not type(None))
-        return None if value is None else _typed(member, value, name)
-    if origin is Literal:
-        _one_of(name, value, get_args(hint))
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{name} must be a list, got {value!r}")
-        return tuple(_typed(get_args(hint)[0], v, name) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise InputError(f"{name} must be {_WORDS.get(hint, f'of type {hint.__name__}')}, got {value!r}")
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
-        raise InputError(
-            f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
-            + (f"; did you mean {close[0]}?" if close else "")
-        )
-
-
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise InputError(f"{name} must be above 0 and finite, got {value}")
-
-
-def _within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:
-    if value is not None and not (low <= value < high if high_open else low <= value <= high):
-        finite = " and finite" if high_open else ""
-        interval = f"at least {low}{finite}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
-        raise InputError(f"{name} must be {interval}, got {value}")
-
-
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise InputError(f"{name} must be at least {low}, got {value}")
+    return cls(**arguments)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmeta._text import printable
+
 if TYPE_CHECKING:
     from fastmeta.data import Splits
     from fastmeta.training.config import TrainConfig
@@ -33,7 +35,7 @@ class Listener:
 
     def warning(self, text: str) -> None:
         """Something the user should look at."""
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(printable(text), stacklevel=3)
 
     def end(self, path: Path, summary: Mapping[str, Any]) -> None:
         """The run is finished and its files are written."""

@@ -52,7 +52,7 @@ class Run:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON in which NaN and infinities are null."""
+    """JSON in which NaN and infinities are null; lone surrogates are escaped, so that it can be encoded."""
 
     def clean(v: Any) -> Any:
         if isinstance(v, Mapping):
@@ -61,7 +61,8 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
             return [clean(x) for x in v]
         return None if isinstance(v, float) and not math.isfinite(v) else v
 
-    return json.dumps(clean(value), indent=indent, ensure_ascii=False)
+    text = json.dumps(clean(value), indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # \\ud800 is JSON's escape too
 
 
 def stage_summary(stage: Stage) -> dict[str, Any]:

@@ -1,5 +1,16 @@
 """One tree of dataclasses: the same in Python, TOML and flags, and each wrong value is named."""
 
+import codecs
+import dataclasses
+import enum
+import os
+import time
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
 import pytest
 import torch
 
@@ -164,3 +175,211 @@ def test_share_of_the_summed_rate():
         assert lr_share(optim, 100, 100) == pytest.approx(1)
         rates = [lr_at(optim, i, 2560) for i in range(2560)]
         assert lr_share(optim, 768, 2560) == pytest.approx(sum(rates[:768]) / sum(rates), abs=3e-3)
+
+
+INTEGERS = [getattr(np, f"{u}int{bits}") for u in ("", "u") for bits in (8, 16, 32, 64)]
+WHOLE = [kind(3) for kind in INTEGERS] + [np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.uint8)]
+HALF = [np.float16(0.5), np.float32(0.5), np.float64(0.5), np.longdouble(0.5), np.array(0.5), torch.tensor(0.5)]
+HALF += [torch.tensor(0.5, dtype=torch.bfloat16), torch.nn.Parameter(torch.tensor(0.5)), Fraction(1, 2), Decimal("0.5")]
+FIELDS = [
+    (part, f, get_type_hints(part)[f.name])
+    for part in (TrainConfig, OptimConfig, LabelConfig, DataConfig)
+    for f in dataclasses.fields(part)
+]
+
+
+def of_type(kind):
+    return [(part, field.name) for part, field, hint in FIELDS if hint in (kind, kind | None)]
+
+
+@pytest.mark.parametrize(("part", "name"), of_type(int), ids=lambda x: getattr(x, "__name__", x))
+def test_every_count_takes_the_integers_of_numpy_and_torch(part, name):
+    for value in WHOLE:
+        made = part(**{name: value})
+        assert made == part(**{name: 3})
+        assert type(getattr(made, name)) is int
+    for wrong in (
+        True,
+        np.bool_(True),
+        torch.tensor(True),
+        "3",
+        3.0,
+        np.float64(3),
+        [3],
+        np.array([3]),
+        2**63,
+        10**5000,
+    ):
+        with pytest.raises(InputError, match=rf"{name} must be .*, got ") as caught:
+            part(**{name: wrong})
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("part", "name"), of_type(float), ids=lambda x: getattr(x, "__name__", x))
+def test_every_rate_takes_the_numbers_of_numpy_and_torch(part, name):
+    for value in HALF:
+        made = part(**{name: value})
+        assert made == part(**{name: 0.5})
+        assert type(getattr(made, name)) is float
+    for wrong in (True, np.bool_(True), torch.tensor(True), "0.5", 0.5j, [0.5], np.array([0.5]), float("nan")):
+        with pytest.raises(InputError, match=rf"{name} must .*, got "):
+            part(**{name: wrong})
+    if name != "checkpoint_seconds":  # which may be never
+        with pytest.raises(InputError, match=rf"{name} must .*, got inf"):
+            part(**{name: 10**400})
+
+
+def test_truth_values_texts_and_rows_of_others():
+    for value in (np.bool_(True), np.array(True), torch.tensor(True)):
+        assert OptimConfig(nesterov=value).nesterov is True
+    for wrong in (1, "true", np.int64(1), torch.tensor(1), None):
+        with pytest.raises(InputError, match=r"optim\.nesterov must be true or false, got"):
+            OptimConfig(nesterov=wrong)
+    for row in ([0.25, 0.5], np.array([0.25, 0.5], np.float32), torch.tensor([0.25, 0.5]), (np.float16(0.25), 0.5)):
+        milestones = OptimConfig(milestones=row).milestones
+        assert milestones == (0.25, 0.5)
+        assert set(map(type, milestones)) == {float}
+    for wrong in ("0.5", {0.5}, np.array(0.5), np.array([[0.5]]), {"a": 1}, None, [True], np.array([True]), [[0.5]]):
+        with pytest.raises(InputError, match=r"optim\.milestones must"):
+            OptimConfig(milestones=wrong)
+
+    class Word(str, enum.Enum):  # noqa: UP042 # its str() is not its text
+        STEP = "step"
+
+    for word in (np.str_("step"), Word.STEP):
+        assert type(OptimConfig(schedule=word).schedule) is str
+        assert OptimConfig(schedule=word) == OptimConfig(schedule="step")
+    for wrong in (b"step", 3, ["step"], np.array(["step", "cosine"]), torch.zeros(2), None):
+        with pytest.raises(InputError, match=r"optim\.schedule must be one of"):
+            OptimConfig(schedule=wrong)
+    config = TrainConfig(out=Path("x"), dataset=np.str_("npz:a.npz"), model=np.str_("mlp"))
+    assert {type(v) for v in (config.out, config.dataset, config.model)} == {str}
+    assert LabelConfig(lookahead=0.5) == LabelConfig(lookahead=np.float32(0.5)) == LabelConfig(lookahead="0.5")
+    with pytest.raises(InputError, match=r"labels\.lookahead must be"):
+        LabelConfig(lookahead=True)
+
+
+def test_numbers_of_others_survive_the_file(tmp_path):
+    config = TrainConfig(
+        epochs=np.int32(3),
+        seed=torch.tensor(7),
+        optim=OptimConfig(lr=np.float32(0.1), milestones=np.array([0.25], np.float32), nesterov=np.bool_(True)),
+        labels=LabelConfig(label_lr=torch.tensor(0.1), lookahead=np.float64(0.1)),
+        data=DataConfig(batch_size=np.uint8(32), augment=np.str_("crop")),
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert TrainConfig.read(path) == config
+
+
+@pytest.mark.parametrize("name", ["dataset", "model", "device", "out", "noise", "approx"])
+def test_texts_that_no_file_could_keep(name):
+    for text in ("npz:\0", "npz:" + "x" * 10**6):
+        with pytest.raises(InputError, match=f"{name} must ") as caught:
+            TrainConfig(**{name: text})
+        assert len(str(caught.value)) < 300
+    if name == "out":
+        assert TrainConfig(out="\udcff").out == "\udcff"  # no file tells its name
+    else:
+        with pytest.raises(InputError, match=rf"{name} is no valid UTF-8, .* got 'npz:\\udcff'$"):
+            TrainConfig(**{name: "npz:\udcff"})
+
+
+TEXT = 'epochs = 7\nnoise = "none"\n[optim]\nlr = 0.5\n# é\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        codecs.BOM_UTF8 + TEXT.encode(),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode(),
+        TEXT.encode() + b"\x1a",
+        codecs.BOM_UTF8 + TEXT.replace("\n", "\r\n").encode() + b"\x1a",
+        TEXT.rstrip().encode(),
+        TEXT.replace(" = ", "\t=\t").encode(),
+        b"\n\n" + TEXT.encode() + b"\n" * 20,
+    ],
+)
+def test_what_editors_leave_in_a_file_is_no_mistake(content, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    assert TrainConfig.read(path) == TrainConfig(epochs=7, noise="none", optim=OptimConfig(lr=0.5))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TEXT.encode("utf-16"), "is UTF-16 or UTF-32 text; save it as UTF-8"),
+        (TEXT.encode("utf-16-le"), "is UTF-16 or UTF-32 text"),
+        (TEXT.encode("utf-16-be"), "is UTF-16 or UTF-32 text"),
+        (codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"), "is UTF-16 or UTF-32 text"),
+        (TEXT.encode("utf-32"), "is UTF-16 or UTF-32 text"),
+        (TEXT.encode("latin-1"), r"is not valid TOML: byte 0xe9 in line 5 is no UTF-8; save it as UTF-8"),
+        (b"epochs = 3\0\n", "is not valid TOML"),
+        (b"[" * 50_000, "is not valid TOML"),
+        (b"a = " + b"[" * 50_000, "values lie too deep"),
+        (b"a = " + b"{a=" * 10_000, "values lie too deep"),
+        (b"a." * 30_000 + b"a = 1", "a key has more than 64 parts"),
+        (b"[" + b"'a' . " * 10_000 + b"a]", "a key has more than 64 parts"),
+        (b"a" * 60_000 + b" = 1", "unknown key 'aaaa"),
+        (b"x" * 70_000, "is no config file: it is larger than 65,536 bytes"),
+        (b"epochs = " + b"9" * 10_000, "is not valid TOML: Exceeds the limit"),
+        (b"epochs = 0x" + b"f" * 10_000, r"epochs must be a whole number below 2\^63, got an int of 40000 bits"),
+        (b"epochs = 9223372036854775808", r"epochs must be a whole number below 2\^63, got 9223372036854775808"),
+        (b"[optim]\nlr = 0x" + b"f" * 10_000, "optim.lr must be above 0 and finite, got inf"),
+        (b"[optim]\nlr = 1e999", "optim.lr must be above 0 and finite, got inf"),
+        (b"[optim]\nlr = nan", "optim.lr must be above 0 and finite, got nan"),
+        (b"epochs = 2020-01-01", r"epochs must be a whole number, got datetime.date\(2020, 1, 1\)"),
+        (b"epochs = 2020-02-31", "is not valid TOML"),
+        (b"epochs = 1\nepochs = 2", "is not valid TOML"),
+        (b"[optim]\n[optim]", "is not valid TOML"),
+        (b"[[optim]]\nlr = 1", r"optim must be a table \[optim\], got \[{'lr': 1}\]"),
+        (b"[optim.lr]\na = 1", "optim.lr must be a number, got {'a': 1}"),
+        (b"epochs = [[[[1]]]]", "epochs must be a whole number, got"),
+        (b'model = "\\ud800"', "is not valid TOML"),
+        (b'model = "\\u0000"', r"model must not hold a NUL, got '\\x00'"),
+        (b"'' = 1", "unknown key ''"),
+    ],
+    ids=lambda x: repr(x)[:30].replace("\\x00", "0") if isinstance(x, bytes) else "",
+)
+def test_files_of_any_bytes_are_one_line(content, message, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    began = time.perf_counter()
+    with pytest.raises(InputError, match=message) as caught:
+        TrainConfig.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert time.perf_counter() - began < 5
+
+
+def test_config_files_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, message in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "fifo", "it is no file but a pipe or a device"),
+        (Path("/dev/zero"), "it is no file but a pipe or a device"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / "\ud800", "surrogates not allowed"),
+        (tmp_path / "a\0b", "null byte"),
+        (tmp_path / "none", "No such file"),
+        (Path("~nobody-of-this-name/x"), "home"),
+    ):
+        with pytest.raises(InputError, match=f"cannot read the config file .*{message}") as caught:
+            TrainConfig.read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_config_from_a_pipe_of_the_shell(tmp_path):
+    """As in `--config <(sed … config.toml)`."""
+    read, write = os.pipe()
+    os.write(write, b"epochs = 9")
+    os.close(write)
+    try:
+        assert TrainConfig.read(f"/dev/fd/{read}").epochs == 9
+    finally:
+        os.close(read)

@@ -1,0 +1,116 @@
+"""Values of a config as exactly the types of its annotations, and the ranges that they may lie in."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fastmeta._numbers import as_real, as_whole
+from fastmeta._text import shown
+from fastmeta.data.errors import InputError
+
+#: whole numbers are those of TOML and of torch
+LARGEST = 2**63 - 1
+#: characters of a text; no path is longer
+LONGEST = 4096
+
+
+def check_types(config: Any, prefix: str) -> None:
+    """Give each field the type of its annotation, wherever the value comes from: Python, TOML or a flag."""
+    for key, hint in get_type_hints(type(config)).items():
+        object.__setattr__(config, key, _typed(hint, getattr(config, key), prefix + key))
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` as exactly the type `hint`, so that configs compare and are written; InputError where it is none.
+
+    Numbers, truth values and texts of NumPy, pandas and torch are as good as Python's; an int counts as a float, any
+    row of numbers as a tuple, a Path as a text.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        (member,) = (m for m in get_args(hint) if m is not type(None))
+        return None if value is None else _typed(member, value, name)
+    if origin is tuple:
+        return tuple(_typed(get_args(hint)[0], v, name) for v in _row(value, name))
+    typed: Any
+    if hint is int:
+        typed = as_whole(value)
+        if typed is not None and not -LARGEST <= typed <= LARGEST:
+            raise InputError(f"{name} must be a whole number below 2^63, got {shown(typed)}")
+    elif hint is float:
+        typed = as_real(value)
+    elif hint is bool:
+        typed = bool(value) if isinstance(value, bool) or _is_truth_value(value) else None
+    elif hint is str or origin is Literal:
+        typed = _text(value, name)
+        if origin is Literal:
+            one_of(name, value if typed is None else typed, get_args(hint))
+    else:
+        typed = value if isinstance(value, hint) else None
+    if typed is None:
+        raise InputError(f"{name} must be {_WORDS.get(hint, f'of type {hint.__name__}')}, got {shown(value)}")
+    return typed
+
+
+def _row(value: Any, name: str) -> list[Any]:
+    """The values of a list, a tuple, or a vector of NumPy, pandas or torch."""
+    if isinstance(value, list | tuple) or getattr(value, "ndim", None) == 1:
+        return list(value)
+    raise InputError(f"{name} must be a list, got {shown(value)}")
+
+
+def _is_truth_value(value: Any) -> bool:
+    """np.bool_, or an array or a tensor of one without dimensions."""
+    return getattr(value, "ndim", None) == 0 and str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def _text(value: Any, name: str) -> str | None:
+    """A plain str; None for what is no text. InputError for one that no file could keep, or be named by."""
+    if not isinstance(value, str | os.PathLike):
+        return None
+    text = str.__str__(value) if isinstance(value, str) else os.fspath(value)
+    if not isinstance(text, str):
+        return None
+    if len(text) > LONGEST:
+        raise InputError(f"{name} must have at most {LONGEST:,} characters, got {len(text):,}")
+    if "\0" in text:
+        raise InputError(f"{name} must not hold a NUL, got {shown(text)}")
+    # the run directory itself may have any name, for no file tells it
+    if name != "out" and any("\ud800" <= c <= "\udfff" for c in text):
+        raise InputError(f"{name} is no valid UTF-8, as config.toml must be; rename it, got {shown(text)}")
+    return text
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+
+
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        close = difflib.get_close_matches(
+            str(value)[:80] if isinstance(value, str) else "", [str(a) for a in allowed], n=1
+        )
+        raise InputError(
+            f"{name} must be one of {', '.join(map(str, allowed))}, got {shown(value)}"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+
+
+def positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise InputError(f"{name} must be above 0 and finite, got {shown(value)}")
+
+
+def within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:
+    if value is not None and not (low <= value < high if high_open else low <= value <= high):
+        finite = " and finite" if high_open else ""
+        interval = f"at least {low}{finite}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
+        raise InputError(f"{name} must be {interval}, got {shown(value)}")
+
+
+def at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise InputError(f"{name} must be at least {low}, got {shown(value)}")
