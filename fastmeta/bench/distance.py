@@ -57,7 +57,7 @@ class ShortTraining:
         x_meta, y_meta = draw(4 * config.meta_batch)
         self.x, self.x_meta, self.y_meta = (t.to(self.device) for t in (x, x_meta, y_meta))
         torch.manual_seed(config.seed)
-        self.model = build_model(config).to(self.device).train()
+        self.model = build_model(config).to(self.device)
         self.labels = InstanceLabels(given.to(self.device), classes, target_prob=0.9)
         self.step = self._meta_step(self.model, self.labels)
 

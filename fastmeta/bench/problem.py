@@ -68,7 +68,7 @@ class Problem:
         # as the trainer lays out images and weights: what cuDNN takes without turning it first
         self._layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         model = build_model(config).to(self.device, dtype)
-        self._model = model.to(memory_format=self._layout).train()  # type: ignore[call-overload]
+        self._model = model.to(memory_format=self._layout)  # type: ignore[call-overload]
         make = _inputs(config)
         self.x, self.x_meta = (self._place(make(size, generator)) for size in (config.batch, config.meta_batch))
         self.targets = torch.randint(config.classes, (config.samples,), generator=generator).to(self.device)
@@ -126,7 +126,7 @@ class Sizes:
 def sizes(config: StepConfig) -> Sizes:
     dtype = torch.float64 if config.dtype == "float64" else torch.float32
     with torch.device("meta"):
-        model = build_model(config).to(dtype).train()
+        model = build_model(config).to(dtype)
     parameters = list(model.parameters())
     flops = saved = None
     try:

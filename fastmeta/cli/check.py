@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tangent", default=",".join(get_args(TangentChoice)), metavar="WAYS", help="ways to try; default: %(default)s"
     )
-    p.add_argument("--eval", action="store_true", help="the model in evaluation mode, not in training mode")
+    p.add_argument("--eval", action="store_true", help="the model in evaluation mode, not in the mode it is made in")
     p.add_argument("--no-timing", action="store_true", help="errors alone, no milliseconds and memory")
     p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N; default: cpu")
     p.add_argument("--seed", type=int, default=0, help="of weights and data; default: 0")
@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         device = pick_device(args.device)
         torch.manual_seed(args.seed)
         model = models.build(args.model, num_classes=c, input_shape=shape).to(device)
-        model.train(not args.eval)
+        if args.eval:  # otherwise in the modes that it was made in
+            model.eval()
         targets = torch.randint(c, (n,), device=device)
         family = fastmeta.InstanceLabels if args.labels == "instance" else fastmeta.ClassLabels
         x, x_meta = (torch.randn(k, *shape, device=device) for k in (n, m))

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fastmeta.meta.finite import all_finite, stay_finite
 from fastmeta.meta.micro import pieces_of
-from fastmeta.meta.network import pick_logits
+from fastmeta.meta.network import Network, pick_logits
+from fastmeta.meta.update import update
 from fastmeta.methods.base import Batch, Method, Outcome
 
 
 class OneHot(Method):
     """theta <- SGD step along the gradient of the mean cross-entropy with the given labels.
 
-    A batch of more than `micro_batch` rows is taken in pieces, whose gradients are added up.
+    A batch of more than `micro_batch` rows is taken in pieces, whose gradients are added up. A step whose loss,
+    gradient or new running statistics are not finite changes nothing, as with learned labels.
     """
 
     def __init__(
@@ -31,11 +34,14 @@ class OneHot(Method):
     ) -> None:
         super().__init__(model, optimizer, targets, num_classes, **options)
         self.micro_batch = micro_batch
+        self.network = Network(model, [p for group in optimizer.param_groups for p in group["params"]])
 
     def step(self, batch: Batch) -> Outcome:
         x = self.transform(batch.x, self.transform.tensors)
         n, targets = len(batch.index), self.targets[batch.index]
         self.optimizer.zero_grad(set_to_none=True)
+        # the model runs as it is, on its own weights and buffers: as a function of them it would take 5% longer
+        before = self.network.buffers()
         made: list[Tensor] = []
         loss: Tensor | None = None
         for rows in pieces_of(n, self.micro_batch):
@@ -47,7 +53,14 @@ class OneHot(Method):
             made.append(logits.detach())
             loss = part.detach() if loss is None else loss + part.detach()
         assert loss is not None
-        self.optimizer.step()
-        outcome = Outcome(torch.cat(made), loss, torch.isfinite(loss))
+        grads = {name: p.grad for name, p in self.network.params.items() if p.grad is not None}
+        after = self.network.buffers()
+        self.network.write_buffers(before)
+        finite = all_finite([loss, *grads.values()])
+        for flag in stay_finite(before, after):
+            finite = finite & flag
+        if finite.is_cuda or bool(finite):
+            update(self.network, self.optimizer, grads, after, keep=finite if finite.is_cuda else None)
+        outcome = Outcome(torch.cat(made) if len(made) > 1 else made[0], loss, finite)
         self.sums.add(outcome, targets)
         return outcome

@@ -84,7 +84,7 @@ def result_table(summary: Mapping[str, Any]) -> Group:
 
 def _stage_cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
-        percent(figures["test_accuracy_last"]),
+        "failed" if figures.get("failed") else percent(figures["test_accuracy_last"]),
         percent(figures["test_accuracy_best"]),
         plain(figures["seconds"], 1),
     )
@@ -116,4 +116,5 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"
             + (f" ({', '.join(shown)})" if shown else "")
         )
+    lines += [f"failed: {f['failed']}" for f in summary["baselines"].values() if f.get("failed")]
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from fastmeta.data import Transform, load_batch
 from fastmeta.meta import StepResult
 from fastmeta.meta.network import pick_logits
 from fastmeta.methods import Outcome
+from fastmeta.training.modes import evaluation
 
 ECE_BINS = 15
 _OF_LABEL_STEPS = ("label_steps", "meta_loss", "label_grad_norm")
@@ -89,32 +91,37 @@ def means(sums: dict[str, float], *, learned: bool) -> dict[str, float | None]:
 @torch.no_grad()
 def evaluate(
     model: nn.Module, images: Tensor, targets: Tensor, transform: Transform, *, batch_size: int, autocast: Any
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Accuracy, mean negative log-likelihood and expected calibration error in evaluation mode.
 
     ece = sum over 15 equal bins b of the confidence max_k q_k of |B_b| / N * |accuracy(B_b) - mean confidence(B_b)|.
+
+    A row without a softmax (a NaN or +inf among its logits) counts as wrong; where there is one, nll and ece are None,
+    and so is an nll that is infinite.
     """
-    training = model.training
-    model.eval()
     device = images.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
     # per bin: right ones, sum of confidences
     bins = torch.zeros(2, ECE_BINS, dtype=torch.float64, device=device)
-    for rows in torch.arange(len(images), device=device).split(batch_size):
-        x, y = load_batch(images, rows, transform), targets[rows]
-        with autocast():
-            logits = pick_logits(model(x))
-        log_q = logits.double().log_softmax(1)
-        confidence, predicted = log_q.exp().max(1)
-        nll -= log_q.gather(1, y[:, None]).sum()
-        member = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
-        in_bin = (member == torch.arange(ECE_BINS, device=device)[:, None]).double()  # (bins, n)
-        bins += torch.stack([in_bin @ (predicted == y).double(), in_bin @ confidence])
-    model.train(training)
+    without = torch.zeros((), dtype=torch.int64, device=device)  # rows without a softmax
+    with evaluation(model):
+        for rows in torch.arange(len(images), device=device).split(batch_size):
+            x, y = load_batch(images, rows, transform), targets[rows]
+            with autocast():
+                logits = pick_logits(model(x))
+            log_q = logits.double().log_softmax(1)
+            confidence, predicted = log_q.exp().max(1)
+            sound = confidence.isfinite()
+            without += (~sound).sum()
+            nll -= log_q.gather(1, y[:, None]).sum()
+            member = (confidence.nan_to_num(0.0) * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+            in_bin = (member == torch.arange(ECE_BINS, device=device)[:, None]).double()  # (bins, n)
+            bins += torch.stack([in_bin @ (sound & (predicted == y)).double(), in_bin @ confidence.nan_to_num(0.0)])
     right, confident = bins.cpu()
     total = len(images)
+    mean = float(nll) / total
     return {
         "test_accuracy": float(right.sum()) / total,
-        "nll": float(nll) / total,
-        "ece": float((right - confident).abs().sum()) / total,
+        "nll": mean if math.isfinite(mean) else None,
+        "ece": None if int(without) else float((right - confident).abs().sum()) / total,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from fastmeta.data.sources import npz_path
 from fastmeta.meta.network import pick_logits
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import pick_device
+from fastmeta.training.modes import evaluation, wholly_in_eval
 from fastmeta.training.presets import preset_noise, resolve
 from fastmeta.training.result import CUSTOM, build_model, kind_of
 from fastmeta.training.stage import Stage
@@ -43,6 +45,11 @@ class Prepared:
         notes = tuple(self.splits.notes)
         if self.config.precision == "tf32" and self.device.type != "cuda":
             notes += (f"precision tf32 is about CUDA: on {self.device} it is fp32",)
+        if wholly_in_eval(self.initial):
+            notes += (
+                f"model {self.config.model} is in evaluation mode in all its parts and is trained so, as it was given: "
+                "dropout is off and running statistics stand still; if that is not meant, call model.train() before",
+            )
         return notes
 
     @cached_property
@@ -95,16 +102,15 @@ def _try_forward(prepared: Prepared) -> None:
     model = copy.deepcopy(prepared.initial).to(prepared.device)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"model {config.model} has no parameter to train: none requires a gradient")
-    for training in (True, False):
-        model.train(training)
+    for mode in ("training", "evaluation"):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), evaluation(model) if mode == "evaluation" else nullcontext():
                 logits = pick_logits(model(load_batch(images, few, prepared.data.transform)))
         except Exception as error:  # a module of the user's may raise anything
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             raise InputError(
                 f"model {config.model} fails on {len(few)} images of shape {tuple(images.shape[1:])} in "
-                f"{'training' if training else 'evaluation'} mode: {reason}"
+                f"{mode} mode: {reason}"
             ) from error
         if logits.shape != (len(few), prepared.splits.num_classes):
             raise InputError(

@@ -76,7 +76,13 @@ def stage_summary(stage: Stage) -> dict[str, Any]:
         "ece": record.get("ece"),
         "train_fit": record.get("train_fit"),
         "seconds": stage.seconds,
+        "failed": None,
     }
+
+
+def failed_summary(stage: Stage, reason: str) -> dict[str, Any]:
+    """The same of a baseline that could not take its last step: no figures, and why."""
+    return dict.fromkeys(stage_summary(stage)) | {"seconds": stage.seconds, "failed": reason}
 
 
 def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
@@ -137,6 +143,7 @@ def summary_of(
     wrong_label_average_precision   of 1 - p_learned[given] as a finder of wrong given labels
     noise_rate                      share of wrong given labels
     seconds                         training and evaluation of the method's own stage
+    failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
     """
     return {

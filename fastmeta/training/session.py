@@ -30,6 +30,7 @@ from fastmeta.training.presets import preset_threads
 from fastmeta.training.result import (
     CUSTOM,
     Run,
+    failed_summary,
     load_run,
     resume_command,
     stage_summary,
@@ -38,7 +39,7 @@ from fastmeta.training.result import (
     write_labels,
 )
 from fastmeta.training.signals import Stop, stop_signals
-from fastmeta.training.stage import CHECK_EVERY, Stage, TrainingError
+from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -74,8 +75,9 @@ def train(
             process; nothing was written.
         Interrupted: SIGINT, SIGTERM or SIGHUP; the state was saved at a step boundary. A second SIGINT does not wait
             for one; what was saved before stays.
-        TrainingError: ten steps in a row were not finite, rows were skipped, or the disk is full; the message names the
-            checkpoint, which holds the last state that was saved behind a finite step.
+        TrainingError: ten steps in a row of the method's own stage were not finite, rows were skipped, or the disk is
+            full; the message names the checkpoint, which holds the last state that was saved behind a finite step. A
+            baseline that diverges ends alone: a warning, and nulls with the reason in its part of the summary.
     """
     listener = listener or Listener()
     if config is not None and not isinstance(config, TrainConfig):
@@ -276,7 +278,14 @@ class _Session:
             if self.stage is None or self.stage.name != name:
                 self.stage = prepared.stage(name)
             try:
-                self._run_stage(self.stage)
+                try:
+                    self._run_stage(self.stage)
+                except Diverged as error:
+                    if name == config.method:
+                        raise
+                    # what it is compared with is worth having without it
+                    self.done[name] = failed_summary(self.stage, str(error))
+                    self._warn(f"{error}; this baseline has no figures, the run goes on")
                 with _writing(self.path):
                     if name == config.method:
                         self._keep_main(self.stage)
@@ -296,9 +305,13 @@ class _Session:
         while stage.step < stage.total:
             if self.stop.signum is not None:
                 stage.seconds = time.perf_counter() - began
-                with _writing(self.path):
-                    self._save()
-                where = f"in {stage.name} at step {stage.step} of {stage.total}; saved"
+                saved = "saved"
+                if stage.finite():
+                    with _writing(self.path):
+                        self._save()
+                else:
+                    saved = f"its weights are no longer finite; the last good state, {self.saved}, is"
+                where = f"in {stage.name} at step {stage.step} of {stage.total}; {saved}"
                 raise Interrupted(self.path, self.stop.signum, where)
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})

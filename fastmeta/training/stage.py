@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed, load_batch
+from fastmeta.meta.finite import all_finite
 from fastmeta.meta.network import pick_logits
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.health import Health
 from fastmeta.training.label_metrics import label_figures
 from fastmeta.training.metrics import Accumulator, evaluate, means
+from fastmeta.training.modes import evaluation
 from fastmeta.training.schedule import lr_at, lr_share
 
 #: steps between two looks at the guards, each of which waits for the device
@@ -25,6 +27,10 @@ MOST_NONFINITE = 10
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to try."""
+
+
+class Diverged(TrainingError):
+    """Steps are no longer finite; other stages may go on."""
 
 
 class Stage:
@@ -47,7 +53,6 @@ class Stage:
         on_cuda = self.device.type == "cuda"
         memory_format = torch.channels_last if on_cuda else torch.contiguous_format
         self.model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
-        self.model.train()
         optim = config.optim
         assert optim.lr is not None
         assert optim.weight_decay is not None
@@ -134,28 +139,34 @@ class Stage:
                 "(FASTMETA_DEBUG=1 stops at the first)"
             )
         if sums["longest_streak"] >= MOST_NONFINITE:
-            raise TrainingError(
+            raise Diverged(
                 f"{self.name}: loss or gradient was not finite for {MOST_NONFINITE} steps in a row "
                 f"(up to step {self.step}): training has diverged; lower optim.lr, now {self.config.optim.lr}"
             )
+
+    def finite(self) -> bool:
+        """Whether weights, momentum and labels are finite: a rate that is too large overflows in a finite step."""
+        params = self._optimized()
+        state = [t for p in params for t in self.optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
+        labels = [] if self.method.labels is None else list(self.method.labels.state_dict().values())
+        return bool(all_finite([*params, *state, *labels]))
 
     def sound(self) -> bool:
         """Whether this state is worth keeping: the last step was finite, and the model still is. Waits for the device.
 
         A finite step may have thrown the weights so far that no further one is: logits tell.
         """
-        if self.sums.read()["streak"]:
+        if self.sums.read()["streak"] or not self.finite():
             return False
         few = torch.arange(min(512, self.data.train_size), device=self.device)
-        self.model.eval()
         # forked, because when this is asked goes by the clock, and no later draw may depend on that
         with (
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            evaluation(self.model),
             torch.no_grad(),
             self.autocast(),
         ):
             logits = pick_logits(self.model(load_batch(self.data.images, few, self.data.transform)))
-        self.model.train()
         return bool(logits.isfinite().all())
 
     def end_epoch(self) -> tuple[dict[str, Any], list[str]]:
@@ -176,6 +187,11 @@ class Stage:
         warnings: list[str] = []
         if record["nonfinite_steps"]:
             warnings.append(f"{record['nonfinite_steps']} steps of epoch {self.epoch} were not finite and were skipped")
+        if record.get("test_accuracy") is not None and record["ece"] is None:
+            warnings.append(
+                f"at the end of epoch {self.epoch} some test images have logits that are not finite: they count as "
+                "wrong, and nll and ece are null"
+            )
         if self.method.labels is not None:
             warnings += self.health.look(
                 self.method.labels,

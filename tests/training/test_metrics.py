@@ -45,6 +45,37 @@ def test_evaluation_equals_a_plain_one_and_leaves_the_model_as_it_was():
     assert got["ece"] == pytest.approx(ece, rel=1e-6)
 
 
+class Given(nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x):
+        return self.logits.clone()
+
+
+def test_rows_without_a_softmax_are_wrong_and_have_no_calibration():
+    images, targets = torch.zeros(4, 2, 2, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    whole = torch.tensor([[2.0, 0.0, 0.0]]).expand(4, 3).clone()
+
+    def figures(changed):
+        logits = whole.clone()
+        logits[0] = torch.tensor(changed)
+        model = Given(logits)
+        return evaluate(model, images, targets, Transform.of(images), batch_size=4, autocast=contextlib.nullcontext)
+
+    assert figures([2.0, 0.0, 0.0])["test_accuracy"] == 1
+    for bad in ([math.nan, 0, 0], [math.inf, 0, 0], [0, math.nan, 0], [math.nan] * 3, [-math.inf] * 3):
+        assert figures(bad) == {"test_accuracy": 0.75, "nll": None, "ece": None}
+    masked = figures([2.0, -math.inf, -math.inf])  # a class that is out of the question
+    assert masked["test_accuracy"] == 1
+    assert masked["nll"] > 0
+    assert masked["ece"] > 0
+    missed = figures([-math.inf, 0.0, 0.0])
+    assert (missed["test_accuracy"], missed["nll"]) == (0.75, None)
+    assert missed["ece"] is not None
+
+
 def outcome(loss=1.0, *, finite=True, skipped=0, bad_rows=0):
     logits = torch.eye(4)
     logits[:bad_rows] = math.nan
