@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastmeta import reference
 from fastmeta.labels import InstanceLabels
+from fastmeta.meta.draws import RandomState
 from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network, RandomState, functional_module, math_attention, pick_logits, recorded
+from fastmeta.meta.network import Network, functional_module, math_attention, pick_logits, recorded
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
@@ -191,6 +192,7 @@ class _Problem:
         lookahead = LookAhead(self.lr, None).prepare(self.network.params)
         with random.replay():
             out = meta_pass(self.network, self.labels, lookahead, plan, self.train, self.meta)
+            out.refuse_unrepeatable()
         index = self.train[1]
         return self.labels.gradient(out.logits.detach(), out.u, index, out.scale)
 

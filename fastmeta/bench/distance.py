@@ -15,9 +15,10 @@ from fastmeta.bench.problem import StepConfig, build_model, input_shape_of
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta import MetaStep
 from fastmeta.meta.approximation import EXACT, Approximation
+from fastmeta.meta.draws import RandomState
 from fastmeta.meta.gradient import meta_pass
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network, RandomState
+from fastmeta.meta.network import Network
 from fastmeta.meta.tangent import TangentPlan
 
 #: share of the given labels that are wrong

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.meta.network import RandomState, copy_all_
+from fastmeta.meta.draws import RandomState
+from fastmeta.meta.network import copy_all_
 
 #: a function of no arguments to a captured form: its outputs' memory, and what runs it again into the same memory
 Record = Callable[[Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Callable[[], None]]]

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.meta.doubts import Unrepeatable, adjoint, repeats
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
 from fastmeta.meta.micro import TrainPieces, add_up, check_logits, fits, pieces_of, take
 from fastmeta.meta.network import Network, Tensors, math_attention, recorded
 from fastmeta.meta.tangent import (
     TangentChoice,
     TangentPlan,
+    arithmetic_of,
     difference_tangent,
     forward_tangent,
     plan_tangent,
@@ -43,6 +45,8 @@ class MetaPass:
     buffers: Tensors  # the model's buffers after its one train forward
     grads: Tensors  # of the training loss at theta under the old labels, of the parameters that theta* moves
     pieces: TrainPieces | None = None
+    same: Tensor | None = None  # 0-d bool: repeated forwards gave the same logits, see fastmeta.meta.doubts
+    gap: Tensor | None = None  # 0-d: how far u is from being the adjoint of the gradient; None for differences
 
     def pull(self, params: Tensors, v: Tensor) -> Tensors:
         """J'v by parameter name, of those that the logits reach: the backward of covectors (n, C)."""
@@ -51,6 +55,11 @@ class MetaPass:
         grads: Tensors = {}
         add_up(grads, list(params), torch.autograd.grad(self.logits, list(params.values()), v, allow_unused=True))
         return grads
+
+    def refuse_unrepeatable(self) -> None:
+        """Raise where a repeated forward gave other logits; waits for the device."""
+        if self.same is not None and not bool(self.same):
+            raise Unrepeatable
 
     def finite(self) -> Tensor:
         """0-d bool: the loss, the meta loss, g and u hold no NaN and no infinity."""
@@ -138,7 +147,7 @@ def meta_pass(
     x, index = train
     params, names = network.params, list(network.params) if moving is None else moving
     # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
-    random = network.random_state(index.device, plan.host_random) if replay and plan.way != "reverse" else None
+    random = network.random_state(index.device) if replay and plan.way != "reverse" else None
     start = network.buffers()
     buffers = {k: b.clone() for k, b in start.items()}
     with math_attention(plan.math_attention):
@@ -154,8 +163,8 @@ def meta_pass(
             logits, [params[k] for k in names], v, retain_graph=True, create_graph=reverse, allow_unused=True
         )
     )
-    reached = {k: t.detach() for k, t in zip(names, grads, strict=True) if t is not None}
-    reached = dict(zip(reached, reduce(list(reached.values())), strict=True))
+    local = {k: t.detach() for k, t in zip(names, grads, strict=True) if t is not None}
+    reached = dict(zip(local, reduce(list(local.values())), strict=True))
     star = lookahead.star(params, reached)
     kept = reached if keep_grads else {}
     del reached
@@ -172,10 +181,17 @@ def meta_pass(
         del grads
     elif plan.way == "forward":
         with math_attention(plan.math_attention), nullcontext() if random is None else random.replay():
-            u = forward_tangent(network, start, x, direction)
+            made = forward_tangent(network, start, x, direction)
     else:
         assert random is not None
-        u = difference_tangent(network, start, x, direction, random)
+        made = difference_tangent(network, start, x, direction, random)
+    same = gap = None
+    if not reverse:
+        u = made.u
+        if replay:
+            same = repeats(logits, made.logits, arithmetic_of(next(iter(params.values()))), made.spread)
+    if replay and plan.way != "difference":
+        gap = adjoint(v, u, local, direction)
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(
         logits=logits,
@@ -187,6 +203,8 @@ def meta_pass(
         scale=lookahead.scale / len(index),
         buffers=buffers,
         grads=kept,
+        same=same,
+        gap=gap,
     )
 
 
@@ -230,6 +248,7 @@ def _frugal_meta_pass(
     names = list(network.params) if moving is None else moving
     pieces = TrainPieces(network, plan, *train, most)
     logits, before, grads = pieces.gradient(labels, weight, names)
+    local = grads
     grads = dict(zip(grads, reduce(list(grads.values())), strict=True))
     star = lookahead.star(network.params, grads)
     kept = grads if keep_grads else {}
@@ -237,7 +256,9 @@ def _frugal_meta_pass(
     meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, most)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
-    u = pieces.tangent(lookahead.direction(g), pulls and moving is None)
+    direction = lookahead.direction(g)
+    u = pieces.tangent(direction, pulls and moving is None)
+    v = before.v / len(train[1])
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(
         logits=logits,
@@ -250,6 +271,8 @@ def _frugal_meta_pass(
         buffers=pieces.buffers,
         grads=kept,
         pieces=pieces,
+        same=pieces.same(),
+        gap=None if plan.way == "difference" else adjoint(v, u, local, direction),
     )
 
 
@@ -313,6 +336,7 @@ def label_gradient(
         try:
             plan = plan_tangent(network, train[0], tangent)
             out = meta_pass(network, labels, prepared, plan, train, meta, weight=weight)
+            out.refuse_unrepeatable()
         finally:
             random.restore()
     logits, index = out.logits.detach(), train[1]

@@ -23,8 +23,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from fastmeta import ops
-from fastmeta.meta.network import Network, RandomState, Tensors, math_attention
-from fastmeta.meta.tangent import TangentPlan, difference_tangent, forward_tangent, forward_with_graph, reverse_tangent
+from fastmeta.meta.doubts import Unrepeatable, repeats
+from fastmeta.meta.draws import RandomState
+from fastmeta.meta.network import Network, Tensors, math_attention
+from fastmeta.meta.tangent import (
+    TangentPlan,
+    arithmetic_of,
+    difference_tangent,
+    forward_tangent,
+    forward_with_graph,
+    reverse_tangent,
+)
 
 
 def pieces_of(count: int, most: int | None) -> list[slice]:
@@ -79,35 +88,48 @@ class TrainPieces:
         self.buffers = network.buffers()  # after the forwards so far
         self._starts: list[Tensors] = []
         self._random: list[RandomState] = []
+        self._first: list[Tensor] = []  # their logits
+        self._same: list[Tensor] = []  # whether later ones had these again
         self._graph: Tensor | None = None  # the logits of the tangent's own forward
 
     def gradient(self, labels: Any, weight: Tensor | None, names: list[str]) -> TrainGradient:
         """The first forward of every piece; the gradient for the parameters `names` under the labels as they are."""
-        logits, losses, grads = [], [], Tensors()
+        losses, grads = [], Tensors()
         params = [self.network.params[k] for k in names]
         for rows, x in zip(self.rows, self._x, strict=True):
             self._starts.append({k: b.clone() for k, b in self.buffers.items()})
-            self._random.append(self.network.random_state(self.index.device, self.plan.host_random))
+            self._random.append(self.network.random_state(self.index.device))
             with math_attention(self.plan.math_attention):
                 z = self.network(self.network.params, self.buffers, x)
             check_logits(z, rows.stop - rows.start, labels.num_classes)
             loss = labels.batch_loss(z.detach(), self.index[rows], None if weight is None else weight[rows])
             add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
-            logits.append(z.detach())
+            self._first.append(z.detach())
             losses.append(loss)
         if len(losses) == 1:
-            return TrainGradient(logits[0], losses[0], grads)
+            return TrainGradient(self._first[0], losses[0], grads)
         before = ops.LabelLoss(*(torch.cat(parts) for parts in zip(*losses, strict=True)))
-        return TrainGradient(torch.cat(logits), before, grads)
+        return TrainGradient(torch.cat(self._first), before, grads)
 
     def pull(self, v: Tensor) -> Tensors:
         """J'v by parameter name, once, for covectors (n, C): by the tangent's graph, or every piece's built anew."""
         names, params, grads = list(self.network.params), list(self.network.params.values()), Tensors()
+        known = len(self._same)
         graphs = self._again() if self._graph is None else iter([(self.rows[0], self._graph)])
         self._graph = None
         for rows, z in graphs:
             add_up(grads, names, torch.autograd.grad(z, params, v[rows], allow_unused=True))
+        if not all(map(bool, self._same[known:])):  # waits for the device, after that many forwards
+            raise Unrepeatable
         return grads
+
+    def same(self) -> Tensor | None:
+        """0-d bool, whether all forwards so far gave the logits of the first; None before a second."""
+        return torch.stack(self._same).all() if self._same else None
+
+    def _compare(self, piece: int, again: Tensor, spread: Tensor | float = 0.0) -> None:
+        like = next(iter(self.network.params.values()))
+        self._same.append(repeats(self._first[piece], again, arithmetic_of(like), spread))
 
     def tangent(self, direction: Tensors, keep_graph: bool) -> Tensor:
         """u = J d (n, C), piece by piece in the planned way; `keep_graph` for a :meth:`pull` to come."""
@@ -116,28 +138,33 @@ class TrainPieces:
             start = {k: b.clone() for k, b in self._starts[0].items()}
             with math_attention(self.plan.math_attention), self._random[0].replay():
                 self._graph, only = forward_with_graph(self.network, start, self._x[0], direction)
+            self._compare(0, self._graph)
             return only
         if self.plan.way == "reverse":
             params = [self.network.params[k] for k in direction]
             for _, z in self._again():
                 v = torch.zeros_like(z).requires_grad_()  # anywhere: J'v is linear in v
-                made = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
-                u.append(reverse_tangent(made, v, list(direction.values())).detach())
-                del z, v, made  # their graph is whole still: gone before the next piece's forward
+                pulled = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
+                u.append(reverse_tangent(pulled, v, list(direction.values())).detach())
+                del z, v, pulled  # their graph is whole still: gone before the next piece's forward
             return torch.cat(u)
-        for x, start, random in zip(self._x, self._starts, self._random, strict=True):
+        for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
             with math_attention(self.plan.math_attention):
                 if self.plan.way == "forward":
                     with random.replay():
-                        u.append(forward_tangent(self.network, {k: b.clone() for k, b in start.items()}, x, direction))
+                        made = forward_tangent(self.network, {k: b.clone() for k, b in start.items()}, x, direction)
                 else:
-                    u.append(difference_tangent(self.network, start, x, direction, random))
+                    made = difference_tangent(self.network, start, x, direction, random)
+            self._compare(piece, made.logits, made.spread)
+            u.append(made.u)
         return torch.cat(u)
 
     def _again(self) -> Iterator[tuple[slice, Tensor]]:
-        for rows, x, start, random in zip(self.rows, self._x, self._starts, self._random, strict=True):
+        pieces = zip(self.rows, self._x, self._starts, self._random, strict=True)
+        for piece, (rows, x, start, random) in enumerate(pieces):
             with math_attention(self.plan.math_attention), random.replay():
                 z = self.network(self.network.params, {k: b.clone() for k, b in start.items()}, x)
+            self._compare(piece, z)
             yield rows, z
             del z
 

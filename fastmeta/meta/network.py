@@ -7,7 +7,6 @@ when, the step commits that copy.
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from fastmeta.meta.draws import RandomState
 from fastmeta.meta.recompute import recomputed_on
+from fastmeta.meta.watch import Generators
 
 Tensors = dict[str, Tensor]
 
@@ -98,7 +99,7 @@ class Network:
         self._slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
         self._buffer_names: list[tuple[str, str]] = []
         self._modules = list(model.modules())
-        self.generators = [v for m in self._modules for v in vars(m).values() if isinstance(v, torch.Generator)]
+        self._generators = Generators()
         for path, module in model.named_modules(remove_duplicate=False):
             for key, b in module._buffers.items():
                 if b is not None:
@@ -169,9 +170,14 @@ class Network:
                 now.clear()
                 now.update(then)
 
-    def random_state(self, device: torch.device, host: bool = True) -> RandomState:
-        """The generators of `device`, those that the modules hold and, with `host`, Python's and NumPy's."""
-        return RandomState(device, self.generators, host)
+    @property
+    def generators(self) -> list[Any]:
+        """Random generators beside the global ones: on modules, in what they hold, in hooks, closures and globals."""
+        return self._generators(self._modules, [self.logits_of])
+
+    def random_state(self, device: torch.device) -> RandomState:
+        """All generators that the model may draw from, as they stand now."""
+        return RandomState(device, self.generators)
 
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
         """float logits (n, C); `params` may leave out frozen ones, which then are the model's own.
@@ -233,66 +239,6 @@ def recorded() -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-
-
-class RandomState:
-    """The generators that a model on `device` may draw from, as they stand now; :meth:`replay` draws the same again.
-
-    Args:
-        device: torch's generators of the CPU and of this device.
-        generators: more of torch's.
-        host: also Python's and NumPy's, which takes 0.1 ms.
-    """
-
-    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = (), host: bool = True) -> None:
-        self.device = device if device.type == "cuda" else None
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(self.device) if self.device is not None else None
-        self.own = [(g, g.get_state()) for g in generators]
-        self.host = _HostRandom() if host else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None and self.device is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
-        for generator, state in self.own:
-            generator.set_state(state)
-        if self.host is not None:
-            self.host.restore()
-
-    def host_has_drawn(self) -> bool:
-        """Whether somebody has drawn from Python's or NumPy's generators since."""
-        return self.host is not None and self.host.key != _HostRandom().key
-
-    @contextmanager
-    def replay(self) -> Iterator[None]:
-        """Inside, the generators start from this state (the same dropout masks); after, they stand as before."""
-        generators = [g for g, _ in self.own]
-        now = RandomState(self.device or torch.device("cpu"), generators, self.host is not None)
-        self.restore()
-        try:
-            yield
-        finally:
-            now.restore()
-
-
-class _HostRandom:
-    """Python's and NumPy's global generators as they stand now."""
-
-    def __init__(self) -> None:
-        self.python = random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy = None if numpy is None else numpy.random.get_state()
-
-    @property
-    def key(self) -> Any:
-        """Equal for equal states."""
-        return self.python, None if self.numpy is None else [getattr(v, "tolist", lambda v=v: v)() for v in self.numpy]
-
-    def restore(self) -> None:
-        random.setstate(self.python)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
 
 
 def math_attention(on: bool) -> AbstractContextManager[Any]:

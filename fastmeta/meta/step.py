@@ -16,6 +16,7 @@ from fastmeta.labels import ClassLabels
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
+from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
 from fastmeta.meta.explanation import explanation
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
@@ -23,9 +24,9 @@ from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.memory import explained
 from fastmeta.meta.micro import TrainPieces, couples_rows, fits, take
-from fastmeta.meta.network import Network, Tensors, functional_module, recorded
+from fastmeta.meta.network import Network, Tensors, functional_module, is_out_of_memory, recorded
 from fastmeta.meta.result import StepResult, Totals
-from fastmeta.meta.tangent import TangentChoice, TangentPlan, plan_tangent
+from fastmeta.meta.tangent import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
 from fastmeta.meta.update import update
 
 
@@ -137,6 +138,7 @@ class MetaStep:
         self._graphs: GraphStep | None = None
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
         self._ranks = Ranks(process_group)
+        self._doubts = Doubts()
         self._network: Network | None = None
         self._network_key: tuple[tuple[int, bool], ...] = ()
         self._planned: Any = None  # what `plan` was chosen for; None before the first step
@@ -247,9 +249,7 @@ class MetaStep:
             return self.plan
         (x,) = self._network_inputs(train[0])
         n, m = len(train[1]), len(meta[1])
-        piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
-        moved = [network.params[name] for name in self.approx.moving(network)]
-        plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+        plan = self._choose_plan(x, n)
         if self.micro_batch is not None and max(n, m) > self.micro_batch and couples_rows(network):
             warnings.warn(
                 "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
@@ -260,6 +260,13 @@ class MetaStep:
         if self._graphs is not None:
             self._graphs.plan = plan  # of its graphs to come: each has modes and precision in its key
         return plan
+
+    def _choose_plan(self, x: Any, n: int) -> TangentPlan:
+        """By network input of `n` rows and the model as it is."""
+        network = self._current_network()
+        piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
+        moved = [network.params[name] for name in self.approx.moving(network)]
+        return plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
 
     def _labels_move(self) -> bool:
         return self.approx.kind != "every" or self.steps % self.approx.number == 0
@@ -299,21 +306,8 @@ class MetaStep:
             return self._plain_step(network, plan, train, weight)
         index, ranks = train[1], self._ranks
         delayed = self.approx.kind == "delayed"
-        out = meta_pass(
-            network,
-            self.labels,
-            self._lookahead.prepare(network.params),
-            plan,
-            train,
-            meta,
-            weight=weight,
-            reduce=ranks.mean,
-            moving=self.approx.moving(network) if self.approx.kind == "last" else None,
-            keep_grads=delayed,
-            pulls=not delayed,
-            most=self.micro_batch,
-        )
-        finite = ranks.all(out.finite())
+        out, sure = self._meta_pass(network, plan, train, meta, weight)
+        finite = ranks.all(out.finite() & sure)
         # a step that is not finite takes a label step of length zero, on the device
         scale = finite.to(torch.float64) * (out.scale / ranks.size)
 
@@ -347,6 +341,48 @@ class MetaStep:
             skipped=moved.skipped,
             finite=finite,
         )
+
+    def _meta_pass(
+        self, network: Network, plan: TangentPlan, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], weight: Any
+    ) -> tuple[MetaPass, Any]:
+        """The pass and whether to believe it, as a bool or, on CUDA, as a 0-d tensor.
+
+        Where the planned way raises or is wrong by now (a schedule may have switched on a layer), once more by the plan
+        of the model as it is; once more too where the forward did not repeat, which may have made a generator.
+        """
+        delayed, again, like = self.approx.kind == "delayed", False, next(iter(network.params.values()))
+        while True:
+            try:
+                self._doubts.recall()
+                out = meta_pass(
+                    network,
+                    self.labels,
+                    self._lookahead.prepare(network.params),
+                    plan,
+                    train,
+                    meta,
+                    weight=weight,
+                    reduce=self._ranks.mean,
+                    moving=self.approx.moving(network) if self.approx.kind == "last" else None,
+                    keep_grads=delayed,
+                    pulls=not delayed,
+                    most=self.micro_batch,
+                )
+                return out, self._doubts.settle(plan.way, out.same, out.gap, arithmetic_of(like), self._ranks)
+            except RuntimeError as error:
+                together = isinstance(error, Unfit | Unrepeatable)  # on all ranks, or on one alone
+                if again or is_out_of_memory(error) or not (together or self._ranks.size == 1):
+                    raise
+                again = True
+                if isinstance(error, Unrepeatable):
+                    continue
+                now = self._choose_plan(train[0], len(train[1]))
+                same = (now.way, now.math_attention, now.joined) == (plan.way, plan.math_attention, plan.joined)
+                if same and not (isinstance(error, Unfit) and not error.wrong):
+                    raise
+                if same:
+                    self._doubts.rounding()
+                self.plan = plan = now
 
     def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
         """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""

@@ -17,14 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastmeta.meta.network import Network, RandomState, Tensors, is_out_of_memory, math_attention
+from fastmeta.meta.draws import RandomState
+from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
 
 Way = Literal["reverse", "forward", "difference"]
 TangentChoice = Literal["auto", "reverse", "forward", "difference"]
@@ -42,14 +43,22 @@ class TangentPlan:
     tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
 
 
-def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> Tensor:
+class Tangent(NamedTuple):
+    """u, and the logits of the forward that made it, which must be those of the train forward up to `spread`."""
+
+    u: Tensor
+    logits: Tensor
+    spread: Tensor | float = 0.0
+
+
+def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> Tangent:
     """u by dual numbers; `buffers` are scratch."""
     with torch.no_grad(), forward_ad.dual_level():
         params: Tensors = {name: p.detach() for name, p in network.params.items()}
         for name, t in direction.items():
             params[name] = forward_ad.make_dual(params[name], t)
         logits, u = forward_ad.unpack_dual(network(params, buffers, x))
-        return torch.zeros_like(logits) if u is None else u
+        return Tangent(torch.zeros_like(logits) if u is None else u, logits)
 
 
 def forward_with_graph(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> tuple[Tensor, Tensor]:
@@ -89,11 +98,12 @@ def reverse_tangent(grads: Sequence[Tensor | None], v: Tensor, direction: Sequen
     return torch.zeros_like(v) if u is None else u
 
 
-def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors, random: RandomState) -> Tensor:
+def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors, random: RandomState) -> Tangent:
     """u by (z(theta + e d) - z(theta - e d)) / 2e, inexact.
 
     e moves the parameters by a fixed fraction of their norm, the cube root of the rounding error of the logits: there
-    the truncation error e^2 and the rounding error / e meet.
+    the truncation error e^2 and the rounding error / e meet. The logits between the two differ from those at theta by
+    curvature, far less than the two from each other; in 16 bits e is too large to say so.
     """
     with torch.no_grad():
         names = list(direction)
@@ -103,7 +113,7 @@ def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Te
         size = _norm(base)
         length = _norm(steps)
         e = (
-            torch.finfo(_arithmetic(base[0])).eps ** (1 / 3)
+            torch.finfo(arithmetic_of(base[0])).eps ** (1 / 3)
             * torch.where(size > 0, size, 1.0)
             / torch.where(length > 0, length, 1.0)
         )
@@ -116,14 +126,16 @@ def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Te
 
         ahead = logits_at(torch._foreach_add(base, moved))
         behind = logits_at(torch._foreach_sub(base, moved))
-        return (ahead - behind) / (2 * e)
+        coarse = torch.finfo(arithmetic_of(base[0])).bits < 32
+        spread = torch.inf if coarse else (ahead - behind).norm() / 4
+        return Tangent((ahead - behind) / (2 * e), (ahead + behind) / 2, spread)
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors)).norm()
 
 
-def _arithmetic(like: Tensor) -> torch.dtype:
+def arithmetic_of(like: Tensor) -> torch.dtype:
     """The type that makes the logits."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
@@ -246,7 +258,7 @@ def _refuse_hidden_weights(network: Network, beside: _Displaced, x: Any, random:
     torch), or a `logits_of` with weights in it. So logits and gradient at other weights, given from outside, are held
     against those with the model's own put there.
     """
-    params, bound = list(network.params.values()), _BOUND.get(_arithmetic(next(iter(network.params.values()))), 0.3)
+    params, bound = list(network.params.values()), _BOUND.get(arithmetic_of(next(iter(network.params.values()))), 0.3)
 
     def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
         with random.replay():
@@ -310,7 +322,7 @@ class _Probe:
         if not self.finite:
             self.network = network
             self._take_gradients(normal)
-        self.bound = _BOUND.get(_arithmetic(next(iter(network.params.values()))), 0.3)
+        self.bound = _BOUND.get(arithmetic_of(next(iter(network.params.values()))), 0.3)
 
     def _take_gradients(self, normal: Callable[[Tensor], Tensor]) -> None:
         """<J'v, d> of some random covectors v, by autograd's plain backward."""
@@ -364,10 +376,10 @@ class _Probe:
     def _tangent(self, way: Way) -> Tensor:
         network, buffers = self.network, self.network.buffers()
         if way == "difference":
-            return difference_tangent(network, buffers, self.x, self.direction, self.random)
+            return difference_tangent(network, buffers, self.x, self.direction, self.random).u
         with self.random.replay():
             if way == "forward":
-                return forward_tangent(network, buffers, self.x, self.direction)
+                return forward_tangent(network, buffers, self.x, self.direction).u
             logits = network(network.params, buffers, self.x)
         v = torch.zeros_like(logits).requires_grad_()
         params = list(network.params.values())
