@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from fastmeta.data.arrays import as_array, class_numbers, entries, names_in, texts
 from fastmeta.data.errors import InputError
 
 #: what an .npz file or a mapping of arrays may hold; other names are left alone
 FIELDS = ("x_train", "y_train", "y_true", "x_meta", "y_meta", "meta_index", "x_test", "y_test", "class_names")
 #: what the kernels are tested for
 MOST_CLASSES = 65536
+#: labels -> the images that they are of
+_LABELS_OF = {"y_train": "x_train", "y_true": "x_train", "y_meta": "x_meta", "y_test": "x_test"}
 
 
 @dataclass(frozen=True)
@@ -42,39 +45,19 @@ class Dataset:
         """Check and take over arrays under the names of `FIELDS`; `x_train` and `y_train` must be there.
 
         Images are uint8, (N, H, W, channels) or (N, H, W); labels any integer dtype. The number of classes is that of
-        `class_names`, else one more than the largest label.
+        `class_names`, else one more than the largest label. An array may be a list of rows, a tensor of any device, a
+        column of pandas, or anything else that NumPy makes an array of.
 
         Raises:
             InputError: a missing, misshapen or contradictory array, labels out of range, or fewer than two classes.
         """
-        given = {k: np.asarray(arrays[k]) for k in FIELDS if k in arrays and arrays[k] is not None}
-        for needed in ("x_train", "y_train"):
-            if needed not in given:
-                raise InputError(f"{name}: array {needed!r} is missing, found {_names(arrays)}")
-        for image, label in (("x_meta", "y_meta"), ("x_test", "y_test")):
-            if (image in given) != (label in given):
-                here, gone = (image, label) if image in given else (label, image)
-                raise InputError(f"{name}: {here!r} comes without {gone!r}; give both or neither")
-        if "meta_index" in given and "x_meta" in given:
-            raise InputError(f"{name}: both 'x_meta' and 'meta_index' name a clean set; keep one of them")
-
-        images: dict[str, np.ndarray] = {
-            k: _images(name, k, given[k]) for k in ("x_train", "x_meta", "x_test") if k in given
-        }
-        labels: dict[str, np.ndarray] = {
-            k: _labels(name, k, given[k]) for k in ("y_train", "y_true", "y_meta", "y_test") if k in given
-        }
-        for k, x in images.items():
-            if x.shape[1:] != images["x_train"].shape[1:]:
-                raise InputError(
-                    f"{name}: {k} has images of shape {x.shape[1:]}, x_train of {images['x_train'].shape[1:]}; "
-                    "bring all to one shape (height, width, channels)"
-                )
-        for k, y in labels.items():
-            of = {"y_train": "x_train", "y_true": "x_train", "y_meta": "x_meta", "y_test": "x_test"}[k]
-            if len(y) != len(images[of]):
-                raise InputError(f"{name}: {k} has {len(y)} labels for the {len(images[of])} images of {of}")
-        class_names, num_classes = _classes(name, given.get("class_names"), labels)
+        found = entries(arrays, FIELDS, name)
+        names = texts(found.pop("class_names"), f"{name}: class_names") if "class_names" in found else None
+        given = {k: as_array(value, f"{name}: {k}") for k, value in found.items()}
+        check_forms(name, given, known=lambda: names_in(arrays))
+        images = {k: _channels_last(given[k]) for k in _LABELS_OF.values() if k in given}
+        labels = {k: class_numbers(given[k].reshape(-1), f"{name}: {k}") for k in _LABELS_OF if k in given}
+        class_names, num_classes = _classes(name, names, labels)
         return cls(
             name=name,
             x_train=images["x_train"],
@@ -90,44 +73,90 @@ class Dataset:
         )
 
 
-def _names(arrays: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(arrays)) or "no array at all"
+class Form(Protocol):
+    """What is known of an array before it is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype: ...
 
 
-def _images(name: str, key: str, x: np.ndarray) -> np.ndarray:
+def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str]) -> None:
+    """InputError unless arrays of these shapes and dtypes fit each other; `known` lists what there is, for messages."""
+    for needed in ("x_train", "y_train"):
+        if needed not in given:
+            raise InputError(f"{name}: array {needed!r} is missing, found {known()}")
+    for image, label in (("x_meta", "y_meta"), ("x_test", "y_test")):
+        if (image in given) != (label in given):
+            here, gone = (image, label) if image in given else (label, image)
+            raise InputError(f"{name}: {here!r} comes without {gone!r}; give both or neither")
+    if "meta_index" in given and "x_meta" in given:
+        raise InputError(f"{name}: both 'x_meta' and 'meta_index' name a clean set; keep one of them")
+    for label, image in _LABELS_OF.items():
+        if image in given:
+            _check_images(name, image, given[image])
+        if label in given:
+            _check_labels(name, label, given[label])
+            if given[label].shape[0] != given[image].shape[0]:
+                raise InputError(
+                    f"{name}: {label} has {given[label].shape[0]} labels for the {given[image].shape[0]} images of "
+                    f"{image}"
+                )
+    for image in ("x_meta", "x_test"):
+        if image in given and _one_image(given[image]) != _one_image(given["x_train"]):
+            raise InputError(
+                f"{name}: {image} has images of shape {_one_image(given[image])}, x_train of "
+                f"{_one_image(given['x_train'])}; bring all to one shape (height, width, channels)"
+            )
+    if "meta_index" in given:
+        index, size = given["meta_index"], given["x_train"].shape[0]
+        if index.ndim != 1 or index.dtype.kind not in "iuO" or not index.shape[0]:
+            raise InputError(
+                f"{name}: meta_index must be row numbers (M >= 1,) of an integer dtype, got {index.dtype} of shape "
+                f"{index.shape}" + ("; pass np.flatnonzero(meta_index)" if index.dtype == bool else "")
+            )
+        if index.shape[0] > size:
+            raise InputError(f"{name}: meta_index names {index.shape[0]} rows, x_train has {size}")
+
+
+def _one_image(x: Form) -> tuple[int, ...]:
+    return (*x.shape[1:], 1) if x.ndim == 3 else x.shape[1:]
+
+
+def _check_images(name: str, key: str, x: Form) -> None:
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
         raise InputError(
             f"{name}: {key} must be uint8 images (N, height, width, channels), none empty, "
             f"got {x.dtype} of shape {x.shape}; scale to 0..255 and convert with .astype(np.uint8)"
         )
-    x = x[..., None] if x.ndim == 3 else x
-    if x.shape[3] > 4 and x.shape[1] <= 4:
+    if x.ndim == 4 and x.shape[3] > 4 and x.shape[1] <= 4:
         raise InputError(
             f"{name}: {key} of shape {x.shape} looks like (N, channels, height, width); "
             "use .transpose(0, 2, 3, 1) to put the channels last"
         )
-    return np.ascontiguousarray(x)
 
 
-def _labels(name: str, key: str, y: np.ndarray) -> np.ndarray:
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+def _check_labels(name: str, key: str, y: Form) -> None:
+    if not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)) or y.dtype.kind not in "iuO":
         raise InputError(
             f"{name}: {key} must be class numbers (N,) of an integer dtype, got {y.dtype} of shape {y.shape}; "
             "number the classes 0, 1, 2, …" + (" and convert with .astype(np.int64)" if y.dtype.kind == "f" else "")
         )
-    return y.astype(np.int64)
 
 
-def _classes(name: str, names: np.ndarray | None, labels: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], int]:
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x[..., None] if x.ndim == 3 else x)
+
+
+def _classes(name: str, names: tuple[str, ...] | None, labels: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], int]:
     present = np.unique(labels["y_train"])
     if len(present) < 2:
         raise InputError(
             f"{name}: y_train holds one class only ({present[0]}); labels can be learned from two classes on"
         )
-    if names is not None and names.ndim != 1:
-        raise InputError(f"{name}: class_names must be one name per class (C,), got shape {names.shape}")
     count = len(names) if names is not None else 1 + max(int(y.max()) for y in labels.values())
     for key, y in labels.items():
         low, high = int(y.min()), int(y.max())
@@ -142,21 +171,17 @@ def _classes(name: str, names: np.ndarray | None, labels: Mapping[str, np.ndarra
         )
     if names is None:
         return tuple(map(str, range(count))), count
-    return tuple(k.decode(errors="replace") if isinstance(k, bytes) else str(k) for k in names.tolist()), count
+    return names, count
 
 
 def _meta_index(name: str, index: np.ndarray | None, size: int) -> np.ndarray | None:
     if index is None:
         return None
-    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index):
-        raise InputError(
-            f"{name}: meta_index must be row numbers (M >= 1,) of an integer dtype, got {index.dtype} of shape "
-            f"{index.shape}" + ("; pass np.flatnonzero(meta_index)" if index.dtype == bool else "")
-        )
+    index = class_numbers(index, f"{name}: meta_index")
     if index.min() < 0 or index.max() >= size:
         raise InputError(
             f"{name}: meta_index must lie in 0..{size - 1}, the rows of x_train, got {index.min()} to {index.max()}"
         )
     if len(np.unique(index)) != len(index):
         raise InputError(f"{name}: meta_index names a row twice; pass np.unique(meta_index)")
-    return index.astype(np.int64)
+    return index

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from fastmeta.data.dataset import FIELDS, Dataset
+from fastmeta._text import shown
+from fastmeta.data.dataset import FIELDS, MOST_CLASSES, Dataset, check_forms
 from fastmeta.data.errors import InputError
+from fastmeta.data.npz import NpzFile
 from fastmeta.data.seeds import numpy_generator
 
 DIGITS_TEST = 397
@@ -35,7 +36,10 @@ def load_dataset(spec: str, *, seed: int = 0, given: str = "y_train", truth: str
 
 def npz_path(spec: str) -> Path:
     """PATH of ``npz:PATH``; a shell leaves the tilde behind a colon to us."""
-    return Path(spec.removeprefix("npz:")).expanduser()
+    try:
+        return Path(spec.removeprefix("npz:")).expanduser()
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise InputError(f"{spec}: {error}; write the path out") from error
 
 
 def digits(seed: int = 0) -> Dataset:
@@ -67,22 +71,17 @@ def digits(seed: int = 0) -> Dataset:
 
 def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Dataset:
     """Read the arrays of `dataset.FIELDS` from an .npz file; nothing in it is unpickled."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}; npz:PATH wants a file written by np.savez")
     sources = {**{field: field for field in FIELDS}, "y_train": given, "y_true": truth}
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} holds a single array; write a file of several with np.savez")
-        with loaded as file:
-            for field, key in (("given", given), ("truth", truth)):
-                if key not in file.files and key not in ("y_train", "y_true"):
-                    raise InputError(f"{path}: no array {key!r} for data.{field}, found {', '.join(file.files)}")
-            arrays = {field: file[key] for field, key in sources.items() if key in file.files}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be read as .npz ({reason[0]}); write it anew with np.savez") from error
-    return Dataset.from_arrays(arrays, name=str(path))
+    with NpzFile(path) as file:
+        for field, key in (("given", given), ("truth", truth)):
+            if key not in file and key not in ("y_train", "y_true"):
+                raise InputError(f"{path}: no array {shown(key)} for data.{field}, found {file.names}")
+        declared = {key: file.declared(key) for key in dict.fromkeys(sources.values()) if key in file}
+        # what does not fit is said before anything is unpacked
+        forms = {field: declared[key] for field, key in sources.items() if key in declared}
+        names = forms.pop("class_names", None)
+        check_forms(str(path), forms, known=lambda: file.names)
+        if names is not None and (names.ndim != 1 or names.shape[0] > MOST_CLASSES):
+            raise InputError(f"{path}: class_names must be one name per class (C,), got shape {names.shape}")
+        arrays = file.read(declared)
+    return Dataset.from_arrays({field: arrays[key] for field, key in sources.items() if key in arrays}, name=str(path))
