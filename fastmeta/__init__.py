@@ -9,6 +9,7 @@ The library needs torch alone; the trainer behind ``fastmeta.train`` loads its o
 
 from __future__ import annotations
 
+from fastmeta import _path  # noqa: F401  # isort: skip  (first: every other import goes by the path)
 from typing import TYPE_CHECKING, Any
 
 from fastmeta import ops

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it ran and the answer is bad (a wrong gradient, a diverged
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
@@ -40,6 +41,16 @@ def stdout_to_nowhere() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def find_code_here() -> None:
+    """Let a package.module:factory that the user trusts be found in the current folder, behind all that is installed.
+
+    A folder with data of others must not be where ``import statistics`` looks first, nor look at all without need.
+    """
+    with contextlib.suppress(OSError):  # a folder that is gone
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def usage() -> str:
@@ -86,8 +97,6 @@ def _main(args: list[str]) -> int:
             f"fastmeta: unknown command {shown(args[0])}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr
         )
         return 2
-    if os.getcwd() not in sys.path:  # for package.module:factory of the user's own directory
-        sys.path.insert(0, os.getcwd())
     try:
         code = int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
         if sys.stdout is not None:

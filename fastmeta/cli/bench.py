@@ -16,6 +16,7 @@ from fastmeta._text import printable, printable_lines
 from fastmeta.bench import approx, environment, ops, results, row, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
+from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int
 
@@ -194,6 +195,9 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--json must name a file, got the directory {args.json}")
         if args.json is not None:
             results.check_writable(args.json)  # now, and not behind minutes of measuring
+        named = [getattr(args, "model", None), getattr(args, "inputs", None), *getattr(args, "models", [])]
+        if any(name is not None and models.names_code(name) for name in named):
+            find_code_here()
         make, run = _COMMANDS[args.command]
         config = make(args)
         recorded = environment.record(torch.device(args.device), " ".join(["fastmeta bench", *argv]))

@@ -9,6 +9,7 @@ import torch
 
 from fastmeta import models
 from fastmeta._text import printable, printable_lines
+from fastmeta.cli import find_code_here
 from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int
 from fastmeta.meta.tangent import TangentChoice
 from fastmeta.training.device import pick_device
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
     p = parser()
     args = p.parse_args(argv)
+    if models.names_code(args.model):
+        find_code_here()
     n = args.batch or (2 if args.model.startswith("torchvision:") else 8)
     m, c = args.meta_batch or n, args.classes
     shape = args.input_shape or models.default_input_shape(args.model)

@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import tyro
 
 from fastmeta._text import printable, printable_lines, shown
+from fastmeta._trust import Untrusted
+from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
-from fastmeta.training.result import resume_command
+from fastmeta.training.result import names_code
 
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.
@@ -31,7 +33,12 @@ class _Arguments:
     config: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
     """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again."""
     resume: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Run directory to go on with where it stopped; it knows its own config, so no other flag goes with it."""
+    """Run directory to go on with where it stopped; it knows its own config, so only --trust-code goes with it."""
+    auto_resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    """Begin the run in --out, or go on with it where it has begun there: one line for a scheduler to run again."""
+    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and run the model package.module:factory that a run directory or config file names; needed for no other,
+    and not for one that this line names."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the resolved config, the splits, memory and estimated time; train nothing, write nothing."""
 
@@ -45,7 +52,7 @@ def main(argv: list[str]) -> int:
     except (TrainingError, OutOfMemory) as error:
         return _fail(1, str(error))
     except Interrupted as stop:
-        _fail(0, f"{stop}\ngo on with: {resume_command(stop.path)}")
+        _fail(0, f"{stop}\ngo on with: {stop.way}")
         return 128 + stop.signum
 
 
@@ -56,10 +63,13 @@ def _fail(code: int, text: str) -> int:
 
 def _main(argv: list[str]) -> int:
     arguments = parse(argv)
+    config = arguments.run.trusted() if arguments.trust_code else arguments.run
+    if arguments.trust_code or (names_code(config.model) and not isinstance(config.model, Untrusted)):
+        find_code_here()
     if arguments.dry_run:
         from fastmeta.training.estimate import dry_run
 
-        print(printable_lines(dry_run(arguments.run)))
+        print(printable_lines(dry_run(config)))
         return 0
     keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
@@ -67,9 +77,9 @@ def _main(argv: list[str]) -> int:
     listener = ConsoleListener()
     try:
         if arguments.resume is not None:
-            train(resume=arguments.resume, listener=listener)
+            train(resume=arguments.resume, trust_code=arguments.trust_code, listener=listener)
         else:
-            train(arguments.run, listener=listener)
+            train(config, auto_resume=arguments.auto_resume, listener=listener)
     finally:
         listener.close()
     return 0
@@ -96,7 +106,8 @@ def parse(argv: list[str]) -> _Arguments:
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(errors.getvalue())) from None
-    if arguments.resume is not None and arguments != replace(_Arguments(TrainConfig()), resume=arguments.resume):
+    alone = replace(_Arguments(TrainConfig()), resume=arguments.resume, trust_code=arguments.trust_code)
+    if arguments.resume is not None and arguments != alone:
         raise InputError("--resume goes on with the run's own config: give no other flag with it")
     return arguments
 

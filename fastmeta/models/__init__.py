@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from fastmeta._trust import Untrusted
 from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
 from fastmeta.models.resnet import resnet18, resnet20, resnet32
 from fastmeta.models.vit import vit_tiny
@@ -23,6 +24,7 @@ __all__ = [
     "default_input_shape",
     "load_object",
     "mlp",
+    "names_code",
     "resnet18",
     "resnet20",
     "resnet32",
@@ -51,6 +53,8 @@ _CONVOLUTIONAL = {
 # (channels, height, width) that a network is made for, where it is not a CIFAR image
 _INPUT_SHAPES = {"small_conv": (1, 8, 8), "mlp": (1, 28, 28)}
 NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "vit_tiny", "mlp")
+#: of this package: what they run is no stranger's code
+_OWN_FACTORIES = ("fastmeta.models.digits:digits_conv",)
 
 
 def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
@@ -102,8 +106,21 @@ def default_input_shape(name: str) -> tuple[int, ...]:
     return (3, 224, 224) if name.startswith("torchvision:") else _INPUT_SHAPES.get(name, (3, 32, 32))
 
 
+def names_code(name: str) -> bool:
+    """Whether `build` would import a module for this name that belongs to neither fastmeta nor torchvision."""
+    return ":" in name and not name.startswith("torchvision:") and name not in _OWN_FACTORIES
+
+
 def load_object(spec: str) -> Any:
-    """What ``package.module:name`` stands for; ValueError in one line where it cannot be had."""
+    """What ``package.module:name`` stands for; ValueError in one line where it cannot be had.
+
+    The import runs code. So a name that comes from a file (:class:`fastmeta._trust.Untrusted`) is refused.
+    """
+    if isinstance(spec, Untrusted) and names_code(spec):
+        raise ValueError(
+            f"{spec!r} names code and comes from a file: if you trust whoever wrote it, have it imported and run with "
+            "--trust-code (in Python trust_code=True)"
+        )
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"expected package.module:name, got {spec!r}")

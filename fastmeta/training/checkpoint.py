@@ -6,10 +6,9 @@ bit in a weight) is found when the file is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,18 @@ import torch
 from torch import Tensor
 
 from fastmeta.data import InputError
+from fastmeta.training.files import (
+    CONFIG,
+    MOST_TEXT,
+    check_memory,
+    command,
+    new_digest,
+    read_head,
+    write_atomically,
+)
 
-VERSION = 4
+VERSION = 5
 _KEY = "fastmeta"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`path` holds either what it held or all of `content`, even if the machine stops now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # one name for all processes: what a killed one has left is written over, and only one at a time has a run
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
 
 
 def pack(tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:
@@ -50,31 +42,55 @@ def pack(tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:
     return save(content, {_KEY: json.dumps({"digest": _digest(content, values), "values": values})})
 
 
+def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shape of each tensor in the file, and the values; raises as :func:`unpack` does. Reads no tensor."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, _note(file)["values"]  # noqa: SIM118
+
+
 def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What :func:`pack` made of tensors and values.
 
     Raises:
-        OSError: no such file.
-        ValueError: anything but what was written; the message says how that was seen.
+        OSError: no such file, or no regular one.
+        ValueError: anything but what was written, or more than fits into memory; the message says which.
     """
-    from safetensors import SafetensorError, safe_open
+    with _opened(path) as file:
+        note = _note(file)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if note["digest"] != _digest(tensors, note["values"]):
+            raise ValueError("its content and its digest differ: it has changed since it was written")
+    return tensors, note["values"]
 
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file whose header is of a sane size. Whatever its bytes make others raise is a ValueError."""
+    from safetensors import safe_open
+
+    size, head = read_head(path, 8)
+    check_memory(size)
+    if int.from_bytes(head, "little") > MOST_TEXT:
+        raise ValueError(f"its header has {int.from_bytes(head, 'little'):,} bytes, expected at most {MOST_TEXT:,}")
     try:
         with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(note, dict) or not {"digest", "values"} <= note.keys():
+            yield file
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # SafetensorError, and of torch whatever a dtype or shape of others makes it raise
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _note(file: Any) -> dict[str, Any]:
+    note = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    if not isinstance(note, dict) or not isinstance(note.get("values"), dict) or "digest" not in note:
         raise ValueError("it has no digest: another program wrote it, or another version")
-    if note["digest"] != _digest(tensors, note["values"]):
-        raise ValueError("its content and its digest differ: it has changed since it was written")
-    return tensors, note["values"]
+    return note
 
 
 def _digest(tensors: dict[str, Tensor], values: dict[str, Any]) -> str:
     """Of names, dtypes, shapes, bytes and values."""
-    digest = hashlib.blake2b(json.dumps(values).encode(), digest_size=16)
+    digest = new_digest(json.dumps(values).encode())
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(repr((name, str(t.dtype), tuple(t.shape))).encode())
@@ -89,7 +105,7 @@ def save(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What :func:`save` wrote. InputError for a file that is missing, damaged or of another version."""
-    anew = shlex.join(["fastmeta", "train", "--config", str(path.parents[1] / "config.toml")])
+    anew = command("--config", str(path.parents[1] / CONFIG))
     try:
         tensors, values = unpack(path)
     except (OSError, ValueError) as error:

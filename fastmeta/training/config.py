@@ -17,6 +17,7 @@ from typing import Any, Literal, cast, get_type_hints
 
 from fastmeta._numbers import as_real
 from fastmeta._text import printable, shown
+from fastmeta._trust import Untrusted
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.training.toml_file import read_toml
@@ -240,8 +241,16 @@ class TrainConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
-        """From nested mappings, as TOML gives them. InputError for an unknown key or a value of a wrong type."""
-        return _build(cls, values, source)
+        """From nested mappings, as TOML gives them. InputError for an unknown key or a value of a wrong type.
+
+        A model that is named ``package.module:factory`` is not imported for such a config, unless it is `trusted`.
+        """
+        config: TrainConfig = _build(cls, values, source)
+        return config if config.model is None else dataclasses.replace(config, model=Untrusted(config.model))
+
+    def trusted(self) -> TrainConfig:
+        """The same config, whose model may be code that is imported wherever its name comes from."""
+        return self if self.model is None else dataclasses.replace(self, model=str(self.model))
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:

@@ -22,7 +22,10 @@ WARM_UP, TIMED = 3, 5
 
 
 def dry_run(config: TrainConfig) -> str:
-    """Text for people. Takes a few steps on copies. Raises what :func:`fastmeta.train` would raise before it trains."""
+    """Text for people. Takes a few steps on copies. Raises what :func:`fastmeta.train` would raise before it trains.
+
+    A model that is named ``package.module:factory`` by a file is imported only for a config that is `trusted`.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(preset_threads(config) or before)
     try:

@@ -16,7 +16,9 @@ from __future__ import annotations
 import io
 import json
 import math
-import shlex
+import os
+import reprlib
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastmeta.data import InputError, Splits
+from fastmeta.data.dataset import MOST_CLASSES
 from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.methods import METHODS
-from fastmeta.training.checkpoint import pack, unpack, write_atomically
+from fastmeta.training.checkpoint import header, pack, unpack
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.files import (
+    CONFIG,
+    SUMMARY,
+    command,
+    digest_of,
+    new_digest,
+    parse_json,
+    read_bytes,
+    user_path,
+    write_atomically,
+)
 from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
+from fastmeta.training.schema import anything, each, maybe, number, one_of, record, table, text, whole
 from fastmeta.training.stage import Stage
 
 T = TypeVar("T")
@@ -63,6 +78,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
     text = json.dumps(clean(value), indent=indent, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode()  # \\ud800 is JSON's escape too
+
+
+def result_files(learns_labels: bool) -> tuple[str, ...]:
+    """What the method's own stage leaves when it is done."""
+    return ("model.safetensors", "labels.npz", *(["labels.safetensors"] if learns_labels else []))
 
 
 def stage_summary(stage: Stage) -> dict[str, Any]:
@@ -103,9 +123,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
     }
     if splits.train.y_true is not None:
         arrays["true"] = splits.train.y_true
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path / "labels.npz", buffer.getvalue())
+    write_atomically(path / "labels.npz", _npz(arrays))
 
     initial = None if y_true is None else float((given == y_true).double().mean())
     fixed = {"labels_changed": 0, "labels_corrected": None, "labels_spoiled": None, "label_accuracy": initial}
@@ -122,6 +140,18 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
         "wrong_label_average_precision": precision,
         "label_flips": flips(given, table["learned"], splits.num_classes),
     }
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As np.savez_compressed, but for the time of day, which that writes beside each array."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with file.open(entry, "w", force_zip64=True) as content:
+                np.lib.format.write_array(content, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def summary_of(
@@ -145,8 +175,10 @@ def summary_of(
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
+    files                           digests of the files that the run has written
+    digest                          of all of this but the seconds: equal runs have equal ones
     """
-    return {
+    summary = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "dataset": config.dataset,
@@ -168,46 +200,102 @@ def summary_of(
         "baselines": dict(baselines),
         **environment,
     }
+    return summary | {"digest": _summary_digest(json.loads(to_json(summary)))}
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None) -> Run:
-    """A finished run from its directory. `model` is needed where the run was given a module of the caller's own.
+def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bool = False) -> Run:
+    """A finished run from its directory, which may be anybody's: its files are read as data.
 
-    A `model` that is given takes over the run's weights and becomes the `Run.model`.
+    Args:
+        path: the run directory.
+        model: needed where the run was given a module of the caller's own. One that is given takes over the run's
+            weights and becomes the `Run.model`.
+        trust_code: import and call the factory ``package.module:factory`` that the run names as its model. Without it
+            such a run needs `model`, because the name may be that of any code.
 
     Raises:
-        InputError: no run there, an unfinished or a damaged one, or one that needs another `model`.
+        InputError: no run there, an unfinished or a damaged one, one that needs another `model`, or one whose model is
+            code that is not trusted.
     """
-    path = Path(path).expanduser()
-    if not (path / "config.toml").is_file():
-        raise InputError(f"{path} is no run directory: it has no config.toml")
-    if not (path / "summary.json").is_file():
+    path = user_path(path, "path")
+    if not os.path.isfile(path / CONFIG):
+        raise InputError(f"{path} is no run directory: it has no {CONFIG}")
+    if not os.path.isfile(path / SUMMARY):
         raise InputError(f"{path} is not finished; go on with: {resume_command(path)}")
     if model is not None and not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
-    config = TrainConfig.read(path / "config.toml")
+    config = TrainConfig.read(path / CONFIG)
     if config.model is None:
         raise InputError(f"{path}/config.toml names no model: it is not the one that the run has written")
-    summary = _read(path / "summary.json", _summary)
-    num_classes = summary["num_classes"]
-    state, _ = _read(path / "model.safetensors", unpack)
-    given, model = model is not None, model or build_model(config, num_classes, summary["image_shape"])
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        way = "pass one built as that was" if given else "the run is damaged, run it again with --config"
-        raise InputError(
-            f"{path}/model.safetensors does not fit the {type(model).__name__} (the run trained {config.model}): {way}"
-        ) from error
+    if trust_code:
+        config = config.trusted()
+    summary = read(path / SUMMARY, _summary)
+    _check_same_run(path, config, summary)
+    model = _load_model(path, config, summary, model)
     labels = None
     if METHODS[config.method].needs_meta:
-        labels = _read(path / "labels.safetensors", lambda p: _labels(*unpack(p), num_classes))
+        size, num_classes = summary["train_size"], summary["num_classes"]
+        labels = read(path / "labels.safetensors", lambda p: _load_labels(p, size, num_classes))
+    for name, digest in summary.get("files", {}).items():
+        # all but the labels' table is needed above
+        if os.path.lexists(path / name) and read(path / name, digest_of) != digest:
+            raise InputError(f"{path / name} has changed since the run wrote it; run it again")
     return Run(path, summary, config, model.eval(), labels)
 
 
-def resume_command(path: Path) -> str:
-    """What to type to go on."""
-    return shlex.join(["fastmeta", "train", "--resume", str(path)])
+def _check_same_run(path: Path, config: TrainConfig, summary: Mapping[str, Any]) -> None:
+    for key in ("method", "model", "epochs", "seed"):
+        begun, done = getattr(config, key), summary[key]
+        if begun != done:
+            raise InputError(
+                f"{path} holds files of two runs: {key} is {begun!r} in {CONFIG} and {done!r} in {SUMMARY}; "
+                "bring back the one that belongs to the other"
+            )
+
+
+def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
+    """The run's model with its weights; InputError, and no memory taken, where the file holds another's."""
+    file = path / "model.safetensors"
+    shapes, _ = read(file, header)
+    way = "pass one built as that was" if given else "the run is damaged, run it again with --config"
+
+    def misfit(model: nn.Module) -> InputError:
+        return InputError(f"{file} does not fit the {type(model).__name__} (the run trained {config.model}): {way}")
+
+    model = given
+    if model is None:
+        of_run = config, summary["num_classes"], summary["image_shape"]
+        bare = None if names_code(config.model) else _without_memory(*of_run)
+        if bare is not None and _shapes(bare) != shapes:
+            raise misfit(bare)
+        with torch.random.fork_rng([]):  # reading a run leaves the caller's draws alone
+            model = build_model(*of_run)
+    state, _ = read(file, unpack)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # a RuntimeError of torch's, anything of a module of the user's
+        raise misfit(model) from error
+    return model
+
+
+def _without_memory(config: TrainConfig, num_classes: int, image_shape: list[int]) -> nn.Module | None:
+    """The network as shapes alone; None for the few of torchvision's that cannot be had so."""
+    try:
+        with torch.device("meta"):
+            return build_model(config, num_classes, image_shape)
+    except InputError:
+        raise
+    except Exception:
+        return None
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def resume_command(path: Path, model: str | None = None) -> str:
+    """What to type to go on with the run at `path` of the user's own `model`, where that is known."""
+    return command("--resume", str(path), *(["--trust-code"] if names_code(model) else []))
 
 
 def kind_of(value: Any) -> str:
@@ -215,40 +303,124 @@ def kind_of(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
+_RATE = maybe(number(0, 1))
+_STAGE = {
+    "test_accuracy_last": _RATE,
+    "test_accuracy_best": _RATE,
+    "test_accuracy_best_epoch": maybe(whole()),
+    "nll": maybe(number(0)),
+    "ece": _RATE,
+    "train_fit": _RATE,
+    "seconds": number(0),
+}
+_LABELS = {
+    "label_accuracy_initial": _RATE,
+    "label_accuracy_final": _RATE,
+    "labels_changed": whole(),
+    "labels_corrected": maybe(whole()),
+    "labels_spoiled": maybe(whole()),
+    "wrong_label_average_precision": _RATE,
+    "label_flips": each(record({"given": whole(), "learned": whole(), "count": whole(1)})),
+}
+#: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
+STAGE_FORM, LABELS_FORM = record(_STAGE, {"failed": maybe(text)}), record(_LABELS)
+SUMMARY_FORM = record(
+    {
+        "num_classes": whole(2, MOST_CLASSES),
+        "image_shape": each(whole(1, 2**20), 3),
+        "class_names": each(text),
+        "dataset": text,
+        "noise": text,
+        "noise_rate": _RATE,
+        "method": one_of(*METHODS),
+        "model": text,
+        "epochs": whole(1),
+        "seed": whole(),
+        "label_lr": maybe(number(0)),
+        "train_size": whole(1),
+        "meta_size": whole(),
+        "test_size": maybe(whole()),
+        "baselines": table(STAGE_FORM),
+        **_STAGE,
+        **_LABELS,
+        "warnings": each(text),
+        **dict.fromkeys(("fastmeta", "precision", "compile", "approx", "device", "torch"), text),
+        "threads": whole(1),
+    },
+    {
+        "failed": maybe(text),
+        "files": record({}, dict.fromkeys(result_files(True), text)),
+        "digest": anything,
+    },
+)
+
+
 def _summary(path: Path) -> dict[str, Any]:
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = parse_json(read_bytes(path))
     schema = (summary.get("schema"), summary.get("schema_version")) if isinstance(summary, dict) else (None, None)
     if schema != (SCHEMA, SCHEMA_VERSION):
-        raise ValueError(f"schema {schema[0]} {schema[1]}, this fastmeta reads {SCHEMA} {SCHEMA_VERSION}")
-    for key in ("num_classes", "image_shape"):
-        if key not in summary:
-            raise ValueError(f"{key} is missing")
+        given = " ".join(str(part)[:40] for part in schema)
+        raise ValueError(f"schema {given}, this fastmeta reads {SCHEMA} {SCHEMA_VERSION}")
+    SUMMARY_FORM(summary, "")
+    classes = summary["num_classes"]
+    if len(summary["class_names"]) != classes:
+        raise ValueError(f"class_names has {len(summary['class_names'])} names for num_classes {classes}")
+    if any(max(flip["given"], flip["learned"]) >= classes for flip in summary["label_flips"]):
+        raise ValueError(f"label_flips names a class above num_classes {classes}")
+    if summary.get("digest", _summary_digest(summary)) != _summary_digest(summary):
+        raise ValueError("its content and its digest differ: it has changed since it was written")
     return summary
 
 
-def _labels(state: dict[str, Tensor], values: dict[str, Any], num_classes: int) -> InstanceLabels | ClassLabels:
-    if values.get("family") not in (InstanceLabels.family, ClassLabels.family):
-        raise ValueError(f"it holds no labels but {values}")
+def _summary_digest(summary: Mapping[str, Any]) -> str:
+    def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if k != "seconds"}
+
+    baselines = {name: timeless(stage) for name, stage in summary["baselines"].items()}
+    content = {k: v for k, v in timeless(summary).items() if k != "digest"} | {"baselines": baselines}
+    return new_digest(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _load_labels(path: Path, size: int, num_classes: int) -> InstanceLabels | ClassLabels:
+    shapes, values = header(path)
+    tables = {
+        InstanceLabels.family: {"targets": (size,), "label_logits": (size, num_classes)},
+        ClassLabels.family: {"targets": (size,), "alpha": (num_classes,)},
+    }
+    if values.get("family") not in tables:
+        raise ValueError(f"it holds no labels but {reprlib.repr(values)}")
+    if {k: v for k, v in shapes.items() if k != "label_step"} != tables[values["family"]]:
+        raise ValueError(f"its tables are not those of {size:,} labels of {num_classes:,} classes")
+    state, _ = unpack(path)
     labels: InstanceLabels | ClassLabels
     if values["family"] == InstanceLabels.family:
         labels = InstanceLabels(state["targets"], num_classes, 0.5, dtype=state["label_logits"].dtype)
     else:
-        labels = ClassLabels(state["targets"], num_classes, 0.5)
+        labels = ClassLabels(state["targets"], num_classes, 0.5, dtype=state["alpha"].dtype)
     labels.load_state_dict(state)
     return labels
 
 
-def _read(path: Path, read: Callable[[Path], T]) -> T:
+def read(path: Path, reader: Callable[[Path], T]) -> T:
+    """What `reader` makes of a file of a run; InputError in one line for whatever it raises."""
     try:
-        return read(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return reader(path)
+    except Exception as error:  # whatever bytes of anybody's make a library raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+        reason = reason.splitlines()[0]
         raise InputError(
             f"{path} cannot be read ({reason}): the run is damaged or of another version; run it again"
         ) from error
 
 
 CUSTOM = "custom:"
+
+
+def names_code(model: str | None) -> bool:
+    """Whether a run's `model` stands for code that would have to be imported."""
+    from fastmeta import models
+
+    return model is not None and not model.startswith(CUSTOM) and models.names_code(model)
 
 
 def build_model(config: TrainConfig, num_classes: int, image_shape: list[int] | tuple[int, ...]) -> nn.Module:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,46 @@ from fastmeta.methods import METHODS
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
-from fastmeta.training.directory import check_free, make_directory, only_process
+from fastmeta.training.directory import (
+    begun_directory,
+    check_free,
+    make_directory,
+    only_process,
+    remove_beginning,
+)
+from fastmeta.training.files import (
+    CONFIG,
+    METRICS,
+    STATE,
+    SUMMARY,
+    append,
+    commit,
+    digest_of,
+    empty,
+    new_digest,
+    user_path,
+    write_atomically,
+    write_part,
+)
 from fastmeta.training.listener import Listener
 from fastmeta.training.prepared import Data, Prepared, prepare
 from fastmeta.training.presets import preset_threads
+from fastmeta.training.restore import (
+    CHANGED_FILE,
+    OTHER_CONFIG,
+    check_metrics,
+    check_results,
+    check_same_config,
+    check_same_kind,
+    check_state,
+    lasting,
+    reading_state,
+)
 from fastmeta.training.result import (
-    CUSTOM,
     Run,
     failed_summary,
     load_run,
+    result_files,
     resume_command,
     stage_summary,
     summary_of,
@@ -45,9 +74,10 @@ from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run: the first one at a step boundary, after its state was saved; a second one at once."""
 
-    def __init__(self, path: Path, signum: int, where: str) -> None:
+    def __init__(self, path: Path, signum: int, where: str, model: str | None = None) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
         self.path, self.signum = path, signum
+        self.way = resume_command(path, model)  #: what to type to go on
 
 
 def train(
@@ -56,6 +86,8 @@ def train(
     model: nn.Module | None = None,
     data: Data | None = None,
     resume: str | Path | None = None,
+    auto_resume: bool = False,
+    trust_code: bool = False,
     listener: Listener | None = None,
 ) -> Run:
     """Train with learned labels (or fixed ones), the config's baselines beside it, and write a run directory.
@@ -65,6 +97,10 @@ def train(
         model: a module of your own in place of ``config.model``; each stage trains a copy of it.
         data: a :class:`fastmeta.data.Dataset` or a mapping of arrays in place of ``config.dataset``.
         resume: a run directory to go on with, bitwise where it stopped; `model` and `data` as the first time.
+        auto_resume: begin the run in ``config.out``, or go on with the same run where one has begun there, or load it
+            where it is finished: the same call goes on however often it is stopped.
+        trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
+            is named in Python needs no trust.
         listener: is told of progress; the default says nothing but the warnings.
 
     Returns:
@@ -82,32 +118,45 @@ def train(
     listener = listener or Listener()
     if config is not None and not isinstance(config, TrainConfig):
         raise InputError(f"config must be a TrainConfig, got {type(config).__name__}")
+    begun: Path | None = None
     if resume is not None:
-        if config is not None:
+        if config is not None or auto_resume:
             raise InputError("resume goes on with the run's own config; give resume or config, not both")
-        path = Path(resume).expanduser()
-        if not (path / "config.toml").is_file():
-            raise InputError(f"{path} is no run directory: it has no config.toml")
-        if (path / "summary.json").is_file():
-            run = load_run(path, model=model)
-            listener.note(f"{path} is finished already")
+        begun = begun_directory(user_path(resume, "resume"))
+        if os.path.isfile(begun / SUMMARY):
+            run = load_run(begun, model=model, trust_code=trust_code)
+            listener.note(f"{begun} is finished already")
             return run
-        config = TrainConfig.read(path / "config.toml")
+        config = TrainConfig.read(begun / CONFIG)
     config = config or TrainConfig()
+    if auto_resume:
+        if config.out is None:
+            raise InputError("auto_resume needs out, the directory to begin or to go on in")
+        out = user_path(config.out, "out")
+        begun = out if os.path.isfile(out / CONFIG) else None
+    if trust_code:
+        config = config.trusted()
     before = torch.get_num_threads()
     torch.set_num_threads(preset_threads(config) or before)
     devices = list(range(torch.cuda.device_count()))
     try:
         with torch.random.fork_rng(devices), arithmetic(config):
-            if resume is not None:
-                _check_same_kind(path, config, model, data)
+            if begun is not None and not auto_resume:
+                check_same_kind(begun, config, model, data)
             prepared = prepare(config, model=model, data=data)
-            if resume is None:
-                path = make_directory(prepared.config)
+            if begun is not None and auto_resume:
+                own = TrainConfig.read(begun / CONFIG)
+                check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
+                if os.path.isfile(begun / SUMMARY):
+                    run = load_run(begun, model=copy.deepcopy(prepared.initial).cpu())
+                    listener.note(f"{begun} is finished already")
+                    return run
+            made: list[Path] = []
+            path = begun or make_directory(prepared.config, made)
             with only_process(path), stop_signals() as stop:
                 session = _Session(prepared, path, listener, stop)
-                if resume is None:
-                    session.begin()
+                if begun is None:
+                    session.begin(made)
                 else:
                     session.restore()
                 try:
@@ -116,44 +165,20 @@ def train(
                     if isinstance(interrupt, Interrupted):
                         raise
                     where = f"at once; the last saved state, {session.saved}, is"
-                    raise Interrupted(path, signal.SIGINT, where) from None
+                    raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
     finally:
         torch.set_num_threads(before)
 
 
-def _check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, data: Data | None) -> None:
-    """A resumed run needs the caller's own module and arrays again where it began with them, and only there."""
-    own_data = config.dataset.startswith("npz:") and not Path(config.dataset.removeprefix("npz:")).is_absolute()
-    for own, given, what in (
-        ((config.model or "").startswith(CUSTOM), model is not None, "model"),
-        (own_data, data is not None, "data"),
-    ):
-        if own and not given:
-            raise InputError(f"{path} was begun with {what}= of the caller's own: pass it again to fastmeta.train")
-        if given and not own:
-            raise InputError(f"{path} was begun without {what}=: leave it out")
-
-
-def _check_same_config(path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> None:
-    for key in begun.keys() | now.keys():
-        before, after = begun.get(key), now.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            _check_same_config(path, before, after, f"{key}.")
-        elif before != after:
-            raise InputError(
-                f"{path}/config.toml was changed since the run began: {prefix}{key} is {after!r}, was {before!r}; "
-                "change it back, or begin a new run with it: --config"
-            )
-
-
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, model: str | None) -> Iterator[None]:
     """A full disk ends the run at `path` in one line; what was saved before stays, and so does --resume."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
-            f"cannot write {error.filename or path}: {error.strerror}; mend that and go on with: {resume_command(path)}"
+            f"cannot write {error.filename or path}: {error.strerror}; mend that and go on with: "
+            f"{resume_command(path, model)}"
         ) from error
 
 
@@ -166,33 +191,43 @@ class _Session:
     stage: Stage | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # digests of the finished stages' files
     warnings: list[str] = field(default_factory=list)
     metrics_bytes: int = 0
+    metrics_digest: Any = field(default_factory=new_digest)  # of so many bytes of metrics.jsonl
     saved: str = ""  # what the checkpoint on disk holds, in words
     saved_at: float = field(default_factory=time.monotonic)
 
     # -- beginning and going on ---------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Write the directory's first files; InputError, and nothing left of it, where that cannot be done."""
+    def begin(self, made: list[Path]) -> None:
+        """Write the directory's first files; InputError, and nothing left of it, where that cannot be done.
+
+        `made` are the folders that were made for it; one of the user's stays.
+        """
         check_free(self.path)  # again, now that nobody else can write there
-        self.stage = self.prepared.stage(self.prepared.stages[0])
         config = replace(self.prepared.config, out=None)
         try:
-            checkpoint.write_atomically(self.path / "metrics.jsonl", b"")
+            self.stage = self.prepared.stage(self.prepared.stages[0])
+            # first, because it says that nothing but a start lies here
+            write_part(self.path / CONFIG, config.to_toml().encode())
+            empty(self.path / METRICS)
             self._save()
             # last, because its presence says that there is a run to go on with
-            checkpoint.write_atomically(self.path / "config.toml", config.to_toml().encode())
+            commit(self.path / CONFIG)
         except BaseException as error:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_beginning(self.path, made)
             if isinstance(error, OSError):
                 raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
+            if isinstance(error, UnicodeEncodeError):
+                raise InputError(f"the config holds a text that is no UTF-8, such as a file's name: {error}") from error
             raise
 
     def restore(self) -> None:
         """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
         tensors, values = checkpoint.load(self._checkpoint)
-        _check_same_config(self.path, values["config"], self._lasting_config())
+        check_state(self._checkpoint, values)
+        check_same_config(self.path, values["config"], lasting(self.prepared.config), CHANGED_FILE)
         if values["fingerprint"] != self.prepared.fingerprint:
             raise InputError(
                 f"the data are not those that {self.path} began with (other images, labels or order); "
@@ -205,57 +240,47 @@ class _Session:
                     f"resumed with {word} {here[key]}, begun with {values['environment'][key]}: "
                     "the results will not be bitwise those of an unbroken run"
                 )
-        self.done, self.labels, self.warnings = values["done"], values["labels"], values["warnings"] + self.warnings
-        if values["stage"] is not None:
-            self.stage = self.prepared.stage(values["stage"]["name"])
-            self.stage.load(tensors, values["stage"])
+        self.done, self.labels, self.files = values["done"], values["labels"], values["files"]
+        self.warnings = values["warnings"] + self.warnings
         self.metrics_bytes = values["metrics_bytes"]
-        self._check_written()
-        with _writing(self.path):  # lines written after the checkpoint belong to steps that will be taken again
-            os.truncate(self.path / "metrics.jsonl", self.metrics_bytes)
+        self.metrics_digest = check_metrics(self.path / METRICS, self.metrics_bytes, values["metrics_digest"])
+        check_results(self.path, {name: self.files.get(name) for name in self._finished_files()})
+        if values["stage"] is not None:
+            with reading_state(self._checkpoint):
+                self.stage = self.prepared.stage(values["stage"]["name"])
+                self.stage.load(tensors, values["stage"])
+        with self._writing():  # lines written after the checkpoint belong to steps that will be taken again
+            os.truncate(self.path / METRICS, self.metrics_bytes)
         self.saved = self._position()
 
-    def _check_written(self) -> None:
-        """InputError unless the files that the checkpoint counts on are there and whole."""
-        way = "bring it back, or start a new run"
-        metrics = self.path / "metrics.jsonl"
-        if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
-            raise InputError(f"{metrics} has lost lines that the run has written; {way}")
-        for number, line in enumerate(metrics.read_bytes()[: self.metrics_bytes].splitlines(), 1):
-            try:
-                json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{metrics} is damaged in line {number} ({error}); {way}") from error
+    def _finished_files(self) -> tuple[str, ...]:
         method = self.prepared.config.method
-        if method in self.done:
-            learned = ("labels.safetensors",) if METHODS[method].needs_meta else ()
-            for name in ("model.safetensors", "labels.npz", *learned):
-                if not (self.path / name).is_file():
-                    raise InputError(f"{self.path / name} is gone, which the run had written; {way}")
+        return result_files(METHODS[method].needs_meta) if method in self.done else ()
 
     @property
     def _checkpoint(self) -> Path:
-        return self.path / "checkpoint" / "state.safetensors"
+        return self.path / STATE
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return _writing(self.path, self.prepared.config.model)
 
     def _environment(self) -> dict[str, Any]:
         device = self.prepared.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
-    def _lasting_config(self) -> dict[str, Any]:
-        """What a resumed run must not change; where and with how many threads it runs may change, with a warning."""
-        return replace(self.prepared.config, out=None, threads=None, device="auto").to_mapping()
-
     def _save(self) -> None:
         stage = self.stage
         values = {
-            "config": self._lasting_config(),
+            "config": lasting(self.prepared.config),
             "fingerprint": self.prepared.fingerprint,
             "environment": self._environment(),
             "done": self.done,
             "labels": self.labels,
+            "files": self.files,
             "warnings": self.warnings,
             "metrics_bytes": self.metrics_bytes,
+            "metrics_digest": self.metrics_digest.hexdigest(),
             "stage": None if stage is None else stage.values(),
         }
         checkpoint.save(self._checkpoint, {} if stage is None else stage.tensors(), values)
@@ -286,14 +311,14 @@ class _Session:
                     # what it is compared with is worth having without it
                     self.done[name] = failed_summary(self.stage, str(error))
                     self._warn(f"{error}; this baseline has no figures, the run goes on")
-                with _writing(self.path):
+                with self._writing():
                     if name == config.method:
                         self._keep_main(self.stage)
                     self.stage = None
                     self._save()
             except (TrainingError, OutOfMemory) as error:
                 raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
-        with _writing(self.path):
+        with self._writing():
             self._write_results()
         run = load_run(self.path, model=copy.deepcopy(prepared.initial).cpu())
         self.listener.end(run.path, run.summary)
@@ -307,12 +332,12 @@ class _Session:
                 stage.seconds = time.perf_counter() - began
                 saved = "saved"
                 if stage.finite():
-                    with _writing(self.path):
+                    with self._writing():
                         self._save()
                 else:
                     saved = f"its weights are no longer finite; the last good state, {self.saved}, is"
                 where = f"in {stage.name} at step {stage.step} of {stage.total}; {saved}"
-                raise Interrupted(self.path, self.stop.signum, where)
+                raise Interrupted(self.path, self.stop.signum, where, self.prepared.config.model)
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
@@ -328,17 +353,16 @@ class _Session:
                 self.listener.epoch(stage, record)
                 due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
                 if due and stage.sound():  # what has begun to diverge must not replace the last good state
-                    with _writing(self.path):
+                    with self._writing():
                         self._save()
         self.done[stage.name] = stage_summary(stage)
 
     def _write_line(self, record: Mapping[str, Any]) -> None:
         line = (to_json(record) + "\n").encode()
-        with _writing(self.path), open(self.path / "metrics.jsonl", "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._writing():
+            append(self.path / METRICS, line)
         self.metrics_bytes += len(line)
+        self.metrics_digest.update(line)
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
@@ -350,8 +374,9 @@ class _Session:
     def _keep_main(self, stage: Stage) -> None:
         values = {"model": self.prepared.config.model, "step": stage.step}
         state = dict(stage.model.state_dict())
-        checkpoint.write_atomically(self.path / "model.safetensors", checkpoint.pack(state, values))
+        write_atomically(self.path / "model.safetensors", checkpoint.pack(state, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
+        self.files = {name: digest_of(self.path / name) for name in self._finished_files()}
 
     def _write_results(self) -> None:
         import fastmeta
@@ -370,9 +395,9 @@ class _Session:
             precision=config.precision,
             compile=config.compile,
             approx=config.approx,
+            files=self.files,
             **self._environment(),
         )
-        text = to_json(summary, indent=2) + "\n"
         write_figures(self.path, summary)
         # last, because its presence says that the run is finished
-        checkpoint.write_atomically(self.path / "summary.json", text.encode())
+        write_atomically(self.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastmeta._numbers import as_real, as_whole
 from fastmeta._text import shown
+from fastmeta._trust import Untrusted
 from fastmeta.data.errors import InputError
 
 #: whole numbers are those of TOML and of torch
@@ -69,10 +70,15 @@ def _is_truth_value(value: Any) -> bool:
 
 
 def _text(value: Any, name: str) -> str | None:
-    """A plain str; None for what is no text. InputError for one that no file could keep, or be named by."""
+    """A plain str (or `Untrusted`, which stays); None for what is no text.
+
+    InputError for one that no file could keep, or be named by.
+    """
     if not isinstance(value, str | os.PathLike):
         return None
-    text = str.__str__(value) if isinstance(value, str) else os.fspath(value)
+    text = os.fspath(value)
+    if isinstance(text, str) and not isinstance(text, Untrusted):
+        text = str.__str__(text)
     if not isinstance(text, str):
         return None
     if len(text) > LONGEST:
