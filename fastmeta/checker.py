@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from fastmeta import reference
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.draws import RandomState
+from fastmeta.meta.dual import dual_level
 from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.network import Network, functional_module, math_attention, pick_logits, recorded
@@ -235,8 +236,7 @@ class _Problem:
             d = torch.randn(self.label.shape, generator=generator, dtype=torch.float64).to(self.label.device)
             e = 1e-4 / float(d.abs().max())
             ahead, behind = (
-                self.reference(random, reference.lookahead_meta_loss, self.label + s * e * d)[0].detach()
-                for s in (1, -1)
+                self.reference(random, reference.lookahead_meta_loss, self.label + s * e * d) for s in (1, -1)
             )
             directions.append(d)
             slopes.append((ahead - behind) / (2 * e))
@@ -389,7 +389,7 @@ def _layer_tangent(
     if way == "forward":
         from torch.autograd import forward_ad
 
-        with torch.no_grad(), forward_ad.dual_level():
+        with torch.no_grad(), dual_level():
             duals = outputs([forward_ad.make_dual(t, d) for t, d in zip(point, step, strict=True)])
             pairs = [forward_ad.unpack_dual(t) for t in duals]
             return [torch.zeros_like(primal) if t is None else t for primal, t in pairs]

@@ -12,17 +12,15 @@ z = f(x; theta) logits (n, C), q = softmax(z), p label distribution (n, C), u = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import checkpoint
 
+from fastmeta.attention import PlainAttention
 from fastmeta.counter_rng import below_range, random_bits
 from fastmeta.rounding import round_stochastically
 
@@ -276,24 +274,31 @@ def _grads(loss: Tensor, params: Params, *, create_graph: bool) -> dict[str, Ten
     return dict(zip(names, grads, strict=True))
 
 
-@contextmanager
-def _without_checkpointing() -> Iterator[None]:
-    """Inside, nothing is run again in the backward, when the model has its own weights back: all is kept."""
-    plain = checkpoint._checkpoint_without_reentrant_generator
-    checkpoint._checkpoint_without_reentrant_generator = lambda *_args, **_kwargs: iter([None])
-    try:
-        yield
-    finally:
-        checkpoint._checkpoint_without_reentrant_generator = plain
+class _Runner(nn.Module):
+    """Calls a function while `model` has the weights of a functional_call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        with PlainAttention():  # fused attention has no double backward
+            return function()
 
 
-def _forward(model: nn.Module, params: Params, buffers: Params, x: Any) -> Any:
-    """The model's output at `params`; `buffers` are written into, and replaced where the model replaces its own."""
-    state = {**params, **buffers}
-    with _without_checkpointing():
-        output = functional_call(model, state, (x,))
-    buffers.update((name, state[name].detach()) for name in buffers)
+def _run(model: nn.Module, params: Params, buffers: Params, function: Callable[[], Any]) -> Any:
+    """function() while `model` holds these; `buffers` are written into, and replaced where the model replaces its own.
+
+    Forwards run so, and so do their backwards: a checkpointed part runs again there, on what the model holds then.
+    """
+    state = {f"model.{name}": t for name, t in (params | buffers).items()}
+    output = functional_call(_Runner(model), state, (function,))
+    buffers.update((name, state[f"model.{name}"].detach()) for name in buffers)
     return output
+
+
+def _copies(buffers: Params) -> Params:
+    return {name: b.clone() for name, b in buffers.items()}
 
 
 def pick_logits(output: Any) -> Tensor:
@@ -311,7 +316,6 @@ class ReferenceGradient:
     logits: Tensor
 
 
-@sdpa_kernel(SDPBackend.MATH)  # fused attention has no double backward
 def lookahead_meta_loss(
     model: nn.Module,
     label_param: Tensor,
@@ -323,22 +327,61 @@ def lookahead_meta_loss(
     lookahead: SGDState,
     weight: Tensor | None = None,
     logits_of: Callable[[Any], Tensor] = pick_logits,
-    create_graph: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """L_meta(theta*), Eq. (3) and the loss in (4), as a function of the label parameter; with training loss and logits.
+) -> Tensor:
+    """L_meta(theta*), Eq. (3) and the loss in (4), as a number: its differences serve where autograd has no second one.
 
     theta* = theta - lambda/n sum_i grad_theta weight_i L_i(theta, p_i)   or the SGD step given in `lookahead`
     L_meta = mean cross-entropy of the meta batch with hard labels `y_meta` (m,)
-
-    Without `create_graph` it is a number, of which differences can be taken where no second derivative exists.
     """
-    params, buffers = _split(model)
-    logits = logits_of(_forward(model, params, buffers, x))
-    loss = _weighted_mean(logits, probs_of(label_param), weight)
-    star, _ = lookahead.update(params, _grads(loss, params, create_graph=create_graph))
-    scratch = {k: b.clone() for k, b in buffers.items()}
-    meta_logits = logits_of(_forward(model, star, scratch, x_meta))
-    return nn.functional.cross_entropy(meta_logits, y_meta), loss, logits
+    probs = probs_of(label_param.detach())
+    return _LookAhead(model, x, lookahead, logits_of, create_graph=False)(probs, weight).meta_loss(x_meta, y_meta)[0]
+
+
+class _LookAhead:
+    """theta* as a function of the label distributions, and the meta loss as one of theta*: the two parts of a chain.
+
+    Each has its own weights, so that autograd runs through one after the other, while the model holds what that part
+    ran on. The chain rule in one call would do the same, were no part of the model ever run again in its backward.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Any, sgd: SGDState, logits_of: Callable[[Any], Tensor], *, create_graph: bool
+    ) -> None:
+        self.model, self.sgd, self.logits_of, self.create_graph = model, sgd, logits_of, create_graph
+        self.params, self.start = _split(model)
+        self.buffers = _copies(self.start)  # after the train forward
+        self.logits = _run(model, self.params, self.buffers, lambda: logits_of(model(x)))
+
+    def __call__(self, probs: Tensor, weight: Tensor | None) -> _LookAhead:
+        """Eq. (3): sets `loss` and `star`."""
+        self.loss = _weighted_mean(self.logits, probs, weight)
+        grads = _run(
+            self.model,
+            self.params,
+            _copies(self.start),
+            lambda: _grads(self.loss, self.params, create_graph=self.create_graph),
+        )
+        self.star, _ = self.sgd.update(self.params, grads)
+        return self
+
+    def meta_loss(self, x_meta: Any, y_meta: Tensor) -> tuple[Tensor, Params]:
+        """L_meta at theta* and its gradient there, Eq. (4)."""
+        star = {k: p.detach().requires_grad_(p.requires_grad) for k, p in self.star.items()}
+        logits = _run(self.model, star, _copies(self.buffers), lambda: self.logits_of(self.model(x_meta)))
+        loss = nn.functional.cross_entropy(logits, y_meta)
+        g = _run(self.model, star, _copies(self.buffers), lambda: _grads(loss, star, create_graph=False))
+        return loss.detach(), {k: t for k, t in g.items() if t is not None}
+
+    def pull(self, g: Params, label: Tensor) -> Tensor:
+        """<g, d theta* / d label>."""
+        moved = {k: t for k, t in g.items() if self.star[k].grad_fn is not None}
+        (grad,) = _run(
+            self.model,
+            self.params,
+            _copies(self.start),
+            lambda: torch.autograd.grad([self.star[k] for k in moved], label, list(moved.values())),
+        )
+        return grad
 
 
 def label_gradient(
@@ -360,20 +403,9 @@ def label_gradient(
     global generators, which *do* advance here, first for the train forward, then for the meta forward.
     """
     label = label_param.detach().clone().requires_grad_(True)
-    meta_loss, loss, logits = lookahead_meta_loss(
-        model,
-        label,
-        probs_of,
-        x,
-        x_meta,
-        y_meta,
-        lookahead=lookahead,
-        weight=weight,
-        logits_of=logits_of,
-        create_graph=True,
-    )
-    (grad,) = torch.autograd.grad(meta_loss, label)
-    return ReferenceGradient(grad, loss.detach(), meta_loss.detach(), logits.detach())
+    step = _LookAhead(model, x, lookahead, logits_of, create_graph=True)(probs_of(label), weight)
+    meta_loss, g = step.meta_loss(x_meta, y_meta)
+    return ReferenceGradient(step.pull(g, label), step.loss.detach(), meta_loss, step.logits.detach())
 
 
 def _weighted_mean(logits: Tensor, probs: Tensor, weight: Tensor | None) -> Tensor:
@@ -381,7 +413,6 @@ def _weighted_mean(logits: Tensor, probs: Tensor, weight: Tensor | None) -> Tens
     return (loss if weight is None else weight * loss).mean()
 
 
-@sdpa_kernel(SDPBackend.MATH)
 def meta_step(
     model: nn.Module,
     label_param: Tensor,
@@ -411,9 +442,10 @@ def meta_step(
     )
     label = constrain(label_param.detach() - label_lr * out.grad)
     params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    with _without_checkpointing():
-        logits = logits_of(model(x))
-    grads = _grads(_weighted_mean(logits, probs_of(label), weight), params, create_graph=False)
+    start = _copies(dict(model.named_buffers()))
+    logits = logits_of(model(x))
+    loss = _weighted_mean(logits, probs_of(label), weight)
+    grads = _run(model, params, start, lambda: _grads(loss, params, create_graph=False))
     new, buffers = optimizer.update(params, grads)
     with torch.no_grad():
         for k, p in params.items():

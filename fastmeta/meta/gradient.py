@@ -44,6 +44,8 @@ class MetaPass:
     scale: Rate  # lambda / n of the closed forms
     buffers: Tensors  # the model's buffers after its one train forward
     grads: Tensors  # of the training loss at theta under the old labels, of the parameters that theta* moves
+    network: Network
+    plan: TangentPlan
     pieces: TrainPieces | None = None
     same: Tensor | None = None  # 0-d bool: repeated forwards gave the same logits, see fastmeta.meta.doubts
     gap: Tensor | None = None  # 0-d: how far u is from being the adjoint of the gradient; None for differences
@@ -53,7 +55,8 @@ class MetaPass:
         if self.pieces is not None:
             return self.pieces.pull(v)
         grads: Tensors = {}
-        add_up(grads, list(params), torch.autograd.grad(self.logits, list(params.values()), v, allow_unused=True))
+        with self.network.held(params), math_attention(self.plan.math_attention):
+            add_up(grads, list(params), torch.autograd.grad(self.logits, list(params.values()), v, allow_unused=True))
         return grads
 
     def refuse_unrepeatable(self) -> None:
@@ -140,7 +143,7 @@ def meta_pass(
     (all); `grads` are empty unless kept; `pulls` says that the caller will :meth:`~MetaPass.pull`. The graphs of `most`
     rows are held at once (fastmeta.meta.micro).
     """
-    if not fits(train, meta, most) or (plan.joined and replay and moving is None):
+    if not fits(train, meta, most) or plan.once or (plan.joined and replay and moving is None):
         return _frugal_meta_pass(
             network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, pulls, most
         )
@@ -158,11 +161,9 @@ def meta_pass(
     reverse = plan.way == "reverse"
     if reverse:
         v.requires_grad_()
-    grads = list(
-        torch.autograd.grad(
-            logits, [params[k] for k in names], v, retain_graph=True, create_graph=reverse, allow_unused=True
-        )
-    )
+    with network.held(params, start), math_attention(plan.math_attention):
+        moved = [params[k] for k in names]
+        grads = list(torch.autograd.grad(logits, moved, v, retain_graph=True, create_graph=reverse, allow_unused=True))
     local = {k: t.detach() for k, t in zip(names, grads, strict=True) if t is not None}
     reached = dict(zip(local, reduce(list(local.values())), strict=True))
     star = lookahead.star(params, reached)
@@ -177,7 +178,8 @@ def meta_pass(
     direction = lookahead.direction(g)
 
     if reverse:
-        u = reverse_tangent(grads, v, [direction.get(k) for k in names])
+        with network.held(params, start), math_attention(plan.math_attention):
+            u = reverse_tangent(grads, v, [direction.get(k) for k in names])
         del grads
     elif plan.way == "forward":
         with math_attention(plan.math_attention), nullcontext() if random is None else random.replay():
@@ -205,6 +207,8 @@ def meta_pass(
         grads=kept,
         same=same,
         gap=gap,
+        network=network,
+        plan=plan,
     )
 
 
@@ -225,7 +229,8 @@ def _meta_gradient(
         loss = torch.nn.functional.cross_entropy(logits, y[rows])
         if len(logits) < len(y):
             loss = loss * (len(logits) / len(y))
-        add_up(g, names, torch.autograd.grad(loss, [star[k] for k in names], allow_unused=True))
+        with network.held(star, buffers):
+            add_up(g, names, torch.autograd.grad(loss, [star[k] for k in names], allow_unused=True))
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), g
 
@@ -270,6 +275,8 @@ def _frugal_meta_pass(
         scale=lookahead.scale / len(train[1]),
         buffers=pieces.buffers,
         grads=kept,
+        network=network,
+        plan=plan,
         pieces=pieces,
         same=pieces.same(),
         gap=None if plan.way == "difference" else adjoint(v, u, local, direction),

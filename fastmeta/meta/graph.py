@@ -7,6 +7,7 @@ forward once more (merged), and half of a double backward is never asked for (pr
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ _HIDDEN_WRITES = {
 _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
 
 
+#: While torch's tracer runs, it has its own calls in the place of nn.Module's, for the process. Two at once would leave
+#: those of one behind.
+_TRACING = threading.RLock()
+
+
 class Untraceable(RuntimeError):
     """The function has no faithful graph; the message says why."""
 
@@ -46,8 +52,13 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     """The clean graph of `function`, a pure function from tensors to a flat sequence of tensors.
 
     Shapes, dtypes and devices are those of `inputs` and stay so. Raises :class:`Untraceable` where the graph could
-    differ from the function.
+    differ from the function. One thread traces at a time.
     """
+    with _TRACING:
+        return _trace(function, inputs)
+
+
+def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     try:
         with _NativeBatchNorm():
             raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
@@ -69,17 +80,57 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
 
 
 class _NativeBatchNorm(TorchFunctionMode):
-    """Inside, batch norms are torch's own on CUDA too: cuDNN's has no functional form.
+    """Inside, on this thread, batch norms are torch's own on CUDA too: cuDNN's has no functional form.
 
     Convolutions go on seeing cuDNN, which decides the layout of their results. Traced without it, a graph has strides
     that are not those it runs with, and inductor is told them: the cache of fake tensors does not know of the flag.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (nn.functional.batch_norm, nn.functional.instance_norm):
-            with torch.backends.cudnn.flags(enabled=False):
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return _NATIVE.get(func, func)(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    return torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As torch makes it: a batch norm of one sample, which has the channels of all."""
+    n, channels = input.shape[:2]
+    mean, var, gain, shift = (None if t is None else t.repeat(n) for t in (running_mean, running_var, weight, bias))
+    flat = input.contiguous().view(1, n * channels, *input.shape[2:])
+    out = _batch_norm(flat, mean, var, gain, shift, use_input_stats, momentum, eps)
+    for own, of_all in ((running_mean, mean), (running_var, var)):
+        if own is not None and of_all is not None:
+            own.copy_(of_all.view(n, channels).mean(0))
+    return out.view(input.shape)
+
+
+#: by functions of torch; the lower two are those that their own layers call, with other orders of arguments
+_NATIVE: dict[Any, Callable[..., Tensor]] = {
+    nn.functional.batch_norm: _batch_norm,
+    nn.functional.instance_norm: _instance_norm,
+    torch.batch_norm: lambda x, w, b, m, v, *rest: _batch_norm(x, m, v, w, b, *rest[:3]),
+    torch.instance_norm: lambda x, w, b, m, v, *rest: _instance_norm(x, m, v, w, b, *rest[:3]),
+}
 
 
 def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -88,7 +139,7 @@ def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callabl
     (``torch._inductor.compile`` sets up no shape environment, without which inductor's cache of whole graphs steps
     aside: an MLP's step then compiled for as long again in the next process.)
     """
-    with torch.no_grad(), without_autocast():
+    with _TRACING, torch.no_grad(), without_autocast():
         return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
 
 

@@ -15,6 +15,7 @@ forward anyhow: where that one can leave the graph (`TangentPlan.joined`), eager
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +104,8 @@ class TrainPieces:
                 z = self.network(self.network.params, self.buffers, x)
             check_logits(z, rows.stop - rows.start, labels.num_classes)
             loss = labels.batch_loss(z.detach(), self.index[rows], None if weight is None else weight[rows])
-            add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
+            with self._held(len(self._starts) - 1):
+                add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
             self._first.append(z.detach())
             losses.append(loss)
         if len(losses) == 1:
@@ -115,10 +117,12 @@ class TrainPieces:
         """J'v by parameter name, once, for covectors (n, C): by the tangent's graph, or every piece's built anew."""
         names, params, grads = list(self.network.params), list(self.network.params.values()), Tensors()
         known = len(self._same)
-        graphs = self._again() if self._graph is None else iter([(self.rows[0], self._graph)])
+        graphs = self._again() if self._graph is None else iter([self._graph])
         self._graph = None
-        for rows, z in graphs:
-            add_up(grads, names, torch.autograd.grad(z, params, v[rows], allow_unused=True))
+        for piece, z in enumerate(graphs):
+            with self._held(piece):
+                add_up(grads, names, torch.autograd.grad(z, params, v[self.rows[piece]], allow_unused=True))
+            del z  # its graph, before the next piece's forward
         if not all(map(bool, self._same[known:])):  # waits for the device, after that many forwards
             raise Unrepeatable
         return grads
@@ -142,10 +146,11 @@ class TrainPieces:
             return only
         if self.plan.way == "reverse":
             params = [self.network.params[k] for k in direction]
-            for _, z in self._again():
+            for piece, z in enumerate(self._again()):
                 v = torch.zeros_like(z).requires_grad_()  # anywhere: J'v is linear in v
-                pulled = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
-                u.append(reverse_tangent(pulled, v, list(direction.values())).detach())
+                with self._held(piece):
+                    pulled = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
+                    u.append(reverse_tangent(pulled, v, list(direction.values())).detach())
                 del z, v, pulled  # their graph is whole still: gone before the next piece's forward
             return torch.cat(u)
         for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
@@ -159,13 +164,19 @@ class TrainPieces:
             u.append(made.u)
         return torch.cat(u)
 
-    def _again(self) -> Iterator[tuple[slice, Tensor]]:
-        pieces = zip(self.rows, self._x, self._starts, self._random, strict=True)
-        for piece, (rows, x, start, random) in enumerate(pieces):
+    @contextmanager
+    def _held(self, piece: int) -> Iterator[None]:
+        """For a backward of this piece: what its forwards began with."""
+        with self.network.held(self.network.params, self._starts[piece]), math_attention(self.plan.math_attention):
+            yield
+
+    def _again(self) -> Iterator[Tensor]:
+        """The logits of every piece, with a graph."""
+        for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
             with math_attention(self.plan.math_attention), random.replay():
                 z = self.network(self.network.params, {k: b.clone() for k, b in start.items()}, x)
             self._compare(piece, z)
-            yield rows, z
+            yield z
             del z
 
 

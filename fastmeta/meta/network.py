@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from fastmeta.attention import PlainAttention
 from fastmeta.meta.draws import RandomState
-from fastmeta.meta.recompute import recomputed_on
 from fastmeta.meta.watch import Generators
 
 Tensors = dict[str, Tensor]
@@ -93,19 +92,21 @@ class Network:
         # Where everything hangs is looked up once: walking the modules at every pass costs more than a small layer.
         # Parameters and buffers that stand under several names get all of them, so that a tie stays one.
         first = {id(p): name for name, p in model.named_parameters()}
-        self._names = [(name, first[id(p)]) for name, p in model.named_parameters(remove_duplicate=False)]
         self._frozen = [name for name in first.values() if name not in self.params]
         seen: dict[int, str] = {}
         self._slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
-        self._buffer_names: list[tuple[str, str]] = []
+        #: where tensors hang: a module's dict, the key in it, and the name that is passed to a forward
+        self._places: list[tuple[dict[str, Any], str, str]] = []
         self._modules = list(model.modules())
         self._generators = Generators()
-        for path, module in model.named_modules(remove_duplicate=False):
+        for path, module in model.named_modules():
+            for key, p in module._parameters.items():
+                if p is not None:
+                    self._places.append((module._parameters, key, first[id(p)]))
             for key, b in module._buffers.items():
                 if b is not None:
-                    name = f"{path}.{key}" if path else key
-                    canonical = seen.setdefault(id(b), name)
-                    self._buffer_names.append((name, canonical))
+                    canonical = seen.setdefault(id(b), f"{path}.{key}" if path else key)
+                    self._places.append((module._buffers, key, canonical))
                     self._slots.setdefault(canonical, (module._buffers, key))
 
     @property
@@ -179,20 +180,41 @@ class Network:
         """All generators that the model may draw from, as they stand now."""
         return RandomState(device, self.generators)
 
+    def held(self, params: Tensors, buffers: Tensors | None = None) -> AbstractContextManager[None]:
+        """For the backward of a pass: inside, the model holds what that pass was given, `params` and `buffers`.
+
+        Layers that run again in the backward (activation checkpointing, reversible blocks) read it there, on whatever
+        thread autograd runs them. They write into copies of `buffers`, which the pass must have begun with; None are
+        the model's own.
+        """
+        scratch = self.buffers() if buffers is None else {name: b.clone() for name, b in buffers.items()}
+        return self._holding({**params, **scratch})
+
+    @contextmanager
+    def _holding(self, tensors: Tensors) -> Iterator[None]:
+        """Inside, the model's tensors of these names are `tensors`."""
+        own = [(holder, key, holder[key]) for holder, key, name in self._places if name in tensors]
+        try:
+            for holder, key, name in self._places:
+                if name in tensors:
+                    holder[key] = tensors[name]
+            yield
+        finally:
+            for holder, key, tensor in own:
+                holder[key] = tensor
+
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
         """float logits (n, C); `params` may leave out frozen ones, which then are the model's own.
 
         `buffers` are written into; one that the model replaces (``self.mean = ...``) is replaced there.
         """
-        state = {name: params[canonical] for name, canonical in self._names if canonical in params}
-        state.update((name, buffers[canonical]) for name, canonical in self._buffer_names)
-        with recomputed_on(self.model, state):
-            logits = self.logits_of(functional_call(self.model, state, (x,), tie_weights=False))
+        with self._holding({**params, **buffers}):
+            logits = self.logits_of(self.model(x))
+            after = [(name, holder.get(key)) for holder, key, name in self._places if name in buffers]
         given = dict(buffers)
-        for name, canonical in self._buffer_names:
-            after = state[name]
-            if after is not given[canonical] and isinstance(after, Tensor):
-                buffers[canonical] = after.detach()
+        for name, b in after:
+            if b is not given[name] and isinstance(b, Tensor):
+                buffers[name] = b.detach()
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -243,11 +265,7 @@ def recorded() -> Iterator[None]:
 
 def math_attention(on: bool) -> AbstractContextManager[Any]:
     """Scaled-dot-product attention as plain maths, the only form with a double backward and a forward derivative."""
-    if not on:
-        return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel(SDPBackend.MATH)
+    return PlainAttention() if on else nullcontext()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ check, label step, second backward, SGD, totals. Rates are 0-d inputs, so a sche
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,10 @@ class BoundNetwork(Network):
 
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
         return self._network({**self._frozen_values, **params}, buffers, x)
+
+    def held(self, params: Tensors, buffers: Tensors | None = None) -> AbstractContextManager[None]:
+        start = self._buffer_values if buffers is None else buffers
+        return self._network.held({**self._frozen_values, **params}, start)
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,8 @@ class PureStep:
             finite = train_loss.isfinite()
             meta_loss = grad_norm = torch.full_like(train_loss, torch.nan)
         if not grads:
-            made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
+            with bound.held(params), math_attention(self.plan.math_attention):
+                made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
             grads = {k: t for k, t in zip(params, made, strict=True) if t is not None}
 
         def keep(value: Tensor, before: Tensor) -> Tensor:

@@ -1,54 +1,59 @@
-"""Activation checkpointing in a forward that runs on other weights than the model's own.
+"""Activation checkpointing, and all else that runs a part of the forward again in its backward.
 
-A checkpointed part is run again in the backward, when the model has its own weights back: the gradient at theta* would
-be that of neither theta* nor theta, and the model's own running statistics would move. Nothing raises.
+Such a part must run on the weights that it ran on first. At theta* these are not the model's own: read there, the
+gradient would be that of neither theta* nor theta, and the model's own running statistics would move; nothing raises.
+So every backward runs while the model holds what its forward was given (:meth:`fastmeta.meta.network.Network.held`),
+in copies of the buffers that its forward began with. torch itself stays as it is.
+
+What re-enters autograd to do so (``use_reentrant=True``) is refused: its inner backward drops the terms that a second
+derivative needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils import checkpoint
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils._pytree import tree_map
+
+from fastmeta.meta.draws import RandomState
+from fastmeta.meta.network import Network
 
 
-class _Runner(nn.Module):
-    """Calls a function while `model` has other weights."""
+def refuse_reentrant(network: Network, logits: Tensor, x: Any, random: RandomState) -> None:
+    """RuntimeError if a part of the forward that gave `logits` is checkpointed by re-entering autograd.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-
-@contextmanager
-def recomputed_on(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, parts that are checkpointed (without re-entering autograd) will run again on the weights `state`.
-
-    Each on buffers as they are when it runs first, and leaves them so.
+    Its node in the graph tells. There is none where nothing that the part was called with requires a gradient, such as
+    the first layers, which torch then leaves without one: so where a parameter is not reached, `x` gets one to see.
     """
-    plain = checkpoint._checkpoint_without_reentrant_generator
+    nodes = list(_nodes(logits))
+    reached = {id(n.variable) for n in nodes if hasattr(n, "variable")}
+    if not all(id(p) in reached for p in network.params.values()):
+        with random.replay():
+            # no leaf, which must not be written into
+            seen = tree_map(lambda t: t.detach().requires_grad_().clone() if _differentiable(t) else t, x)
+            nodes += _nodes(network(network.params, network.buffers(), seen))
+    if any(n.name() == "CheckpointFunctionBackward" for n in nodes):  # torch's, and so do others call theirs
+        raise RuntimeError(
+            "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "
+            "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
 
-    def generator(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            start = {name: b.clone() for name, b in model.named_buffers(remove_duplicate=False)}
 
-        def again(*a: Any, **k: Any) -> None:
-            then = {**state, **{name: b.clone() for name, b in start.items()}}
-            with recomputed_on(model, then):
-                named = {f"model.{name}": t for name, t in then.items()}
-                functional_call(_Runner(model), named, (function, a, k), tie_weights=False)
+def _differentiable(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.is_floating_point()
 
-        return plain(again, *args, **kwargs)
 
-    checkpoint._checkpoint_without_reentrant_generator = generator  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        checkpoint._checkpoint_without_reentrant_generator = plain
+def _nodes(output: Tensor) -> Iterator[Node]:
+    """Every node of the autograd graph behind `output`."""
+    seen: set[Node | None] = {None}
+    stack = [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(following for following, _ in node.next_functions)

@@ -203,6 +203,8 @@ class MetaStep:
             raise Untraceable("on_grad is Python between the gradient and the update")
         if self._ranks.size > 1:
             raise Untraceable("collectives are not in the graph")
+        if plan.once:
+            raise Untraceable("a graph bears one backward only, by the model's selective checkpointing")
         if plan.way == "difference":
             raise Untraceable("tangent by differences")
         if self._graphs is None or self._graphs.network is not network:
@@ -377,7 +379,7 @@ class MetaStep:
                 if isinstance(error, Unrepeatable):
                     continue
                 now = self._choose_plan(train[0], len(train[1]))
-                same = (now.way, now.math_attention, now.joined) == (plan.way, plan.math_attention, plan.joined)
+                same = now.kind == plan.kind
                 if same and not (isinstance(error, Unfit) and not error.wrong):
                     raise
                 if same:

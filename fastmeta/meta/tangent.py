@@ -15,7 +15,7 @@ gradient of the same logits, of which it must be the adjoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,7 +25,9 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastmeta.meta.draws import RandomState
+from fastmeta.meta.dual import dual_level
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
+from fastmeta.meta.recompute import refuse_reentrant
 
 Way = Literal["reverse", "forward", "difference"]
 TangentChoice = Literal["auto", "reverse", "forward", "difference"]
@@ -40,7 +42,13 @@ class TangentPlan:
     reason: str
     joined: bool = False  # forward: its graph is good for a backward, see forward_with_graph
     host_random: bool = False  # the model draws from Python's or NumPy's generators
+    once: bool = False  # a graph bears one backward (selective checkpointing), so that each one gets a graph of its own
     tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What a step by this plan does, without the reasons."""
+        return self.way, self.math_attention, self.joined, self.once
 
 
 class Tangent(NamedTuple):
@@ -53,7 +61,7 @@ class Tangent(NamedTuple):
 
 def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> Tangent:
     """u by dual numbers; `buffers` are scratch."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), dual_level():
         params: Tensors = {name: p.detach() for name, p in network.params.items()}
         for name, t in direction.items():
             params[name] = forward_ad.make_dual(params[name], t)
@@ -68,7 +76,7 @@ def forward_with_graph(network: Network, buffers: Tensors, x: Any, direction: Te
     which nobody differentiates: what only that would keep is dropped, half of it all (ResNet-20 on 32 images: 93 MiB
     and not 185, where the graph alone is 46 and the other half are tangents of what it keeps).
     """
-    with forward_ad.dual_level(), saved_tensors_hooks(_keep, _kept):
+    with dual_level(), saved_tensors_hooks(_keep, _kept):
         tangents = {k: direction[k] if k in direction else torch.zeros_like(p) for k, p in network.params.items()}
         params = {k: forward_ad.make_dual(p, tangents[k]) for k, p in network.params.items()}
         logits, u = forward_ad.unpack_dual(network(params, buffers, x))
@@ -166,7 +174,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
         raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {choice!r}")
     random = network.random_state(next(iter(network.params.values())).device)
     try:
-        with _refuse_reentrant_checkpoint(), random.replay():
+        with random.replay():
             # errors of the model itself surface here, as they are
             logits = network(network.params, network.buffers(), x)
             host_random = random.host_has_drawn()
@@ -175,6 +183,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
                 "the logits hang on no parameter that moves: the model detaches them, runs under no_grad, "
                 "or does not use the parameters that are trained"
             )
+        refuse_reentrant(network, logits, x, random)
         beside = _Displaced(network, _noise(network.params, _normal(), 0.1, 0.3))
         _refuse_hidden_weights(network, beside, x, random)
         return replace(_plan(network, beside, x, choice, random), host_random=host_random)
@@ -184,7 +193,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
 
 def _plan(network: Network, beside: _Displaced, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
     if choice == "difference":
-        return TangentPlan("difference", False, "asked for; inexact")
+        return TangentPlan("difference", False, "asked for; inexact", once=_Probe(network, beside, x, random).once)
     convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
     order: list[Way] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
     kind = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
@@ -205,7 +214,7 @@ def _plan(network: Network, beside: _Displaced, x: Any, choice: TangentChoice, r
                 if not probe.finite:
                     notes.append("not tried yet: the gradient of this batch is not finite")
                 joined = way == "forward" and apart is None
-                return TangentPlan(way, attention, "; ".join(notes), joined, tried=probe.finite)
+                return TangentPlan(way, attention, "; ".join(notes), joined, tried=probe.finite, once=probe.once)
             failures.append(f"{way}{' with math attention' if attention else ''} {failure}")
     if choice != "auto":
         raise RuntimeError(
@@ -214,7 +223,7 @@ def _plan(network: Network, beside: _Displaced, x: Any, choice: TangentChoice, r
         )
     if failure := probe.failure("difference", False):
         raise RuntimeError(f"no tangent works on this model: {'; '.join(failures)}; difference {failure}")
-    return TangentPlan("difference", False, "inexact, the last resort: " + "; ".join(failures))
+    return TangentPlan("difference", False, "inexact, the last resort: " + "; ".join(failures), once=probe.once)
 
 
 #: relative, by the arithmetic: rounding, with room for the cancellation in sums; what is wrong errs by its whole share
@@ -263,7 +272,8 @@ def _refuse_hidden_weights(network: Network, beside: _Displaced, x: Any, random:
     def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
         with random.replay():
             logits = run(given, network.buffers(), x)
-            return logits.detach(), torch.autograd.grad(logits, params, _normal()(logits), allow_unused=True)
+            with run.held(given):
+                return logits.detach(), torch.autograd.grad(logits, params, _normal()(logits), allow_unused=True)
 
     made, grads = results(beside, network.params)
     own = [p.data for p in params]
@@ -298,8 +308,12 @@ class _Displaced(Network):
         return self._network.buffers()
 
     def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        moved = {name: p + self.offsets[name] if name in self.offsets else p for name, p in params.items()}
-        return self._network(moved, buffers, x)
+        self._moved = {name: p + self.offsets[name] if name in self.offsets else p for name, p in params.items()}
+        return self._network(self._moved, buffers, x)
+
+    def held(self, params: Tensors, buffers: Tensors | None = None) -> AbstractContextManager[None]:
+        """For the backward of the last forward, whose parameters these were."""
+        return self._network.held(self._moved, buffers)
 
 
 class _Probe:
@@ -327,17 +341,31 @@ class _Probe:
     def _take_gradients(self, normal: Callable[[Tensor], Tensor]) -> None:
         """<J'v, d> of some random covectors v, by autograd's plain backward."""
         params = list(self.network.params.values())
-        with self.random.replay():
-            logits = self.network(self.network.params, self.network.buffers(), self.x)
+        logits = self._logits()
         self.vs = [normal(logits) for _ in range(_PROBES)]
-        products = []
+        products: list[Any] = []
+        self.once = False
         for v in self.vs:
-            #: J'v of the last one
-            self.grads = torch.autograd.grad(logits, params, v, retain_graph=True, allow_unused=True)
+            with self.network.held(self.network.params):
+                try:
+                    #: J'v of the last one
+                    self.grads = torch.autograd.grad(logits, params, v, retain_graph=True, allow_unused=True)
+                except RuntimeError as error:
+                    if is_out_of_memory(error) or not products:
+                        raise
+                    self.once = True
+            if self.once:
+                logits = self._logits()
+                with self.network.held(self.network.params):
+                    self.grads = torch.autograd.grad(logits, params, v, allow_unused=True)
             pairs = zip(self.grads, self.direction.values(), strict=True)
             products.append(sum((g * d).sum(dtype=torch.float64) for g, d in pairs if g is not None))
         self.truth = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in products])
         self.finite = bool(self.truth.isfinite().all())
+
+    def _logits(self) -> Tensor:
+        with self.random.replay():
+            return self.network(self.network.params, self.network.buffers(), self.x)
 
     def failure(self, way: Way, attention: bool, joined: bool = False) -> str | None:
         """None if `way` satisfies the identity, else what went wrong."""
@@ -367,7 +395,8 @@ class _Probe:
         """
         with self.random.replay():
             logits, u = forward_with_graph(self.network, self.network.buffers(), self.x, self.direction)
-        made = torch.autograd.grad(logits, list(self.network.params.values()), self.vs[-1], allow_unused=True)
+        with self.network.held(self.network.params):
+            made = torch.autograd.grad(logits, list(self.network.params.values()), self.vs[-1], allow_unused=True)
         other = _other_gradient(list(self.network.params), made, self.grads, self.bound)
         if other is not None:
             return f"gives {other}"
@@ -383,25 +412,6 @@ class _Probe:
             logits = network(network.params, buffers, self.x)
         v = torch.zeros_like(logits).requires_grad_()
         params = list(network.params.values())
-        grads = torch.autograd.grad(logits, params, v, create_graph=True, allow_unused=True)
-        return reverse_tangent(grads, v, list(self.direction.values()))
-
-
-@contextmanager
-def _refuse_reentrant_checkpoint() -> Any:
-    """Make reentrant activation checkpointing raise: its inner backward drops the terms that the tangent needs."""
-    from torch.utils import checkpoint
-
-    function = checkpoint.CheckpointFunction
-
-    def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError(
-            "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "
-            "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-        )
-
-    function.apply = refuse  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del function.apply
+        with network.held(network.params):
+            grads = torch.autograd.grad(logits, params, v, create_graph=True, allow_unused=True)
+            return reverse_tangent(grads, v, list(self.direction.values()))
