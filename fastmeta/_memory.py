@@ -19,8 +19,17 @@ def free_memory() -> int | None:
     return max(0, min(known)) if known else None
 
 
+def check_room(needed: float, what: str) -> None:
+    """ValueError where `needed` bytes for `what` are not free: a system may grant them, and kill who uses them."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise ValueError(f"{what} would take {gibibytes(needed)}, and {gibibytes(free)} of memory are free")
+
+
 def gibibytes(size: float) -> str:
     """For messages."""
+    if size >= 2**60:
+        return "more than a machine can have"
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 

@@ -7,6 +7,7 @@ model's own precision. Nothing of the caller's changes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -17,6 +18,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastmeta import reference
+from fastmeta._numbers import as_real
+from fastmeta._text import printable, shown
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.draws import RandomState
 from fastmeta.meta.dual import dual_level
@@ -69,8 +72,8 @@ class CheckReport:
                 f"{r.way:<22}{r.verdict:<9}{cell(r.error, '.1e'):>11}{cell(r.cosine, '.7f'):>11}"
                 f"{cell(r.milliseconds, '.1f'):>10}{cell(r.peak_mib, '.1f'):>10}"
             )
-        notes = [f"  {r.way}: {r.note}" for r in self.rows if r.note]
-        suspect = [f"suspect: {self.suspect}"] if self.suspect else []
+        notes = [printable(f"  {r.way}: {r.note}") for r in self.rows if r.note]
+        suspect = [printable(f"suspect: {self.suspect}")] if self.suspect else []
         verdict = "the meta-gradient of this model is right" if self.ok else "NOT OK: see the rows above"
         return "\n".join([*lines, *notes, f"truth: {self.truth}", *suspect, verdict])
 
@@ -104,18 +107,24 @@ def check(
     Raises:
         ValueError: a model that fails on the batch in its own precision, or arguments that do not fit it.
     """
-    if not lr > 0:
-        raise ValueError(f"lr must be above 0, got {lr}: a look-ahead of length zero has no label gradient")
+    rate = as_real(lr)
+    if rate is None:
+        raise ValueError(f"lr must be a number, got {shown(lr)}")
+    if not rate > 0:
+        raise ValueError(f"lr must be above 0, got {rate}: a look-ahead of length zero has no label gradient")
+    if rate == math.inf:
+        raise ValueError("lr must be finite, got inf")
     known = get_args(TangentChoice)
-    if isinstance(tangents, str) or not tangents or not set(tangents) <= set(known):
-        raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {tangents!r}")
+    ways = () if isinstance(tangents, str) else tuple(tangents)
+    if not ways or not all(isinstance(way, str) and way in known for way in ways):
+        raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {shown(tangents)}")
     check_batch(labels, train, meta)
-    own = _Problem(model, labels, train, meta, lr, logits_of, None)
-    double = _Problem(model, labels, train, meta, lr, logits_of, torch.float64)
+    own = _Problem(model, labels, train, meta, rate, logits_of, None)
+    double = _Problem(model, labels, train, meta, rate, logits_of, torch.float64)
     random = RandomState(train[1].device, [*own.network.generators, *double.network.generators])
     try:
         with recorded():
-            return _report(own, double, tangents, timing, random)
+            return _report(own, double, ways, timing, random)
     finally:
         random.restore()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta import models
+from fastmeta._memory import check_room
+from fastmeta._text import reason, shown
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.memory import Saved
 
@@ -107,7 +110,17 @@ def input_shape_of(config: StepConfig) -> tuple[int, ...]:
 def _inputs(config: StepConfig) -> Callable[[int, torch.Generator], Any]:
     if config.inputs is not None:
         function = models.load_object(config.inputs)
-        return lambda size, generator: function(size)
+
+        def make(size: int, generator: torch.Generator) -> Any:
+            try:
+                made = function(size)
+            except Exception as error:  # of the user's
+                raise ValueError(f"{shown(config.inputs)} fails on a batch of {size}: {reason(error)}") from error
+            if not isinstance(made, Tensor | dict) or (isinstance(made, dict) and not made):
+                raise ValueError(f"inputs must return a tensor or a dict of tensors, got {type(made).__name__}")
+            return made
+
+        return make
     return lambda size, generator: torch.randn(size, *input_shape_of(config), generator=generator)
 
 
@@ -124,6 +137,12 @@ class Sizes:
 
 
 def sizes(config: StepConfig) -> Sizes:
+    """ValueError where inputs or labels do not fit into memory."""
+    if config.device == "cpu":
+        inputs = 0 if config.inputs is not None else math.prod(input_shape_of(config))
+        rows = (config.batch + config.meta_batch) * (inputs + config.classes)
+        # in float32, and in float64 for the check
+        check_room(12 * (rows + config.samples * config.classes), "batches and label table")
     dtype = torch.float64 if config.dtype == "float64" else torch.float32
     with torch.device("meta"):
         model = build_model(config).to(dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastmeta._memory import check_room
 from fastmeta.bench.operations import DTYPES, OPERATIONS
 from fastmeta.bench.timing import Body, Timing, interleave, replayed
 
@@ -39,6 +40,8 @@ class OpsConfig:
         for n, C in self.sizes or ():
             if n < 1 or C < 2:
                 raise ValueError(f"sizes must be n x C with n >= 1 and C >= 2, got {n}x{C}")
+            if self.device == "cpu":  # logits, u, labels, v and more, with their doubles
+                check_room(64 * n * C, f"operands of {n}x{C}")
         for name, value in (("seconds", self.seconds), ("limit", self.limit)):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")

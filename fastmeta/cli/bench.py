@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from fastmeta import models
-from fastmeta._text import printable, printable_lines
+from fastmeta._text import printable, printable_lines, reason
 from fastmeta.bench import approx, environment, ops, results, row, step
 from fastmeta.bench.problem import DTYPES, StepConfig
 from fastmeta.bench.variants import PRESETS, VARIANTS
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int
+from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int, seed, threads, whole
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads of torch; default: torch's own choice")
+    parser.add_argument("--threads", type=threads, help="CPU threads of torch; default: torch's own choice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
     parser.add_argument("--strict", action="store_true", help="exit code 1 where a goal of the project is missed")
 
@@ -65,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{', '.join(models.NAMES)}, torchvision:NAME or package.module:factory; default: {default.model}",
     )
-    p.add_argument("--batch", type=int, default=default.batch, metavar="n", help=f"default: {default.batch}")
+    p.add_argument("--batch", type=whole, default=default.batch, metavar="n", help=f"default: {default.batch}")
     p.add_argument(
-        "--meta-batch", type=int, default=default.meta_batch, metavar="m", help=f"default: {default.meta_batch}"
+        "--meta-batch", type=whole, default=default.meta_batch, metavar="m", help=f"default: {default.meta_batch}"
     )
-    p.add_argument("--classes", type=int, default=default.classes, metavar="C", help=f"default: {default.classes}")
+    p.add_argument("--classes", type=whole, default=default.classes, metavar="C", help=f"default: {default.classes}")
     p.add_argument(
-        "--samples", type=int, default=default.samples, metavar="N", help="rows of the label table; default: 50000"
+        "--samples", type=whole, default=default.samples, metavar="N", help="rows of the label table; default: 50000"
     )
     p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument("--inputs", metavar="PKG:FUNCTION", help="function(batch) -> model input, in place of random images")
@@ -94,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--seconds", type=positive_float, default=default.seconds, help=f"in all; default: {default.seconds:g}"
     )
-    p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
+    p.add_argument("--rounds", type=whole, help="exactly so many rounds, in place of --seconds")
     _limit(p, "variant")
-    p.add_argument("--seed", type=int, default=default.seed)
+    p.add_argument("--seed", type=seed, default=default.seed)
     p.add_argument("--no-check", action="store_true", help="do not compare with the reference in float64 first")
     p.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
 
@@ -121,24 +121,28 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--moments",
         nargs="+",
-        type=int,
+        type=whole,
         metavar="STEPS",
         default=list(rough.moments),
         help=f"exact steps of a short training after which they are compared; default: {moments}",
     )
     p.add_argument("--batch", type=positive_int, metavar="n", help="default: 128 for mlp, else 32")
     p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: 256 for mlp, else 64")
-    p.add_argument("--classes", type=int, default=rough.classes, metavar="C", help=f"default: {rough.classes}")
+    p.add_argument("--classes", type=whole, default=rough.classes, metavar="C", help=f"default: {rough.classes}")
     p.add_argument(
-        "--samples", type=int, default=rough.samples, metavar="N", help=f"of the training set; default: {rough.samples}"
+        "--samples",
+        type=whole,
+        default=rough.samples,
+        metavar="N",
+        help=f"of the training set; default: {rough.samples}",
     )
     p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument("--lr", type=positive_float, default=rough.lr, help=f"default: {rough.lr}")
     p.add_argument(
         "--seconds", type=positive_float, default=rough.seconds, help=f"timing a model; default: {rough.seconds:g}"
     )
-    p.add_argument("--rounds", type=int, help="exactly so many rounds, in place of --seconds")
-    p.add_argument("--seed", type=int, default=rough.seed)
+    p.add_argument("--rounds", type=whole, help="exactly so many rounds, in place of --seconds")
+    p.add_argument("--seed", type=seed, default=rough.seed)
     return parser
 
 
@@ -206,6 +210,9 @@ def main(argv: list[str]) -> int:
         content, verdicts = run(config)
     except (ValueError, ImportError) as error:
         print(printable(f"fastmeta bench: {error}"), file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:  # torch has no kind of its own for memory that a CPU has not
+        print(printable(f"fastmeta bench: this cannot be measured here: {reason(error)}"), file=sys.stderr)
         return 2
     if verdicts:
         print("\n" + results.verdict_table(verdicts))

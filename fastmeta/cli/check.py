@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import get_args
 
 import torch
 
 from fastmeta import models
-from fastmeta._text import printable, printable_lines
+from fastmeta._memory import check_room
+from fastmeta._text import printable, printable_lines, reason
 from fastmeta.cli import find_code_here
-from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int
+from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int, seed
 from fastmeta.meta.tangent import TangentChoice
 from fastmeta.training.device import pick_device
 
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     names = f"{', '.join(models.NAMES)}, torchvision:NAME or package.module:factory"
     p.add_argument("--model", required=True, metavar="NAME", help=names)
-    p.add_argument("--classes", type=at_least(2), default=10, metavar="C", help="default: 10")
+    p.add_argument("--classes", type=at_least(2, models.MOST), default=10, metavar="C", help="default: 10")
     p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument(
         "--batch", type=positive_int, metavar="n", help="train batch; default: 8, or 2 of torchvision's large images"
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--eval", action="store_true", help="the model in evaluation mode, not in the mode it is made in")
     p.add_argument("--no-timing", action="store_true", help="errors alone, no milliseconds and memory")
     p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N; default: cpu")
-    p.add_argument("--seed", type=int, default=0, help="of weights and data; default: 0")
+    p.add_argument("--seed", type=seed, default=0, help="of weights and data; default: 0")
     return p
 
 
@@ -63,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     shape = args.input_shape or models.default_input_shape(args.model)
     try:
         device = pick_device(args.device)
+        # inputs, their double copy, logits and label rows; activations come on top
+        if device.type == "cpu":
+            check_room(12 * (n + m) * (math.prod(shape) + 3 * c), f"batches of {n:,} and {m:,}")
         torch.manual_seed(args.seed)
         model = models.build(args.model, num_classes=c, input_shape=shape).to(device)
         if args.eval:  # otherwise in the modes that it was made in
@@ -81,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     except (ValueError, ImportError) as error:
         p.error(str(error))
+    except (RuntimeError, MemoryError) as error:  # torch has no kind of its own for memory that a CPU has not
+        p.error(f"{args.model} cannot be checked with batches of {n:,} and {m:,}: {reason(error)}")
     print(printable(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {device}"))
     print(printable_lines(report))
     return 0 if report.ok else 1

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import nn
 
+from fastmeta._memory import check_room
+from fastmeta._numbers import as_whole
+from fastmeta._text import reason, shown
 from fastmeta._trust import Untrusted
 from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
 from fastmeta.models.resnet import resnet18, resnet20, resnet32
@@ -52,12 +56,16 @@ _CONVOLUTIONAL = {
 }
 # (channels, height, width) that a network is made for, where it is not a CIFAR image
 _INPUT_SHAPES = {"small_conv": (1, 8, 8), "mlp": (1, 28, 28)}
+#: sizes and class numbers that torch can count
+MOST = 2**31 - 1
+#: classes, or numbers of one input, up to which the weights of any network here fit into any memory
+_ORDINARY = 65536
 NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "vit_tiny", "mlp")
 #: of this package: what they run is no stranger's code
 _OWN_FACTORIES = ("fastmeta.models.digits:digits_conv",)
 
 
-def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
+def build(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Module:
     """A freshly initialised network.
 
     Args:
@@ -68,13 +76,53 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
             the input shape that they were written for, factories are not told it.
 
     Raises:
-        ValueError: unknown name, C < 2, a shape that the network cannot take, a factory that is not there or fails.
+        ValueError: unknown name, C < 2, a shape that the network cannot take, weights that do not fit into memory, a
+            factory that is not there or fails.
         ImportError: ``torchvision:NAME`` without a working torchvision.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    if not input_shape or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be positive sizes without the batch, got {tuple(input_shape)}")
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a text, got {shown(name)}")
+    count = as_whole(num_classes)
+    if count is None:
+        raise ValueError(f"num_classes must be a whole number, got {shown(num_classes)}")
+    if not 2 <= count <= MOST:
+        raise ValueError(f"num_classes must be {'at least 2' if count < 2 else 'below 2^31'}, got {shown(count)}")
+    shape = _sizes(input_shape)
+    if max(count, math.prod(shape)) > _ORDINARY:
+        _check_memory(name, count, shape)
+    try:
+        return _build(name, count, shape)
+    except (RuntimeError, MemoryError) as error:  # of an allocation
+        raise ValueError(f"model {shown(name)} of {count:,} classes cannot be made: {reason(error, 200)}") from error
+
+
+def _sizes(input_shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = [as_whole(size) for size in input_shape]
+    except TypeError:
+        sizes = []
+    if not sizes or any(size is None or size < 1 for size in sizes):
+        raise ValueError(f"input_shape must be positive sizes without the batch, got {shown(input_shape)}")
+    if any(size is not None and size > MOST for size in sizes):
+        raise ValueError(f"input_shape must have sizes below 2^31, got {shown(input_shape)}")
+    return tuple(cast(list[int], sizes))
+
+
+def _check_memory(name: str, num_classes: int, input_shape: tuple[int, ...]) -> None:
+    """ValueError where the weights are more than memory has room for: a system may grant them, and kill who uses them.
+
+    A factory of the user's that cannot be called without computing anything is not judged.
+    """
+    try:
+        with torch.device("meta"):
+            model = _build(name, num_classes, input_shape)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return
+    needed = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    check_room(needed, f"the weights of {shown(name)} for {num_classes:,} classes and inputs {input_shape}")
+
+
+def _build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     if name.startswith("torchvision:"):
         return _torchvision(name.removeprefix("torchvision:"), num_classes)
     if ":" in name:
@@ -85,18 +133,19 @@ def build(name: str, *, num_classes: int, input_shape: tuple[int, ...] = (3, 32,
         if len(input_shape) != 3 or any(side % 4 for side in input_shape[1:]):
             raise ValueError(
                 "model 'vit_tiny' takes (channels, height, width) with sides that are multiples of 4, "
-                f"got {tuple(input_shape)}"
+                f"got {input_shape}"
             )
         return vit_tiny(num_classes, input_shape[0], (input_shape[1], input_shape[2]))
     if name not in _CONVOLUTIONAL:
         raise ValueError(
-            f"unknown model {name!r}: expected one of {', '.join(NAMES)}, torchvision:NAME or package.module:factory"
+            f"unknown model {shown(name)}: expected one of {', '.join(NAMES)}, torchvision:NAME or "
+            "package.module:factory"
         )
     spec = _CONVOLUTIONAL[name]
     if len(input_shape) != 3 or min(input_shape[1:]) < spec.min_side:
         raise ValueError(
             f"model {name!r} takes (channels, height, width) of at least {spec.min_side} pixels a side, "
-            f"got {tuple(input_shape)}; small images: small_conv, other data: mlp"
+            f"got {input_shape}; small images: small_conv, other data: mlp"
         )
     return spec.factory(num_classes, input_shape[0])
 
@@ -126,8 +175,8 @@ def load_object(spec: str) -> Any:
         raise ValueError(f"expected package.module:name, got {spec!r}")
     try:
         found = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may raise anything
-        raise ValueError(f"cannot import {module_name!r} for {spec!r}: {_one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything, a script even that
+        raise ValueError(f"cannot import {module_name!r} for {spec!r}: {reason(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module_name!r} has no {attribute!r}, asked for by {spec!r}")
@@ -135,17 +184,13 @@ def load_object(spec: str) -> Any:
     return found
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
 def _from_factory(spec: str, num_classes: int) -> nn.Module:
     factory = load_object(spec)
     try:
         model = factory(num_classes=num_classes)
-    except Exception as error:  # of the user's
+    except (Exception, SystemExit) as error:  # of the user's
         raise ValueError(
-            f"{spec!r} is called as factory(num_classes={num_classes}) and failed: {_one_line(error)}"
+            f"{spec!r} is called as factory(num_classes={num_classes}) and failed: {reason(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec!r} must return a torch.nn.Module, got {type(model).__name__}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from fastmeta._text import shown
 from fastmeta.data import InputError
 from fastmeta.precision import float32_products
 from fastmeta.training.config import TrainConfig
@@ -16,16 +18,16 @@ def pick_device(name: str) -> torch.device:
     """auto is CUDA where there is one. InputError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise InputError(f"device {name} is not there: torch sees {count} CUDA device(s); take cpu or auto")
-        return torch.device("cuda", device.index or 0)
-    return device
+    if name in ("cpu", "cpu:0"):
+        return torch.device("cpu")
+    form = re.fullmatch("cuda(?::([0-9]{1,9}))?", name)
+    if form is None:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {shown(name)}")
+    index = int(form[1] or 0)  # and not torch's, which has 8 bits for it: 256 is 0 there
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise InputError(f"device {name} is not there: torch sees {count} CUDA device(s); take cpu or auto")
+    return torch.device("cuda", index)
 
 
 @contextmanager
