@@ -73,12 +73,23 @@ def _opened(path: Path) -> Iterator[Any]:
     if int.from_bytes(head, "little") > MOST_TEXT:
         raise ValueError(f"its header has {int.from_bytes(head, 'little'):,} bytes, expected at most {MOST_TEXT:,}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _named(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except (OSError, ValueError):
         raise
     except Exception as error:  # SafetensorError, and of torch whatever a dtype or shape of others makes it raise
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[str]:
+    """A name in UTF-8 for a file, as safetensors wants it; where its own is none, the number that it is open under."""
+    name = str(path)
+    if all(not "\ud800" <= c <= "\udfff" for c in name):
+        yield name
+    else:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
 
 
 def _note(file: Any) -> dict[str, Any]:

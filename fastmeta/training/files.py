@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastmeta._memory import free_memory
 from fastmeta.data import InputError
 
 CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
@@ -226,12 +227,8 @@ def parse_json(text: bytes | str) -> Any:
 
 def check_memory(size: int) -> None:
     """ValueError where `size` bytes are more than the machine has free, as far as it says."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            (free,) = (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, ValueError):
-        return
-    if size > free:
+    free = free_memory()
+    if free is not None and size > free:
         raise ValueError(f"it has {size:,} bytes, and {free:,} bytes of memory are free")
 
 
