@@ -22,7 +22,7 @@ Tensor load_images(const Tensor& images, const Tensor& index, const Tensor& cent
                  shape_text(images));
   FASTMETA_CHECK(images.is_contiguous(), "images must be contiguous, got strides ",
                  shape_text(images.strides().data(), 4), "; use images.contiguous()");
-  a.images = static_cast<const uint8_t*>(images.const_data_ptr());
+  a.images = static_cast<const uint8_t*>(data_of(images, "images"));
 
   FASTMETA_CHECK(index.dim() == 1, "index must have shape (n,), got ", shape_text(index));
   check_device(index, "index", images, "images");
@@ -39,7 +39,7 @@ Tensor load_images(const Tensor& images, const Tensor& index, const Tensor& cent
                    dtype_text(t.scalar_type()), " of shape ", shape_text(t));
     FASTMETA_CHECK(t.is_contiguous(), name, " must be contiguous, got stride ", t.stride(0));
     check_device(t, name, images, "images");
-    return t.const_data_ptr();
+    return data_of(t, name);
   };
   a.center = per_channel(center, "center");
   a.scale = per_channel(scale, "scale");

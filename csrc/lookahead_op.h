@@ -44,6 +44,7 @@ inline void check_operand(const Tensor& t, const char* list, size_t k, const Ten
   FASTMETA_CHECK(t.scalar_type() == param.scalar_type(), name, " must be ", dtype_text(param.scalar_type()), " as ", on,
                  ", got ", dtype_text(t.scalar_type()));
   check_device(t, name.c_str(), param, on.c_str());
+  check_memory(t, name.c_str());
 }
 
 template <class Device>
@@ -80,7 +81,9 @@ std::vector<Tensor> lookahead_update(const std::vector<Tensor>& params, const st
     FASTMETA_CHECK(param.scalar_type() == first.scalar_type(), "params must have one dtype, got ",
                    dtype_text(first.scalar_type()), " and ", dtype_text(param.scalar_type()),
                    "; call once for each dtype");
-    check_device(param, ("params[" + std::to_string(k) + "]").c_str(), first, "params[0]");
+    const std::string name = "params[" + std::to_string(k) + "]";
+    check_device(param, name.c_str(), first, "params[0]");
+    check_memory(param, name.c_str());
     check_operand(grads[k], "grads", k, param);
     if (carry != 0) check_operand(buffers[k], "buffers", k, param);
     const Tensor layout = is_flat(param) ? param : torch::stable::contiguous(param);

@@ -37,26 +37,26 @@ class __attribute__((visibility("hidden"))) Batch {
   int64_t n, C;
   ScalarType type, acc;
 
-  ConstMatrix logits() const { return view(logits_); }
+  ConstMatrix logits() const { return view(logits_, name_); }
 
   // (n, C) in T or acc(T): a direction
   ConstMatrix direction(const Tensor& t, const char* name) const {
     check_matrix(t, name, n, "");
     check_type(t, name, t.scalar_type() == type || t.scalar_type() == acc, false);
-    return view(t);
+    return view(t, name);
   }
   // (n, C) in T
   ConstMatrix same(const Tensor& t, const char* name) const {
     check_matrix(t, name, n, "");
     FASTMETA_CHECK(t.scalar_type() == type, name, " must be ", dtype_text(type), " as ", name_, ", got ",
                    dtype_text(t.scalar_type()));
-    return view(t);
+    return view(t, name);
   }
   // (n, C) in T, acc(T) or bfloat16: a distribution or rows of label logits
   ConstMatrix labels(const Tensor& t, const char* name, const char* way_out) const {
     check_matrix(t, name, n, way_out);
     check_label_type(t, name);
-    return view(t);
+    return view(t, name);
   }
   // (N, C), N >= 1 unless the batch is empty
   ConstMatrix table(const Tensor& t, const char* name) const {
@@ -65,7 +65,7 @@ class __attribute__((visibility("hidden"))) Batch {
     check_device(t, name);
     check_columns(t, name);
     check_label_type(t, name);
-    return view(t);
+    return view(t, name);
   }
   Matrix table_in_place(const Tensor& t, const char* name) const {
     table(t, name);
@@ -81,7 +81,7 @@ class __attribute__((visibility("hidden"))) Batch {
     check_device(t, name);
     FASTMETA_CHECK(t.scalar_type() == acc, name, " must be ", dtype_text(acc), " with ", dtype_text(type), " ", name_,
                    ", got ", dtype_text(t.scalar_type()), "; use ", name, ".to(torch.", dtype_text(acc), ")");
-    return {t.const_data_ptr(), t.stride(0)};
+    return {data_of(t, name), t.stride(0)};
   }
   ConstVector row_values(const Tensor& t, const char* name) const { return vector(t, name, n); }
   ConstVector weight(const std::optional<Tensor>& t) const { return t ? row_values(*t, "weight") : ConstVector{}; }
@@ -125,7 +125,7 @@ class __attribute__((visibility("hidden"))) Batch {
   static Matrix output(const Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), dtype_of(t)}; }
 
  private:
-  static ConstMatrix view(const Tensor& t) { return {t.const_data_ptr(), t.stride(0), dtype_of(t)}; }
+  static ConstMatrix view(const Tensor& t, const char* name) { return {data_of(t, name), t.stride(0), dtype_of(t)}; }
 
   void check_matrix(const Tensor& t, const char* name, int64_t rows, const char* way_out) const {
     FASTMETA_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == C, name, " must have shape (", rows, ", ", C,
@@ -231,6 +231,8 @@ struct Ops {
     a.N = label_logits.size(0);
     a.index = b.index(index, "index", Device::checks_indices, a.N, "rows of label_logits");
     LabelResults r(b, a, u, scale, label_lr, weight, unique);
+    check_read_apart(label_logits, "label_logits", index, "index", logits, u, scale, label_lr, weight);
+    if (step) check_apart(label_logits, "label_logits", *step, "step");
     Device::instance_label_step(logits, a);
     return {r.loss, r.v, r.entropy, r.alignment};
   }
@@ -275,6 +277,7 @@ struct Ops {
     const Batch b(logits);
     const ConstVector in = b.vector(alpha, "alpha", b.C);
     FASTMETA_CHECK(in.stride == 1, "alpha is written in place and must be contiguous, got stride ", in.stride);
+    check_read_apart(alpha, "alpha", targets, "targets", logits, u, scale, label_lr, weight);
     const LabelResults r = class_step(b, logits, in, alpha.mutable_data_ptr(), targets, u, scale, label_lr, weight);
     return {r.loss, r.v, r.entropy, r.alignment};
   }
@@ -300,6 +303,18 @@ struct Ops {
   }
 
  private:
+  static void check_read_apart(const Tensor& written, const char* written_name, const Tensor& index,
+                               const char* index_name, const Tensor& logits, const Tensor& u, const Tensor& scale,
+                               const Tensor& label_lr, const std::optional<Tensor>& weight) {
+    const auto apart = [&](const Tensor& t, const char* name) { check_apart(written, written_name, t, name); };
+    apart(index, index_name);
+    apart(logits, "logits");
+    apart(u, "u");
+    apart(scale, "scale");
+    apart(label_lr, "label_lr");
+    if (weight) apart(*weight, "weight");
+  }
+
   // loss, v, entropy of every label op; alignment of the steps
   struct LabelResults {
     template <class Args>

@@ -1,4 +1,4 @@
-"""What the raw operations need besides their kernels: result shapes for tracing, and a guard below autograd.
+"""What the raw operations need besides their kernels: a guard below autograd, and what no kernel takes.
 
 The raw operations (``torch.ops.fastmeta.*``) have no derivative: their results are detached. A forward-AD tangent on
 an argument would be dropped without a word, so a kernel at the ``Autograd`` dispatch key raises for one. Of the places
@@ -77,170 +77,61 @@ def _guard(name: str) -> None:
         _library.impl(name, below, "ADInplaceOrView")
 
 
+def _refuse(name: str) -> None:
+    """One line in place of torch's page for tensors that have no kernel, and for views that it cannot write through."""
+    op = getattr(torch.ops.fastmeta, name).default
+    names = [argument.name for argument in op._schema.arguments]
+
+    def without_kernel(*args: Any) -> Any:
+        for argument, given in zip(names, args, strict=False):
+            for t in given if isinstance(given, list | tuple) else (given,):
+                if isinstance(t, Tensor) and (problem := unfit(t)):
+                    raise RuntimeError(f"{argument} {problem}")
+        raise RuntimeError(f"fastmeta::{name} has no kernel for these tensors")
+
+    def with_bits(*args: Any) -> Any:
+        if args[0].is_neg() or args[0].is_conj():
+            raise RuntimeError(
+                f"{names[0]} is written in place and cannot be a view that negates or conjugates when it is read; "
+                f"pass {names[0]}.resolve_neg() or .resolve_conj()"
+            )
+        return op(*(t.resolve_conj().resolve_neg() if isinstance(t, Tensor) else t for t in args))
+
+    for key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA", "NestedTensorMeta"):
+        _library.impl(name, without_kernel, key)
+    if name.endswith("_"):
+        _library.impl(name, with_bits, "Negative")
+        _library.impl(name, with_bits, "Conjugate")
+
+
+def unfit(t: Tensor) -> str:
+    """Why no kernel takes this tensor, empty where one does."""
+    if t.is_nested:
+        return "must be a dense tensor, got a nested one; pad it with torch.nested.to_padded_tensor"
+    if t.is_quantized:
+        return f"must be a dense tensor, got {t.dtype}; use .dequantize()"
+    if t.layout != torch.strided:
+        return f"must be a dense tensor, got layout {t.layout}; use .to_dense()"
+    if t.is_cuda:
+        return f"is on {t.device}, but fastmeta's CUDA half is not loaded: {_native.build_info()['cuda_absent']}"
+    return (
+        "" if t.is_cpu or t.is_meta else f"is on {t.device}, but fastmeta has kernels for CPU and CUDA; move it there"
+    )
+
+
 for _name in NAMES:
     _guard(_name)
+    _refuse(_name)
 
 
 def columns(x: Tensor) -> Tensor:
     """A matrix as the kernels take it, with adjacent columns; rows may have any stride."""
-    return x.contiguous() if x.ndim == 2 and x.stride(1) != 1 else x
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Result shapes
-# ---------------------------------------------------------------------------------------------------------
+    try:
+        return x.contiguous() if x.ndim == 2 and x.stride(1) != 1 else x
+    except RuntimeError:  # a layout without strides: the operation refuses it by name
+        return x
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type of every sum and row statistic: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _rows(like: Tensor) -> Tensor:
-    return like.new_empty(like.shape)
-
-
-def _values(logits: Tensor) -> Tensor:
-    return logits.new_empty(logits.shape[:1], dtype=acc_dtype(logits.dtype))
-
-
-def _label_results(logits: Tensor, *, alignment: bool) -> tuple[Tensor, ...]:
-    extra = (_values(logits),) if alignment else ()
-    return _values(logits), _rows(logits), _values(logits), *extra
-
-
-@torch.library.register_fake("fastmeta::soft_cross_entropy")
-def _(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    return _values(logits), _values(logits)
-
-
-@torch.library.register_fake("fastmeta::soft_cross_entropy_backward")
-def _(
-    logits: Tensor, probs: Tensor, lse: Tensor, grad: Tensor, need_logits: bool, need_probs: bool
-) -> tuple[Tensor, Tensor]:
-    n, num_classes = logits.shape
-    return (
-        logits.new_empty((n if need_logits else 0, num_classes)),
-        probs.new_empty((n if need_probs else 0, num_classes)),
-    )
-
-
-@torch.library.register_fake("fastmeta::soft_cross_entropy_hvp")
-def _(logits: Tensor, v: Tensor, probs: Tensor | None) -> Tensor:
-    return _rows(v)
-
-
-@torch.library.register_fake("fastmeta::soft_cross_entropy_label_grad")
-def _(logits: Tensor, u: Tensor) -> Tensor:
-    return _rows(u)
-
-
-@torch.library.register_fake("fastmeta::instance_loss")
-def _(logits: Tensor, label_logits: Tensor, index: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
-    return _label_results(logits, alignment=False)
-
-
-@torch.library.register_fake("fastmeta::instance_label_step_")
-def _(
-    label_logits: Tensor,
-    index: Tensor,
-    logits: Tensor,
-    u: Tensor,
-    scale: Tensor,
-    label_lr: Tensor,
-    weight: Tensor | None,
-    unique: bool,
-    seed: int | None = None,
-    step: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    return _label_results(logits, alignment=True)
-
-
-@torch.library.register_fake("fastmeta::instance_label_step")
-def _(
-    label_rows: Tensor,
-    index: Tensor,
-    logits: Tensor,
-    u: Tensor,
-    scale: Tensor,
-    label_lr: Tensor,
-    weight: Tensor | None,
-    unique: bool,
-    seed: int | None = None,
-    step: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    return _rows(label_rows), *_label_results(logits, alignment=True)
-
-
-@torch.library.register_fake("fastmeta::class_loss")
-def _(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
-    return _label_results(logits, alignment=False)
-
-
-@torch.library.register_fake("fastmeta::class_label_step_")
-def _(
-    alpha: Tensor,
-    targets: Tensor,
-    logits: Tensor,
-    u: Tensor,
-    scale: Tensor,
-    label_lr: Tensor,
-    weight: Tensor | None,
-) -> tuple[Tensor, ...]:
-    return _label_results(logits, alignment=True)
-
-
-@torch.library.register_fake("fastmeta::class_label_step")
-def _(
-    alpha: Tensor,
-    targets: Tensor,
-    logits: Tensor,
-    u: Tensor,
-    scale: Tensor,
-    label_lr: Tensor,
-    weight: Tensor | None,
-) -> tuple[Tensor, ...]:
-    return alpha.new_empty(alpha.shape), *_label_results(logits, alignment=True)
-
-
-@torch.library.register_fake("fastmeta::row_dot")
-def _(a: Tensor, b: Tensor) -> Tensor:
-    return _values(a)
-
-
-@torch.library.register_fake("fastmeta::load_images")
-def _(
-    images: Tensor,
-    index: Tensor,
-    center: Tensor,
-    scale: Tensor,
-    padding: int,
-    reflect: bool,
-    flip: bool,
-    seed: int,
-    step: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    _, height, width, channels = images.shape
-    size, strides = (
-        (index.shape[0], channels, height, width),
-        (height * width * channels, 1, width * channels, channels),
-    )
-    return images.new_empty_strided(size, strides, dtype=dtype)
-
-
-@torch.library.register_fake("fastmeta::lookahead_update")
-def _(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor],
-    lr: Tensor,
-    gain: float,
-    carry: float,
-    weight_decay: float,
-) -> list[Tensor]:
-    def like(p: Tensor) -> Tensor:
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
-        return p.new_empty_strided(p.shape, p.stride()) if extent == p.numel() else p.new_empty(p.shape)
-
-    return [like(p) for p in params]

@@ -66,15 +66,18 @@ class _SoftCrossEntropyBackward(_Function):
         return _raw.soft_cross_entropy_backward(logits, probs, lse, grad, need_logits, need_probs)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, need_logits, need_probs = inputs
+        ctx.made = (need_logits, need_probs)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(g for g, need in zip(output, (need_logits, need_probs), strict=True) if not need))
+        ctx.mark_non_differentiable(*(g for g, made in zip(output, ctx.made, strict=True) if not made))
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, probs, lse, grad = ctx.saved_tensors
+        # Dynamo brings zeros of 0 rows for a result that was not made
+        a, b = (cotangent if made else None for cotangent, made in zip((a, b), ctx.made, strict=True))
         needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3))
         if torch.is_grad_enabled():  # someone differentiates a third time
             terms = _second_derivatives(logits, probs, grad, a, b)

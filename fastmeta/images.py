@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta._arguments import check_range
+from fastmeta._arguments import check, check_range
 
 _raw = torch.ops.fastmeta
 
@@ -51,8 +51,8 @@ def load_images(
     """
     if not isinstance(step, Tensor):
         step = torch.scalar_tensor(step, dtype=torch.int64)
-    for name, t in (("index", index), ("center", center), ("scale", scale), ("step", step)):
-        if t.device != images.device and not (name == "step" and t.device.type == "cpu"):
-            raise ValueError(f"{name} is on {t.device} but the images are on {images.device}; move one of them")
-    check_range(index, "index", len(images), "images")
+    check(images, "images", index=index, center=center, scale=scale)
+    if step.device.type != "cpu":
+        check(images, "images", step=step)
+    check_range(index, "index", images, 0, "images")
     return _raw.load_images(images, index, center, scale, padding, reflect, flip, seed, step, dtype)

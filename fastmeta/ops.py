@@ -9,8 +9,8 @@ and label logits T, acc(T) or, unless acc(T) is float64, bfloat16; row weights a
 tangent on any argument raises, for it would be lost.
 
 Matrices may have any row stride (also 0, an expanded row). Columns must be adjacent: other inputs are copied, a table
-that is written in place raises. ``scale`` and ``label_lr`` are floats, or 0-dim tensors; ones on the GPU are read
-there, so that a captured graph follows a schedule.
+that is written in place raises, as does one that shares memory with another argument. ``scale`` and ``label_lr`` are
+floats, or 0-dim tensors; ones on the GPU are read there, so that a captured graph follows a schedule.
 
 *Skipped* rows: a batch row that holds a NaN or an infinity (in logits, u or weight), or points at a label row that
 does so before or after its step, has NaN for loss, v, entropy and alignment, and leaves its label row as it is; other
@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta import _fakes
 from fastmeta._arguments import check, check_range, counter, number, scalar
 from fastmeta._dispatch import columns
 from fastmeta._native import build_info
@@ -54,6 +55,7 @@ __all__ = [
     "soft_cross_entropy_label_grad",
 ]
 
+assert _fakes  # registers itself
 _raw = torch.ops.fastmeta
 
 
@@ -191,7 +193,7 @@ def instance_loss(logits: Tensor, label_logits: Tensor, index: Tensor, weight: T
         logits: (n, C) T. label_logits: (N, C) table. index: (n,) int64 rows of the table. weight: (n,) acc(T).
     """
     check(logits, label_logits=label_logits, index=index, weight=weight)
-    check_range(index, "index", label_logits.shape[0], "rows of label_logits")
+    check_range(index, "index", label_logits, 0, "rows of label_logits")
     return LabelLoss(*_raw.instance_loss(columns(logits), columns(label_logits), index, weight))
 
 
@@ -227,7 +229,7 @@ def instance_label_step_(
     """
     step = counter(seed, step, logits)
     check(logits, label_logits=label_logits, index=index, u=u, weight=weight)
-    check_range(index, "index", label_logits.shape[0], "rows of label_logits")
+    check_range(index, "index", label_logits, 0, "rows of label_logits")
     scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return LabelStep(
         *_raw.instance_label_step_(
@@ -276,7 +278,7 @@ def class_loss(logits: Tensor, alpha: Tensor, targets: Tensor, weight: Tensor | 
         logits: (n, C) T. alpha: (C,) acc(T). targets: (n,) int64 given classes. weight: (n,) acc(T).
     """
     check(logits, alpha=alpha, targets=targets, weight=weight)
-    check_range(targets, "targets", logits.shape[-1], "classes")
+    check_range(targets, "targets", logits, -1, "classes")
     return LabelLoss(*_raw.class_loss(columns(logits), alpha, targets, weight))
 
 
@@ -300,7 +302,7 @@ def class_label_step_(
         scale, label_lr, weight: as in :func:`instance_label_step_`.
     """
     check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
-    check_range(targets, "targets", logits.shape[-1], "classes")
+    check_range(targets, "targets", logits, -1, "classes")
     scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return LabelStep(*_raw.class_label_step_(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
 
@@ -316,7 +318,7 @@ def class_label_step(
 ) -> ClassLabelStep:
     """The functional twin of :func:`class_label_step_`: alpha in, new alpha out, nothing written."""
     check(logits, alpha=alpha, targets=targets, u=u, weight=weight)
-    check_range(targets, "targets", logits.shape[-1], "classes")
+    check_range(targets, "targets", logits, -1, "classes")
     scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return ClassLabelStep(*_raw.class_label_step(alpha, targets, columns(logits), columns(u), scale, label_lr, weight))
 

@@ -150,6 +150,39 @@ OPS = [
 BY_NAME = {op.name: op for op in OPS}
 
 
+def raw_arguments(name: str, b: Batch) -> tuple[Any, ...]:
+    """Arguments of torch.ops.fastmeta.NAME; what it writes is a copy."""
+    scale, label_lr = (torch.tensor(x, dtype=torch.float64) for x in (0.1, 5.0))
+    rows, weight = b.table[b.index], b.weight
+    return {
+        "soft_cross_entropy": (b.logits, b.probs),
+        "soft_cross_entropy_backward": (
+            b.logits,
+            b.probs,
+            b.logits.to(b.grad.dtype).logsumexp(-1),
+            b.grad,
+            True,
+            False,
+        ),
+        "soft_cross_entropy_hvp": (b.logits, b.u, b.probs),
+        "soft_cross_entropy_label_grad": (b.logits, b.u),
+        "instance_loss": (b.logits, b.table, b.index, weight),
+        "instance_label_step_": (b.table.clone(), b.index, b.logits, b.u, scale, label_lr, weight, False),
+        "instance_label_step": (rows, b.index, b.logits, b.u, scale, label_lr, weight, False),
+        "class_loss": (b.logits, b.alpha, b.targets, weight),
+        "class_label_step_": (b.alpha.clone(), b.targets, b.logits, b.u, scale, label_lr, weight),
+        "class_label_step": (b.alpha, b.targets, b.logits, b.u, scale, label_lr, weight),
+        "row_dot": (b.logits, b.u),
+        "load_images": (
+            torch.arange(10 * 4 * 5 * 3, device=b.index.device).view(10, 4, 5, 3).byte(),
+            b.index % 10,
+            *(torch.tensor(x, device=b.index.device) for x in ([100.0, 110.0, 120.0], [0.01, 0.02, 0.03])),
+            *(2, True, True, 7, torch.tensor(3), b.logits.dtype),
+        ),
+        "lookahead_update": ([b.logits, b.u], [b.u, b.logits], [b.logits, b.logits], scale, 1.9, 0.81, 0.01),
+    }[name]
+
+
 def assert_same(got: Tensor, expected: Tensor) -> None:
     """The same results by another way: another layout, dtype of the table, or kernel.
 

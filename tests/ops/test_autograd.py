@@ -153,18 +153,22 @@ def test_what_is_saved_for_backward(device):
 
 @pytest.mark.parametrize("transform", ["grad", "vjp"])
 def test_a_function_that_dynamo_takes_apart_raises(transform):
-    """It differentiates the `forward`, not the `backward`, where torch.func is inside: the gradient would be zero."""
+    """Torch 2.11 differentiates the `forward`, not the `backward`, where torch.func is inside: the gradient
+    would be zero. Later ones take the `backward`."""
     b = Batch(4, 5)
     torch._dynamo.reset()
 
-    @torch.compile(backend="aot_eager")
     def gradient(z):
         if transform == "grad":
             return torch.func.grad(ops.soft_cross_entropy)(z, b.probs)
         return torch.func.vjp(lambda z: ops.soft_cross_entropy(z, b.probs), z)[1](torch.ones(()))[0]
 
-    with pytest.raises(Exception, match="has no derivative of its own and got an argument that requires one"):
-        gradient(b.logits)
+    compiled = torch.compile(gradient, backend="aot_eager")
+    if torch.__version__ < "2.13":
+        with pytest.raises(Exception, match="has no derivative of its own and got an argument that requires one"):
+            compiled(b.logits)
+    else:
+        torch.testing.assert_close(compiled(b.logits), gradient(b.logits))
 
 
 def test_forward_mode_over_a_network_stays_outside(device):

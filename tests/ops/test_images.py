@@ -206,5 +206,5 @@ def test_wrong_argument(case):
 
 @pytest.mark.parametrize("name", ["index", "center", "scale", "step"])
 def test_device_mix(name):
-    with pytest.raises(ValueError, match=f"^{name} is on meta but the images are on cpu; move one of them"):
+    with pytest.raises(ValueError, match=f"^{name} is on meta but images on cpu; move one of them"):
         change(**{name: torch.empty((), dtype=torch.int64, device="meta")})()

@@ -10,6 +10,8 @@ from tests.ops.cases import OPS, Batch
 
 # ours, or torch's own of an autograd.Function, whichever stands first in the way
 MATCH = "has no forward-mode derivative|You must implement the jvp function"
+# Dynamo of torch 2.14 meets the level before it meets the function, and gives up there
+MATCH += r"|AutogradFunctionVariable\(\) is not a constant"
 
 
 @pytest.fixture
