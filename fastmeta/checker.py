@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from fastmeta import reference
 from fastmeta._numbers import as_real
 from fastmeta._text import printable, shown
 from fastmeta.labels import InstanceLabels
+from fastmeta.meta.culprit import first_failing_layer
 from fastmeta.meta.draws import RandomState
-from fastmeta.meta.dual import dual_level
 from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network, functional_module, math_attention, pick_logits, recorded
+from fastmeta.meta.network import Network, functional_module, pick_logits, recorded
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
@@ -45,6 +45,7 @@ class CheckRow:
     milliseconds: float | None = None  #: of one label gradient in the model's own precision, median of three
     peak_mib: float | None = None
     note: str = ""
+    warning: str = ""
 
 
 @dataclass
@@ -53,6 +54,7 @@ class CheckReport:
 
     truth: str
     rows: list[CheckRow] = field(default_factory=list)
+    warning: str = ""  #: where "auto" found differences alone: which layers leave nothing else
     suspect: str = ""  #: where a way is WRONG: the first layer whose derivative is not that of its output
 
     @property
@@ -74,6 +76,7 @@ class CheckReport:
             )
         notes = [printable(f"  {r.way}: {r.note}") for r in self.rows if r.note]
         suspect = [printable(f"suspect: {self.suspect}")] if self.suspect else []
+        suspect += [printable(f"warning: {self.warning}")] if self.warning else []
         verdict = "the meta-gradient of this model is right" if self.ok else "NOT OK: see the rows above"
         return "\n".join([*lines, *notes, f"truth: {self.truth}", *suspect, verdict])
 
@@ -124,9 +127,12 @@ def check(
     random = RandomState(train[1].device, [*own.network.generators, *double.network.generators])
     try:
         with recorded():
-            return _report(own, double, ways, timing, random)
+            report = _report(own, double, ways, timing, random)
     finally:
         random.restore()
+    if report.warning:
+        warnings.warn(report.warning, stacklevel=2)
+    return report
 
 
 def _report(
@@ -142,10 +148,11 @@ def _report(
     report = CheckReport(truth.name)
     for tangent in tangents:
         report.rows.append(_check_way(double, own if timing else None, tangent, truth, random))
+        report.warning = report.warning or report.rows[-1].warning
     if timing:
         report.rows.append(_reference_row(own, random))
     if any(row.verdict == "WRONG" for row in report.rows):
-        report.suspect = first_failing_layer(double.model, double.train[0], "reverse", random)
+        report.suspect = first_failing_layer(double.network, double.train[0], "reverse", random)
     return report
 
 
@@ -281,12 +288,12 @@ def _check_way(
         plan = plan_tangent(double.network, double.train[0], tangent)
     except RuntimeError as error:
         way: Way = "forward" if tangent == "forward" else "reverse"
-        layer = first_failing_layer(double.model, double.train[0], way, random)
+        layer = first_failing_layer(double.network, double.train[0], way, random)
         return CheckRow(tangent, "cannot", note=f"first layer in the way: {layer}" if layer else str(error))
     relative, cosine = truth.compare(double.gradient(plan, random))
     bound, good = (CLOSE, "inexact") if plan.way == "difference" else (truth.exact, "exact")
     name = f"auto ({plan.way})" if tangent == "auto" else plan.way
-    row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine)
+    row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine, warning=plan.warning)
     notes = [plan.reason] if tangent == "auto" else []
     if plan.math_attention:
         notes.append("attention as plain maths")
@@ -322,90 +329,3 @@ def _cost(problem: _Problem, body: Callable[[], Tensor]) -> tuple[float, float]:
     body()
     timing = interleave({"": [body]}, device, seconds=0, rounds=3)[""]
     return timing.median * 1e3, peak_bytes(body, device) / 2**20
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Which layer stands in the way
-# ---------------------------------------------------------------------------------------------------------
-
-
-def first_failing_layer(model: nn.Module, x: Any, way: Way, random: RandomState) -> str:
-    """The first innermost module, in the order of the forward, that `way` cannot differentiate; "" if none alone."""
-    calls: list[tuple[str, nn.Module, Any, Any]] = []
-    handles = [
-        module.register_forward_pre_hook(
-            lambda m, args, kwargs, name=name: calls.append(
-                (name, m, *tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs)))
-            ),
-            with_kwargs=True,
-        )
-        for name, module in model.named_modules()
-    ]
-    buffers = {k: b.clone() for k, b in model.named_buffers()}
-    try:
-        with torch.no_grad(), random.replay():
-            functional_call(model, buffers, (x,))
-    finally:
-        for handle in handles:
-            handle.remove()
-    failing = {}
-    for name, module, args, kwargs in calls:
-        if name not in failing and (reason := _layer_failure(module, args, kwargs, way, random)):
-            failing[name] = f"{name or 'the model itself'} ({type(module).__name__}): {reason}"
-    inner = [n for n in failing if not any(o != n and o.startswith(n + "." if n else "") for o in failing)]
-    return failing[inner[0]] if inner else ""
-
-
-def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: Way, random: RandomState) -> str:
-    """Why `way` fails on one call of one module, or ""; the truth is a central difference in float64."""
-    leaves, spec = tree_flatten((args, kwargs))
-    where = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.is_floating_point()]
-    params = {k: p.detach() for k, p in module.named_parameters()}
-    point = [*(leaves[i] for i in where), *params.values()]
-    if not point:
-        return ""
-    generator = torch.Generator().manual_seed(0)
-    step = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in point]
-
-    def outputs(values: list[Tensor]) -> list[Tensor]:
-        filled = list(leaves)
-        for i, t in zip(where, values, strict=False):
-            filled[i] = t.clone()  # in-place layers write into their input
-        given, named = tree_unflatten(filled, spec)
-        state = dict(zip(params, values[len(where) :], strict=True))
-        buffers = {k: b.clone() for k, b in module.named_buffers()}
-        with random.replay():
-            flat = tree_flatten(functional_call(module, (state, buffers), given, named))[0]
-        return [t for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
-
-    with math_attention(True):
-        with torch.no_grad():
-            e = 1e-6
-            ahead, behind = (outputs([t + s * e * d for t, d in zip(point, step, strict=True)]) for s in (1, -1))
-            truth = torch.cat([((a - b) / (2 * e)).flatten() for a, b in zip(ahead, behind, strict=True)])
-        try:
-            made = torch.cat([t.flatten() for t in _layer_tangent(outputs, point, step, way)])
-        except RuntimeError as error:
-            return f"{type(error).__name__}: {_first_line(error)}"
-    if float((made - truth).norm()) > 1e-3 * float(truth.norm()) + 1e-9:
-        return "its derivative disagrees with a central difference: a wrong rule, or a gradient stopped on purpose"
-    return ""
-
-
-def _layer_tangent(
-    outputs: Callable[[list[Tensor]], list[Tensor]], point: list[Tensor], step: list[Tensor], way: Way
-) -> list[Tensor]:
-    if way == "forward":
-        from torch.autograd import forward_ad
-
-        with torch.no_grad(), dual_level():
-            duals = outputs([forward_ad.make_dual(t, d) for t, d in zip(point, step, strict=True)])
-            pairs = [forward_ad.unpack_dual(t) for t in duals]
-            return [torch.zeros_like(primal) if t is None else t for primal, t in pairs]
-    leaves = [t.detach().clone().requires_grad_() for t in point]
-    out = [t for t in outputs(leaves) if t.requires_grad]
-    v = [torch.zeros_like(t).requires_grad_() for t in out]
-    grads = torch.autograd.grad(out, leaves, v, create_graph=True, allow_unused=True)
-    kept = [(g, d) for g, d in zip(grads, step, strict=True) if g is not None and g.requires_grad]
-    u = torch.autograd.grad([g for g, _ in kept], v, [d for _, d in kept], allow_unused=True)
-    return [torch.zeros_like(a) if b is None else b for a, b in zip(v, u, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -342,6 +343,8 @@ def label_gradient(
     with recorded():
         try:
             plan = plan_tangent(network, train[0], tangent)
+            if plan.warning:
+                warnings.warn(plan.warning, stacklevel=2)
             out = meta_pass(network, labels, prepared, plan, train, meta, weight=weight)
             out.refuse_unrepeatable()
         finally:

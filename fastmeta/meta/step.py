@@ -139,6 +139,9 @@ class MetaStep:
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
         self._ranks = Ranks(process_group)
         self._doubts = Doubts()
+        self._inexact = ""  # the warning that was given
+        #: takes the texts of warnings in the place of Python's, which go to the whole process
+        self.on_warning: Callable[[str], None] | None = None
         self._network: Network | None = None
         self._network_key: tuple[tuple[int, bool], ...] = ()
         self._planned: Any = None  # what `plan` was chosen for; None before the first step
@@ -166,10 +169,10 @@ class MetaStep:
                 try:
                     return self._graph_step(network, plan, label_lr, train, meta, weight)
                 except TooManyGraphs as error:
-                    warnings.warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", stacklevel=2)
+                    self._warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", 2)
                 except Untraceable as error:
                     self._untraced = str(error)
-                    warnings.warn(f"compile={self.compile!r}: the step runs eagerly: {error}", stacklevel=2)
+                    self._warn(f"compile={self.compile!r}: the step runs eagerly: {error}", 2)
             x, x_meta = self._network_inputs(train[0], meta[0])
             result = self._step(network, plan, label_lr, (x, train[1]), (x_meta, meta[1]), weight)
             if self.totals is not None:
@@ -253,10 +256,10 @@ class MetaStep:
         n, m = len(train[1]), len(meta[1])
         plan = self._choose_plan(x, n)
         if self.micro_batch is not None and max(n, m) > self.micro_batch and couples_rows(network):
-            warnings.warn(
+            self._warn(
                 "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
                 f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more",
-                stacklevel=3,
+                3,
             )
         self.plan, self._planned = plan, now
         if self._graphs is not None:
@@ -268,7 +271,18 @@ class MetaStep:
         network = self._current_network()
         piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
         moved = [network.params[name] for name in self.approx.moving(network)]
-        return plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+        plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+        if plan.warning and plan.warning != self._inexact:
+            self._inexact = plan.warning
+            self._warn(plan.warning, 4)
+        return plan
+
+    def _warn(self, text: str, level: int) -> None:
+        """Of the caller `level` frames up."""
+        if self.on_warning is None:
+            warnings.warn(text, stacklevel=level + 1)
+        else:
+            self.on_warning(text)
 
     def _labels_move(self) -> bool:
         return self.approx.kind != "every" or self.steps % self.approx.number == 0

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
+from fastmeta.meta.culprit import first_failing_layer
 from fastmeta.meta.draws import RandomState
 from fastmeta.meta.dual import dual_level
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
@@ -44,11 +45,22 @@ class TangentPlan:
     host_random: bool = False  # the model draws from Python's or NumPy's generators
     once: bool = False  # a graph bears one backward (selective checkpointing), so that each one gets a graph of its own
     tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
+    inexact: str = ""  # the layers that leave nothing but differences, where an exact way was asked for
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """What a step by this plan does, without the reasons."""
         return self.way, self.math_attention, self.joined, self.once
+
+    @property
+    def warning(self) -> str:
+        """What the user must know, or ""."""
+        if not self.inexact:
+            return ""
+        return (
+            "the label gradient is inexact: its tangent is a difference of logits, because no exact way leads through "
+            f"{self.inexact}. Put another layer in its place; tangent='difference' takes it as it is, without a warning"
+        )
 
 
 class Tangent(NamedTuple):
@@ -223,7 +235,10 @@ def _plan(network: Network, beside: _Displaced, x: Any, choice: TangentChoice, r
         )
     if failure := probe.failure("difference", False):
         raise RuntimeError(f"no tangent works on this model: {'; '.join(failures)}; difference {failure}")
-    return TangentPlan("difference", False, "inexact, the last resort: " + "; ".join(failures), once=probe.once)
+    found = (first_failing_layer(network, x, way, random) for way in order)
+    blamed = "; ".join(dict.fromkeys(layer for layer in found if layer)) or "; ".join(failures)
+    reason = "inexact, the last resort: " + "; ".join(failures)
+    return TangentPlan("difference", False, reason, once=probe.once, inexact=blamed)
 
 
 #: relative, by the arithmetic: rounding, with room for the cancellation in sums; what is wrong errs by its whole share

@@ -73,6 +73,7 @@ class Method(ABC):
     ) -> None:
         self.model, self.optimizer, self.targets, self.num_classes = model, optimizer, targets, num_classes
         self.transform, self.sums = transform, sums
+        self.warnings: list[str] = []  # of the steps so far, for the trainer to take away
 
     @abstractmethod
     def step(self, batch: Batch) -> Outcome:

@@ -55,6 +55,7 @@ class LearnedLabels(Method):
             totals=self.sums,
             micro_batch=micro_batch,
         )
+        self.meta_step.on_warning = self.warnings.append
 
     def step(self, batch: Batch) -> Outcome:
         assert batch.meta is not None

@@ -12,10 +12,9 @@ from fastmeta.data import load_batch
 from fastmeta.meta.memory import graph_bytes
 from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.device import arithmetic
 from fastmeta.training.directory import new_directory
 from fastmeta.training.prepared import Prepared, prepare
-from fastmeta.training.presets import preset_threads
+from fastmeta.training.process import whole_process
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5
@@ -26,13 +25,8 @@ def dry_run(config: TrainConfig) -> str:
 
     A model that is named ``package.module:factory`` by a file is imported only for a config that is `trusted`.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(preset_threads(config) or before)
-    try:
-        with torch.random.fork_rng(list(range(torch.cuda.device_count()))), arithmetic(config):
-            return _describe(prepare(config))
-    finally:
-        torch.set_num_threads(before)
+    with whole_process(config):
+        return _describe(prepare(config))
 
 
 def _describe(prepared: Prepared) -> str:

@@ -20,7 +20,6 @@ from fastmeta.meta.memory import OutOfMemory
 from fastmeta.methods import METHODS
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.device import arithmetic
 from fastmeta.training.directory import (
     begun_directory,
     check_free,
@@ -44,7 +43,7 @@ from fastmeta.training.files import (
 )
 from fastmeta.training.listener import Listener
 from fastmeta.training.prepared import Data, Prepared, prepare
-from fastmeta.training.presets import preset_threads
+from fastmeta.training.process import whole_process
 from fastmeta.training.restore import (
     CHANGED_FILE,
     OTHER_CONFIG,
@@ -136,38 +135,32 @@ def train(
         begun = out if os.path.isfile(out / CONFIG) else None
     if trust_code:
         config = config.trusted()
-    before = torch.get_num_threads()
-    torch.set_num_threads(preset_threads(config) or before)
-    devices = list(range(torch.cuda.device_count()))
-    try:
-        with torch.random.fork_rng(devices), arithmetic(config):
-            if begun is not None and not auto_resume:
-                check_same_kind(begun, config, model, data)
-            prepared = prepare(config, model=model, data=data)
-            if begun is not None and auto_resume:
-                own = TrainConfig.read(begun / CONFIG)
-                check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
-                if os.path.isfile(begun / SUMMARY):
-                    run = load_run(begun, model=copy.deepcopy(prepared.initial).cpu())
-                    listener.note(f"{begun} is finished already")
-                    return run
-            made: list[Path] = []
-            path = begun or make_directory(prepared.config, made)
-            with only_process(path), stop_signals() as stop:
-                session = _Session(prepared, path, listener, stop)
-                if begun is None:
-                    session.begin(made)
-                else:
-                    session.restore()
-                try:
-                    return session.run()
-                except KeyboardInterrupt as interrupt:
-                    if isinstance(interrupt, Interrupted):
-                        raise
-                    where = f"at once; the last saved state, {session.saved}, is"
-                    raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
-    finally:
-        torch.set_num_threads(before)
+    with whole_process(config):
+        if begun is not None and not auto_resume:
+            check_same_kind(begun, config, model, data)
+        prepared = prepare(config, model=model, data=data)
+        if begun is not None and auto_resume:
+            own = TrainConfig.read(begun / CONFIG)
+            check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
+            if os.path.isfile(begun / SUMMARY):
+                run = load_run(begun, model=copy.deepcopy(prepared.initial).cpu())
+                listener.note(f"{begun} is finished already")
+                return run
+        made: list[Path] = []
+        path = begun or make_directory(prepared.config, made)
+        with only_process(path), stop_signals() as stop:
+            session = _Session(prepared, path, listener, stop)
+            if begun is None:
+                session.begin(made)
+            else:
+                session.restore()
+            try:
+                return session.run()
+            except KeyboardInterrupt as interrupt:
+                if isinstance(interrupt, Interrupted):
+                    raise
+                where = f"at once; the last saved state, {session.saved}, is"
+                raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
 
 
 @contextmanager
@@ -341,6 +334,8 @@ class _Session:
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
+            while stage.method.warnings:
+                self._warn(f"{stage.name}: {stage.method.warnings.pop(0)}")
             if stage.step % CHECK_EVERY == 0:
                 stage.check()
             self.listener.step(stage)
