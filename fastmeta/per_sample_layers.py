@@ -50,16 +50,31 @@ def couples_samples(layer: nn.Module) -> bool:
     return layer.training or layer.running_mean is None
 
 
+def _computes_as(layer: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether the layer computes what `base` does: no method of it replaced, by a subclass or on the instance, and its
+    parameters those that it made, not others from which a hook or a parametrization derives them."""
+    harmless = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__constants__", "__dict__"}
+    harmless |= {"__weakref__", "extra_repr", "reset_parameters", "__static_attributes__", "__firstlineno__"}
+    own = {name for kind in type(layer).__mro__[: type(layer).__mro__.index(base)] for name in vars(kind)}
+    replaced = {name for name in own - harmless if hasattr(base, name)}
+    replaced |= {name for name in vars(layer) if callable(getattr(base, name, None))}
+    parameters = dict(layer.named_parameters(recurse=False))
+    return (
+        not replaced
+        and parameters.keys() <= {"weight", "bias"}
+        and all(getattr(layer, name) is parameters.get(name) for name in ("weight", "bias") if hasattr(layer, name))
+    )
+
+
 def rule_for(layer: nn.Module) -> Rule | None:
-    """The rule of a layer, or None: unknown type, another `forward`, or options that are not per-sample."""
+    """The rule of a layer, or None: unknown type, another computation, or options that are not per-sample."""
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         return None
     if couples_samples(layer):
         return None
     for base, make in _RULES.items():
         if isinstance(layer, base):
-            # a subclass with a forward of its own may compute anything
-            return make(layer) if type(layer).forward is base.forward else None
+            return make(layer) if _computes_as(layer, base) else None
     return None
 
 
@@ -92,7 +107,10 @@ def _single_call(activations: Tensor, grad_outputs: Tensor, layer: nn.Module | N
         layer = nn.Linear(activations.shape[-1], grad_outputs.shape[-1], bias=False, device="meta")
     rule = rule_for(layer)
     if rule is None:
-        raise ValueError(f"layer must be one of {SUPPORTED}, with its own forward, got {layer}")
+        raise ValueError(
+            f"layer must be one of {SUPPORTED}, with its own forward and the parameters weight and bias alone, got "
+            f"{layer}"
+        )
     for name in names:
         if getattr(layer, name, None) is None:
             raise ValueError(f"{type(layer).__name__} has no parameter {name!r}")

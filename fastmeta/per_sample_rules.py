@@ -67,8 +67,12 @@ class Rule:
         raise NotImplementedError
 
     def weight_terms(self, calls: Sequence[Call], direction: Tensor | None) -> Terms:
-        """Of the gradient summed over the calls, which all have a rule of this class."""
+        """Of the gradient summed over the calls, which all have a rule of this kind."""
         raise NotImplementedError
+
+    def kind(self) -> str:
+        """Rules of one kind have weight gradients that `weight_terms` can sum."""
+        return type(self).__name__.removesuffix("Rule")
 
 
 class Call(NamedTuple):
@@ -170,6 +174,9 @@ class LinearRule(OuterRule):
 
 class Conv2dRule(OuterRule):
     min_dims = 4
+
+    def kind(self) -> str:
+        return f"Conv2d in {self.layer.groups} groups"
 
     def _padded(self, a: Tensor) -> Tensor:
         layer = self.layer
