@@ -27,6 +27,7 @@ from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.network import Network, functional_module, pick_logits, recorded
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
+from fastmeta.meta.turns import TURN
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
 EXACT = 1e-8
@@ -122,14 +123,14 @@ def check(
     if not ways or not all(isinstance(way, str) and way in known for way in ways):
         raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {shown(tangents)}")
     check_batch(labels, train, meta)
-    own = _Problem(model, labels, train, meta, rate, logits_of, None)
-    double = _Problem(model, labels, train, meta, rate, logits_of, torch.float64)
-    random = RandomState(train[1].device, [*own.network.generators, *double.network.generators])
-    try:
-        with recorded():
+    with TURN, recorded():
+        own = _Problem(model, labels, train, meta, rate, logits_of, None)
+        double = _Problem(model, labels, train, meta, rate, logits_of, torch.float64)
+        random = RandomState(train[1].device, [*own.network.generators, *double.network.generators])
+        try:
             report = _report(own, double, ways, timing, random)
-    finally:
-        random.restore()
+        finally:
+            random.restore()
     if report.warning:
         warnings.warn(report.warning, stacklevel=2)
     return report

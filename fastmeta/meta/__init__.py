@@ -1,4 +1,7 @@
-"""The meta step: look-ahead, tangent, label gradient, and one whole iteration of Algorithm 1."""
+"""The meta step: look-ahead, tangent, label gradient, and one whole iteration of Algorithm 1.
+
+Threads may take steps at once, each on a model, labels and optimizer of its own: see :mod:`fastmeta.meta.turns`.
+"""
 
 from fastmeta.meta.gradient import LabelGradient, label_gradient
 from fastmeta.meta.inputs import InputTransform

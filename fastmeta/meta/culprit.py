@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastmeta.attention import PlainAttention
 from fastmeta.meta.draws import RandomState
-from fastmeta.meta.dual import dual_level
 from fastmeta.meta.network import Network
+from fastmeta.meta.turns import dual_level
 
 
 def first_failing_layer(network: Network, x: Any, way: str, random: RandomState) -> str:

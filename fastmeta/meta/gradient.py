@@ -26,6 +26,7 @@ from fastmeta.meta.tangent import (
     plan_tangent,
     reverse_tangent,
 )
+from fastmeta.meta.turns import TURN
 
 Labels = InstanceLabels | ClassLabels
 #: averages gradients over the ranks of a process group, or returns them as they are
@@ -339,8 +340,8 @@ def label_gradient(
     trained = None if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
     network = Network(model, trained, logits_of)
     prepared = LookAhead(lookahead, optimizer).prepare(network.params)
-    random = network.random_state(train[1].device)
-    with recorded():
+    with TURN, recorded():
+        random = network.random_state(train[1].device)
         try:
             plan = plan_tangent(network, train[0], tangent)
             if plan.warning:

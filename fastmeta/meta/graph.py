@@ -7,7 +7,6 @@ forward once more (merged), and half of a double backward is never asked for (pr
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from fastmeta.meta.reassociate import reassociate
+from fastmeta.meta.turns import TURN
 from fastmeta.precision import without_autocast
 
 aten = torch.ops.aten
@@ -35,11 +35,6 @@ _HIDDEN_WRITES = {
 _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
 
 
-#: While torch's tracer runs, it has its own calls in the place of nn.Module's, for the process. Two at once would leave
-#: those of one behind.
-_TRACING = threading.RLock()
-
-
 class Untraceable(RuntimeError):
     """The function has no faithful graph; the message says why."""
 
@@ -54,7 +49,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     Shapes, dtypes and devices are those of `inputs` and stay so. Raises :class:`Untraceable` where the graph could
     differ from the function. One thread traces at a time.
     """
-    with _TRACING:
+    with TURN:
         return _trace(function, inputs)
 
 
@@ -139,7 +134,7 @@ def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callabl
     (``torch._inductor.compile`` sets up no shape environment, without which inductor's cache of whole graphs steps
     aside: an MLP's step then compiled for as long again in the next process.)
     """
-    with _TRACING, torch.no_grad(), without_autocast():
+    with TURN, torch.no_grad(), without_autocast():
         return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
 
 

@@ -35,7 +35,7 @@ def refuse_reentrant(network: Network, logits: Tensor, x: Any, random: RandomSta
             # no leaf, which must not be written into
             seen = tree_map(lambda t: t.detach().requires_grad_().clone() if _differentiable(t) else t, x)
             nodes += _nodes(network(network.params, network.buffers(), seen))
-    if any(n.name() == "CheckpointFunctionBackward" for n in nodes):  # torch's, and so do others call theirs
+    if any(type(n).__name__ == "CheckpointFunctionBackward" for n in nodes):  # torch's, and so do others call theirs
         raise RuntimeError(
             "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "
             "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -27,6 +28,7 @@ from fastmeta.meta.micro import TrainPieces, couples_rows, fits, take
 from fastmeta.meta.network import Network, Tensors, functional_module, is_out_of_memory, recorded
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
+from fastmeta.meta.turns import TURN
 from fastmeta.meta.update import update
 
 
@@ -158,7 +160,8 @@ class MetaStep:
         network = self._current_network()
         self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
-        with explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), recorded():
+        turn = TURN if self._ranks.size == 1 else nullcontext()
+        with turn, explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
             label_lr = self.label_lr
             if label_lr is None:

@@ -26,9 +26,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fastmeta.meta.culprit import first_failing_layer
 from fastmeta.meta.draws import RandomState
-from fastmeta.meta.dual import dual_level
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.meta.recompute import refuse_reentrant
+from fastmeta.meta.turns import dual_level
 
 Way = Literal["reverse", "forward", "difference"]
 TangentChoice = Literal["auto", "reverse", "forward", "difference"]

@@ -13,7 +13,7 @@ from torch.utils import checkpoint
 
 import fastmeta
 from fastmeta.meta import label_gradient
-from fastmeta.meta.dual import dual_level
+from fastmeta.meta.turns import dual_level
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels
 
@@ -53,7 +53,7 @@ KINDS = {
 
 def job(kind):
     """A function that makes some steps on copies of a model and labels, and returns all that moved."""
-    make, batches, options = KINDS[kind]
+    make, batches, options = KINDS[kind] if isinstance(kind, str) else kind
     torch.manual_seed(0)
     case, model = cases.make(batches), make().to(F64)
     labels = make_labels(fastmeta.InstanceLabels, case)
@@ -193,3 +193,43 @@ def test_dual_levels_wait_for_each_other(impatient):
 
     together([tangent] * 4)
     assert forward_ad._current_level == -1
+
+
+class Masked(nn.Module):
+    """Dropout by numbers of its own generator, or of torch's."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 16), nn.Linear(16, 10)
+        self.generator = torch.Generator().manual_seed(5) if own else None
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.head(h * (torch.rand(h.shape, generator=self.generator, dtype=h.dtype) < 0.5))
+
+
+def test_a_generator_of_its_own_gives_each_thread_its_own_numbers(impatient):
+    kind = (lambda: Masked(True), "mlp", {"tangent": "forward"})
+    alone, steps = job(kind)(), job(kind)
+    for result in together([steps] * 4):
+        assert_same(result, alone)
+
+
+def test_who_shares_torchs_generator_keeps_its_masks_within_a_step(impatient):
+    """A step whose forwards drew different masks would raise; the generator moves as by steps one after the other."""
+    steps = job((lambda: Masked(False), "mlp", {"tangent": "forward"}))
+
+    def drawn_after(run):
+        torch.manual_seed(7)
+        run()
+        return torch.rand(4)
+
+    in_turn = drawn_after(lambda: [steps() for _ in range(4)])
+    assert torch.equal(drawn_after(lambda: together([steps] * 4)), in_turn)
+
+
+def test_traces_at_once_leave_modules_as_they_were(impatient):
+    before, alone = switches(), job("traced")()
+    for result in together([job("traced") for _ in range(3)]):
+        assert_same(result, alone)
+    assert switches() == before
