@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch._subclasses import FakeTensor
 
+import fastmeta
 from fastmeta._text import printable, printable_lines, reason, shown
 from fastmeta.cli import main
 from fastmeta.data import Dataset, InputError, split
@@ -225,3 +228,23 @@ def test_the_help_shows_values_of_the_config_file(capsys, tmp_path, monkeypatch)
     out, _ = capsys.readouterr()
     assert harmless(out)
     assert r"\x1b[31m\x9b" in out
+
+
+class Silent(torch.nn.Linear):
+    """A layer with an error that says nothing, under tracing."""
+
+    def forward(self, x):
+        if isinstance(x, FakeTensor):
+            raise AssertionError
+        return super().forward(x)
+
+
+def test_an_error_without_a_word_ends_no_step():
+    labels = fastmeta.InstanceLabels(torch.arange(6) % 3, 3)
+    model = Silent(4, 3)
+    step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=0.1), label_lr=1.0, compile="trace")
+    batch = (torch.randn(6, 4), torch.arange(6)), (torch.randn(6, 4), torch.arange(6) % 3)
+    with pytest.warns(UserWarning, match="runs eagerly: AssertionError: no message"):
+        first = step(*batch)
+    assert first.meta_loss.isfinite()
+    assert step(*batch).meta_loss.isfinite()

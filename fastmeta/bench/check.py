@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmeta._text import reason
 from fastmeta.bench.problem import Problem, StepConfig
 from fastmeta.bench.variant import Variant
 from fastmeta.bench.variants import PLAIN, REFERENCE, VARIANTS, is_captured, is_compiled, is_plain
@@ -29,16 +30,12 @@ class Unchecked(RuntimeError):
     """There is no truth to compare with: the reference runs out of memory in float64."""
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-
-
 def build(name: str, problem: Problem) -> Variant | str:
     """The variant, or one line that says why there is none."""
     try:
         return VARIANTS[name](problem)
     except (RuntimeError, NotImplementedError) as error:
-        return one_line(error)
+        return reason(error)
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def movement(variant: Variant | str, problem: Problem) -> Movement | str:
     try:
         variant.step()
     except (RuntimeError, NotImplementedError) as error:
-        return one_line(error)
+        return reason(error)
     moved = [p.detach() - b for p, b in zip(variant.model.parameters(), before, strict=True)]
     return Movement(moved, None if table is None or rows is None else table[problem.index] - rows)
 

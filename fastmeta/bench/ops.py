@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops, reference
+from fastmeta._text import reason
 from fastmeta.bench import images, lookahead
 from fastmeta.bench.operations import DTYPES, OPERATIONS, Inputs, Operation
 from fastmeta.bench.results import Verdict, number
@@ -99,7 +100,7 @@ def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepare
             _outputs(operation, variants["compiled"], inputs)
         except Exception as error:  # a compiler's; the fused operation is measured all the same
             del variants["compiled"]
-            notes["compiled"] = f"skipped, {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+            notes["compiled"] = f"skipped, {reason(error)}"
     arguments = dict.fromkeys(variants, operation.arguments)
     same = dict(variants)
     for peer, (load, peer_arguments, same_maths) in operation.peers.items():

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastmeta._text import reason
+
 
 def load(name: str) -> ModuleType | str:
     """The module, or one line that says why it is skipped."""
@@ -18,8 +20,7 @@ def load(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(name)
     except Exception as error:  # old libraries fail in many ways under a new torch
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        return f"{name} does not import with torch {torch.__version__}: {first}"
+        return f"{name} does not import with torch {torch.__version__}: {reason(error)}"
 
 
 def liger_cross_entropy() -> Callable[..., Any] | str:

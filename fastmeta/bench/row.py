@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta._memory import check_room
+from fastmeta._text import reason
 from fastmeta.bench.operations import DTYPES, OPERATIONS
 from fastmeta.bench.timing import Body, Timing, interleave, replayed
 
@@ -126,6 +127,6 @@ def _time(
             if name == "fused":
                 raise
             captured[name] = calls, 1
-            notes[name] = f"timed from the host, not captured in a graph: {str(error).splitlines()[0]}"
+            notes[name] = f"timed from the host, not captured in a graph: {reason(error)}"
     timings = interleave({k: calls for k, (calls, _) in captured.items()}, device, seconds=config.seconds)
     return {k: Timing(tuple(s / captured[k][1] for s in t.seconds)) for k, t in timings.items()}, notes

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastmeta.bench.check import Check, Unchecked, WrongStep, build, one_line
+from fastmeta._text import reason as one_line
+from fastmeta.bench.check import Check, Unchecked, WrongStep, build
 from fastmeta.bench.goals import StepRow, best_plain, verdicts
 from fastmeta.bench.launches import launches
 from fastmeta.bench.memory import held_by_graphs, peak_bytes

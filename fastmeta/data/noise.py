@@ -26,7 +26,7 @@ def parse(spec: str) -> tuple[str, float]:
     """("uniform", 0.4) from "uniform:0.4", ("none", 0) from "none"; InputError for all else."""
     if spec == "none":
         return "none", 0.0
-    kind, _, text = spec.partition(":")
+    kind, _, text = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     try:
         rate = float(text)
     except ValueError:

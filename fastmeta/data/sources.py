@@ -25,13 +25,15 @@ def load_dataset(spec: str, *, seed: int = 0, given: str = "y_train", truth: str
     Raises:
         InputError: an unknown spec, a file that is missing or broken, or arrays that do not fit each other.
     """
+    if not isinstance(spec, str):
+        raise InputError(f"a data set is named by a text, digits or npz:PATH, got {shown(spec)}")
     if spec == "digits":
         if (given, truth) != ("y_train", "y_true"):
             raise InputError("data.given and data.truth choose arrays of an npz file; the digits have none to choose")
         return digits(seed)
     if spec.startswith("npz:"):
         return read_npz(npz_path(spec), given=given, truth=truth)
-    raise InputError(f"unknown dataset {spec!r}: expected digits or npz:PATH")
+    raise InputError(f"unknown dataset {shown(spec)}: expected digits or npz:PATH")
 
 
 def npz_path(spec: str) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.optim import optimizer as torch_optimizer
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
+from fastmeta._text import reason
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.capture import Captured, Record, record_cuda
@@ -166,7 +167,7 @@ class GraphStep:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self.uncaptured = str(error).strip().splitlines()[0][:200]
+                self.uncaptured = reason(error, 200)
                 _say(f"the compiled step is not captured in a CUDA graph: {self.uncaptured}")
                 return self._run(batch, labels_move)
             self._captured[key] = captured

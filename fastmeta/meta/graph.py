@@ -16,6 +16,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from fastmeta._text import reason
 from fastmeta.meta.reassociate import reassociate
 from fastmeta.meta.turns import TURN
 from fastmeta.precision import without_autocast
@@ -60,7 +61,7 @@ def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model's Python does under fake tensors
-        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        raise Untraceable(reason(error, 200)) from error
     _name_batch_norm_writes(raw)
     _join_dtypes(raw)
     functional = torch.func.functionalize(raw, remove="mutations")

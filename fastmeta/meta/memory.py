@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastmeta._text import reason
 from fastmeta.meta.micro import fits, pieces_of, take
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory
 
@@ -117,7 +118,7 @@ def _message(
     return (
         f"out of memory in a step on {n} train and {m} meta rows, whose graphs {graphs}; nothing was changed. "
         f"Ways out: smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "
-        f"bfloat16 autocast; compile='full'. ({str(error).strip().splitlines()[0][:200]})"
+        f"bfloat16 autocast; compile='full'. ({reason(error, 200)})"
     )
 
 

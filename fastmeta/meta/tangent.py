@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
+from fastmeta._text import reason
 from fastmeta.meta.culprit import first_failing_layer
 from fastmeta.meta.draws import RandomState
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
@@ -392,7 +393,7 @@ class _Probe:
         except (RuntimeError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
-            return "raises " + f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+            return f"raises {reason(error, 200)}"
         return self._gap(u, max(self.bound, 0.05) if way == "difference" else self.bound)
 
     def _gap(self, u: Tensor, bound: float) -> str | None:

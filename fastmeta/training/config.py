@@ -284,6 +284,8 @@ def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
 
 
 def _nested(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(f"a config is a table of values, got {shown(values)}")
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmeta._text import reason
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
 from fastmeta.data.sources import npz_path
 from fastmeta.meta.network import pick_logits
@@ -107,10 +108,9 @@ def _try_forward(prepared: Prepared) -> None:
             with torch.no_grad(), evaluation(model) if mode == "evaluation" else nullcontext():
                 logits = pick_logits(model(load_batch(images, few, prepared.data.transform)))
         except Exception as error:  # a module of the user's may raise anything
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             raise InputError(
                 f"model {config.model} fails on {len(few)} images of shape {tuple(images.shape[1:])} in "
-                f"{mode} mode: {reason}"
+                f"{mode} mode: {reason(error)}"
             ) from error
         if logits.shape != (len(few), prepared.splits.num_classes):
             raise InputError(

@@ -121,6 +121,8 @@ def test_files_that_are_missing_or_broken(tmp_path):
         load_dataset(f"npz:{tmp_path}/pickle.npz")
     with pytest.raises(InputError, match="unknown dataset 'cifar'"):
         load_dataset("cifar")
+    with pytest.raises(InputError, match="is named by a text, digits or npz:PATH, got 3"):
+        load_dataset(3)
 
 
 def test_digits_are_those_of_scikit_learn_three_clean_ones_per_class():

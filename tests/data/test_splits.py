@@ -106,7 +106,9 @@ def test_uniform_noise_reaches_every_class_and_may_hit_the_true_one():
     assert np.all(np.abs(counts - 2000) < 5 * 42)
 
 
-@pytest.mark.parametrize("spec", ["uniform", "uniform:2", "uniform:x", "pairs:0.4", "", "uniform:nan"])
+@pytest.mark.parametrize(
+    "spec", ["uniform", "uniform:2", "uniform:x", "pairs:0.4", "", "uniform:nan", None, 0.4, "x" * 10**6]
+)
 def test_unknown_noise(spec):
     with pytest.raises(InputError, match="expected none or uniform:RATE"):
         parse(spec)

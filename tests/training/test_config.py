@@ -44,6 +44,8 @@ def test_numbers_may_be_whole_in_toml():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ([1], r"a config is a table of values, got \[1\]"),
+        ({1: 3}, "unknown key '1'; known are"),
         ({"epoch": 3}, "unknown key 'epoch'; did you mean epochs?"),
         ({"optim": {"learning_rate": 3}}, "unknown key 'optim.learning_rate'; known are lr, momentum"),
         ({"optim": 3}, r"optim must be a table \[optim\], got 3"),
