@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any, Literal, cast
 
 from fastmeta._numbers import as_real
 from fastmeta._text import printable, shown
@@ -21,7 +21,7 @@ from fastmeta._trust import Untrusted
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.training.toml_file import read_toml
-from fastmeta.training.values import at_least, check_types, one_of, positive, within
+from fastmeta.training.values import at_least, check_types, hints_of, one_of, positive, within
 
 BASELINES = ("noisy", "union", "clean")
 MOST_THREADS = 1024
@@ -286,7 +286,7 @@ def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
 def _nested(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"a config is a table of values, got {shown(values)}")
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for key in values:
         if key not in hints:
             close = difflib.get_close_matches(str(key)[:80], hints, n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import os
 import types
@@ -19,9 +20,15 @@ LARGEST = 2**63 - 1
 LONGEST = 4096
 
 
+@functools.cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The annotations of a class, which are texts and take their time."""
+    return get_type_hints(cls)
+
+
 def check_types(config: Any, prefix: str) -> None:
     """Give each field the type of its annotation, wherever the value comes from: Python, TOML or a flag."""
-    for key, hint in get_type_hints(type(config)).items():
+    for key, hint in hints_of(config.__class__).items():
         object.__setattr__(config, key, _typed(hint, getattr(config, key), prefix + key))
 
 
