@@ -232,14 +232,14 @@ class InstanceLabels(_Labels):
         self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
         self.count_step_()
 
-    def undo(self, index: Tensor) -> Callable[[], None]:
-        """What puts back all that a label step on the rows `index` writes."""
+    def undo(self, index: Tensor) -> Callable[..., None]:
+        """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
         rows, counter = self.rows(index), None if self.seed is None else self.label_step.clone()
 
-        def undo() -> None:
-            self.write_(index, rows)
+        def undo(keep: Tensor | None = None) -> None:
+            self.write_(index, rows if keep is None else torch.where(keep, self.rows(index), rows))
             if counter is not None:
-                self.label_step.copy_(counter)
+                self.label_step.copy_(counter if keep is None else torch.where(keep, self.label_step, counter))
 
         return undo
 
@@ -326,12 +326,12 @@ class ClassLabels(_Labels):
         """d L_meta / d alpha (C,): see :func:`class_gradient`."""
         return class_gradient(self.given(index), self.num_classes, u, scale, weight)
 
-    def undo(self, index: Tensor) -> Callable[[], None]:
-        """What puts back all that a label step writes."""
+    def undo(self, index: Tensor) -> Callable[..., None]:
+        """What puts back all that a label step writes; given a 0-d bool, where that is False."""
         before = self.alpha.clone()
 
-        def undo() -> None:
-            self.alpha.copy_(before)
+        def undo(keep: Tensor | None = None) -> None:
+            self.alpha.copy_(before if keep is None else torch.where(keep, self.alpha, before))
 
         return undo
 

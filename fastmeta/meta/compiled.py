@@ -143,7 +143,7 @@ class GraphStep:
                     self.labels.alpha.copy_(label)
             if labels_move:
                 for counter in inputs.label_step:
-                    counter += 1
+                    counter += finite
             for total, value in zip(inputs.totals, out[len(moved) :], strict=False):
                 total.copy_(value)
         return results

@@ -32,6 +32,13 @@ def _sum(t: Tensor) -> Tensor:
     return t.sum(dtype=torch.float32) if t.dtype == torch.float16 else t.sum()
 
 
+def both(flag: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """`flag` and all the others, on its device."""
+    for other in others:
+        flag = flag & other.to(flag.device)
+    return flag
+
+
 def stay_finite(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Tensor]:
     """0-d bools, one for each device if any: no entry of a buffer that was finite before is NaN or infinite after.
 

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from fastmeta import ops
 from fastmeta.meta.doubts import Unrepeatable, repeats
 from fastmeta.meta.draws import RandomState
+from fastmeta.meta.finite import stay_finite
 from fastmeta.meta.network import Network, Tensors, math_attention
 from fastmeta.meta.tangent import (
     TangentPlan,
@@ -74,6 +75,7 @@ class TrainGradient(NamedTuple):
     logits: Tensor  # (n, C), detached
     before: ops.LabelLoss  # under the labels as they were
     grads: Tensors  # of the mean training loss, by name
+    sound: list[Tensor]  # 0-d bools: whether the buffers stayed finite
 
 
 class TrainPieces:
@@ -108,10 +110,11 @@ class TrainPieces:
                 add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
             self._first.append(z.detach())
             losses.append(loss)
+        sound = stay_finite(self._starts[0], self.buffers)
         if len(losses) == 1:
-            return TrainGradient(self._first[0], losses[0], grads)
+            return TrainGradient(self._first[0], losses[0], grads, sound)
         before = ops.LabelLoss(*(torch.cat(parts) for parts in zip(*losses, strict=True)))
-        return TrainGradient(torch.cat(self._first), before, grads)
+        return TrainGradient(torch.cat(self._first), before, grads, sound)
 
     def pull(self, v: Tensor) -> Tensors:
         """J'v by parameter name, once, for covectors (n, C): by the tangent's graph, or every piece's built anew."""

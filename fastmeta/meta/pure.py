@@ -16,6 +16,7 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta.labels import class_gradient, instance_gradient
 from fastmeta.meta.approximation import Approximation
+from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.gradient import Labels, meta_pass
 from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule
 from fastmeta.meta.network import Network, Tensors, math_attention
@@ -223,12 +224,14 @@ class PureStep:
             moved = ops.LabelStep(*before, torch.full_like(before.loss, torch.nan))
             label, grads = inputs.label, {}
             train_loss, v = (moved.loss if weight is None else moved.loss * weight).mean(), moved.v
-            finite = train_loss.isfinite()
+            before_it = dict(zip(after, inputs.buffers, strict=True))
+            finite = both(train_loss.isfinite(), stay_finite(before_it, after))
             meta_loss = grad_norm = torch.full_like(train_loss, torch.nan)
         if not grads:
             with bound.held(params), math_attention(self.plan.math_attention):
                 made = torch.autograd.grad(z, list(params.values()), v / len(v), allow_unused=True)
             grads = {k: t for k, t in zip(params, made, strict=True) if t is not None}
+        finite = both(finite, [all_finite(grads.values(), finite.device)])
 
         def keep(value: Tensor, before: Tensor) -> Tensor:
             return torch.where(finite, value, before) if finite.is_cuda else value
@@ -258,7 +261,7 @@ class PureStep:
             finite=finite,
         )
         totals = [] if self.totals is None else [self.totals.added(inputs.totals[0], result, inputs.targets)]
-        return [*new, *buffers, *statistics, *totals, label, *vars(result).values()]
+        return [*new, *buffers, *statistics, *totals, keep(label, inputs.label), *vars(result).values()]
 
     def _lookahead_rules(self, inputs: StepInputs, buffer_of: dict[str, Tensor | None]) -> dict[str, Rule]:
         choice, rules = self.lookahead.choice, {}

@@ -19,6 +19,7 @@ from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
 from fastmeta.meta.explanation import explanation
+from fastmeta.meta.finite import all_finite, both
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
@@ -81,10 +82,10 @@ class MetaStep:
 
     BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
     Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
-    Python's, NumPy's or a torch.Generator that is an attribute of their module. A step whose loss, g or u is not finite
-    changes nothing and is counted in `nonfinite_steps`. A step that runs out of memory changes nothing and raises
-    fastmeta.meta.memory.OutOfMemory. Gradients that lie in ``.grad`` are dropped, as zero_grad does; after a step the
-    parameters' ``.grad`` is None.
+    Python's, NumPy's or a torch.Generator that is an attribute of their module. A step of which the loss, the meta
+    loss, g, u, the final gradient (after `on_grad`) or a new buffer is not finite changes nothing and is counted in
+    `nonfinite_steps`. A step that runs out of memory changes nothing and raises fastmeta.meta.memory.OutOfMemory.
+    Gradients that lie in ``.grad`` are dropped, as zero_grad does; after a step the parameters' ``.grad`` is None.
     """
 
     def __init__(
@@ -295,10 +296,9 @@ class MetaStep:
     ) -> StepResult:
         """Training with the labels as they are: the steps between those of "every:k"."""
         pieces = TrainPieces(network, plan, *train, self.micro_batch)
-        logits, before, grads = pieces.gradient(self.labels, weight, list(network.params))
+        logits, before, grads, sound = pieces.gradient(self.labels, weight, list(network.params))
         loss = (before.loss if weight is None else before.loss * weight).mean()
-        finite = self._ranks.all(loss.isfinite())
-        self._move_model(network, grads, finite, pieces.buffers)
+        finite = self._move_model(network, grads, self._ranks.all(both(loss.isfinite(), sound)), pieces.buffers)
         nothing = torch.full_like(loss, torch.nan)
         return StepResult(
             train_loss=loss,
@@ -327,12 +327,12 @@ class MetaStep:
         delayed = self.approx.kind == "delayed"
         out, sure = self._meta_pass(network, plan, train, meta, weight)
         finite = ranks.all(out.finite() & sure)
-        # a step that is not finite takes a label step of length zero, on the device
+        # where this is not finite, a label step of length zero: its loss is then that of the labels that stay
         scale = finite.to(torch.float64) * (out.scale / ranks.size)
 
         logits = out.logits.detach()
         grad = self.labels.gradient(logits, out.u, index, out.scale / ranks.size, weight)
-        undo_labels = self.labels.undo(index)
+        undo_labels = self.labels.undo(index if ranks.size == 1 else ranks.gather(index))
         grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
         if ranks.size == 1:
             moved = self.labels.step_(
@@ -343,9 +343,12 @@ class MetaStep:
 
         try:
             if delayed:
-                self._update(network, out.grads, finite, out.buffers)
+                finite = self._update(network, out.grads, finite, out.buffers)
             else:
-                self._move_model(network, out.pull(network.params, moved.v / len(index)), finite, out.buffers)
+                grads = out.pull(network.params, moved.v / len(index))
+                finite = self._move_model(network, grads, finite, out.buffers)
+            if finite.is_cuda or not bool(finite):
+                undo_labels(finite)
         except BaseException:  # out of memory, on_grad, the optimizer: the labels have moved already
             undo_labels()
             raise
@@ -403,9 +406,10 @@ class MetaStep:
                     self._doubts.rounding()
                 self.plan = plan = now
 
-    def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
+    def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> Tensor:
         """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""
-        self._update(network, dict(zip(grads, self._ranks.mean(list(grads.values())), strict=True)), finite, buffers)
+        mean = dict(zip(grads, self._ranks.mean(list(grads.values())), strict=True))
+        return self._update(network, mean, finite, buffers)
 
     def _step_labels_together(
         self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: float, weight: Tensor | None
@@ -419,15 +423,18 @@ class MetaStep:
             labels.move_(ranks.gather(index), ranks.gather(grad), label_lr)
         return ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
 
-    def _update(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> None:
-        """The optimizer's step and the new running statistics, or neither where `finite` is False."""
+    def _update(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> Tensor:
+        """The optimizer's step and the new running statistics, or neither: whether `finite` and `grads` are too."""
         on_device = finite.is_cuda
         if on_device or bool(finite):
             if self.on_grad is not None:
                 self.on_grad(grads)
+            finite = self._ranks.all(both(finite, [all_finite(grads.values(), finite.device)]))
+        if on_device or bool(finite):
             update(network, self.optimizer, grads, buffers, keep=finite if on_device else None)
         self.nonfinite_steps += ~finite
         self.steps += 1
+        return finite
 
     def explain(self) -> str:
         """In words: how the tangent is made and why, which look-ahead, which label rate."""
