@@ -20,9 +20,9 @@ from fastmeta.meta.capture import Captured, Record, record_cuda
 from fastmeta.meta.gradient import Labels
 from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, through_inductor, trace
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
-from fastmeta.meta.lookahead import LookAhead, steps_as_sgd
+from fastmeta.meta.lookahead import LookAhead, Rate, steps_as_sgd
 from fastmeta.meta.network import Network, copy_all_
-from fastmeta.meta.pure import PureStep, SGDRule, StepInputs
+from fastmeta.meta.pure import GroupNumbers, PureStep, SGDRule, StepInputs
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentPlan
 from fastmeta.precision import without_autocast
@@ -109,13 +109,13 @@ class GraphStep:
         self,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
-        label_lr: float,
+        label_lr: Rate,
         weight: Tensor | None,
         *,
         labels_move: bool = True,
     ) -> StepResult:
         """Run the step and write the new parameters, momentum, buffers, totals and labels."""
-        self._rules = self._read_rules()  # momentum and weight decay may change between steps; rates are inputs
+        self._rules = self._read_rules()  # which terms there are; their numbers are inputs
         batch = _Batch(*train, *meta, [] if weight is None else [weight])
         self._set_rates(label_lr)
         run = self._captured_run if self.record is not None and not self.uncaptured else self._run
@@ -273,7 +273,7 @@ class GraphStep:
         for number, group in enumerate(self.optimizer.param_groups):
             if group["dampening"] or group.get("maximize"):
                 raise Untraceable("the graph holds SGD without dampening and maximize")
-            rule = SGDRule(number, group["momentum"], group["nesterov"], float(group["weight_decay"]))
+            rule = SGDRule(number, group["momentum"] != 0, bool(group["nesterov"]), group["weight_decay"] != 0)
             by_id.update((id(p), rule) for p in group["params"])
         return [by_id[id(p)] for p in self.network.params.values()]
 
@@ -292,7 +292,10 @@ class GraphStep:
             x_meta=batch.x_meta,
             y_meta=batch.y_meta,
             data=tensors_of(self.transform),
-            lrs=[scalars[f"lr of group {k}"] for k in range(len(self.optimizer.param_groups))],
+            groups=[
+                GroupNumbers(*(scalars[f"{key} of group {k}"] for key in GroupNumbers._fields))
+                for k in range(len(self.optimizer.param_groups))
+            ],
             lookahead_lr=scalars["lookahead"],
             label_lr=scalars["label_lr"],
             label_step=self._label_step(),
@@ -300,10 +303,14 @@ class GraphStep:
             totals=[] if self.totals is None else [self.totals.values],
         )
 
-    def _set_rates(self, label_lr: float) -> None:
-        """Rates as 0-d tensors that stay where they are, by fills: a copy from the host would wait for the device."""
+    def _set_rates(self, label_lr: Rate) -> None:
+        """Rates and the like as 0-d tensors that stay where they are, by fills: a copy from the host would wait."""
         choice = self.lookahead.choice
-        rates = {f"lr of group {k}": group["lr"] for k, group in enumerate(self.optimizer.param_groups)}
+        rates = {
+            f"{key} of group {k}": group[key]
+            for k, group in enumerate(self.optimizer.param_groups)
+            for key in GroupNumbers._fields
+        }
         rates |= {"lookahead": 0.0 if isinstance(choice, str) else choice, "label_lr": label_lr}
         like = next(iter(self.network.params.values()))
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -314,7 +321,7 @@ class GraphStep:
             if isinstance(rate, Tensor):
                 tensor.copy_(rate)
             elif rate != before:
-                tensor.fill_(rate)
+                tensor.fill_(float(rate))
             self._scalars[name] = rate, tensor
 
     def _momenta(self) -> list[Tensor]:

@@ -21,7 +21,9 @@ def explanation(step: MetaStep) -> str:
         "sgd": "plain SGD at the optimizer's current learning rate (Eq. 3)",
         "optimizer": "the optimizer's own step, with its momentum and weight decay",
     }.get(str(choice), f"plain SGD at the fixed rate {choice}")
-    rate = "set at the first step from lambda and n" if step.label_lr is None else f"{step.label_lr:g}"
+    rate = "" if step.label_lr is None else f"{step.label_lr:g}"
+    if step._given_label_lr is None:
+        rate += f"{' now, ' if rate else ''}set in each step from lambda and n"
     graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[step.compile]
     batches = "whole" if step.micro_batch is None else f"graphs of at most {step.micro_batch} rows at once"
     if step._untraced:

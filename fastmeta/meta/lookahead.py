@@ -30,19 +30,22 @@ Rate = float | Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """One parameter's step: theta* = theta - lr * d(G), d by SGD's momentum, dampening, Nesterov, weight decay."""
+    """One parameter's step: theta* = theta - lr * d(G), d by SGD's momentum, dampening, Nesterov, weight decay.
+
+    Numbers are floats, or 0-d tensors that a graph reads in every step. Zero as a float leaves a term out.
+    """
 
     lr: Rate
-    momentum: float = 0.0
+    momentum: Rate = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     buffer: Tensor | None = None
 
     @property
-    def gain(self) -> float:
+    def gain(self) -> Rate:
         """-d theta* / d G, over lr."""
-        if not self.momentum:
+        if _none(self.momentum):
             return 1.0
         kept = 1.0 if self.buffer is None else 1.0 - self.dampening
         return 1.0 + self.momentum * kept if self.nesterov else kept
@@ -50,23 +53,61 @@ class Rule:
     @property
     def slope(self) -> Rate:
         """c = -d theta* / d G."""
-        return self.lr if self.gain == 1.0 else self.lr * self.gain
+        gain = self.gain
+        return self.lr if isinstance(gain, float) and gain == 1.0 else self.lr * gain
 
     @property
-    def carry(self) -> float:
+    def carry(self) -> Rate:
         """-d theta* / d buffer, over lr."""
-        if not self.momentum or self.buffer is None:
+        if _none(self.momentum) or self.buffer is None:
             return 0.0
         return self.momentum * self.momentum if self.nesterov else self.momentum
 
+    @property
+    def in_graph(self) -> bool:
+        """Whether a number beside lr is a tensor."""
+        return isinstance(self.momentum, Tensor) or isinstance(self.weight_decay, Tensor)
+
+    @property
+    def slope_key(self) -> Any:
+        """Equal for equal slopes; tensors are equal to themselves alone."""
+        gain = self.gain
+        kind = gain if isinstance(gain, float) else (id(self.momentum), self.buffer is None, self.dampening)
+        return _key(self.lr), kind
+
+    @property
+    def key(self) -> Any:
+        """Equal for rules that take one step, but for the buffer that they take it from."""
+        numbers = self.lr, self.momentum, self.weight_decay
+        return *map(_key, numbers), self.dampening, self.nesterov, self.buffer is None
+
     def star(self, theta: Tensor, grad: Tensor) -> Tensor:
         """theta* of one parameter in plain torch, for a compiler to fuse with what stands around it."""
-        d = grad + self.weight_decay * theta if self.weight_decay else grad
-        d = d if self.gain == 1.0 else self.gain * d
-        if self.carry:
+        d = grad if _none(self.weight_decay) else grad + self.weight_decay * theta
+        gain, carry = self.gain, self.carry
+        d = d if isinstance(gain, float) and gain == 1.0 else gain * d
+        if not _none(carry):
             assert self.buffer is not None
-            d = d + self.carry * self.buffer
+            d = d + carry * self.buffer
         return theta - self.lr * d
+
+
+def _on_host(lr: Any) -> Rate:
+    """A rate as a float; one on another device stays there, for to read it would wait for the device."""
+    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
+
+
+def _none(number: Rate) -> bool:
+    return not isinstance(number, Tensor) and number == 0
+
+
+def _key(number: Rate) -> Any:
+    return ("tensor", id(number)) if isinstance(number, Tensor) else number
+
+
+def plus(tensors: list[Tensor], factor: Rate, others: list[Tensor]) -> list[Tensor]:
+    """t + factor * o of each pair, on CUDA in one launch that reads the 0-d `factor` on the device."""
+    return ops.lookahead_update(tensors, others, lr=-factor)
 
 
 def steps_as_sgd(optimizer: torch.optim.Optimizer) -> bool:
@@ -112,22 +153,34 @@ class LookAhead:
         assert self.optimizer is not None
         by_id = {}
         for group in self.optimizer.param_groups:
-            lr = group["lr"]
-            if not (isinstance(lr, Tensor) and lr.is_cuda):  # to read one there would wait for the device
-                lr = float(lr)
+            lr = _on_host(group["lr"])
             for p in group["params"]:
                 if self.choice == "sgd":
                     by_id[id(p)] = Rule(lr)
                 else:
                     by_id[id(p)] = Rule(
                         lr,
-                        group["momentum"],
-                        group["dampening"],
-                        group["nesterov"],
+                        float(group["momentum"]),
+                        float(group["dampening"]),
+                        bool(group["nesterov"]),
                         float(group["weight_decay"]),
                         self.optimizer.state.get(p, {}).get("momentum_buffer"),
                     )
         return {name: by_id[id(p)] for name, p in params.items()}
+
+    def largest_rate(self, params: Tensors) -> Rate:
+        """The largest slope of these parameters, without waiting for a device."""
+        if isinstance(self.choice, str) and self.choice == "sgd":
+            assert self.optimizer is not None
+            ours = {id(p) for p in params.values()}
+            groups = [g for g in self.optimizer.param_groups if any(id(p) in ours for p in g["params"])]
+            slopes = [_on_host(group["lr"]) for group in groups]
+        else:
+            slopes = self.prepare(params).slopes
+        if not any(isinstance(slope, Tensor) for slope in slopes):
+            return max(slopes)
+        like = next(iter(params.values()))
+        return torch.stack([torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in slopes]).max()
 
     def prepare(self, params: Tensors) -> PreparedLookAhead:
         """Read the optimizer once, for one step."""
@@ -142,17 +195,14 @@ class PreparedLookAhead:
 
     def __init__(self, rules: dict[str, Rule]) -> None:
         self.rules = rules
-        first = next(iter(rules.values()))
-        self.uniform = all(r.lr is first.lr or _same(r.lr, first.lr) for r in rules.values()) and all(
-            r.gain == first.gain for r in rules.values()
-        )
-        #: the slope of the first parameter: lambda, where all parameters share one
-        self.rate: Rate = first.slope
+        #: the different slopes; one nearly always, which then is lambda
+        self.slopes: list[Rate] = list({r.slope_key: r.slope for r in rules.values()}.values())
+        self.uniform = len(self.slopes) == 1
 
     @property
     def scale(self) -> Rate:
         """lambda of the closed forms, to go with u = J direction."""
-        return self.rate if self.uniform else 1.0
+        return self.slopes[0] if self.uniform else 1.0
 
     def direction(self, g: Tensors) -> Tensors:
         """g; where parameters have slopes of their own, g times slope, and then ``scale`` is 1."""
@@ -173,28 +223,27 @@ class PreparedLookAhead:
                 if not (on_cuda or rule.carry or rule.weight_decay):
                     star.update(zip(names, torch._foreach_add(thetas, deltas, alpha=-float(rule.slope)), strict=True))
                     continue
-                buffers = [b for name in names if rule.carry and (b := self.rules[name].buffer) is not None]
-                new = ops.lookahead_update(
-                    thetas,
-                    deltas,
-                    buffers,
-                    lr=rule.lr,
-                    gain=rule.gain,
-                    carry=rule.carry,
-                    weight_decay=rule.weight_decay,
-                )
-                star.update(zip(names, new, strict=True))
+                buffers = [b for name in names if (b := self.rules[name].buffer) is not None]
+                star.update(zip(names, _fused_star(rule, thetas, deltas, buffers), strict=True))
         return star
 
     def _alike(self, params: Tensors, names: list[str]) -> Iterable[list[str]]:
         """The names in groups of one rule, dtype and device; nearly always one group."""
         groups: dict[Any, list[str]] = {}
         for name in names:
-            rule, p = self.rules[name], params[name]
-            lr = id(rule.lr) if isinstance(rule.lr, Tensor) else rule.lr
-            groups.setdefault((lr, rule.gain, rule.carry, rule.weight_decay, p.dtype, p.device), []).append(name)
+            groups.setdefault((self.rules[name].key, params[name].dtype, params[name].device), []).append(name)
         return groups.values()
 
 
-def _same(a: Rate, b: Rate) -> bool:
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+def _fused_star(rule: Rule, thetas: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
+    """theta* of parameters of one rule: one launch, or one for each term whose factor is a tensor."""
+    if not rule.in_graph:
+        held = buffers if rule.carry else []
+        gain, carry, decay = float(rule.gain), float(rule.carry), float(rule.weight_decay)
+        return ops.lookahead_update(thetas, grads, held, lr=rule.lr, gain=gain, carry=carry, weight_decay=decay)
+    d = grads if _none(rule.weight_decay) else plus(grads, rule.weight_decay, thetas)
+    if not _none(rule.momentum):
+        # after the step the buffer would be mu b + d; Nesterov goes along d + mu times that
+        grown = plus(d, rule.momentum, buffers) if buffers else d
+        d = plus(d, rule.momentum, grown) if rule.nesterov else grown
+    return ops.lookahead_update(thetas, d, lr=rule.lr)

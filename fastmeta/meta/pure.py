@@ -1,14 +1,15 @@
 """One step as a pure function of tensors.
 
 It is the same :func:`~fastmeta.meta.gradient.meta_pass` that runs eagerly, with the rest of a step around it: finite
-check, label step, second backward, SGD, totals. Rates are 0-d inputs, so a schedule changes no graph.
+check, label step, second backward, SGD, totals. Rates, momentum and weight decay are 0-d inputs, so a schedule changes
+no graph.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from fastmeta.labels import class_gradient, instance_gradient
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.gradient import Labels, meta_pass
-from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule
+from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule, plus
 from fastmeta.meta.network import Network, Tensors, math_attention
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentPlan
@@ -80,21 +81,34 @@ class BoundNetwork(Network):
         return self._network.held({**self._frozen_values, **params}, start)
 
 
+class GroupNumbers(NamedTuple):
+    """What a schedule may change of a parameter group: 0-d tensors, which a graph reads in every step."""
+
+    lr: Tensor
+    momentum: Tensor
+    weight_decay: Tensor
+
+
 @dataclass(frozen=True)
 class SGDRule:
-    """One parameter's update in the graph: torch.optim.SGD without dampening, a buffer of zeros standing for none."""
+    """One parameter's update in the graph: torch.optim.SGD without dampening, a buffer of zeros standing for none.
+
+    It says which terms there are; their numbers are those of the parameter group.
+    """
 
     group: int
-    momentum: float
+    momentum: bool
     nesterov: bool
-    weight_decay: float
+    weight_decay: bool
 
-    def __call__(self, theta: Tensor, grad: Tensor, buffer: Tensor | None, lr: Tensor) -> tuple[Tensor, Tensor | None]:
-        d = grad + self.weight_decay * theta if self.weight_decay else grad
+    def __call__(
+        self, theta: Tensor, grad: Tensor, buffer: Tensor | None, numbers: GroupNumbers
+    ) -> tuple[Tensor, Tensor | None]:
+        d = grad + numbers.weight_decay * theta if self.weight_decay else grad
         if buffer is not None:
-            buffer = self.momentum * buffer + d
-            d = d + self.momentum * buffer if self.nesterov else buffer
-        return torch.addcmul(theta, d, -lr), buffer
+            buffer = numbers.momentum * buffer + d
+            d = d + numbers.momentum * buffer if self.nesterov else buffer
+        return torch.addcmul(theta, d, -numbers.lr), buffer
 
 
 def fused_sgd(
@@ -102,35 +116,34 @@ def fused_sgd(
     thetas: list[Tensor],
     grads: list[Tensor | None],
     buffers: list[Tensor | None],
-    lrs: list[Tensor],
+    groups: list[GroupNumbers],
     finite: Tensor,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """New parameters and buffers by a launch for each, for all parameters of one rule; the old ones where not `finite`.
+    """New parameters and buffers by a launch for each term, for all parameters of one rule; the old ones where not
+    `finite`.
 
-    Both are the affine map of :func:`fastmeta.ops.lookahead_update`, the buffer's as mu b + d = b + (d + (mu - 1) b),
-    and a step of length zero does not look at the gradient. Operation by operation it would be several small kernels
-    for each parameter; torch's fused SGD writes into its inputs, and as a pure function copies all of them first.
+    A step of length zero does not look at what it would add, so that the mask of all is one of two numbers; the buffer
+    mu b + d is b + (d + (mu - 1) b) therefore. Operation by operation it would be several small kernels for each
+    parameter; torch's fused SGD writes into its inputs, and as a pure function copies all of them first.
     """
     new, kept = list(thetas), list(buffers)
-    groups: dict[Any, list[int]] = {}
+    alike: dict[Any, list[int]] = {}
     for k, (rule, theta, grad) in enumerate(zip(rules, thetas, grads, strict=True)):
         if grad is not None:
-            groups.setdefault((rule, theta.dtype), []).append(k)
-    for (rule, _), places in groups.items():
-        ours = [thetas[k] for k in places]
-        gs = [g for k in places if (g := grads[k]) is not None]
-        bs = [b for k in places if (b := buffers[k]) is not None]
-        mu, decay = rule.momentum, rule.weight_decay
-        lr = torch.where(finite, lrs[rule.group], 0.0)
-        gain, carry = (1 + mu, mu * mu) if rule.nesterov else (1.0, mu)
-        moved = ops.lookahead_update(ours, gs, bs, lr=lr, gain=gain, carry=carry, weight_decay=decay)
-        for k, value in zip(places, moved, strict=True):
-            new[k] = value
-        if mu:
-            one = torch.where(finite, -1.0, 0.0)
-            grown = ops.lookahead_update(bs, gs, ours if decay else [], lr=one, carry=decay, weight_decay=mu - 1)
+            alike.setdefault((rule, theta.dtype), []).append(k)
+    for (rule, _), places in alike.items():
+        ours, numbers = [thetas[k] for k in places], groups[rule.group]
+        d = [g for k in places if (g := grads[k]) is not None]
+        if rule.weight_decay:
+            d = plus(d, numbers.weight_decay, ours)
+        if rule.momentum:
+            bs = [b for k in places if (b := buffers[k]) is not None]
+            grown = plus(bs, torch.where(finite, 1.0, 0.0), plus(d, numbers.momentum - 1, bs))
+            d = plus(d, numbers.momentum, grown) if rule.nesterov else grown
             for k, value in zip(places, grown, strict=True):
                 kept[k] = value
+        for k, value in zip(places, plus(ours, torch.where(finite, -numbers.lr, 0.0), d), strict=True):
+            new[k] = value
     return new, [b for b in kept if b is not None]
 
 
@@ -149,7 +162,7 @@ class StepInputs:
     x_meta: Any
     y_meta: Tensor
     data: list[Tensor]  # what the transform of x and x_meta reads
-    lrs: list[Tensor]  # 0-d, one per parameter group
+    groups: list[GroupNumbers]
     lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
     label_lr: Tensor  # 0-d
     label_step: list[Tensor]  # none, or the counter of a table that is rounded stochastically
@@ -239,12 +252,12 @@ class PureStep:
         thetas, olds = [p.detach() for p in params.values()], list(buffer_of.values())
         wanted = [grads.get(name) for name in names]
         if finite.is_cuda:
-            new, buffers = fused_sgd(self.rules, thetas, wanted, olds, inputs.lrs, finite)
+            new, buffers = fused_sgd(self.rules, thetas, wanted, olds, inputs.groups, finite)
         else:
             new, buffers = [], []
             for rule, theta, grad, old in zip(self.rules, thetas, wanted, olds, strict=True):
-                lr = inputs.lrs[rule.group]
-                moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, lr)
+                numbers = inputs.groups[rule.group]
+                moved_to, buffer = (theta, old) if grad is None else rule(theta, grad, old, numbers)
                 new.append(moved_to)
                 if buffer is not None:
                     buffers.append(buffer)
@@ -266,11 +279,13 @@ class PureStep:
     def _lookahead_rules(self, inputs: StepInputs, buffer_of: dict[str, Tensor | None]) -> dict[str, Rule]:
         choice, rules = self.lookahead.choice, {}
         for (name, buffer), rule in zip(buffer_of.items(), self.rules, strict=True):
+            numbers = inputs.groups[rule.group]
             if choice == "sgd":
-                rules[name] = Rule(inputs.lrs[rule.group])
+                rules[name] = Rule(numbers.lr)
             elif choice == "optimizer":
-                lr = inputs.lrs[rule.group]
-                rules[name] = Rule(lr, rule.momentum, 0.0, rule.nesterov, rule.weight_decay, buffer)
+                momentum = numbers.momentum if rule.momentum else 0.0
+                decay = numbers.weight_decay if rule.weight_decay else 0.0
+                rules[name] = Rule(numbers.lr, momentum, 0.0, rule.nesterov, decay, buffer)
             else:
                 rules[name] = Rule(inputs.lookahead_lr)
         return rules

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastmeta import ops
+from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.labels import ClassLabels
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
@@ -23,7 +24,7 @@ from fastmeta.meta.finite import all_finite, both
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
-from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
+from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
 from fastmeta.meta.memory import explained
 from fastmeta.meta.micro import TrainPieces, couples_rows, fits, take
 from fastmeta.meta.network import Network, Tensors, functional_module, is_out_of_memory, recorded
@@ -31,6 +32,9 @@ from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
 from fastmeta.meta.turns import TURN
 from fastmeta.meta.update import update
+
+#: a look-ahead rate at most this (the start of a warm-up, the end of a cosine) moves no label by a default label_lr
+_NO_RATE = 1e-30
 
 
 class MetaStep:
@@ -49,7 +53,10 @@ class MetaStep:
         labels: InstanceLabels or ClassLabels over the training set, on the batch's device.
         optimizer: the model's. Its ``param_groups`` may change between steps (schedules).
         label_lr: eta, a constant SGD rate; 25-200 is normal for instance labels, because the gradient carries lambda/n.
-            None takes ``labels.default_label_lr(lambda, n)`` at the first step. May be assigned to later.
+            None takes ``labels.default_label_lr(lambda, n)`` in each step, so that eta lambda / n is the same all along
+            a schedule; where parameter groups have rates of their own, lambda is the largest, because the gradient sums
+            over all parameters and a smaller one would let labels run too far (a warning says so). May be assigned to
+            later.
         lookahead: ``"sgd"`` is Eq. (3) at the optimizer's current rates; ``"optimizer"`` follows torch.optim.SGD's
             momentum, Nesterov, dampening and weight decay exactly; a float is a fixed rate, and what an optimizer
             other than SGD needs.
@@ -111,18 +118,20 @@ class MetaStep:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         check_labels(labels)
-        if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
-            raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {micro_batch!r}")
+        most = None if micro_batch is None else as_whole(micro_batch)
+        if micro_batch is not None and (most is None or most < 1):
+            raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
         if tangent not in get_args(TangentChoice):
             raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {tangent!r}")
         self.model = model
         self.labels = labels
         self.optimizer = optimizer
         self.label_lr = label_lr
+        self._unequal_rates_told = False
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
-        self.micro_batch = micro_batch
+        self.micro_batch = most
         self.on_grad = on_grad
         self.plan: TangentPlan | None = None
         self.steps = 0
@@ -164,11 +173,7 @@ class MetaStep:
         turn = TURN if self._ranks.size == 1 else nullcontext()
         with turn, explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
-            label_lr = self.label_lr
-            if label_lr is None:
-                rate = float(self._lookahead.prepare(network.params).rate)
-                label_lr = self.labels.default_label_lr(rate, len(train[1]) * self._ranks.size)
-                self.label_lr = label_lr
+            label_lr = self._label_rate(network, len(train[1]) * self._ranks.size)
             if self.compile != "off" and not self._untraced and plan.tried:
                 try:
                     return self._graph_step(network, plan, label_lr, train, meta, weight)
@@ -186,20 +191,54 @@ class MetaStep:
 
     @property
     def label_lr(self) -> float | None:
-        """eta; None before the first step takes the default."""
-        return self._label_lr
+        """eta: as it was given, or what the last step took; None before the first step takes the default."""
+        rate = self._given_label_lr if self._given_label_lr is not None else self._default_label_lr
+        return None if rate is None else float(rate)
 
     @label_lr.setter
     def label_lr(self, rate: float | None) -> None:
-        if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < float("inf")):
-            raise ValueError(f"label_lr must be None or a finite number >= 0, got {rate!r}")
-        self._label_lr = rate
+        eta = None if rate is None else as_real(rate)
+        if rate is not None and (eta is None or not 0 <= eta < float("inf")):
+            raise ValueError(f"label_lr must be None or a finite number >= 0, got {shown(rate)}")
+        self._given_label_lr = eta
+        self._default_label_lr: Rate | None = None  # that of the last step
+
+    def _label_rate(self, network: Network, n: int) -> Rate:
+        """eta of a step on `n` rows, those of all ranks together."""
+        if self._given_label_lr is not None:
+            return self._given_label_lr
+        moving = {name: network.params[name] for name in self.approx.moving(network)}
+        rate = self._lookahead.largest_rate(moving)
+        if isinstance(rate, Tensor):
+            eta: Rate = torch.where(rate > _NO_RATE, self.labels.default_label_lr(1.0, n) / rate, 0.0)
+        else:
+            eta = self.labels.default_label_lr(rate, n) if rate > _NO_RATE else 0.0
+        self._warn_of_unequal_rates()
+        self._default_label_lr = eta
+        return eta
+
+    def _warn_of_unequal_rates(self) -> None:
+        """Once; where rates lie on a device, at the first step alone, for to compare them waits for it."""
+        groups = self.optimizer.param_groups
+        if self._unequal_rates_told or len(groups) < 2 or not isinstance(self._lookahead.choice, str):
+            return
+        on_device = any(isinstance(group["lr"], Tensor) and group["lr"].is_cuda for group in groups)
+        rates = [float(group["lr"]) for group in groups]
+        self._unequal_rates_told = on_device or min(rates) < max(rates)
+        if min(rates) < max(rates):
+            listed = ", ".join(f"{rate:g}" for rate in rates)
+            warnings.warn(
+                f"label_lr=None: the optimizer's parameter groups have different rates ({listed}); label_lr goes by "
+                "the largest that the look-ahead takes, so that labels move no further than they should; pass label_lr "
+                "to choose it yourself",
+                stacklevel=4,
+            )
 
     def _graph_step(
         self,
         network: Network,
         plan: TangentPlan,
-        label_lr: float,
+        label_lr: Rate,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
@@ -316,7 +355,7 @@ class MetaStep:
         self,
         network: Network,
         plan: TangentPlan,
-        label_lr: float,
+        label_lr: Rate,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
@@ -412,7 +451,7 @@ class MetaStep:
         return self._update(network, mean, finite, buffers)
 
     def _step_labels_together(
-        self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: float, weight: Tensor | None
+        self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: Rate, weight: Tensor | None
     ) -> ops.LabelStep:
         """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
         ranks, labels = self._ranks, self.labels
@@ -443,7 +482,7 @@ class MetaStep:
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
         return {
-            "label_lr": self.label_lr,
+            "label_lr": self._given_label_lr,  # None follows the schedule, also after a resume
             "plan": None if self.plan is None else asdict(self.plan),
             "steps": self.steps,
             "nonfinite_steps": int(self.nonfinite_steps),
