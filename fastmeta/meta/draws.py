@@ -47,6 +47,12 @@ class RandomState:
         for generator, state in self.own:
             _set_state(generator, state)
 
+    def has_drawn(self) -> bool:
+        """Whether somebody has drawn from any of the generators since."""
+        now = RandomState(self.device or torch.device("cpu"), self.generators)
+        before, after = ((s.cpu, s.cuda, *(state for _, state in s.own)) for s in (self, now))
+        return not all(map(_equal, before, after))
+
     def host_has_drawn(self) -> bool:
         """Whether somebody has drawn from a generator of Python or NumPy since."""
         host = [(g, state) for g, state in self.own if not isinstance(g, torch.Generator)]

@@ -16,8 +16,9 @@ from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.meta.doubts import Unrepeatable, adjoint, repeats
 from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
-from fastmeta.meta.micro import TrainPieces, add_up, check_logits, fits, pieces_of, take
+from fastmeta.meta.micro import WHOLE, Cut, TrainPieces, add_up, check_logits, fits, pieces_of
 from fastmeta.meta.network import Network, Tensors, math_attention, recorded
+from fastmeta.meta.rows import take
 from fastmeta.meta.tangent import (
     TangentChoice,
     TangentPlan,
@@ -135,18 +136,18 @@ def meta_pass(
     moving: list[str] | None = None,
     keep_grads: bool = False,
     pulls: bool = False,
-    most: int | None = None,
+    cut: Cut = WHOLE,
 ) -> MetaPass:
     """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
 
     Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
     the model must draw no random numbers, or `plan` must be reverse. `moving` names the parameters that theta* moves
-    (all); `grads` are empty unless kept; `pulls` says that the caller will :meth:`~MetaPass.pull`. The graphs of `most`
-    rows are held at once (fastmeta.meta.micro).
+    (all); `grads` are empty unless kept; `pulls` says that the caller will :meth:`~MetaPass.pull`. `cut` says how
+    many rows have their graphs held at once (fastmeta.meta.micro).
     """
-    if not fits(train, meta, most) or plan.once or (plan.joined and replay and moving is None):
+    if not fits(train, meta, cut.most) or plan.once or (plan.joined and replay and moving is None):
         return _frugal_meta_pass(
-            network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, pulls, most
+            network, labels, lookahead, plan, train, meta, weight, reduce, moving, keep_grads, pulls, cut
         )
     x, index = train
     params, names = network.params, list(network.params) if moving is None else moving
@@ -221,14 +222,20 @@ def _meta_gradient(
     names: list[str],
     buffers: Tensors,
     meta: tuple[Any, Tensor],
-    most: int | None = None,
+    cut: Cut = WHOLE,
 ) -> tuple[Tensor, Tensors]:
     """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); buffers are left alone."""
     # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
     star = {k: t.detach().requires_grad_(k in names) for k, t in star.items()}
     (x, y), losses, g = meta, [], Tensors()
-    for rows in pieces_of(len(y), most):
-        logits = network(star, {k: b.clone() for k, b in buffers.items()}, take(x, rows, len(y)))
+    for rows in pieces_of(len(y), cut.most):
+        piece = take(x, rows, len(y), cut.per_row_meta, "x_meta")
+        logits = network(star, {k: b.clone() for k, b in buffers.items()}, piece)
+        if len(logits) != rows.stop - rows.start:
+            raise ValueError(
+                f"{rows.stop - rows.start} rows of x_meta gave {len(logits)} rows of logits; x_meta and y_meta must "
+                "belong together, with rows along their first dimension"
+            )
         loss = torch.nn.functional.cross_entropy(logits, y[rows])
         if len(logits) < len(y):
             loss = loss * (len(logits) / len(y))
@@ -250,18 +257,18 @@ def _frugal_meta_pass(
     moving: list[str] | None,
     keep_grads: bool,
     pulls: bool,
-    most: int | None,
+    cut: Cut,
 ) -> MetaPass:
-    """:func:`meta_pass` without ever holding the graphs of more than `most` rows."""
+    """:func:`meta_pass` without ever holding the graphs of more than ``cut.most`` rows."""
     names = list(network.params) if moving is None else moving
-    pieces = TrainPieces(network, plan, *train, most)
+    pieces = TrainPieces(network, plan, *train, cut)
     logits, before, grads, sound = pieces.gradient(labels, weight, names)
     local = grads
     grads = dict(zip(grads, reduce(list(grads.values())), strict=True))
     star = lookahead.star(network.params, grads)
     kept = grads if keep_grads else {}
     del grads
-    meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, most)
+    meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, cut)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
     direction = lookahead.direction(g)

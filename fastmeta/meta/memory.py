@@ -13,8 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastmeta._text import reason
-from fastmeta.meta.micro import fits, pieces_of, take
+from fastmeta.meta.micro import Cut, fits, pieces_of
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory
+from fastmeta.meta.rows import take
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -44,7 +45,7 @@ class Saved(saved_tensors_hooks):
         return sum(t.untyped_storage().nbytes() for t in self._kept.values())
 
 
-def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int | None:
+def graph_bytes(network: Network, x: Any, count: int, most: int | None, per_row: Any = None) -> int | None:
     """Bytes that one forward makes and keeps for its backward: of the largest piece of `most` rows, of `count`.
 
     Counted on fake tensors: nothing is computed, drawn or allocated. None for a model that does not run on them.
@@ -61,7 +62,7 @@ def graph_bytes(network: Network, x: Any, count: int, most: int | None) -> int |
 
             params = {**copies(network.params), **copies(network.frozen())}
             buffers = copies(network.buffers())
-            piece = tree_map(fake, take(x, largest, count))
+            piece = tree_map(fake, take(x, largest, count, per_row))
             there = [t for t in tree_leaves((params, buffers, piece)) if isinstance(t, Tensor)]
             with torch.enable_grad(), Saved(there) as saved:
                 network(params, buffers, piece)
@@ -75,14 +76,14 @@ def explained(
     network: Network,
     train: tuple[Any, Tensor],
     meta: tuple[Any, Tensor],
-    micro_batch: int | None,
+    cut: Cut,
     inputs: Callable[..., tuple[Any, ...]],
     both_graphs: Callable[[], bool],
 ) -> Iterator[None]:
     """Turn running out of memory into :class:`OutOfMemory`.
 
     `inputs` makes network inputs of batches; `both_graphs` says whether the step holds the graphs of both at once where
-    `micro_batch` lets it.
+    `cut` lets it.
     """
     try:
         yield
@@ -91,23 +92,26 @@ def explained(
             raise
         # the frames of the failed pass hold its graphs: without them a caller who catches this has the memory again
         cause = error.with_traceback(None)
-        raise OutOfMemory(_message(network, train, meta, micro_batch, inputs, both_graphs(), cause)) from cause
+        raise OutOfMemory(_message(network, train, meta, cut, inputs, both_graphs(), cause)) from cause
 
 
 def _message(
     network: Network,
     train: tuple[Any, Tensor],
     meta: tuple[Any, Tensor],
-    micro_batch: int | None,
+    cut: Cut,
     inputs: Callable[..., tuple[Any, ...]],
     both_graphs: bool,
     error: RuntimeError,
 ) -> str:
-    n, m = len(train[1]), len(meta[1])
+    n, m, micro_batch = len(train[1]), len(meta[1]), cut.most
     sizes: list[int | None] = [None]
     with suppress(RuntimeError):  # not even the inputs may fit
         x, x_meta = inputs(train[0], meta[0])
-        sizes = [graph_bytes(network, x, n, micro_batch), graph_bytes(network, x_meta, m, micro_batch)]
+        sizes = [
+            graph_bytes(network, x, n, micro_batch, cut.per_row),
+            graph_bytes(network, x_meta, m, micro_batch, cut.per_row_meta),
+        ]
     graphs = "could not be estimated for this model"
     if None not in sizes:
         each = "" if micro_batch is None else f", in pieces of at most {micro_batch} rows"

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
 
 from fastmeta import ops
 from fastmeta.meta.doubts import Unrepeatable, repeats
 from fastmeta.meta.draws import RandomState
 from fastmeta.meta.finite import stay_finite
-from fastmeta.meta.network import Network, Tensors, math_attention
+from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
+from fastmeta.meta.rows import take
 from fastmeta.meta.tangent import (
     TangentPlan,
     arithmetic_of,
@@ -36,6 +36,17 @@ from fastmeta.meta.tangent import (
     forward_with_graph,
     reverse_tangent,
 )
+
+
+class Cut(NamedTuple):
+    """How a step is cut: graphs of at most `most` rows at once, and what of x and x_meta is per row (see `rows`)."""
+
+    most: int | None = None
+    per_row: Any = None
+    per_row_meta: Any = None
+
+
+WHOLE = Cut()
 
 
 def pieces_of(count: int, most: int | None) -> list[slice]:
@@ -49,13 +60,6 @@ def fits(train: Any, meta: Any, most: int | None) -> bool:
     return most is None or len(train[1]) + len(meta[1]) <= most
 
 
-def take(x: Any, rows: slice, count: int) -> Any:
-    """Rows of a batch of `count`: of `x` itself, or of every tensor inside it that has so many."""
-    if rows.stop - rows.start == count:
-        return x
-    return tree_map(lambda t: t[rows] if isinstance(t, Tensor) and t.ndim and len(t) == count else t, x)
-
-
 def add_up(total: Tensors, names: list[str], grads: tuple[Tensor | None, ...]) -> None:
     """Add `grads` to the sums by name; None is a parameter that this piece does not reach."""
     for name, g in zip(names, grads, strict=True):
@@ -67,6 +71,35 @@ def add_up(total: Tensors, names: list[str], grads: tuple[Tensor | None, ...]) -
 def couples_rows(network: Network) -> bool:
     """Whether a train-mode BatchNorm makes the logits of a row depend on the others."""
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in network.model.modules())
+
+
+def refuse_coupled_rows(network: Network, x: Any, count: int, cut: Cut) -> None:
+    """ValueError where a piece of x has other logits alone than in the whole batch; nothing changes.
+
+    A model that draws random numbers is not asked, nor one that has no room for the whole forward.
+    """
+    like, rows = next(iter(network.params.values())), pieces_of(count, cut.most)[-1]
+    piece, state = take(x, rows, count, cut.per_row), network.random_state(like.device)
+    try:
+        with torch.no_grad(), network.settings_kept():
+            alone = network(network.params, network.buffers(), piece)
+            whole = network(network.params, network.buffers(), x)
+        drawn = state.has_drawn()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return
+    finally:
+        state.restore()
+    size = rows.stop - rows.start
+    alike = len(whole) == count and alone.shape == whole[rows].shape
+    if not alike or not (drawn or bool(repeats(whole[rows], alone, arithmetic_of(like)))):
+        got = f"other logits than among all {count}" if alike else f"logits of shape {tuple(alone.shape)}"
+        raise ValueError(
+            f"micro_batch: {size} rows of x alone give {got}: the model mixes the rows of a "
+            "batch, they do not lie along the first dimension, or something is cut that all rows share; give x with "
+            "rows first, say what is per row (per_row=), or leave micro_batch out"
+        )
 
 
 class TrainGradient(NamedTuple):
@@ -84,10 +117,10 @@ class TrainPieces:
     Every later forward of a piece sees the buffers and draws the random numbers (dropout masks) of its first.
     """
 
-    def __init__(self, network: Network, plan: TangentPlan, x: Any, index: Tensor, most: int | None) -> None:
+    def __init__(self, network: Network, plan: TangentPlan, x: Any, index: Tensor, cut: Cut) -> None:
         self.network, self.plan, self.index = network, plan, index
-        self.rows = pieces_of(len(index), most)
-        self._x = [take(x, rows, len(index)) for rows in self.rows]
+        self.rows = pieces_of(len(index), cut.most)
+        self._x = [take(x, rows, len(index), cut.per_row) for rows in self.rows]
         self.buffers = network.buffers()  # after the forwards so far
         self._starts: list[Tensors] = []
         self._random: list[RandomState] = []

@@ -26,9 +26,10 @@ from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
 from fastmeta.meta.memory import explained
-from fastmeta.meta.micro import TrainPieces, couples_rows, fits, take
+from fastmeta.meta.micro import Cut, TrainPieces, couples_rows, fits, refuse_coupled_rows
 from fastmeta.meta.network import Network, Tensors, functional_module, is_out_of_memory, recorded
 from fastmeta.meta.result import StepResult, Totals
+from fastmeta.meta.rows import take
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
 from fastmeta.meta.turns import TURN
 from fastmeta.meta.update import update
@@ -86,6 +87,11 @@ class MetaStep:
             batch that is larger itself is taken in pieces, for 1 F more where the tangent is forward. Either changes
             nothing, unless pieces meet random layers, which draw for each piece, or BatchNorm in training mode, whose
             statistics are then those of each piece (a warning says so).
+        per_row: which tensors of an `x` that is no tensor are per row, for `micro_batch` to cut: True for all, or the
+            structure of x (or the upper part of it) with True for these and False for what all rows share, such as a
+            support set. Lists and arrays of one entry per row are cut like tensors. None is enough where a single
+            tensor has as many rows as the batch; else a ValueError asks.
+        per_row_meta: the same of `x_meta`; None takes `per_row`.
 
     BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
     Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
@@ -113,6 +119,8 @@ class MetaStep:
         transform: InputTransform | None = None,
         totals: Totals | None = None,
         micro_batch: int | None = None,
+        per_row: Any = None,
+        per_row_meta: Any = None,
     ) -> None:
         functional_module(model)  # raises for what is none
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -131,7 +139,7 @@ class MetaStep:
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
-        self.micro_batch = most
+        self._cut = Cut(most, per_row, per_row if per_row_meta is None else per_row_meta)
         self.on_grad = on_grad
         self.plan: TangentPlan | None = None
         self.steps = 0
@@ -171,7 +179,7 @@ class MetaStep:
         self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
         turn = TURN if self._ranks.size == 1 else nullcontext()
-        with turn, explained(network, train, meta, self.micro_batch, inputs, self._both_graphs), recorded():
+        with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
             label_lr = self._label_rate(network, len(train[1]) * self._ranks.size)
             if self.compile != "off" and not self._untraced and plan.tried:
@@ -188,6 +196,10 @@ class MetaStep:
                 given = self.labels.given(train[1])
                 self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
             return result
+
+    @property
+    def micro_batch(self) -> int | None:
+        return self._cut.most
 
     @property
     def label_lr(self) -> float | None:
@@ -304,6 +316,8 @@ class MetaStep:
                 f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more",
                 3,
             )
+        elif self.micro_batch is not None and n > self.micro_batch:
+            refuse_coupled_rows(network, x, n, self._cut)
         self.plan, self._planned = plan, now
         if self._graphs is not None:
             self._graphs.plan = plan  # of its graphs to come: each has modes and precision in its key
@@ -312,7 +326,7 @@ class MetaStep:
     def _choose_plan(self, x: Any, n: int) -> TangentPlan:
         """By network input of `n` rows and the model as it is."""
         network = self._current_network()
-        piece = take(x, slice(0, min(n, self.micro_batch or n)), n)
+        piece = take(x, slice(0, min(n, self.micro_batch or n)), n, self._cut.per_row)
         moved = [network.params[name] for name in self.approx.moving(network)]
         plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
         if plan.warning and plan.warning != self._inexact:
@@ -334,7 +348,7 @@ class MetaStep:
         self, network: Network, plan: TangentPlan, train: tuple[Any, Tensor], weight: Tensor | None
     ) -> StepResult:
         """Training with the labels as they are: the steps between those of "every:k"."""
-        pieces = TrainPieces(network, plan, *train, self.micro_batch)
+        pieces = TrainPieces(network, plan, *train, self._cut)
         logits, before, grads, sound = pieces.gradient(self.labels, weight, list(network.params))
         loss = (before.loss if weight is None else before.loss * weight).mean()
         finite = self._move_model(network, grads, self._ranks.all(both(loss.isfinite(), sound)), pieces.buffers)
@@ -427,7 +441,7 @@ class MetaStep:
                     moving=self.approx.moving(network) if self.approx.kind == "last" else None,
                     keep_grads=delayed,
                     pulls=not delayed,
-                    most=self.micro_batch,
+                    cut=self._cut,
                 )
                 return out, self._doubts.settle(plan.way, out.same, out.gap, arithmetic_of(like), self._ranks)
             except RuntimeError as error:
