@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastmeta._numbers import as_real, as_whole, shown
 
 
 def check(first: Tensor, on: str = "logits", /, **others: Tensor | None) -> None:
@@ -21,16 +24,17 @@ def check(first: Tensor, on: str = "logits", /, **others: Tensor | None) -> None
             raise ValueError(f"{name} is on {t.device} but {on} on {first.device}; move one of them")
 
 
-def number(x: float, name: str) -> Tensor:
-    try:
-        finite = math.isfinite(x)
-    except OverflowError:  # an int beyond float64
-        finite = False
-    except TypeError:
-        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {x!r}") from None
-    if not finite:
-        raise ValueError(f"{name} must be finite, got {x}")
-    return torch.scalar_tensor(x, dtype=torch.float64)
+def finite(x: Any, name: str, kind: str = "a number") -> float:
+    number = as_real(x)
+    if number is None:
+        raise TypeError(f"{name} must be {kind}, got {shown(x)}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {shown(x)}")
+    return number
+
+
+def number(x: Any, name: str) -> Tensor:
+    return torch.scalar_tensor(finite(x, name, "a number or a 0-dim tensor"), dtype=torch.float64)
 
 
 def scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
@@ -41,20 +45,32 @@ def scalar(x: float | Tensor, name: str, logits: Tensor) -> Tensor:
     return x.detach()
 
 
-def counter(seed: int | None, step: int | Tensor | None, logits: Tensor) -> Tensor | None:
+def counter(seed: Any, step: Any, logits: Tensor) -> Tensor | None:
     """`step` as a 0-dim tensor, for it and `seed` come together."""
     if (seed is None) != (step is None):
         raise ValueError(
             f"stochastic rounding needs seed and step, got {'step' if seed is None else 'seed'} alone; "
             "pass both, or neither to round to nearest"
         )
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
-    if isinstance(step, int):
-        return torch.scalar_tensor(step, dtype=torch.int64)
-    if step is not None and step.device.type != "cpu":
-        check(logits, step=step)
-    return step
+    if step is None:
+        return None
+    if isinstance(step, Tensor):
+        if step.device.type != "cpu":
+            check(logits, step=step)
+        return step
+    count = as_whole(step)
+    if count is None:
+        raise TypeError(f"step must be a whole number or a 0-dim tensor, got {shown(step)}")
+    return torch.scalar_tensor(count, dtype=torch.int64)
+
+
+def seed_of(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    whole = as_whole(seed)
+    if whole is None or not 0 <= whole < 2**63:
+        raise ValueError(f"seed must lie in [0, 2^63), got {shown(seed)}")
+    return whole
 
 
 def check_range(index: Tensor, name: str, sized: Tensor, dim: int, of: str) -> None:

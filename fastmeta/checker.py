@@ -122,7 +122,7 @@ def check(
     ways = () if isinstance(tangents, str) else tuple(tangents)
     if not ways or not all(isinstance(way, str) and way in known for way in ways):
         raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {shown(tangents)}")
-    check_batch(labels, train, meta)
+    train, meta = check_batch(labels, train, meta)
     with TURN, recorded():
         own = _Problem(model, labels, train, meta, rate, logits_of, None)
         double = _Problem(model, labels, train, meta, rate, logits_of, torch.float64)

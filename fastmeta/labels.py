@@ -8,40 +8,56 @@ A family holds the given hard labels and its own label parameter as buffers, so 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
+from fastmeta._arguments import seed_of
+from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.precision import without_autocast
 from fastmeta.rounding import round_stochastically
 
 __all__ = ["ClassLabels", "InstanceLabels"]
 
 
-def _check_targets(targets: Tensor, num_classes: int) -> tuple[Tensor, int]:
-    targets = torch.as_tensor(targets)
-    if targets.ndim != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
+def _check_targets(targets: Any, num_classes: Any) -> tuple[Tensor, int]:
+    values = _vector(targets)
+    whole = values is not None and not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    if values is None or not whole or values.ndim != 1:
+        got = type(targets).__name__ if values is None else f"shape {tuple(values.shape)} of {values.dtype}"
         raise ValueError(
-            f"targets must be a vector of class numbers (N,) of an integer dtype, got shape {tuple(targets.shape)} "
-            f"of {targets.dtype}; pass the hard labels of the training set"
+            f"targets must be a vector of class numbers (N,) of an integer dtype, got {got}; "
+            "pass the hard labels of the training set"
         )
-    try:
-        count = operator.index(num_classes)  # also of numpy's integers
-    except TypeError:
-        count = 0
-    if count < 2:
-        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
-    if targets.numel():
-        low, high = int(targets.min()), int(targets.max())
+    count = as_whole(num_classes)
+    if count is None or count < 2:
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {shown(num_classes)}")
+    values = values.to(torch.int64)  # first: torch has no smallest of uint16
+    if values.numel():
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= count:
             raise ValueError(
                 f"targets must lie in [0, {count - 1}] for num_classes={count}, got {low} to {high}; "
                 "renumber the classes or raise num_classes"
             )
-    return targets.to(torch.int64).clone(), count
+    return values.clone(), count
+
+
+def _vector(values: Any) -> Tensor | None:
+    """`values` as a tensor: of torch, NumPy, pandas or Python; None where they are no numbers."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        if hasattr(values, "__array__"):
+            array = values.__array__()
+            # pandas' integers that may be missing come as objects; torch takes no other byte order and no step back
+            values = array.tolist() if array.dtype.kind == "O" else array.astype(array.dtype.newbyteorder("="))
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _check_dtype(dtype: torch.dtype, allowed: tuple[torch.dtype, ...]) -> None:
@@ -110,12 +126,12 @@ class _Labels(nn.Module):
         lambda = 0.4, n = 128 and 165 visits it lies inside the paper's grids (class 0.01-3, instance 5-100). Raises
         ValueError unless all are positive.
         """
-        if not lr > 0 or not batch_size > 0 or not visits > 0:
-            raise ValueError(
-                f"default_label_lr needs positive lr, batch_size and visits, got {lr}, {batch_size}, {visits}; "
-                "pass label_lr"
-            )
-        return self._travel / visits * batch_size / lr
+        numbers = [as_real(value) for value in (lr, batch_size, visits)]
+        if not all(number is not None and 0 < number < math.inf for number in numbers):
+            got = ", ".join(map(shown, (lr, batch_size, visits)))
+            raise ValueError(f"default_label_lr needs positive lr, batch_size and visits, got {got}; pass label_lr")
+        rate, n, epochs = (float(number or 0) for number in numbers)
+        return self._travel / epochs * n / rate
 
     def given(self, index: Tensor) -> Tensor:
         """Given classes (n,) of the rows `index`."""
@@ -168,18 +184,19 @@ class InstanceLabels(_Labels):
         super().__init__()
         targets, self.num_classes = _check_targets(targets, num_classes)
         _check_dtype(dtype, (torch.float32, torch.bfloat16, torch.float64))
-        if not 0 < target_prob < 1:
+        p0 = as_real(target_prob)
+        if p0 is None or not 0 < p0 < 1:
             raise ValueError(
-                f"target_prob must lie strictly between 0 and 1 for instance labels, got {target_prob}: a softmax "
-                "reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
+                f"target_prob must lie strictly between 0 and 1 for instance labels, got {shown(target_prob)}: a "
+                "softmax reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
                 "or ClassLabels for a one-hot start"
             )
-        margin = math.log(target_prob * (self.num_classes - 1) / (1 - target_prob))
+        margin = math.log(p0 * (self.num_classes - 1) / (1 - p0))
         table = torch.zeros(len(targets), self.num_classes, dtype=dtype, device=targets.device)
         table.scatter_(1, targets.unsqueeze(1), margin)
         self.register_buffer("targets", targets)
         self.register_buffer("label_logits", table)
-        self._seed = seed
+        self._seed = seed_of(seed)
         self.seed: int | None = None
         self._round_stochastically()
 
@@ -303,12 +320,11 @@ class ClassLabels(_Labels):
         super().__init__()
         targets, self.num_classes = _check_targets(targets, num_classes)
         _check_dtype(dtype, (torch.float32, torch.float64))
-        if not 0 <= target_prob <= 1:
-            raise ValueError(f"target_prob must lie in [0, 1], got {target_prob}")
+        p0 = as_real(target_prob)
+        if p0 is None or not 0 <= p0 <= 1:
+            raise ValueError(f"target_prob must lie in [0, 1], got {shown(target_prob)}")
         self.register_buffer("targets", targets)
-        self.register_buffer(
-            "alpha", torch.full((self.num_classes,), 1 - target_prob, dtype=dtype, device=targets.device)
-        )
+        self.register_buffer("alpha", torch.full((self.num_classes,), 1 - p0, dtype=dtype, device=targets.device))
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all."""

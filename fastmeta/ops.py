@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import _fakes
-from fastmeta._arguments import check, check_range, counter, number, scalar
+from fastmeta._arguments import check, check_range, counter, finite, number, scalar, seed_of
 from fastmeta._dispatch import columns
 from fastmeta._native import build_info
 from fastmeta._soft_cross_entropy import SoftCrossEntropy
@@ -227,7 +227,7 @@ def instance_label_step_(
             whatever else the batch holds. `step` is an int or a 0-dim int64 tensor, read on the device. Without them,
             and in tables of other dtypes, to nearest: steps below half the distance of two numbers are then lost.
     """
-    step = counter(seed, step, logits)
+    seed, step = seed_of(seed), counter(seed, step, logits)
     check(logits, label_logits=label_logits, index=index, u=u, weight=weight)
     check_range(index, "index", label_logits, 0, "rows of label_logits")
     scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
@@ -256,7 +256,7 @@ def instance_label_step(
     `label_rows` (n, C) are ``label_logits[index]``. Batch rows of equal index are the same sample: each comes back with
     the one new row, so that writing them back in any order gives the same table.
     """
-    step = counter(seed, step, logits)
+    seed, step = seed_of(seed), counter(seed, step, logits)
     check(logits, label_rows=label_rows, index=index, u=u, weight=weight)
     scale, label_lr = scalar(scale, "scale", logits), scalar(label_lr, "label_lr", logits)
     return InstanceLabelStep(
@@ -371,4 +371,5 @@ def lookahead_update(
             if t.device != params[0].device:
                 raise ValueError(f"{name}[{k}] is on {t.device} but params on {params[0].device}; move one of them")
     rate = lr.detach() if isinstance(lr, Tensor) else number(lr, "lr")
+    gain, carry, weight_decay = finite(gain, "gain"), finite(carry, "carry"), finite(weight_decay, "weight_decay")
     return _raw.lookahead_update(params, grads, buffers, rate, gain, carry, weight_decay)

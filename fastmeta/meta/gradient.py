@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
+from fastmeta._numbers import as_real, shown
 from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.meta.doubts import Unrepeatable, adjoint, repeats
 from fastmeta.meta.finite import all_finite, both, stay_finite
@@ -82,17 +83,20 @@ def check_labels(labels: object) -> None:
 
 def check_batch(
     labels: Labels, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], weight: Tensor | None = None
-) -> None:
-    """Raise a ValueError that names the wrong argument. On CUDA it looks at shapes and dtypes alone: no sync."""
+) -> tuple[tuple[Any, Tensor], tuple[Any, Tensor]]:
+    """Both batches with index and y_meta as int64, or a ValueError that names the wrong argument.
+
+    On CUDA it looks at shapes and dtypes alone: no sync.
+    """
     check_labels(labels)
     for name, pair, want in (("train", train, "(x, index)"), ("meta", meta, "(x_meta, y_meta)")):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"the {name} batch must be a pair {want}, got {type(pair).__name__}")
-    index, y_meta = train[1], meta[1]
+    index, y_meta = _int64(train[1]), _int64(meta[1])
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
         got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
         raise ValueError(
-            f"index must be an int64 vector (n,) of rows of the training set, got {got}; "
+            f"index must be an int64 vector (n,) of rows of the training set (or of another integer dtype), got {got}; "
             "it says whose labels the batch carries"
         )
     if not len(index):
@@ -120,6 +124,13 @@ def check_batch(
             f"index must be on the labels' device, {labels.targets.device}, got {index.device}; "
             "move one of them, e.g. labels.to(device)"
         )
+    return (train[0], index), (meta[0], y_meta)
+
+
+def _int64(numbers: Any) -> Any:
+    """A vector of another integer dtype as int64; what is none as it is."""
+    whole = isinstance(numbers, Tensor) and not (numbers.is_floating_point() or numbers.is_complex())
+    return numbers.to(torch.int64) if whole and numbers.dtype != torch.bool else numbers
 
 
 def meta_pass(
@@ -344,8 +355,11 @@ def label_gradient(
     if lr is not None:
         if lookahead != "sgd" or optimizer is not None:
             raise ValueError("give lr, or lookahead and optimizer, not both")
-        lookahead = float(lr)
-    check_batch(labels, train, meta, weight)
+        rate = as_real(lr)
+        if rate is None or not 0 <= rate < float("inf"):
+            raise ValueError(f"lr must be None or a finite number >= 0, got {shown(lr)}")
+        lookahead = rate
+    train, meta = check_batch(labels, train, meta, weight)
     trained = None if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
     network = Network(model, trained, logits_of)
     prepared = LookAhead(lookahead, optimizer).prepare(network.params)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
+from fastmeta._numbers import as_real, shown
 from fastmeta.meta.network import Tensors
 
 LookAheadChoice = Literal["sgd", "optimizer"] | float
@@ -141,14 +142,17 @@ class LookAhead:
                 )
             if any(group.get("maximize") for group in optimizer.param_groups):
                 raise ValueError("lookahead follows a descending SGD, got maximize=True; pass a float")
-        elif isinstance(choice, bool) or not isinstance(choice, int | float) or not choice >= 0:
-            raise ValueError(f'lookahead must be "sgd", "optimizer" or a learning rate >= 0, got {choice!r}')
+        else:
+            rate = as_real(choice)
+            if rate is None or not 0 <= rate < float("inf"):
+                raise ValueError(f'lookahead must be "sgd", "optimizer" or a learning rate >= 0, got {shown(choice)}')
+            choice = rate
         self.choice = choice
         self.optimizer = optimizer
 
     def rules(self, params: Tensors) -> dict[str, Rule]:
-        if isinstance(self.choice, int | float):
-            rule = Rule(float(self.choice))
+        if isinstance(self.choice, float):
+            rule = Rule(self.choice)
             return dict.fromkeys(params, rule)
         assert self.optimizer is not None
         by_id = {}

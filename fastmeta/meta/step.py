@@ -17,6 +17,7 @@ from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.labels import ClassLabels
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.compiled import CompileMode, GraphStep
+from fastmeta.meta.demands import check_optimizer, check_parameters
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
 from fastmeta.meta.explanation import explanation
@@ -125,6 +126,8 @@ class MetaStep:
         functional_module(model)  # raises for what is none
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        check_optimizer(optimizer)
+        check_parameters(model, optimizer)
         check_labels(labels)
         most = None if micro_batch is None else as_whole(micro_batch)
         if micro_batch is not None and (most is None or most < 1):
@@ -171,10 +174,11 @@ class MetaStep:
     ) -> StepResult:
         """One step on ``(x, index)`` and ``(x_meta, y_meta)``.
 
-        index (n,) int64 rows of the training set; y_meta (m,) int64; weight (n,) optional constant weights of the
-        training loss (both gradients carry them). Raises ValueError for batches that do not fit each other.
+        index (n,) rows of the training set; y_meta (m,) classes; both of any integer dtype; weight (n,) optional
+        constant weights of the training loss (both gradients carry them). Raises ValueError for batches that do not fit
+        each other.
         """
-        check_batch(self.labels, train, meta, weight)
+        train, meta = check_batch(self.labels, train, meta, weight)
         network = self._current_network()
         self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
@@ -296,6 +300,8 @@ class MetaStep:
         optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
         key = tuple((id(p), p.requires_grad) for p in optimized)
         if self._network is None or self._network_key != key:
+            if self._network is not None:
+                check_parameters(self.model, self.optimizer)
             self._network, self._network_key = Network(self.model, optimized, self.logits_of), key
         return self._network
 

@@ -1,0 +1,83 @@
+"""What a meta step asks of an optimizer and of parameters, said at the start and not from inside of torch."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a TypeError for an optimizer whose step cannot be taken along one given gradient, dense and detached."""
+    kind = type(optimizer).__name__
+    closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"optimizer must step along one gradient, but {kind} evaluates the loss again and again (its step needs a "
+            "closure); take SGD or Adam"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise TypeError("optimizer must take dense gradients, but SparseAdam takes sparse ones alone; take Adam")
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise TypeError(
+            f"{kind} has differentiable=True, whose step records itself; a meta step needs no such record: leave it out"
+        )
+
+
+def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError that names the first parameter, buffer or layer that a meta step cannot have."""
+    tensors = {name: t for named in (model.named_parameters(), model.named_buffers()) for name, t in named}
+    lazy = [name for name, t in tensors.items() if is_lazy(t)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]} has no shape yet (a lazy layer); run the model once on a batch, then make the optimizer"
+        )
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad:
+            raise ValueError(
+                f"layer {name!r} ({type(layer).__name__}) has sparse=True: a meta step needs dense gradients; "
+                "set sparse=False"
+            )
+    own = {id(p) for p in model.parameters()}
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    strange = [p for p in optimized if id(p) not in own]
+    if strange and len(strange) < len(optimized):
+        shapes = ", ".join(str(tuple(p.shape)) for p in strange[:3])
+        raise ValueError(
+            f"the optimizer holds {len(strange)} parameters that are not the model's (of shape {shapes}), which a meta "
+            "step would never move; give it model.parameters() alone, and another optimizer for the rest"
+        )
+    held = {id(p) for p in optimized}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in held}
+    for name, p in trained.items():
+        if (kind := _strange_kind(p)) is not None:
+            raise ValueError(f"parameter {name} is {kind}; a meta step trains real dense tensors on one device")
+    devices = {str(p.device): name for name, p in trained.items()}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise ValueError(f"the model's parameters must be on one device, got {where}; move the model to one")
+    half = [name for name, p in trained.items() if p.dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        warnings.warn(
+            f"parameter {half[0]} is {trained[half[0]].dtype}: steps below its rounding are lost, in the look-ahead "
+            "too, whose gradient is then not exact; keep parameters in float32 and use torch.autocast",
+            stacklevel=3,
+        )
+
+
+def _strange_kind(p: Tensor) -> str | None:
+    """What `p` is, for an error, unless a step can train it."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(p, distributed.DTensor):
+        return "a DTensor, a part of what lies on several devices"
+    if p.is_complex():
+        return f"complex ({p.dtype})"
+    if p.layout != torch.strided:
+        return f"of layout {p.layout}"
+    if p.is_quantized or p.dtype.itemsize < 2:
+        return f"of dtype {p.dtype}"
+    return "on the meta device, which holds no numbers" if p.device.type == "meta" else None
