@@ -46,6 +46,15 @@ def tangent(function, *inputs):
         return str(error) or "an error"
 
 
+def refuses(function, words=""):
+    """Whether it raises a RuntimeError that says so."""
+    try:
+        function()
+    except RuntimeError as error:
+        return words in str(error)
+    return False
+
+
 def attention(q):
     return F.scaled_dot_product_attention(q, q, q)
 
@@ -188,9 +197,10 @@ def test_tracing_changes_modules_of_the_whole_process():
 
 def test_reentrant_checkpointing_cannot_be_differentiated_by_name():
     x = torch.ones(2, requires_grad=True)
-    with pytest.raises(RuntimeError, match="checkpoint"):
-        torch.autograd.grad(checkpoint(torch.sin, x, use_reentrant=True).sum(), x)
-        pytest.fail(lifted("autograd.grad goes through reentrant checkpointing", "fastmeta.meta.recompute"))
+    out = checkpoint(torch.sin, x, use_reentrant=True).sum()
+    assert refuses(lambda: torch.autograd.grad(out, x), "heckpoint"), lifted(
+        "autograd.grad goes through reentrant checkpointing", "fastmeta.meta.recompute"
+    )
 
 
 def test_a_checkpointed_part_runs_again_on_what_the_model_holds_then():
@@ -208,12 +218,14 @@ def test_a_checkpointed_part_runs_again_on_what_the_model_holds_then():
 
 def test_a_checkpointed_forward_with_tangents_has_no_backward():
     layer = nn.Linear(2, 2)
-    with pytest.raises(RuntimeError):
+
+    def gradient():
         with forward_ad.dual_level():
             x = forward_ad.make_dual(torch.ones(1, 2, requires_grad=True), torch.ones(1, 2))
             out, _ = forward_ad.unpack_dual(checkpoint(lambda t: layer(t).sin(), x, use_reentrant=False))
         torch.autograd.grad(out.sum(), list(layer.parameters()))
-        pytest.fail(lifted("the graph of a checkpointed dual forward is good", "the mention in _joined_failure"))
+
+    assert refuses(gradient), lifted("the graph of a checkpointed dual forward is good", "a part of _joined_failure")
 
 
 def test_selective_checkpointing_bears_one_backward():
@@ -224,9 +236,9 @@ def test_selective_checkpointing_bears_one_backward():
 
     out = checkpoint(lambda t: t.sin().cos(), x, use_reentrant=False, context_fn=contexts).sum()
     torch.autograd.grad(out, x, retain_graph=True)
-    with pytest.raises(RuntimeError, match="extra time"):
-        torch.autograd.grad(out, x)
-        pytest.fail(lifted("selective checkpointing bears a second backward", "TangentPlan.once"))
+    assert refuses(lambda: torch.autograd.grad(out, x), "extra time"), lifted(
+        "selective checkpointing bears a second backward", "TangentPlan.once"
+    )
 
 
 def test_batch_norm_writes_without_saying_so():
@@ -284,11 +296,9 @@ def test_functionalisation_refuses_an_operator_that_writes_and_returns():
         return x * 2
 
     grow.register_fake(torch.empty_like)
-    with pytest.raises(RuntimeError):
-        torch.func.functionalize(lambda x: grow(x))(torch.ones(2))
-        pytest.fail(
-            lifted("functionalize takes operators that write and return", "rows-in, rows-out twins of label steps")
-        )
+    assert refuses(lambda: torch.func.functionalize(lambda x: grow(x))(torch.ones(2))), lifted(
+        "functionalize takes operators that write and return", "the rows-in, rows-out twins of label steps"
+    )
 
 
 def test_custom_functions_look_at_a_signature_in_each_call():
@@ -303,8 +313,8 @@ def test_one_set_of_tf32_switches_cannot_be_read_where_the_other_was_turned():
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "ieee" if before == "tf32" else "tf32"
     try:
-        with pytest.raises(RuntimeError):
-            torch.get_float32_matmul_precision()
-            pytest.fail(lifted("both sets of TF32 switches can be read", "the detour of fastmeta.precision"))
+        assert refuses(torch.get_float32_matmul_precision), lifted(
+            "both sets of TF32 switches can be read", "the detour of fastmeta.precision"
+        )
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
