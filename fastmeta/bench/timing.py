@@ -55,6 +55,8 @@ def interleave(
         seconds: time to spend, spread over at least 5 and at most 200 rounds.
         rounds: exactly so many rounds instead.
     """
+    if not variants:
+        return {}
     sampler = _cuda_sample if device.type == "cuda" else _cpu_sample
     repeats = {name: _calibrate(sampler, bodies) for name, bodies in variants.items()}
     one_round = sum(sampler(bodies, repeats[name]) * repeats[name] for name, bodies in variants.items())

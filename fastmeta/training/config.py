@@ -21,7 +21,7 @@ from fastmeta._trust import Untrusted
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.training.toml_file import read_toml
-from fastmeta.training.values import at_least, check_types, hints_of, one_of, positive, within
+from fastmeta.training.values import LARGEST_RATE, at_least, check_types, hints_of, one_of, positive, within
 
 BASELINES = ("noisy", "union", "clean")
 MOST_THREADS = 1024
@@ -51,6 +51,8 @@ class OptimConfig:
         positive("optim.lr", self.lr)
         within("optim.momentum", self.momentum, 0, 1, high_open=True)
         within("optim.weight_decay", self.weight_decay, 0, math.inf, high_open=True)
+        if self.weight_decay:
+            positive("optim.weight_decay", self.weight_decay)
         within("optim.gamma", self.gamma, 0, 1)
         for m in self.milestones:
             within("optim.milestones", m, 0, 1)
@@ -84,7 +86,7 @@ class LabelConfig:
                 rate = float(self.lookahead)
             except ValueError:
                 rate = -1.0
-            if not 0 < rate < math.inf:
+            if not 0 < rate <= LARGEST_RATE:
                 raise InputError(
                     f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {shown(self.lookahead)}"
                 )

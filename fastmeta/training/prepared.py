@@ -15,7 +15,8 @@ from torch import nn
 from fastmeta._text import reason
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
 from fastmeta.data.sources import npz_path
-from fastmeta.meta.network import pick_logits
+from fastmeta.meta.approximation import Approximation
+from fastmeta.meta.network import Network, pick_logits
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import pick_device
 from fastmeta.training.modes import evaluation, wholly_in_eval
@@ -92,7 +93,18 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     )
     prepared = Prepared(config, splits, on_device, model, device)
     _try_forward(prepared)
+    _check_layers(prepared)
     return prepared
+
+
+def _check_layers(prepared: Prepared) -> None:
+    """InputError where approx=last:L asks for more layers than the model has."""
+    approximation = Approximation.parse(prepared.config.approx_choice)
+    if approximation.kind == "last":
+        try:
+            approximation.moving(Network(prepared.initial))
+        except ValueError as error:
+            raise InputError(error) from error
 
 
 def _try_forward(prepared: Prepared) -> None:

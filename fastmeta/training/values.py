@@ -16,6 +16,8 @@ from fastmeta.data.errors import InputError
 
 #: whole numbers are those of TOML and of torch
 LARGEST = 2**63 - 1
+#: of float32
+LARGEST_RATE = 3.4e38
 #: characters of a text; no path is longer
 LONGEST = 4096
 
@@ -113,8 +115,10 @@ def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise InputError(f"{name} must be above 0 and finite, got {shown(value)}")
+    """For rates, by which float32 is multiplied."""
+    if value is not None and not 0 < value <= LARGEST_RATE:
+        finite = "at most 3.4e38, as float32 is" if 0 < value < math.inf else "finite"
+        raise InputError(f"{name} must be above 0 and {finite}, got {shown(value)}")
 
 
 def within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:

@@ -118,3 +118,9 @@ def test_a_directory_that_is_taken(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(InputError, match="is no run directory"):
         load_run(tmp_path)
+
+
+def test_more_layers_than_there_are_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"approx='last:9' asks for more layers than there are: .* take last:1"):
+        train(config(tmp_path / "run", approx="last:9"), data=two_classes())
+    assert not (tmp_path / "run").exists()
