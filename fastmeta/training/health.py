@@ -14,6 +14,23 @@ EARLY = 0.3
 #: labels that will move by less than this share of the way to a changed label have hardly moved
 HARDLY = 0.1
 
+#: label_lr above so many times its default is the first thing to doubt; the paper's grids end at 20
+ABSURD = 1000
+#: label logits so far apart leave nothing of the smaller one, and no gradient
+RUN_AWAY = 100
+
+
+def label_rate_to_blame(labels: InstanceLabels | ClassLabels, label_lr: float, usual: float) -> str | None:
+    """What to lower in a run that has diverged, where that is the labels' rate; waits for the device."""
+    if label_lr > ABSURD * usual:
+        return f"lower labels.label_lr, now {label_lr:g} where about {usual:.2g} is usual"
+    if isinstance(labels, InstanceLabels):
+        rows = labels.rows(_sample(labels)).double()
+        share = float((~(rows.amax(1) - rows.amin(1) < RUN_AWAY)).double().mean())
+        if share > 0.1:
+            return f"{share:.0%} of the labels have run away to one class: lower labels.label_lr, now {label_lr:g}"
+    return None
+
 
 @dataclass
 class Health:

@@ -13,7 +13,7 @@ from fastmeta.meta.finite import all_finite
 from fastmeta.meta.network import pick_logits
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.health import Health
+from fastmeta.training.health import Health, label_rate_to_blame
 from fastmeta.training.label_metrics import label_figures
 from fastmeta.training.metrics import Accumulator, evaluate, means
 from fastmeta.training.modes import evaluation
@@ -141,7 +141,7 @@ class Stage:
         if sums["longest_streak"] >= MOST_NONFINITE:
             raise Diverged(
                 f"{self.name}: loss or gradient was not finite for {MOST_NONFINITE} steps in a row "
-                f"(up to step {self.step}): training has diverged; lower optim.lr, now {self.config.optim.lr}"
+                f"(up to step {self.step}): training has diverged; {self._which_rate()}"
             )
 
     def finite(self) -> bool:
@@ -150,6 +150,17 @@ class Stage:
         state = [t for p in params for t in self.optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
         labels = [] if self.method.labels is None else list(self.method.labels.state_dict().values())
         return bool(all_finite([*params, *state, *labels]))
+
+    def _which_rate(self) -> str:
+        """The rate to lower, for an error; waits for the device."""
+        optim, labels = self.config.optim, self.config.labels
+        if self.method.labels is not None and labels.label_lr is not None:
+            assert optim.lr is not None
+            assert self.config.epochs is not None
+            usual = self.method.labels.default_label_lr(optim.lr, self.sampler.batch_size, self.config.epochs)
+            if (why := label_rate_to_blame(self.method.labels, labels.label_lr, usual)) is not None:
+                return why
+        return f"lower optim.lr, now {optim.lr}"
 
     def sound(self) -> bool:
         """Whether this state is worth keeping: the last step was finite, and the model still is. Waits for the device.
