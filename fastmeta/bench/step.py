@@ -48,8 +48,6 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
     problem = Problem(config, torch.float64 if config.dtype == "float64" else torch.float32)
     prepared = _prepare(names, config, problem, say)
     variants, skipped, failures = prepared.variants, prepared.skipped, prepared.failures
-    if not variants and not failures and config.limit is None:
-        raise ValueError(f"no variant can run: {'; '.join(f'{name}: {why}' for name, why in skipped.items())}")
     timings = interleave(
         {k: v.bodies for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
     )
