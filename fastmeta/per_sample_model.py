@@ -128,7 +128,8 @@ def _refuse_mixing(model: nn.Module, recorded: list[Recorded], losses: Tensor, n
         return
     first = next(iter(recorded[int(reached.nonzero()[0])].parameters.values()))
     raise ValueError(
-        f"{_place(model, names[first])} mixes samples or stands before what does: the loss of one reaches the row of another in dimension 0, so none has a gradient of its own. Put the batch first everywhere "
+        f"{_place(model, names[first])} mixes samples or stands before what does: the loss of one reaches the row of "
+        "another in dimension 0, so none has a gradient of its own. Put the batch first everywhere "
         "(batch_first=True), and take no statistics over it; label_gradient's `alignment` stays exact"
     )
 

@@ -16,8 +16,8 @@ _MATMUL, _CONV, _RNN = _backends.cuda.matmul, _backends.cudnn.conv, _backends.cu
 def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
     """Inside, float32 products and convolutions on a CUDA `device` run in TF32, or in full where `tf32` is False.
 
-    torch by itself lets cuDNN's convolutions use TF32 and matrix products not. On a CPU nothing changes. What was set
-    before is set again at the end.
+    The switches are the process's: other threads see them. torch by itself lets cuDNN's convolutions use TF32 and
+    matrix products not. On a CPU nothing changes. What was set before is set again at the end.
     """
     if device.type != "cuda":
         yield

@@ -243,11 +243,11 @@ class MetaStep:
         self._unequal_rates_told = on_device or min(rates) < max(rates)
         if min(rates) < max(rates):
             listed = ", ".join(f"{rate:g}" for rate in rates)
-            warnings.warn(
+            self._warn(
                 f"label_lr=None: the optimizer's parameter groups have different rates ({listed}); label_lr goes by "
                 "the largest that the look-ahead takes, so that labels move no further than they should; pass label_lr "
                 "to choose it yourself",
-                stacklevel=4,
+                4,
             )
 
     def _graph_step(
