@@ -74,7 +74,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     A folder that is made for it is there for good with the next file that is written beside that folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_part(path, content)
     commit(path)
 
@@ -209,6 +210,16 @@ def digest_of(path: Path, size: int | None = None, each: Callable[[bytes], None]
             if each is not None:
                 each(piece)
     return digest.hexdigest()
+
+
+def seal_of(path: Path) -> dict[str, Any]:
+    """Size and digest of a finished file, as a checkpoint and a summary keep them."""
+    return {"bytes": read_head(path, 0)[0], "digest": digest_of(path)}
+
+
+def is_sealed(path: Path, seal: Any) -> bool:
+    """Whether a regular file is still what :func:`seal_of` saw; a file of another size is not read."""
+    return isinstance(seal, dict) and seal["bytes"] == read_head(path, 0)[0] and seal["digest"] == digest_of(path)
 
 
 def new_digest(content: bytes = b"") -> hashlib.blake2b:

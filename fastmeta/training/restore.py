@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.files import STATE, SUMMARY, digest_of, new_digest, parse_json, part_of
+from fastmeta.training.files import STATE, SUMMARY, digest_of, is_sealed, new_digest, parse_json, part_of
 from fastmeta.training.prepared import Data
-from fastmeta.training.result import CUSTOM, LABELS_FORM, STAGE_FORM, read, result_files
+from fastmeta.training.result import CUSTOM, LABELS_FORM, SEAL_FORM, STAGE_FORM, read, result_files
 from fastmeta.training.schema import anything, each, maybe, record, table, text, whole
 
 _WAY = "bring it back, or start a new run"
@@ -72,7 +73,7 @@ _STATE_FORM = record(
         "warnings": each(text),
         "metrics_bytes": whole(),
         "metrics_digest": text,
-        "files": table(text),
+        "files": table(SEAL_FORM),
         "stage": maybe(record({"name": text})),
     }
 )
@@ -126,15 +127,15 @@ def _bad_line(path: Path, size: int) -> str:
     return "a figure: its content and its digest differ"
 
 
-def check_results(path: Path, finished: Mapping[str, str | None]) -> None:
-    """InputError unless the `finished` files have their digests, and nothing is in the way of those to come.
+def check_results(path: Path, finished: Mapping[str, Any]) -> None:
+    """InputError unless the `finished` files are as they were sealed, and nothing is in the way of those to come.
 
     Or the run would end only when their turn comes, behind hours of training.
     """
-    for name, digest in finished.items():
+    for name, seal in finished.items():
         if not os.path.isfile(path / name):
             raise InputError(f"{path / name} is gone, which the run had written; {_WAY}")
-        if read(path / name, digest_of) != digest:
+        if not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; {_WAY}")
     to_come: tuple[str | Path, ...] = (*result_files(True), SUMMARY, STATE)
     for written in to_come:

@@ -21,6 +21,7 @@ import reprlib
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ from fastmeta.training.files import (
     CONFIG,
     SUMMARY,
     command,
-    digest_of,
+    is_sealed,
     new_digest,
     parse_json,
     read_bytes,
@@ -175,7 +176,7 @@ def summary_of(
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
-    files                           digests of the files that the run has written
+    files                           sizes and digests of the files that the run has written
     digest                          of all of this but the seconds: equal runs have equal ones
     """
     summary = {
@@ -236,9 +237,9 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
     if METHODS[config.method].needs_meta:
         size, num_classes = summary["train_size"], summary["num_classes"]
         labels = read(path / "labels.safetensors", lambda p: _load_labels(p, size, num_classes))
-    for name, digest in summary.get("files", {}).items():
-        # all but the labels' table is needed above
-        if os.path.lexists(path / name) and read(path / name, digest_of) != digest:
+    for name, seal in summary.get("files", {}).items():
+        # all but the table of labels are needed above
+        if os.path.lexists(path / name) and not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; run it again")
     return Run(path, summary, config, model.eval(), labels)
 
@@ -322,6 +323,7 @@ _LABELS = {
     "wrong_label_average_precision": _RATE,
     "label_flips": each(record({"given": whole(), "learned": whole(), "count": whole(1)})),
 }
+SEAL_FORM = record({"bytes": whole(), "digest": text})
 #: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
 STAGE_FORM, LABELS_FORM = record(_STAGE, {"failed": maybe(text)}), record(_LABELS)
 SUMMARY_FORM = record(
@@ -349,7 +351,7 @@ SUMMARY_FORM = record(
     },
     {
         "failed": maybe(text),
-        "files": record({}, dict.fromkeys(result_files(True), text)),
+        "files": record({}, dict.fromkeys(result_files(True), SEAL_FORM)),
         "digest": anything,
     },
 )

@@ -34,9 +34,9 @@ from fastmeta.training.files import (
     SUMMARY,
     append,
     commit,
-    digest_of,
     empty,
     new_digest,
+    seal_of,
     user_path,
     write_atomically,
     write_part,
@@ -184,7 +184,7 @@ class _Session:
     stage: Stage | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)  # digests of the finished stages' files
+    files: dict[str, Any] = field(default_factory=dict)  # seals of the files of the method's own stage, once done
     warnings: list[str] = field(default_factory=list)
     metrics_bytes: int = 0
     metrics_digest: Any = field(default_factory=new_digest)  # of so many bytes of metrics.jsonl
@@ -371,7 +371,7 @@ class _Session:
         state = dict(stage.model.state_dict())
         write_atomically(self.path / "model.safetensors", checkpoint.pack(state, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
-        self.files = {name: digest_of(self.path / name) for name in self._finished_files()}
+        self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 
     def _write_results(self) -> None:
         import fastmeta
