@@ -10,7 +10,7 @@ import torch
 
 from fastmeta.data import InputError
 from fastmeta.training import Interrupted, checkpoint, load_run, train
-from tests.training.test_resume import Kill, config, interrupted
+from tests.training.test_resume import Kill, assert_same, config, interrupted
 from tests.training.test_run import two_classes
 
 
@@ -140,3 +140,92 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):
         checkpoint.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "labels.npz", "labels.safetensors"])
+def test_a_changed_result_is_found_before_anything_is_trained(name, tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config(path), data=two_classes(), listener=Kill(signal.SIGTERM, "union", 5))
+    before = (path / "metrics.jsonl").read_bytes()
+    for damage in (lambda p: flip_a_bit(p, -1), lambda p: flip_a_bit(p, 0), lambda p: p.write_bytes(b"")):
+        whole = (path / name).read_bytes()
+        damage(path / name)
+        with pytest.raises(InputError, match=f"{name} has changed since the run wrote it; bring it back"):
+            train(resume=path, data=two_classes())
+        (path / name).write_bytes(whole)
+    assert (path / "metrics.jsonl").read_bytes() == before
+    assert train(resume=path, data=two_classes()).summary
+
+
+@pytest.mark.parametrize("tail", [b"x" * 10**6, b"\xff\xfe\0", b'{"run": "union"}\n', b"\n\n", b'{"a":' * 1000])
+def test_a_longer_tail_of_metrics_is_cut(tail, unbroken, tmp_path):
+    path = interrupted(tmp_path / "run")
+    with open(path / "metrics.jsonl", "ab") as file:
+        file.write(tail)
+    train(resume=path, data=two_classes())
+    assert_same(path, unbroken)
+
+
+def test_a_changed_figure_of_metrics_is_said(tmp_path):
+    path = interrupted(tmp_path / "run")
+    text = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text(text.replace('"epoch": 0', '"epoch": 7', 1))
+    with pytest.raises(InputError, match="is damaged in a figure: its content and its digest differ"):
+        train(resume=path, data=two_classes())
+
+
+def test_what_is_in_the_way_of_a_later_file_is_said_now(tmp_path):
+    path = interrupted(tmp_path / "run")
+    for name in ("summary.json", "model.safetensors", ".labels.npz.part"):
+        (path / name).mkdir()
+        with pytest.raises(InputError, match=f"{name} is a folder, and the run will write a file there"):
+            train(resume=path, data=two_classes())
+        (path / name).rmdir()
+    (tmp_path / "other").mkdir()
+    (path / "figures").symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match="figures is no folder of the run's own"):
+        train(resume=path, data=two_classes())
+    (path / "figures").unlink()
+    (path / "checkpoint").rename(tmp_path / "other" / "checkpoint")
+    (path / "checkpoint").symlink_to(tmp_path / "other" / "checkpoint")
+    state = (path / "checkpoint" / "state.safetensors").read_bytes()
+    with pytest.raises(InputError, match="checkpoint is no folder of the run's own"):
+        train(resume=path, data=two_classes())
+    assert (path / "checkpoint" / "state.safetensors").read_bytes() == state
+
+
+def test_metrics_that_are_a_link_are_not_cut(tmp_path):
+    """A received run may have nothing in them yet, and its link lead to a file of the reader's."""
+    path = interrupted(tmp_path / "run")
+    (path / "metrics.jsonl").rename(tmp_path / "precious")
+    with open(tmp_path / "precious", "a") as file:
+        file.write("of the user's")
+    (path / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="is a link, and the run would write through it"):
+        train(resume=path, data=two_classes())
+    assert (tmp_path / "precious").read_text().endswith("of the user's")
+
+
+def test_files_of_two_runs_are_not_one(unbroken, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(unbroken, path)
+    train(config(tmp_path / "other", seed=1), data=two_classes())
+    for name, message in (
+        ("model.safetensors", "model.safetensors has changed since the run wrote it"),
+        ("labels.npz", "labels.npz has changed since the run wrote it"),
+        ("config.toml", "holds files of two runs: seed is 1 in config.toml and 0 in summary.json"),
+    ):
+        whole = (path / name).read_bytes()
+        shutil.copy(tmp_path / "other" / name, path / name)
+        with pytest.raises(InputError, match=message):
+            load_run(path)
+        (path / name).write_bytes(whole)
+    (path / "labels.npz").unlink()  # which nobody needs to read the run
+    assert load_run(path).summary
+
+
+def test_reading_a_run_leaves_the_callers_draws_alone(unbroken):
+    state = torch.get_rng_state()
+    load_run(unbroken)
+    assert torch.equal(torch.get_rng_state(), state)

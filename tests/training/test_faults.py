@@ -106,7 +106,7 @@ def break_and_mend(method, at, error, folder, whole, own_folder):
 
 def test_a_write_that_fails(whole, tmp_path):
     _, count = whole("onehot")
-    for at in (*range(1, BEGINNING), *range(BEGINNING, count + 1, 6)):
+    for at in (*range(1, BEGINNING), *range(BEGINNING, count + 1, 8)):
         error = ERRORS[at % len(ERRORS)]
         break_and_mend("onehot", at, error, tmp_path, whole, own_folder=at % 2)
 
@@ -157,7 +157,7 @@ def die_and_go_on(method, at, way, folder, whole):
 def test_a_process_that_dies(whole, tmp_path):
     """At each call until the run has begun, and at some later ones; then one of both ways to go on."""
     _, count = whole("onehot")
-    for at in (*range(1, BEGINNING), *range(BEGINNING, count + 1, 9)):
+    for at in (*range(1, BEGINNING), *range(BEGINNING, count + 1, 12)):
         die_and_go_on("onehot", at, ("resume", "auto")[at % 2], tmp_path, whole)
 
 
