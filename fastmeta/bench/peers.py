@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from fastmeta._text import reason
-
 
 def load(name: str) -> ModuleType | str:
     """The module, or one line that says why it is skipped."""
@@ -20,7 +18,8 @@ def load(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(name)
     except Exception as error:  # old libraries fail in many ways under a new torch
-        return f"{name} does not import with torch {torch.__version__}: {reason(error)}"
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        return f"{name} does not import with torch {torch.__version__}: {first}"
 
 
 def liger_cross_entropy() -> Callable[..., Any] | str:
