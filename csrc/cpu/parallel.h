@@ -17,7 +17,10 @@ using ParallelFor = void (*)(int64_t n, int64_t grain, RangeBody body, void* con
 inline ParallelFor parallel_for = nullptr;
 
 // Fewer elements than this are not worth a second thread.
-constexpr int64_t kGrain = 32768;
+#ifndef FASTMETA_GRAIN  // a test that shares out small batches
+#define FASTMETA_GRAIN 32768
+#endif
+constexpr int64_t kGrain = FASTMETA_GRAIN;
 
 // body(begin, end) over [0, n) in contiguous pieces. It must not throw: an exception in a worker loses its text.
 template <class Body>
@@ -33,9 +36,10 @@ template <class A>
 class Scratch {
  public:
   Scratch(int rows, int64_t C) : stride_(padded<A>(C)) {
-    const size_t bytes = static_cast<size_t>(rows) * stride_ * sizeof(A);
+    const size_t lines = (static_cast<size_t>(rows) * stride_ * sizeof(A) + kLine - 1) / kLine;
+    const size_t bytes = lines * kLine;  // aligned_alloc takes multiples of the alignment alone
     if (bytes > held_.bytes) {
-      held_.data.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+      held_.data.reset(static_cast<char*>(std::aligned_alloc(kLine, bytes)));
       held_.bytes = held_.data ? bytes : 0;
       if (!held_.data) throw std::bad_alloc();
     }
@@ -50,6 +54,7 @@ class Scratch {
     std::unique_ptr<char, Free> data;
     size_t bytes = 0;
   };
+  static constexpr size_t kLine = 64;
   static inline thread_local Held held_;
   int64_t stride_;
 };

@@ -1,4 +1,5 @@
-// Runs launchers of csrc/kernels.h, CUDA half, on emulated blocks: driver IN OUT
+// Runs launchers of csrc/kernels.h, the CUDA half on emulated blocks or, built with FASTMETA_CPU, the CPU half on four
+// threads: driver IN OUT
 //
 // IN holds calls, OUT the same bytes of every buffer after its call. All numbers are little-endian int64:
 //
@@ -18,7 +19,13 @@
 #include <vector>
 
 #include "../../csrc/kernels.h"
+#ifdef FASTMETA_CPU
+#include <thread>
+
+#include "../../csrc/cpu/parallel.h"
+#else
 #include "cuda_runtime.h"
+#endif
 
 namespace {
 
@@ -49,9 +56,31 @@ void call(void (*launcher)(const Args&, void*), const std::vector<char>& bytes) 
   launcher(args, nullptr);
 }
 
+#ifdef FASTMETA_CPU
+template <class Args>
+void call(void (*launcher)(const Args&), const std::vector<char>& bytes) {
+  if (bytes.size() != sizeof(Args)) throw std::runtime_error("the struct of the test has another size");
+  Args args;
+  std::memcpy(&args, bytes.data(), sizeof(Args));
+  launcher(args);
+}
+
+// Whatever the grain: small batches are shared out too.
+void on_four_threads(int64_t n, int64_t, fastmeta::cpu::RangeBody body, void* context) {
+  std::vector<std::thread> threads;
+  const int64_t piece = (n + 3) / 4;
+  for (int64_t begin = 0; begin < n; begin += piece)
+    threads.emplace_back(body, begin, begin + piece < n ? begin + piece : n, context);
+  for (std::thread& thread : threads) thread.join();
+}
+#define FASTMETA_HALF cpu
+#else
+#define FASTMETA_HALF cuda
+#endif
+
 void run(const std::string& name, const std::vector<char>& bytes) {
 #define X(launcher, Args) \
-  if (name == #launcher) return call<fastmeta::Args>(fastmeta::cuda::launcher, bytes);
+  if (name == #launcher) return call<fastmeta::Args>(fastmeta::FASTMETA_HALF::launcher, bytes);
 #ifdef FASTMETA_PLANT_RACE  // the planted races need no other kernels
   X(row_dot, RowDotArgs)
   X(instance_loss, InstanceLossArgs)
@@ -67,6 +96,9 @@ void run(const std::string& name, const std::vector<char>& bytes) {
 
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
+#ifdef FASTMETA_CPU
+  fastmeta::cpu::parallel_for = on_four_threads;
+#endif
   std::ifstream in(argv[1], std::ios::binary);
   std::ofstream out(argv[2], std::ios::binary);
   char name[33] = {};
@@ -87,7 +119,11 @@ int main(int argc, char** argv) {
     try {
       run(name, args);
     } catch (const std::exception& error) {
+#ifdef FASTMETA_CPU
+      const bool left = false;
+#else
       const bool left = cudaGetLastError() != cudaSuccess;
+#endif
       std::fprintf(stderr, "%s: %s%s\n", name, error.what(), left ? ", left for the next launch to find" : "");
       return 1;
     }

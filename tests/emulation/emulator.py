@@ -1,4 +1,5 @@
-"""Builds the CUDA kernels for emulated blocks (cuda_runtime.h in this folder) and runs launchers on torch tensors."""
+"""Builds the CUDA kernels for emulated blocks (cuda_runtime.h in this folder), or the CPU kernels on threads of the
+driver, and runs launchers on torch tensors."""
 
 from __future__ import annotations
 
@@ -36,10 +37,18 @@ FLAGS = [
 ]
 VARIANTS = {
     "plain": [],
-    "address": ["-fsanitize=address", "-fno-sanitize-recover=all"],
+    # alignment: a 16-byte access of the device that is off its boundary
+    "address": ["-fsanitize=address,alignment", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread", "-Wno-tsan"],  # the warning: it does not follow fences, which is what we want
     "planted_race": ["-fsanitize=thread", "-Wno-tsan", "-DFASTMETA_PLANT_RACE"],
+    "planted": ["-fsanitize=address,alignment", "-fno-sanitize-recover=all"],
+    "cpu_address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "cpu_thread": ["-fsanitize=thread"],
 }
+# One machine code: those that are picked at load time are picked before a sanitizer has started. Signed overflow is not
+# wrapped, as Python's own flags would have it, but reported.
+CPU_FLAGS = ["-DFASTMETA_CPU", "-DFASTMETA_CLONES=", "-DFASTMETA_GRAIN=64"]
+CPU_FLAGS += ["-O1", "-fno-trapping-math", "-fno-math-errno", "-Wno-psabi"]
 
 # ---------------------------------------------------------------------------------------------------------
 # Build
@@ -53,12 +62,15 @@ def compiler() -> str | None:
 @functools.cache
 def build(variant: str) -> Path:
     """The driver with these sanitizers, built once per content of the sources."""
-    kernels = sorted((CSRC / "cuda").glob("*.cu"))
+    cpu = variant.startswith("cpu")
+    kernels = sorted((CSRC / "cpu").glob("*.cpp") if cpu else (CSRC / "cuda").glob("*.cu"))
     if variant == "planted_race":
         kernels = [CSRC / "cuda" / name for name in ("row_dot.cu", "instance_labels.cu")]
-    headers = [*CSRC.glob("*.h"), *(CSRC / "cuda").glob("*.cuh"), *HERE.glob("*.h")]
+    headers = [*CSRC.glob("*.h"), *(CSRC / "cuda").glob("*.cuh"), *(CSRC / "cpu").glob("*.h"), *HERE.glob("*.h")]
     units = [HERE / "driver.cpp", *kernels]
-    flags = FLAGS + VARIANTS[variant]
+    if variant == "planted":
+        units = [HERE / "planted.cpp"]
+    flags = FLAGS + (CPU_FLAGS if cpu else []) + VARIANTS[variant]
     common = hashlib.sha256(repr((compiler(), flags)).encode())
     for path in sorted(headers):
         common.update(path.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 
 import pytest
 import torch
@@ -106,6 +107,16 @@ def test_an_access_outside_is_noticed() -> None:
     done = run("address", [wrong])
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "report"),
+    [("misaligned", "misaligned address"), ("shared", "heap-buffer-overflow"), ("neither", "")],
+)
+def test_a_misaligned_word_and_a_place_behind_shared_memory_are_noticed(wrong: str, report: str) -> None:
+    done = subprocess.run([build("planted"), wrong], capture_output=True, text=True)
+    assert (done.returncode == 0) == (report == "")
+    assert report in done.stderr
 
 
 def test_a_failed_launch_is_an_error(monkeypatch) -> None:
