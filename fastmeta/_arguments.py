@@ -61,6 +61,8 @@ def counter(seed: Any, step: Any, logits: Tensor) -> Tensor | None:
     count = as_whole(step)
     if count is None:
         raise TypeError(f"step must be a whole number or a 0-dim tensor, got {shown(step)}")
+    if not -(2**63) <= count < 2**63:
+        raise ValueError(f"step must lie in [-2^63, 2^63), got {shown(step)}")
     return torch.scalar_tensor(count, dtype=torch.int64)
 
 

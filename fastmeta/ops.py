@@ -366,8 +366,10 @@ def lookahead_update(
     the table of which travels in the kernel's arguments (a captured graph needs no memory of the host); more take one
     launch for each 740.
     """
-    for name, tensors in (("grads", grads), ("buffers", buffers)):
+    for name, tensors in (("params", params), ("grads", grads), ("buffers", buffers)):
         for k, t in enumerate(tensors):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{name}[{k}] must be a tensor, got {type(t).__name__}; use zeros where there is none")
             if t.device != params[0].device:
                 raise ValueError(f"{name}[{k}] is on {t.device} but params on {params[0].device}; move one of them")
     rate = lr.detach() if isinstance(lr, Tensor) else number(lr, "lr")

@@ -208,6 +208,18 @@ def test_arguments_must_be_tensors():
                 call(convert)
 
 
+def test_operands_of_a_lookahead_must_be_tensors(b):
+    with pytest.raises(TypeError, match=r"^grads\[1\] must be a tensor, got NoneType; use zeros"):
+        ops.lookahead_update([b.logits, b.u], [b.u, None], lr=0.1)
+    with pytest.raises(TypeError, match=r"^params\[0\] must be a tensor, got list"):
+        ops.lookahead_update([[1.0]], [b.u], lr=0.1)
+
+
+def test_a_step_beyond_64_bits(b):
+    with pytest.raises(ValueError, match=r"step must lie in \[-2\^63, 2\^63\), got"):
+        instance_step(b, seed=1, step=2**70)
+
+
 def test_unknown_reduction(b):
     with pytest.raises(ValueError, match='reduction must be "none", "mean" or "sum", got \'batchmean\''):
         ops.soft_cross_entropy(b.logits, b.probs, reduction="batchmean")
