@@ -23,8 +23,10 @@ from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, Rate, steps_as_sgd
 from fastmeta.meta.network import Network, copy_all_
 from fastmeta.meta.pure import GroupNumbers, PureStep, SGDRule, StepInputs
+from fastmeta.meta.reads import HOST_DRAWS, settled
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangent import TangentPlan
+from fastmeta.meta.watch import Watch
 from fastmeta.precision import without_autocast
 
 CompileMode = Literal["off", "trace", "full"]
@@ -60,8 +62,32 @@ def _say(message: str) -> None:
     print(f"fastmeta: {message}", file=sys.stderr, flush=True)
 
 
+class _Kept:
+    """A graph, and what it was made of: the model's Python as it was."""
+
+    def __init__(self, watch: Watch, graph: Graph) -> None:
+        self.watch, self.graph = watch, graph
+        self.captured: dict[Any, Captured] = {}  # by key of the batch
+
+
+class _Graphs(dict[Any, list[_Kept]]):
+    """Graphs by shape, for the model in several states each. A copy has none: what they watch is another model's."""
+
+    def __deepcopy__(self, memo: Any) -> _Graphs:
+        return _Graphs()
+
+    def find(self, key: Any) -> _Kept | None:
+        return next((kept for kept in self.get(key, ()) if kept.watch.holds()), None)
+
+    def count(self) -> int:
+        return sum(map(len, self.values()))
+
+
 class GraphStep:
-    """Graphs of one (network, labels, optimizer), one per shape, mode and dtype of the batches.
+    """Graphs of one (network, labels, optimizer), one per shape and dtype of the batches and state of the model.
+
+    What a graph runs without is the model's Python. So each is bound to all that this read when it was traced (see
+    fastmeta.meta.watch), and where that changes, another is made.
 
     Args:
         mode: ``"trace"`` runs the clean graph as it is, ``"full"`` hands it to inductor and, on CUDA, captures the
@@ -70,9 +96,11 @@ class GraphStep:
         totals: sums over steps that the graph takes along.
         transform: makes network input of x and x_meta, in the graph.
         record: what captures; None where nothing is captured.
+        replan: makes a plan of network input and its rows, for the model in another state than that of `plan`.
 
     Raises:
-        Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, hooks, a hidden write, ...).
+        Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, hooks, a hidden write, draws
+            of Python's or NumPy's generators, a state that cannot be watched, ...).
     """
 
     def __init__(
@@ -90,6 +118,7 @@ class GraphStep:
         transform: InputTransform | None = None,
         cap: int = 8,
         record: Record | None = None,
+        replan: Callable[[Any, int], TangentPlan] | None = None,
     ) -> None:
         self.network, self.labels, self.optimizer, self.lookahead = network, labels, optimizer, lookahead
         self.plan, self.mode, self.unique, self.cap = plan, mode, unique, cap
@@ -100,8 +129,8 @@ class GraphStep:
         self.uncaptured = ""  # why the compiled graph runs kernel by kernel although this is CUDA
         #: per shape, the graph before inductor: for counting and reading
         self.graphs: list[fx.GraphModule] = []
-        self._graphs: dict[Any, Graph] = {}
-        self._captured: dict[Any, Captured] = {}
+        self.replan = replan
+        self._graphs = _Graphs()
         self._scalars: dict[str, tuple[Any, Tensor]] = {}
         self._rules = self._read_rules()
 
@@ -129,7 +158,7 @@ class GraphStep:
         """The results; state is written in place. Captured, this is the whole content of the CUDA graph."""
         inputs = self._read(batch)
         leaves, spec = tree_flatten(inputs.tree())
-        graph = self._graph(leaves, spec, labels_move)
+        graph = self._graph(leaves, spec, labels_move).graph
         with torch.no_grad(), without_autocast():
             out = list(graph(*leaves))
             label, results = out[-_RESULTS - 1], out[-_RESULTS:]
@@ -152,9 +181,10 @@ class GraphStep:
         assert self.record is not None
         leaves, spec = tree_flatten(batch.tree())
         key, state = self._key(leaves, spec, labels_move), self._state()
-        captured = self._captured.get(key)
+        # read anew: the rates are set, and momentum is made
+        kept = self._graph(*tree_flatten(self._read(batch).tree()), labels_move)
+        captured = kept.captured.get(key)
         if captured is None or not captured.fits(state):
-            self._graph(*tree_flatten(self._read(batch).tree()), labels_move)  # its errors are not the capture's
             undo = self._undo(batch.index)
             try:
                 captured = Captured(
@@ -170,7 +200,7 @@ class GraphStep:
                 self.uncaptured = reason(error, 200)
                 _say(f"the compiled step is not captured in a CUDA graph: {self.uncaptured}")
                 return self._run(batch, labels_move)
-            self._captured[key] = captured
+            kept.captured[key] = captured
             self.captures += 1
         return captured(leaves)
 
@@ -186,23 +216,34 @@ class GraphStep:
             tuple(self._rules),
             spec,
             tuple((t.shape, t.dtype, t.device, t.stride()) for t in leaves),
-            self.network.settings(),
+            torch.get_default_dtype(),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Graph:
+    def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> _Kept:
         key = self._key(leaves, spec, labels_move)
-        if key not in self._graphs:
-            if len(self._graphs) >= self.cap:
+        kept = self._graphs.find(key)
+        if kept is None:
+            if self._graphs.count() >= self.cap:
                 raise TooManyGraphs(
-                    f"{self.cap} graphs are kept already, one per batch shape, dtype, mode and plain attribute of the "
-                    "model's modules; give batches of equal size (drop the partial last one), and keep numbers that "
+                    f"{self.cap} graphs are kept already, one per batch shape, dtype, mode and state of what the model "
+                    "reads as Python; give batches of equal size (drop the partial last one), and keep numbers that "
                     "change from step to step in buffers"
                 )
-            self._graphs[key] = self._build(leaves, spec, labels_move)
-        return self._graphs[key]
+            watch = self._settle(leaves, spec)
+            kept = self._graphs.find(key)  # the model may have filled its caches as it had before
+            if kept is None:
+                if self.graphs and self.replan is not None:  # the plan is of the model as it was for another
+                    (x, _), n = self._inputs(leaves, spec), len(StepInputs(*tree_unflatten(leaves, spec)).index)
+                    self.plan = self.replan(x, n)
+                    if self.plan.way == "difference":
+                        raise Untraceable("tangent by differences")
+                    watch = self._settle(leaves, spec)
+                kept = _Kept(watch, self._build(leaves, spec, labels_move, watch))
+                self._graphs.setdefault(key, []).append(kept)
+        return kept
 
-    def _trace(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool = True) -> fx.GraphModule:
+    def _trace(self, leaves: list[Tensor], spec: TreeSpec, watch: Watch, labels_move: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
             inputs = StepInputs(*tree_unflatten(list(flat), spec))
             inputs.x, inputs.x_meta = network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
@@ -220,20 +261,33 @@ class GraphStep:
             )
             return step(inputs, labels_move)
 
-        if self.plan.host_random:
-            raise Untraceable("the model draws Python's or NumPy's random numbers, which a graph would have for good")
-        with self.network.attributes_kept():
-            graph = trace(function, leaves)
-            if self.plan.way == "forward" and random_nodes(graph.graph):
-                # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
-                self.plan = TangentPlan("reverse", self.plan.math_attention, "random layers are traced from double-vjp")
-                graph = trace(function, leaves)
+        known = [t.untyped_storage().data_ptr() for t in leaves]
+
+        def is_known(t: Tensor) -> bool:
+            return t.untyped_storage().data_ptr() in known or watch.has(t)
+
+        random = self.network.random_state(leaves[0].device)
+        try:
+            with self.network.attributes_kept():
+                graph = trace(function, leaves, is_known)
+                if self.plan.way == "forward" and random_nodes(graph.graph):
+                    # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
+                    reason = "random layers are traced from double-vjp"
+                    self.plan = TangentPlan("reverse", self.plan.math_attention, reason)
+                    graph = trace(function, leaves, is_known)
+        finally:
+            watch.put_back()
+            drawn = random.host_has_drawn()
+            random.restore()
+        if drawn:
+            raise Untraceable(HOST_DRAWS)
+        if not watch.holds():
+            raise Untraceable("the model changes what it reads when it is traced")
         return graph
 
-    def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Graph:
+    def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool, watch: Watch) -> Graph:
         start = time.perf_counter()
-        self._fill_caches(leaves, spec)
-        graph = self._trace(leaves, spec, labels_move)
+        graph = self._trace(leaves, spec, watch, labels_move)
         self.graphs.append(graph)
         self.compilations += 1
         if self.mode != "full":
@@ -246,18 +300,26 @@ class GraphStep:
         _say(f"compiled after {time.perf_counter() - start:.0f} s")
         return compiled
 
-    def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
-        """Forwards on the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
-        inputs, network = StepInputs(*tree_unflatten(leaves, spec)), self.network
-        with torch.no_grad(), network.settings_kept(), network.random_state(inputs.index.device).replay():
-            for x in network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta):
+    def _inputs(self, leaves: list[Tensor], spec: TreeSpec) -> tuple[Any, ...]:
+        """Network input of the train and the meta batch."""
+        inputs = StepInputs(*tree_unflatten(leaves, spec))
+        return network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
+
+    def _settle(self, leaves: list[Tensor], spec: TreeSpec) -> Watch:
+        """By forwards of the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
+        network, xs = self.network, self._inputs(leaves, spec)
+
+        def run() -> None:
+            for x in xs:
                 network(network.params, network.buffers(), x)
+
+        return settled(network, [("logits_of", network.logits_of)], leaves[0].device, run)
 
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
         self._set_rates(1.0)
         leaves, spec = tree_flatten(self._read(_Batch(*train, *meta, [])).tree())
-        return self._trace(leaves, spec)
+        return self._trace(leaves, spec, self._settle(leaves, spec))
 
     # -- what a step reads -------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from fastmeta.meta.distributed import Ranks
 
 #: relative, by the arithmetic: what two forwards of one model may differ by, in kernels that add in another order
 _REPEAT = {torch.float64: 1e-7, torch.float32: 1e-3}
-#: of <v, u> = <J'v, d>, relative to |v| |u|: from where a plan is tried again, and what is wrong whatever that says
+#: of <v, u> = <J'v, d>, relative to |v| |u|
 _ADJOINT = {torch.float64: (1e-8, 1e-4), torch.float32: (1e-3, 2e-2)}
 
 
@@ -41,9 +40,14 @@ class Unfit(RuntimeError):
         self.wrong = wrong
         super().__init__(
             f"the {way} tangent is not the adjoint of the gradient of the same step: a layer that the model runs by "
-            'now has a wrong rule for it; use tangent="auto", or run fastmeta.check on the model as it is. '
-            "Nothing was changed"
+            "now has a wrong rule for it, or a hook clamps gradients by now, with which the backward is not linear; "
+            'use tangent="auto", and run fastmeta.check on the model as it is. Nothing was changed'
         )
+
+
+def adjoint_bounds(arithmetic: torch.dtype) -> tuple[float, float]:
+    """From where a plan is tried again, and what is wrong whatever that says."""
+    return _ADJOINT.get(arithmetic, (0.05, 0.3))
 
 
 def repeats(first: Tensor, again: Tensor, arithmetic: torch.dtype, spread: Tensor | float = 0.0) -> Tensor:
@@ -53,14 +57,32 @@ def repeats(first: Tensor, again: Tensor, arithmetic: torch.dtype, spread: Tenso
 
 
 def adjoint(v: Tensor, u: Tensor, gradient: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Tensor:
-    """0-d, |<v, u> - <J'v, d>| relative to the size of either: rounding, unless u is not J d."""
-    known = torch.zeros((), dtype=torch.float64, device=u.device)
+    """What <v, u> = <J'v, d> is judged by, see :func:`gap_of`: <v, u>, |v|, |u|, then <J'v, d> of each parameter."""
+    v, u = v.detach().to(u.dtype).reshape(-1), u.detach().reshape(-1)
+    found = [torch.dot(v, u), v.norm(), u.norm()]
     for name, g in gradient.items():
         if (d := direction.get(name)) is not None:
             g = g if g.layout == torch.strided else g.to_dense()
-            known = known + torch.dot(g.reshape(-1), d.to(g.dtype).reshape(-1))
-    v, u = v.detach().to(u.dtype).reshape(-1), u.detach().reshape(-1)
-    return (torch.dot(v, u) - known).abs() / torch.maximum(v.norm() * u.norm(), known.abs())
+            d = d if d.dtype == g.dtype else d.to(g.dtype)
+            product = torch.dot(g, d) if g.ndim == 1 else torch.dot(g.reshape(-1), d.reshape(-1))
+            found.append(product if product.dtype == u.dtype else product.to(u.dtype))
+    return torch.stack(found)
+
+
+def gap_of(found: Tensor) -> Tensor | float:
+    """|<v, u> - <J'v, d>| relative to the size of either: rounding, unless u is not J d. It waits for no device."""
+    if not found.is_cuda:  # much quicker for small ones
+        made, size_v, size_u, *products = found.tolist()
+        known = sum(products)
+        size = max(size_v * size_u, abs(known))
+        return abs(made - known) / size if size else 0.0
+    found = found.double()
+    known = found[3:].sum()
+    return (found[0] - known).abs() / torch.maximum(found[1] * found[2], known.abs())
+
+
+def _not(flag: Tensor | bool) -> Tensor | bool:
+    return ~flag if isinstance(flag, Tensor) else not flag
 
 
 class Doubts:
@@ -68,46 +90,50 @@ class Doubts:
 
     def __init__(self) -> None:
         self._room = 1.0  # grows where a plan was tried again for the sake of rounding
+        self.bends = False  # hooks bend the backward, which double-vjp follows: <v, u> = <J'v, d> says nothing
         self._asked: tuple[str, Tensor, torch.cuda.Event] | None = None
 
     def __deepcopy__(self, memo: object) -> Doubts:
         return Doubts()
 
-    def settle(self, way: str, same: Tensor | None, gap: Tensor | None, arithmetic: torch.dtype, ranks: Ranks) -> Any:
+    def settle(
+        self, way: str, same: Tensor | None, found: Tensor | None, arithmetic: torch.dtype, ranks: Ranks
+    ) -> Tensor | bool:
         """Whether the step may move anything: on CUDA a 0-d bool, elsewhere True, or the error is raised.
 
-        `same` is of :func:`repeats`, `gap` of :func:`adjoint`; None where there was nothing to see.
+        `same` is of :func:`repeats`, `found` of :func:`adjoint`; None where there was nothing to see.
         """
-        if same is None and gap is None:
+        found = None if self.bends and way == "reverse" else found
+        if same is None and found is None:
             return True
-        bound, wrong = _ADJOINT.get(arithmetic, (0.05, 0.3))
-        there = same if gap is None else gap
-        assert there is not None
-        true = torch.ones((), dtype=torch.bool, device=there.device)
-        flags = [true] if same is None else [same]
-        flags += [true, true] if gap is None else [~(gap > bound * self._room), ~(gap > wrong)]
-        found = ranks.all(torch.stack(flags))
-        if found.is_cuda:
+        bound, wrong = adjoint_bounds(arithmetic)
+        gap = 0.0 if found is None else gap_of(found)
+        flags = [True if same is None else same, _not(gap > bound * self._room), _not(gap > wrong)]
+        device = next(t.device for t in (same, found) if t is not None)
+        if device.type != "cuda" and ranks.size == 1:
+            self._raise(way, *map(bool, flags))
+            return True
+        votes = ranks.all(torch.stack([torch.as_tensor(f, device=device) for f in flags]))
+        if votes.is_cuda:
             done = torch.cuda.Event()
-            self._asked = way, found.to("cpu", non_blocking=True), done
+            self._asked = way, votes.to("cpu", non_blocking=True), done
             done.record()
-            return found[0] & found[2]
-        self._raise(way, found)
+            return votes[0] & votes[2]
+        self._raise(way, *votes.tolist())
         return True
 
     def recall(self) -> None:
         """Raise what the last step on CUDA found out, if that is known by now."""
         if self._asked is not None and self._asked[2].query():
             (way, found, _), self._asked = self._asked, None
-            self._raise(way, found)
+            self._raise(way, *found.tolist())
 
     def rounding(self) -> None:
         """The plan was right: look less closely."""
         self._room *= 4
 
     @staticmethod
-    def _raise(way: str, found: Tensor) -> None:
-        same, fits, nearly = found.tolist()
+    def _raise(way: str, same: bool, fits: bool, nearly: bool) -> None:
         if not same:
             raise Unrepeatable
         if not fits:

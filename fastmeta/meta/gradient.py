@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.labels import ClassLabels, InstanceLabels
-from fastmeta.meta.doubts import Unrepeatable, adjoint, repeats
+from fastmeta.meta.doubts import Unfit, Unrepeatable, adjoint, adjoint_bounds, gap_of, repeats
 from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
 from fastmeta.meta.micro import WHOLE, Cut, TrainPieces, add_up, check_logits, fits, pieces_of
@@ -24,6 +24,7 @@ from fastmeta.meta.tangent import (
     TangentChoice,
     TangentPlan,
     arithmetic_of,
+    bends,
     difference_tangent,
     forward_tangent,
     plan_tangent,
@@ -54,7 +55,7 @@ class MetaPass:
     sound: list[Tensor]  # 0-d bools: whether `buffers` stayed finite
     pieces: TrainPieces | None = None
     same: Tensor | None = None  # 0-d bool: repeated forwards gave the same logits, see fastmeta.meta.doubts
-    gap: Tensor | None = None  # 0-d: how far u is from being the adjoint of the gradient; None for differences
+    found: Tensor | None = None  # of :func:`adjoint`: whether u is the adjoint of the gradient; None for differences
 
     def pull(self, params: Tensors, v: Tensor) -> Tensors:
         """J'v by parameter name, of those that the logits reach: the backward of covectors (n, C)."""
@@ -201,13 +202,13 @@ def meta_pass(
     else:
         assert random is not None
         made = difference_tangent(network, start, x, direction, random)
-    same = gap = None
+    same = found = None
     if not reverse:
         u = made.u
         if replay:
             same = repeats(logits, made.logits, arithmetic_of(next(iter(params.values()))), made.spread)
     if replay and plan.way != "difference":
-        gap = adjoint(v, u, local, direction)
+        found = adjoint(v, u, local, direction)
     loss = before.loss if weight is None else before.loss * weight
     return MetaPass(
         logits=logits,
@@ -220,11 +221,34 @@ def meta_pass(
         buffers=buffers,
         grads=kept,
         same=same,
-        gap=gap,
+        found=found,
         network=network,
         plan=plan,
         sound=sound,
     )
+
+
+def plan_through(
+    network: Network,
+    labels: Labels,
+    train: tuple[Any, Tensor],
+    weight: Tensor | None,
+    plan: TangentPlan,
+    choice: TangentChoice,
+) -> TangentPlan:
+    """A plan for a batch on which hooks bend the backward: double-vjp, which takes their derivative where they bend.
+
+    So does autograd through the look-ahead. The other ways, and pieces, take the backward for linear. Raises Unfit
+    where it is, because then `plan` is wrong, and for another way that was named by hand.
+    """
+    (x, index), random = train, network.random_state(train[1].device)
+    if plan.once or not (plan.way == "reverse" or choice == "auto"):
+        raise Unfit(plan.way, wrong=True)
+    with random.replay(), torch.no_grad():
+        logits = network(network.params, network.buffers(), x)
+    if not bends(network, x, labels.batch_loss(logits, index, weight).v / len(index), random):
+        raise Unfit(plan.way, wrong=True)
+    return plan if plan.way == "reverse" else plan_tangent(network, x, "reverse")
 
 
 def _meta_gradient(
@@ -301,7 +325,7 @@ def _frugal_meta_pass(
         sound=sound,
         pieces=pieces,
         same=pieces.same(),
-        gap=None if plan.way == "difference" else adjoint(v, u, local, direction),
+        found=None if plan.way == "difference" else adjoint(v, u, local, direction),
     )
 
 
@@ -371,6 +395,11 @@ def label_gradient(
                 warnings.warn(plan.warning, stacklevel=2)
             out = meta_pass(network, labels, prepared, plan, train, meta, weight=weight)
             out.refuse_unrepeatable()
+            _, wrong = adjoint_bounds(arithmetic_of(next(iter(network.params.values()))))
+            if out.found is not None and gap_of(out.found) > wrong:
+                plan = plan_through(network, labels, train, weight, plan, tangent)
+                random.restore()
+                out = meta_pass(network, labels, prepared, plan, train, meta, weight=weight)
         finally:
             random.restore()
     logits, index = out.logits.detach(), train[1]

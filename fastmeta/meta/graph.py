@@ -25,6 +25,8 @@ aten = torch.ops.aten
 
 #: what a pure graph does not need: names for the same values
 _ALIASES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
+#: what a constant passes that is made where it stands
+_FRESH = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 #: batch norms that write their running statistics without a word in the schema, under which no pass below may run
 _HIDDEN_WRITES = {
     "aten::cudnn_batch_norm",
@@ -44,17 +46,24 @@ class TooManyGraphs(Untraceable):
     """One more shape than graphs are kept for; those that are there still serve."""
 
 
-def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+def trace(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    known: Callable[[Tensor], bool] = lambda tensor: True,
+) -> fx.GraphModule:
     """The clean graph of `function`, a pure function from tensors to a flat sequence of tensors.
 
     Shapes, dtypes and devices are those of `inputs` and stay so. Raises :class:`Untraceable` where the graph could
-    differ from the function. One thread traces at a time.
+    differ from the function, or reads a tensor that is neither an input nor made on the way nor `known`. One thread
+    traces at a time.
     """
     with TURN:
-        return _trace(function, inputs)
+        return _trace(function, inputs, known)
 
 
-def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+def _trace(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], known: Callable[[Tensor], bool]
+) -> fx.GraphModule:
     try:
         with _NativeBatchNorm():
             raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
@@ -62,6 +71,14 @@ def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
         raise
     except Exception as error:  # whatever a model's Python does under fake tensors
         raise Untraceable(reason(error, 200)) from error
+    for node in raw.graph.find_nodes(op="get_attr"):
+        made = all(user.target in _FRESH for user in node.users)  # by torch.tensor and the like
+        tensor = getattr(raw, node.target)
+        if isinstance(tensor, Tensor) and not made and not known(tensor):
+            raise Untraceable(
+                f"the model reads a tensor of shape {tuple(tensor.shape)} that is not an attribute in sight, and could "
+                "be another in the next step; register it as a buffer"
+            )
     _name_batch_norm_writes(raw)
     _join_dtypes(raw)
     functional = torch.func.functionalize(raw, remove="mutations")

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from fastmeta.attention import PlainAttention
 from fastmeta.meta.draws import RandomState
-from fastmeta.meta.watch import Generators
+from fastmeta.meta.watch import Generators, Structure
 
 Tensors = dict[str, Tensor]
 
@@ -98,7 +98,7 @@ class Network:
         #: where tensors hang: a module's dict, the key in it, and the name that is passed to a forward
         self._places: list[tuple[dict[str, Any], str, str]] = []
         self._modules = list(model.modules())
-        self._generators = Generators()
+        self._generators, self._structure = Generators(), Structure()
         for path, module in model.named_modules():
             for key, p in module._parameters.items():
                 if p is not None:
@@ -108,6 +108,10 @@ class Network:
                     canonical = seen.setdefault(id(b), f"{path}.{key}" if path else key)
                     self._places.append((module._buffers, key, canonical))
                     self._slots.setdefault(canonical, (module._buffers, key))
+
+    def stands(self) -> bool:
+        """Whether the model still is made of the modules and parameters that it was made of at the first question."""
+        return self._structure.stands(self._modules)
 
     @property
     def buffer_names(self) -> list[str]:
@@ -145,14 +149,10 @@ class Network:
         """train() or eval() of every module."""
         return tuple(m.training for m in self._modules)
 
-    def settings(self) -> tuple[Any, ...]:
-        """The plain attributes of every module, its mode among them: what a graph of it has for good."""
-        return tuple(v for m in self._modules for v in _plain_attributes(m).values())
-
     @contextmanager
     def settings_kept(self) -> Iterator[None]:
-        """Put back what :meth:`settings` were: a model that counts its forwards stays the one that was asked about."""
-        before = [(m, _plain_attributes(m)) for m in self._modules]
+        """Put back the modules' plain attributes: a model that counts its forwards has not run."""
+        before = [(m, {k: v for k, v in vars(m).items() if type(v) in (bool, int, float, str)}) for m in self._modules]
         try:
             yield
         finally:
@@ -222,10 +222,6 @@ class Network:
                 "pass logits_of= to pick or reshape the model's output"
             )
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if type(value) in (bool, int, float, str)}
 
 
 def copy_all_(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -22,7 +22,7 @@ from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
 from fastmeta.meta.explanation import explanation
 from fastmeta.meta.finite import all_finite, both
-from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass
+from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass, plan_through
 from fastmeta.meta.graph import TooManyGraphs, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
@@ -73,9 +73,11 @@ class MetaStep:
             see fastmeta.meta.distributed.
         compile: ``"off"`` runs eagerly; ``"trace"`` runs the whole step as one graph without its dead and doubled work
             (12.96 instead of 13.96 train forwards for a ResNet); ``"full"`` compiles that graph with inductor.
-            One graph per batch shape, at most 8. What has no faithful graph (an optimizer that is not plain SGD,
-            hooks and `on_grad`, ranks, a model that traces badly) runs eagerly, with a warning; :meth:`explain` has the
-            reason. Of the model's own Python, forward hooks included, a graph keeps what it computes, not what it does.
+            One graph per batch shape and state of what the model reads as Python (attributes of any kind, globals,
+            hooks), at most 8. What has no faithful graph (an optimizer that is not plain SGD, hooks and `on_grad`,
+            ranks, draws of Python's or NumPy's generators, iterators, clocks, a model that traces badly) runs eagerly,
+            with a warning; :meth:`explain` has the reason. Of the model's own Python, forward hooks included, a graph
+            keeps what it computes, not what it does.
             On CUDA the compiled step, its gathers and writes included, is captured in a CUDA graph and replayed.
         approx: None is the exact step. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and
             change what is computed: see fastmeta.meta.approximation for each equation and cost.
@@ -96,10 +98,11 @@ class MetaStep:
 
     BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
     Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
-    Python's, NumPy's or a torch.Generator that is an attribute of their module. A step of which the loss, the meta
-    loss, g, u, the final gradient (after `on_grad`) or a new buffer is not finite changes nothing and is counted in
-    `nonfinite_steps`. A step that runs out of memory changes nothing and raises fastmeta.meta.memory.OutOfMemory.
-    Gradients that lie in ``.grad`` are dropped, as zero_grad does; after a step the parameters' ``.grad`` is None.
+    Python's, NumPy's or generators that hang on modules, in what they hold, in hooks, closures and globals. A draw that
+    cannot be replayed raises fastmeta.meta.doubts.Unrepeatable. A step of which the loss, the meta loss, g, u, the
+    final gradient (after `on_grad`) or a new buffer is not finite changes nothing and is counted in `nonfinite_steps`.
+    A step that runs out of memory changes nothing and raises fastmeta.meta.memory.OutOfMemory. Gradients that lie in
+    ``.grad`` are dropped, as zero_grad does; after a step the parameters' ``.grad`` is None.
     """
 
     def __init__(
@@ -281,6 +284,7 @@ class MetaStep:
                 unique=self.unique_index,
                 totals=self.totals,
                 transform=self.transform,
+                replan=self._choose_plan,
             )
         result = self._graphs(train, meta, label_lr, weight, labels_move=self._labels_move())
         self.nonfinite_steps += ~result.finite
@@ -296,10 +300,11 @@ class MetaStep:
         return network_inputs(self.transform, tensors_of(self.transform), *batches)
 
     def _current_network(self) -> Network:
-        """The model as a function; made anew when parameters were frozen, unfrozen or given to the optimizer."""
+        """The model as a function; made anew when parameters were frozen, unfrozen or given to the optimizer, and when
+        a module or a parameter was replaced."""
         optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
         key = tuple((id(p), p.requires_grad) for p in optimized)
-        if self._network is None or self._network_key != key:
+        if self._network is None or self._network_key != key or not self._network.stands():
             if self._network is not None:
                 check_parameters(self.model, self.optimizer)
             self._network, self._network_key = Network(self.model, optimized, self.logits_of), key
@@ -449,7 +454,7 @@ class MetaStep:
                     pulls=not delayed,
                     cut=self._cut,
                 )
-                return out, self._doubts.settle(plan.way, out.same, out.gap, arithmetic_of(like), self._ranks)
+                return out, self._doubts.settle(plan.way, out.same, out.found, arithmetic_of(like), self._ranks)
             except RuntimeError as error:
                 together = isinstance(error, Unfit | Unrepeatable)  # on all ranks, or on one alone
                 if again or is_out_of_memory(error) or not (together or self._ranks.size == 1):
@@ -459,10 +464,13 @@ class MetaStep:
                     continue
                 now = self._choose_plan(train[0], len(train[1]))
                 same = now.kind == plan.kind
-                if same and not (isinstance(error, Unfit) and not error.wrong):
-                    raise
-                if same:
+                if same and isinstance(error, Unfit) and not error.wrong:
                     self._doubts.rounding()
+                elif same and isinstance(error, Unfit) and self.micro_batch is None:
+                    now = plan_through(network, self.labels, train, weight, plan, self.tangent)
+                    self._doubts.bends = True
+                elif same:
+                    raise
                 self.plan = plan = now
 
     def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> Tensor:

@@ -314,6 +314,34 @@ def _refuse_hidden_weights(network: Network, beside: _Displaced, x: Any, random:
         )
 
 
+BENDS = (
+    "the backward is not linear in its covector (twice the gradient of the logits does not give twice that of the "
+    "parameters), mostly because of a hook that clamps or normalises gradients; clip in on_grad instead"
+)
+
+
+def bends(network: Network, x: Any, v: Tensor, random: RandomState) -> bool:
+    """Whether the backward of the covector `v` is another than twice that of v/2."""
+    with random.replay():
+        logits = network(network.params, network.buffers(), x)
+    grads, params = [], list(network.params.values())
+    with network.held(network.params):
+        for factor in (0.5, 1.0):
+            grads.append(torch.autograd.grad(logits, params, factor * v.detach(), retain_graph=True, allow_unused=True))
+    halves = [None if g is None else 2 * g for g in grads[0]]
+    bound = _BOUND.get(arithmetic_of(params[0]), 0.3)
+    return _other_gradient(list(network.params), halves, grads[1], bound) is not None
+
+
+def _covector_size(logits: Tensor) -> float:
+    """A sixteenth of what training gives to a row, (q - p) / n: a hook that never clips there must not clip here.
+
+    In half precision it would vanish.
+    """
+    half = arithmetic_of(logits) == torch.float16
+    return 1.0 if half else 1 / (16 * len(logits) * logits.shape[1] ** 0.5)
+
+
 class _Displaced(Network):
     """`network` at parameters that are moved by `offsets`, as a function of those that are not."""
 
@@ -345,6 +373,7 @@ class _Probe:
 
     def __init__(self, network: Network, beside: _Displaced, x: Any, random: RandomState) -> None:
         self.x, self.random = x, random
+        self._bends: bool | None = None
         normal = _normal()
         self.direction = _noise(network.params, normal, 1.0, 0.1)
         self.network: Network = beside
@@ -358,7 +387,7 @@ class _Probe:
         """<J'v, d> of some random covectors v, by autograd's plain backward."""
         params = list(self.network.params.values())
         logits = self._logits()
-        self.vs = [normal(logits) for _ in range(_PROBES)]
+        self.vs = [normal(logits) * _covector_size(logits) for _ in range(_PROBES)]
         products: list[Any] = []
         self.once = False
         for v in self.vs:
@@ -402,7 +431,12 @@ class _Probe:
         gap = float((made - self.truth).norm())
         if gap <= bound * scale or not self.finite:
             return None
-        return f"is not the adjoint of the gradient (off by {gap / scale:.0%}): a layer's rule for it is wrong"
+        reason = "a layer's rule for it is wrong"
+        if self._bends is None:
+            self._bends = bends(self.network, self.x, self.vs[-1], self.random)
+        if self._bends:
+            reason = BENDS
+        return f"is not the adjoint of the gradient (off by {gap / scale:.0%}): {reason}"
 
     def _joined_failure(self) -> str | None:
         """Activation checkpointing, for one, gives a right u and a graph that raises in its backward.

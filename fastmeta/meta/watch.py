@@ -107,6 +107,8 @@ class _Checks:
         self._get: list[Callable[[Any, Any], Any]] = []
         self._names: list[Any] = []
         self._values: list[Any] = []
+        self._objects: list[Any] = []
+        self._types: list[type] = []
         self._sized: list[Collection[Any]] = []
         self._sizes: list[int] = []
         self._lists: list[tuple[Sequence[Any], list[Any]]] = []
@@ -117,6 +119,11 @@ class _Checks:
         self._get += [mapping.get] * len(names)
         self._names += names
         self._values += [mapping.get(name, _MISSING) for name in names]
+
+    def typed(self, value: Any) -> None:
+        """The class of an object, which can be assigned to."""
+        self._objects.append(value)
+        self._types.append(type(value))
 
     def whole(self, mapping: Mapping[Any, Any], but: Collection[Any] = ()) -> None:
         """All of a mapping, except what it has under some names."""
@@ -145,6 +152,8 @@ class _Checks:
             if not _patched(self._values, current, patch):
                 return False
             self._values = current
+        if not all(map(is_, map(type, self._objects), self._types)):
+            return False
         if not all(map(eq, map(len, self._sized), self._sizes)):
             return False
         for values, before in self._lists:
@@ -241,11 +250,11 @@ class _Walk:
         for name, function in functions:
             self.parts.append((name, self.image(function, name)))
         self.parts.append(("hooks of all modules", self.image(_hooks_of_all_modules(), "hooks of all modules")))
-        while self._todo:
+        more = True
+        while more:  # what is read somewhere may matter elsewhere
             while self._todo:
                 self._module(*self._todo.pop(0))
-            for cls in list(self._classes):
-                self._class(cls)
+            more = any([self._class(cls) for cls in list(self._classes)]) or bool(self._todo)
 
     # -- values ------------------------------------------------------------------------------------------
 
@@ -278,6 +287,9 @@ class _Walk:
             return kind, value.dtype.str, value.tobytes()
         if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
             return self._array(value, where)
+        if isinstance(value, property | classmethod | staticmethod | functools.cached_property):
+            names = ("fget", "fset", "func", "__func__")
+            return kind, *(self.image(getattr(value, name, None), where) for name in names)
         return self._callable(value, where) if callable(value) else self._holder(value, where)
 
     def _beyond(self, where: str, why: str) -> Any:
@@ -334,9 +346,6 @@ class _Walk:
     def _holder(self, value: Any, where: str) -> Any:
         """Containers and objects: what they hold."""
         kind = type(value)
-        if isinstance(value, property | classmethod | staticmethod | functools.cached_property):
-            names = ("fget", "fset", "func", "__func__")
-            return kind, *(self.image(getattr(value, name, None), where) for name in names)
         if isinstance(value, types.CellType):
             return self._cell(value, where)
         if isinstance(value, types.MappingProxyType):
@@ -350,10 +359,11 @@ class _Walk:
             content: Any = base.__repr__(value)
         elif base in _CONTAINERS or base in (collections.OrderedDict, collections.defaultdict):
             content = self._content(value, where)
-        elif base is object and not _hides_state(kind):
+        elif base is types.SimpleNamespace or (base is object and not _hides_state(kind)):
             content = None
         else:
             return self._beyond(where, f"{_name(kind)} has a state that cannot be watched")
+        self.checks.typed(value)
         state = [content]
         if hasattr(value, "__dict__"):
             state.append(self._content(vars(value), where, attributes=True))
@@ -494,13 +504,17 @@ class _Walk:
         ]
         return [_Same(module), *inside]
 
-    def _class(self, cls: type) -> None:
-        """A class whose methods may run, or whose attributes may be read, by names that are read somewhere."""
+    def _class(self, cls: type) -> bool:
+        """A class whose methods may run, or whose attributes may be read, by names that are read somewhere.
+
+        Whether there was something new.
+        """
         done, around = self._classes[cls], vars(cls)
-        names = sorted(n for n in around if n not in done and self._matters(cls, n))
+        inherited = {n for base in cls.__mro__[1:-1] for n in vars(base)} & self._attributes
+        names = sorted({n for n in around if self._matters(cls, n)}.union(inherited) - done)
         done.update(names)
-        if names:
-            self._named(cls, names)
+        self._named(cls, names)
+        return bool(names)
 
     def _matters(self, cls: type, name: str) -> bool:
         value = vars(cls)[name]
@@ -528,6 +542,8 @@ class _Walk:
 
     def _module(self, where: str, m: nn.Module) -> None:
         state = vars(m)
+        self.checks.typed(m)
+        self.parts.append((where, _Same(type(m))))
         if isinstance(m, torch.jit.ScriptModule):
             self._beyond(where, "a script's attributes cannot be watched")
             return
@@ -543,6 +559,7 @@ class _Walk:
         names = self.reads.get(id(m))
         if names is None or "__dict__" in names:
             names = {*(names or ()), *state, "forward"}
+            self.checks.size(state)
         names = {*names, "training"}
         wanted = sorted(n for n in names if n not in _PARTS and (id(state), n) not in self.counters)
         self.checks.named(state, wanted)
@@ -610,6 +627,25 @@ def _hooks_of_all_modules() -> list[Any]:
     return [v for k, v in sorted(vars(torch.nn.modules.module).items()) if k.startswith("_global_") and "hooks" in k]
 
 
+class Structure:
+    """Of which modules and parameters a model is made, as at the first question."""
+
+    def __init__(self) -> None:
+        self._checks: _Checks | None = None
+
+    def stands(self, modules: Sequence[nn.Module]) -> bool:
+        if self._checks is None:
+            self._checks = _Checks()
+            for m in modules:
+                self._checks.whole(m._parameters)
+                self._checks.whole(m._modules)
+                self._checks.size(m._buffers)
+        return self._checks.hold(lambda before, now: False)
+
+    def __deepcopy__(self, memo: Any) -> Structure:
+        return Structure()
+
+
 class Generators:
     """Random generators that are found on modules, in what they hold, in hooks, closures and globals.
 
@@ -636,3 +672,73 @@ def _dull(value: Any) -> bool:
 
 def _both_dull(a: Any, b: Any) -> bool:
     return _dull(a) and _dull(b)
+
+
+class Watch:
+    """The model as it is now; :meth:`holds` tells whether it still is.
+
+    Args:
+        modules: with their names.
+        functions: more that is called, with names.
+        own, reads, counters: see :class:`_Walk`.
+
+    Raises:
+        Unwatchable: there is something of which that cannot be told.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[tuple[str, nn.Module]],
+        functions: Sequence[tuple[str, Any]],
+        own: Collection[int],
+        reads: Mapping[int, set[str]],
+        counters: Collection[tuple[int, Any]] = (),
+    ) -> None:
+        self._roots = modules, functions
+        self._known = own, reads, counters
+        self._walk = self._walked()
+
+    def _walked(self) -> _Walk:
+        walk = _Walk(True, *self._known)
+        walk.run(*self._roots)
+        return walk
+
+    @property
+    def slots(self) -> dict[tuple[int, Any], Slot]:
+        """Numbers that could be counters."""
+        return self._walk.slots
+
+    def holds(self) -> bool:
+        if self._walk.checks.hold(_equal_plain):
+            return True
+        try:
+            now = self._walked()
+        except Unwatchable:
+            return False
+        if now.parts != self._walk.parts:
+            return False
+        self._walk = now
+        return True
+
+    def difference(self, other: Watch) -> str:
+        """Where two differ, or ""."""
+        for (where, mine), (_, its) in zip(self._walk.parts, other._walk.parts, strict=False):
+            if mine != its:
+                return where
+        return "" if len(self._walk.parts) == len(other._walk.parts) else "what the model is made of"
+
+    def has(self, t: Tensor) -> bool:
+        """Whether a tensor that no step reads anew is among what is watched."""
+        address = t.untyped_storage().data_ptr()
+        return any(s.untyped_storage().data_ptr() == address for s in self._walk.tensors)
+
+    def put_back(self) -> None:
+        """Give lists and dicts the content that they had."""
+        for container, content in self._walk.lists:
+            if isinstance(container, dict):
+                if len(container) != len(content) or not all(map(is_, container.values(), content.values())):
+                    container.clear()
+                    container.update(content)
+            elif len(container) != len(content) or not all(map(is_, container, content)):
+                container.clear()
+                container.extend(content)

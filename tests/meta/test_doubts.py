@@ -6,7 +6,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta import reference
-from fastmeta.meta.doubts import Unfit, adjoint
+from fastmeta.meta.doubts import Unfit, adjoint, gap_of
 from fastmeta.meta.tangent import plan_tangent
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, relative
@@ -115,7 +115,7 @@ def test_rounding_is_no_reason_to_refuse(monkeypatch):
     step = fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.1), label_lr=5.0)
     step(case.train, case.meta)
     gap = [3e-8]
-    monkeypatch.setattr("fastmeta.meta.gradient.adjoint", lambda *a: torch.tensor(gap[0], dtype=F64))
+    monkeypatch.setattr("fastmeta.meta.doubts.gap_of", lambda found: gap[0])
     step(case.train, case.meta)
     assert step.steps == 2
     gap[0] = 1e-3
@@ -123,7 +123,9 @@ def test_rounding_is_no_reason_to_refuse(monkeypatch):
         step(case.train, case.meta)
 
 
-def test_the_adjoint_of_nothing():
-    zero = torch.zeros(3, 2)
-    assert not adjoint(zero, zero, {}, {}) > 0  # NaN: there is nothing to see
-    assert float(adjoint(torch.ones(3, 2), torch.ones(3, 2), {}, {})) == pytest.approx(1)
+def test_the_gap():
+    zero, one = torch.zeros(3, 2), torch.ones(3, 2)
+    assert gap_of(adjoint(zero, zero, {}, {})) == 0
+    assert gap_of(adjoint(one, one, {}, {})) == pytest.approx(1)
+    assert gap_of(adjoint(one, one, {"w": one.double()}, {"w": one})) == pytest.approx(0, abs=1e-6)
+    assert not gap_of(adjoint(one, one / 0, {}, {})) > 1  # NaN: what is not finite is skipped

@@ -116,9 +116,11 @@ WAYS = {
     "difference": {"tangent": "difference"},
     "in-turn": {"tangent": "reverse", "micro_batch": 12},
     "auto": {},
+    "trace": {"compile": "trace"},
 }
 
 
+@pytest.mark.filterwarnings("ignore:compile='trace'. the step runs eagerly")
 @pytest.mark.parametrize("coin", COINS)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_layer_drop_that_begins_later_is_replayed(coin, way):
