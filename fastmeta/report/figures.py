@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmeta._text import printable
+from fastmeta.data.npz import NpzFile
 from fastmeta.report.table import title
 from fastmeta.training.checkpoint import write_atomically
 
@@ -45,8 +46,9 @@ def write_figures(path: Path, summary: Mapping[str, Any]) -> list[Path]:
     """
     metrics = read_metrics(path / "metrics.jsonl")
     figures = {"accuracy": _accuracy(metrics), "labels": _labels(metrics, summary)}
-    with np.load(path / "labels.npz") as table:
-        figures["label_matrix"] = _matrix(table["given"], table["learned"], summary)
+    with NpzFile(path / "labels.npz") as file:
+        table = file.read({name: file.declared(name) for name in ("given", "learned")})
+    figures["label_matrix"] = _matrix(table["given"], table["learned"], summary)
     written = []
     for name, figure in figures.items():
         if figure is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmeta._text import reason
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.methods import METHODS
@@ -374,17 +375,27 @@ class _Session:
         self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 
     def _write_results(self) -> None:
-        import fastmeta
         from fastmeta.report import write_figures
 
+        try:
+            write_figures(self.path, self._summary())
+        except OSError:
+            raise
+        except Exception as error:  # matplotlib's, or of files that somebody else wrote: pictures are not worth a run
+            self._warn(f"the figures are not drawn: {reason(error)}")
+        # last, because its presence says that the run is finished
+        write_atomically(self.path / SUMMARY, (to_json(self._summary(), indent=2) + "\n").encode())
+
+    def _summary(self) -> dict[str, Any]:
+        import fastmeta
+
         config = self.prepared.config
-        baselines = {name: self.done[name] for name in config.baseline_names()}
-        summary = summary_of(
+        return summary_of(
             config,
             self.prepared.splits,
             self.done[config.method],
             self.labels,
-            baselines,
+            {name: self.done[name] for name in config.baseline_names()},
             warnings=self.warnings,
             fastmeta=fastmeta.__version__,
             precision=config.precision,
@@ -393,6 +404,3 @@ class _Session:
             files=self.files,
             **self._environment(),
         )
-        write_figures(self.path, summary)
-        # last, because its presence says that the run is finished
-        write_atomically(self.path / SUMMARY, (to_json(summary, indent=2) + "\n").encode())

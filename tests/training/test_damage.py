@@ -229,3 +229,13 @@ def test_reading_a_run_leaves_the_callers_draws_alone(unbroken):
     state = torch.get_rng_state()
     load_run(unbroken)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_figures_that_cannot_be_drawn_lose_no_run(tmp_path, monkeypatch):
+    def broken(path, summary):
+        raise KeyError("of matplotlib")
+
+    monkeypatch.setattr("fastmeta.report.write_figures", broken)
+    with pytest.warns(UserWarning, match="the figures are not drawn: KeyError"):
+        run = train(config(tmp_path / "run", baselines="none"), data=two_classes())
+    assert "the figures are not drawn: KeyError: 'of matplotlib'" in load_run(run.path).summary["warnings"]
