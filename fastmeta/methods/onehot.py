@@ -45,7 +45,8 @@ class OneHot(Method):
         made: list[Tensor] = []
         loss: Tensor | None = None
         for rows in pieces_of(n, self.micro_batch):
-            logits = pick_logits(self.model(x[rows])).float()
+            logits = pick_logits(self.model(x[rows]))
+            logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
             part = cross_entropy(logits, targets[rows])
             if len(logits) < n:
                 part = part * (len(logits) / n)

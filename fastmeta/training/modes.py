@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+from fastmeta.meta.draws import RandomState
+from fastmeta.meta.watch import Generators
 
 
 @contextmanager
@@ -28,6 +32,30 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         for m, training in before:
             if m.training != training:
                 m.training = training
+
+
+@contextmanager
+def looked_at(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode, for a look at a moment that goes by the clock: it may not change the run.
+
+    Afterwards generators, buffers and attributes are as before, but for what stands inside of lists and objects.
+    """
+    modules = list(model.modules())
+    random = RandomState(device, Generators()(modules, []))
+    held = [(d, dict(d)) for m in modules for d in (vars(m), m._buffers)]
+    values = [(b, b.clone()) for b in model.buffers()]
+    with evaluation(model):
+        try:
+            yield
+        finally:
+            random.restore()
+            for now, before in held:
+                now.clear()
+                now.update(before)
+            for b, value in values:
+                if not torch.equal(b, value):
+                    b.copy_(value)
+            model.eval()
 
 
 def wholly_in_eval(model: nn.Module) -> bool:

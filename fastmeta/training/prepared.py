@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastmeta._text import reason
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
 from fastmeta.data.sources import npz_path
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.network import Network, pick_logits
+from fastmeta.meta.network import Network
+from fastmeta.training import generators
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.copies import copy_of
 from fastmeta.training.device import pick_device
-from fastmeta.training.modes import evaluation, wholly_in_eval
+from fastmeta.training.modes import wholly_in_eval
 from fastmeta.training.presets import preset_noise, resolve
 from fastmeta.training.result import CUSTOM, build_model, kind_of
 from fastmeta.training.stage import Stage
+from fastmeta.training.trial import Trial, inner_module, with_weights
 
 Data = Dataset | Mapping[str, Any]
 
@@ -36,6 +36,7 @@ class Prepared:
     data: DeviceData
     initial: nn.Module  # each stage starts from a copy
     device: torch.device
+    found: tuple[str, ...] = ()  # of the model, for `notes`
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -44,7 +45,7 @@ class Prepared:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before it starts."""
-        notes = tuple(self.splits.notes)
+        notes = (*self.splits.notes, *self.found)
         if self.config.precision == "tf32" and self.device.type != "cuda":
             notes += (f"precision tf32 is about CUDA: on {self.device} it is fp32",)
         if wholly_in_eval(self.initial):
@@ -59,7 +60,7 @@ class Prepared:
         return self.splits.fingerprint()
 
     def stage(self, name: str) -> Stage:
-        return Stage(name, self.config, self.data, copy.deepcopy(self.initial))
+        return Stage(name, self.config, self.data, copy_of(self.initial))
 
 
 def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
@@ -79,10 +80,12 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         config = replace(config, dataset=f"npz:{npz_path(config.dataset).resolve()}")
     splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
     config = resolve(config, splits)
+    notes: tuple[str, ...] = ()
     if model is None:
-        torch.manual_seed(derived_seed(config.seed, "weights"))
+        generators.seed_all(derived_seed(config.seed, "weights"))
         model = build_model(config, splits.num_classes, splits.train.x.shape[1:])
     else:
+        model, notes = inner_module(model)
         config = replace(config, model=CUSTOM + type(model).__name__)
     on_device = DeviceData.of(
         splits,
@@ -91,8 +94,18 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         padding=config.data.padding,
         pad_mode=config.data.pad_mode,
     )
-    prepared = Prepared(config, splits, on_device, model, device)
-    _try_forward(prepared)
+    sizes = config.data.batch_size, config.data.meta_batch_size
+    few = torch.arange(min(2, *(size or 1 for size in sizes)), device=device)
+    x = load_batch(on_device.images, few, on_device.transform)
+    with generators.kept():
+        generators.seed_all(derived_seed(config.seed, "weights"))
+        model = with_weights(model, x)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"model {config.model} has no parameter to train: none requires a gradient")
+    bf16 = config.precision == "bf16"
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+    notes += Trial(model, str(config.model), x, splits.num_classes, autocast)()
+    prepared = Prepared(config, splits, on_device, model, device, notes)
     _check_layers(prepared)
     return prepared
 
@@ -105,27 +118,3 @@ def _check_layers(prepared: Prepared) -> None:
             approximation.moving(Network(prepared.initial))
         except ValueError as error:
             raise InputError(error) from error
-
-
-def _try_forward(prepared: Prepared) -> None:
-    """A small batch through a copy of the model in both modes, so that a misfit is found before a directory is made."""
-    config, images = prepared.config, prepared.data.images
-    sizes = config.data.batch_size, config.data.meta_batch_size
-    few = torch.arange(min(2, *(size or 1 for size in sizes)), device=images.device)
-    model = copy.deepcopy(prepared.initial).to(prepared.device)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"model {config.model} has no parameter to train: none requires a gradient")
-    for mode in ("training", "evaluation"):
-        try:
-            with torch.no_grad(), evaluation(model) if mode == "evaluation" else nullcontext():
-                logits = pick_logits(model(load_batch(images, few, prepared.data.transform)))
-        except Exception as error:  # a module of the user's may raise anything
-            raise InputError(
-                f"model {config.model} fails on {len(few)} images of shape {tuple(images.shape[1:])} in "
-                f"{mode} mode: {reason(error)}"
-            ) from error
-        if logits.shape != (len(few), prepared.splits.num_classes):
-            raise InputError(
-                f"model {config.model} must return logits (batch, {prepared.splits.num_classes}), "
-                f"got {tuple(logits.shape)} for a batch of {len(few)}"
-            )

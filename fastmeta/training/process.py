@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fastmeta.data import InputError
+from fastmeta.training import generators
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
 from fastmeta.training.presets import preset_threads
@@ -18,7 +19,7 @@ _ONE = threading.Lock()
 
 @contextmanager
 def whole_process(config: TrainConfig) -> Iterator[None]:
-    """Inside, torch's number of threads, random state, cuDNN and float32 products are the config's; they come back.
+    """Inside, threads, random generators, cuDNN and float32 products are the config's; they come back after.
 
     InputError where another training of this process is inside, in any thread: each would draw the other's numbers.
     """
@@ -30,7 +31,7 @@ def whole_process(config: TrainConfig) -> Iterator[None]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(preset_threads(config) or before)
-        with torch.random.fork_rng(list(range(torch.cuda.device_count()))), arithmetic(config):
+        with generators.kept(), arithmetic(config):
             yield
     finally:
         torch.set_num_threads(before)

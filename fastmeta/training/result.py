@@ -33,6 +33,7 @@ from fastmeta.data import InputError, Splits
 from fastmeta.data.dataset import MOST_CLASSES
 from fastmeta.labels import ClassLabels, InstanceLabels
 from fastmeta.methods import METHODS
+from fastmeta.training import generators
 from fastmeta.training.checkpoint import header, pack, unpack
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.files import (
@@ -47,8 +48,10 @@ from fastmeta.training.files import (
     write_atomically,
 )
 from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
+from fastmeta.training.module_state import ModuleState, load_state
 from fastmeta.training.schema import anything, each, maybe, number, one_of, record, table, text, whole
 from fastmeta.training.stage import Stage
+from fastmeta.training.trial import inner_module
 
 T = TypeVar("T")
 
@@ -258,24 +261,28 @@ def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], giv
     """The run's model with its weights; InputError, and no memory taken, where the file holds another's."""
     file = path / "model.safetensors"
     shapes, _ = read(file, header)
-    way = "pass one built as that was" if given else "the run is damaged, run it again with --config"
+    way = "pass one built as that was" if given is not None else "the run is damaged, run it again with --config"
 
-    def misfit(model: nn.Module) -> InputError:
-        return InputError(f"{file} does not fit the {type(model).__name__} (the run trained {config.model}): {way}")
+    def misfit(model: nn.Module, how: str = "") -> InputError:
+        return InputError(
+            f"{file} does not fit the {type(model).__name__} (the run trained {config.model}){how}: {way}"
+        )
 
-    model = given
+    model = None if given is None else inner_module(given)[0]
     if model is None:
         of_run = config, summary["num_classes"], summary["image_shape"]
         bare = None if names_code(config.model) else _without_memory(*of_run)
         if bare is not None and _shapes(bare) != shapes:
             raise misfit(bare)
-        with torch.random.fork_rng([]):  # reading a run leaves the caller's draws alone
+        with generators.kept():  # reading a run leaves the caller's draws alone
             model = build_model(*of_run)
-    state, _ = read(file, unpack)
+    tensors, values = read(file, unpack)
+    state = {k: t for k, t in tensors.items() if not k.startswith(BESIDE)}
+    beside = {k.removeprefix(BESIDE): t for k, t in tensors.items() if k.startswith(BESIDE)}
     try:
-        model.load_state_dict(state)
-    except Exception as error:  # a RuntimeError of torch's, anything of a module of the user's
-        raise misfit(model) from error
+        load_state(model, ModuleState(state, beside, values.get("beside", {})))
+    except ValueError as error:
+        raise misfit(model, f"; {error}") from error
     return model
 
 
@@ -416,6 +423,8 @@ def read(path: Path, reader: Callable[[Path], T]) -> T:
 
 
 CUSTOM = "custom:"
+#: of tensors in model.safetensors that are no part of the state_dict; most models have none
+BESIDE = "beside state_dict/"
 
 
 def names_code(model: str | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 import time
@@ -21,6 +20,7 @@ from fastmeta.meta.memory import OutOfMemory
 from fastmeta.methods import METHODS
 from fastmeta.training import checkpoint
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.copies import copy_of
 from fastmeta.training.directory import (
     begun_directory,
     check_free,
@@ -57,6 +57,7 @@ from fastmeta.training.restore import (
     reading_state,
 )
 from fastmeta.training.result import (
+    BESIDE,
     Run,
     failed_summary,
     load_run,
@@ -144,7 +145,7 @@ def train(
             own = TrainConfig.read(begun / CONFIG)
             check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
             if os.path.isfile(begun / SUMMARY):
-                run = load_run(begun, model=copy.deepcopy(prepared.initial).cpu())
+                run = load_run(begun, model=copy_of(prepared.initial).cpu())
                 listener.note(f"{begun} is finished already")
                 return run
         made: list[Path] = []
@@ -265,6 +266,11 @@ class _Session:
 
     def _save(self) -> None:
         stage = self.stage
+        tensors = {} if stage is None else stage.tensors()
+        said = any("will not be bitwise" in text for text in (*self.warnings, *self.prepared.notes))
+        if stage is not None and stage.watch.unsaved and not said:
+            places = ", ".join(stage.watch.unsaved[:3])
+            self._warn(f"{stage.name}: a resumed run will not be bitwise: forward moves what cannot be saved: {places}")
         values = {
             "config": lasting(self.prepared.config),
             "fingerprint": self.prepared.fingerprint,
@@ -277,7 +283,7 @@ class _Session:
             "metrics_digest": self.metrics_digest.hexdigest(),
             "stage": None if stage is None else stage.values(),
         }
-        checkpoint.save(self._checkpoint, {} if stage is None else stage.tensors(), values)
+        checkpoint.save(self._checkpoint, tensors, values)
         self.saved_at, self.saved = time.monotonic(), self._position()
 
     def _position(self) -> str:
@@ -314,7 +320,7 @@ class _Session:
                 raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
         with self._writing():
             self._write_results()
-        run = load_run(self.path, model=copy.deepcopy(prepared.initial).cpu())
+        run = load_run(self.path, model=copy_of(prepared.initial).cpu())
         self.listener.end(run.path, run.summary)
         return run
 
@@ -368,9 +374,12 @@ class _Session:
     # -- results ------------------------------------------------------------------------------------------
 
     def _keep_main(self, stage: Stage) -> None:
-        values = {"model": self.prepared.config.model, "step": stage.step}
-        state = dict(stage.model.state_dict())
-        write_atomically(self.path / "model.safetensors", checkpoint.pack(state, values))
+        values: dict[str, Any] = {"model": self.prepared.config.model, "step": stage.step}
+        # what only the forward keeps is beside the state_dict, where training has moved it: see module_state
+        module = stage.watch.state(constants=False)
+        values["beside"] = module.values
+        tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
+        write_atomically(self.path / "model.safetensors", checkpoint.pack(tensors, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
         self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 

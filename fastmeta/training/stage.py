@@ -13,10 +13,13 @@ from fastmeta.meta.finite import all_finite
 from fastmeta.meta.network import pick_logits
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.encoding import Decoder, Encoder
+from fastmeta.training.generators import host_state, seed_all, set_host_state
 from fastmeta.training.health import Health, label_rate_to_blame
 from fastmeta.training.label_metrics import label_figures
 from fastmeta.training.metrics import Accumulator, evaluate, means
-from fastmeta.training.modes import evaluation
+from fastmeta.training.modes import looked_at
+from fastmeta.training.module_state import ModuleState, Watch, load_state
 from fastmeta.training.schedule import lr_at, lr_share
 
 #: steps between two looks at the guards, each of which waits for the device
@@ -104,7 +107,8 @@ class Stage:
         self.best: tuple[float, int] | None = None  # test accuracy, epoch
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
         self.health = Health()
-        torch.manual_seed(derived_seed(seed, "random-layers"))
+        self.watch = Watch(self.model)
+        seed_all(derived_seed(seed, "random-layers"))
 
     @property
     def epoch(self) -> int:
@@ -170,13 +174,8 @@ class Stage:
         if self.sums.read()["streak"] or not self.finite():
             return False
         few = torch.arange(min(512, self.data.train_size), device=self.device)
-        # forked, because when this is asked goes by the clock, and no later draw may depend on that
-        with (
-            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
-            evaluation(self.model),
-            torch.no_grad(),
-            self.autocast(),
-        ):
+        # as if nobody had looked, because when this is asked goes by the clock
+        with looked_at(self.model, self.device), torch.no_grad(), self.autocast():
             logits = pick_logits(self.model(load_batch(self.data.images, few, self.data.transform)))
         return bool(logits.isfinite().all())
 
@@ -233,19 +232,25 @@ class Stage:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that :meth:`load` needs to go on bitwise."""
-        state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        module = self.watch.state()
+        self._beside = module.values
+        state = {f"model.{k}": v for k, v in module.state.items()}
+        state |= {f"beside.{k}": v for k, v in module.beside.items()}
         for i, p in enumerate(self._optimized()):
             state |= {f"optimizer.{i}.{k}": v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)}
         if self.method.labels is not None:
             state |= {f"labels.{k}": v for k, v in self.method.labels.state_dict().items()}
         state["sums"] = self.sums.values
+        host = Encoder()
+        self._host = host(host_state())
+        state |= {f"host.{k}": v for k, v in host.tensors.items()}
         state["rng.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
     def values(self) -> dict[str, Any]:
-        """The rest of the state, as JSON holds it."""
+        """The rest of the state, as JSON holds it, beside what :meth:`tensors` has just given."""
         return {
             "name": self.name,
             "step": self.step,
@@ -254,6 +259,8 @@ class Stage:
             "last": self.last,
             "warned": self.health.given,
             "method": self.method.state_dict(),
+            "model": self._beside,
+            "host": self._host,
         }
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -262,7 +269,7 @@ class Stage:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.model.load_state_dict(under("model."))
+        load_state(self.model, ModuleState(under("model."), under("beside."), values["model"]))
         for i, p in enumerate(self._optimized()):
             for key, value in under(f"optimizer.{i}.").items():
                 like = torch.empty_like(p) if value.shape == p.shape else value.to(p.device)
@@ -270,6 +277,7 @@ class Stage:
         if self.method.labels is not None:
             self.method.labels.load_state_dict(under("labels."))
         self.sums.values.copy_(tensors["sums"])
+        set_host_state(Decoder(under("host."))(values["host"]))
         torch.set_rng_state(tensors["rng.cpu"])
         if self.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)

@@ -1,6 +1,7 @@
 """The modes of a module's parts are the caller's: frozen parts stay frozen through training, evaluation and the end."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from fastmeta.methods import METHODS
 from fastmeta.training import load_run, train
-from fastmeta.training.modes import evaluation
+from fastmeta.training.modes import evaluation, looked_at
 from tests.training.test_run import Warnings, config, two_classes
 
 
@@ -123,3 +124,36 @@ def test_evaluation_goes_through_train_and_puts_every_mode_back():
     assert [m.training for m in model.modules()] == before
     assert all(torch.equal(w, m.weight) for w, m in zip(weights, (inner[0], inner[2][1]), strict=True))
     assert not inner[0].folded
+
+
+class Busy(nn.Module):
+    """Draws, counts and moves a buffer in every forward, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng, self.calls, self.last = random.Random(3), 0, None
+        self.register_buffer("mean", torch.zeros(2))
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        self.calls += 1
+        self.mean += torch.rand(2) + self.rng.random() + random.random()
+        self.last = x
+        return self.head(x) + self.mean
+
+
+def test_a_look_leaves_nothing():
+    model = Busy()
+    model.head.eval()
+    x = torch.ones(3, 2)
+    before = torch.get_rng_state(), random.getstate(), model.rng.getstate(), model.mean.clone()
+    with looked_at(model, torch.device("cpu")), torch.no_grad():
+        assert not model.training
+        first = model(x)
+        assert model.calls == 1
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:3] == (random.getstate(), model.rng.getstate())
+    assert torch.equal(model.mean, before[3])
+    assert (model.calls, model.last) == (0, None)
+    assert [m.training for m in model.modules()] == [True, False]
+    assert torch.equal(model(x), first)
