@@ -76,7 +76,7 @@ def test_floats(value):
         np.timedelta64(1, "s"),
         np.array("1", dtype=object),
         torch.tensor(1, device="meta"),
-        object(),
+        Ellipsis,
         float,
     ],
     ids=lambda v: f"{type(v).__name__} {shown(v)}",
