@@ -198,7 +198,7 @@ class _Problem:
         for name, inputs, count in (("x", x, len(index)), ("x_meta", x_meta, len(y_meta))):
             try:
                 with torch.no_grad(), random.replay():
-                    logits = self.network(self.network.params, self.network.buffers(), inputs)
+                    logits = self.network(self.network.params, self.network.state(), inputs)
             except Exception as error:  # of the user's model
                 raise ValueError(f"the model fails on {name}: {type(error).__name__}: {_first_line(error)}") from error
             if logits.shape != (count, C):

@@ -287,18 +287,21 @@ class _Runner(nn.Module):
 
 
 def _run(model: nn.Module, params: Params, buffers: Params, function: Callable[[], Any]) -> Any:
-    """function() while `model` holds these; `buffers` are written into, and replaced where the model replaces its own.
+    """function() while `model` holds these, which are written into, and replaced where the model replaces its own.
 
     Forwards run so, and so do their backwards: a checkpointed part runs again there, on what the model holds then.
     """
     state = {f"model.{name}": t for name, t in (params | buffers).items()}
     output = functional_call(_Runner(model), state, (function,))
-    buffers.update((name, state[f"model.{name}"].detach()) for name in buffers)
+    after = {name: state[f"model.{name}"] for name in buffers}
+    buffers.clear()  # of those that are gone; None is one too
+    buffers |= {k: b if b is None else b.detach() for k, b in after.items() if isinstance(b, Tensor | None)}
+    params |= {name: state[f"model.{name}"].detach() for name, p in params.items() if not p.requires_grad}
     return output
 
 
 def _copies(buffers: Params) -> Params:
-    return {name: b.clone() for name, b in buffers.items()}
+    return {name: b if b is None else b.clone() for name, b in buffers.items()}
 
 
 def pick_logits(output: Any) -> Tensor:

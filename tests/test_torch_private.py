@@ -121,6 +121,16 @@ def _holders():
     assert not torch.equal(lstm(x)[0], truth)
 
 
+def _lasting_buffers():
+    """Which buffers are not in the state_dict."""
+    layer = nn.Linear(2, 2)
+    layer.register_buffer("a", torch.ones(2))
+    layer.register_buffer("b", torch.ones(2), persistent=False)
+    assert layer._non_persistent_buffers_set == {"b"}
+    layer._non_persistent_buffers_set.clear()
+    assert "b" in layer.state_dict()
+
+
 def _parametrize_cache():
     cache = nn.utils.parametrize
     assert not cache._cache_enabled
@@ -221,7 +231,20 @@ def _versions():
 def _dispatch_modes():
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    assert hasattr(TorchDispatchMode, "__torch_dispatch__")
+    class Writes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            for place, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    found.append(args[place])
+            return func(*args, **(kwargs or {}))
+
+    p, found = nn.Parameter(torch.ones(2)), []
+    with Writes():
+        p.data.mul_(2)  # of which the parameter's version tells nothing
+        p * 2
+        torch._foreach_add_([p.data], 1.0)
+    written = [t for value in found for t in (value if isinstance(value, list) else [value])]
+    assert [t.untyped_storage()._cdata for t in written] == [p.untyped_storage()._cdata] * 2
 
 
 def _attention():
@@ -259,6 +282,7 @@ NAMES = {
     "_global_optimizer_pre_hooks": _hooks,
     "_inductor": _inductor,
     "_native_batch_norm_legit": _tracing,
+    "_non_persistent_buffers_set": _lasting_buffers,
     "_opt_called": _schedules,
     "_optimizer_step_post_hooks": _hooks,
     "_optimizer_step_pre_hooks": _hooks,

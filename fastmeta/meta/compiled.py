@@ -16,9 +16,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from fastmeta._text import reason
 from fastmeta.labels import InstanceLabels
 from fastmeta.meta.approximation import EXACT, Approximation
+from fastmeta.meta.caches import fill_caches
 from fastmeta.meta.capture import Captured, Record, record_cuda
 from fastmeta.meta.gradient import Labels
-from fastmeta.meta.graph import TooManyGraphs, Untraceable, random_nodes, through_inductor, trace
+from fastmeta.meta.graph import TooManyGraphs, Unsettled, Untraceable, random_nodes, through_inductor, trace
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, Rate, steps_as_sgd
 from fastmeta.meta.network import Network, copy_all_
@@ -126,6 +127,7 @@ class GraphStep:
         self.record = record_cuda if record is None and mode == "full" and labels.targets.is_cuda else record
         self.compilations = 0
         self.captures = 0
+        self._unsettled = 0  # steps in which the model had other buffers after than before
         self.uncaptured = ""  # why the compiled graph runs kernel by kernel although this is CUDA
         #: per shape, the graph before inductor: for counting and reading
         self.graphs: list[fx.GraphModule] = []
@@ -156,16 +158,16 @@ class GraphStep:
 
     def _run(self, batch: _Batch, labels_move: bool) -> Sequence[Tensor]:
         """The results; state is written in place. Captured, this is the whole content of the CUDA graph."""
-        inputs = self._read(batch)
-        leaves, spec = tree_flatten(inputs.tree())
-        graph = self._graph(leaves, spec, labels_move).graph
+        inputs, leaves, kept = self._prepared(batch, labels_move)
+        graph = kept.graph
         with torch.no_grad(), without_autocast():
             out = list(graph(*leaves))
             label, results = out[-_RESULTS - 1], out[-_RESULTS:]
             finite = results[-1]
-            moved = [*inputs.params, *inputs.momentum, *inputs.buffers]
+            moved = [*inputs.params, *inputs.momentum, *inputs.state]
             if finite.is_cuda or bool(finite):
-                copy_all_(moved, out[: len(moved)])
+                pairs = [(t, value) for t, value in zip(moved, out, strict=False) if value is not t]
+                copy_all_([t for t, _ in pairs], [value for _, value in pairs])
                 if isinstance(self.labels, InstanceLabels):
                     self.labels.write_(batch.index, label)
                 else:
@@ -182,7 +184,7 @@ class GraphStep:
         leaves, spec = tree_flatten(batch.tree())
         key, state = self._key(leaves, spec, labels_move), self._state()
         # read anew: the rates are set, and momentum is made
-        kept = self._graph(*tree_flatten(self._read(batch).tree()), labels_move)
+        _, _, kept = self._prepared(batch, labels_move)
         captured = kept.captured.get(key)
         if captured is None or not captured.fits(state):
             undo = self._undo(batch.index)
@@ -219,6 +221,25 @@ class GraphStep:
             torch.get_default_dtype(),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
+
+    def _prepared(self, batch: _Batch, labels_move: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
+        """What the step reads, as a tree and flat, and the graph for it."""
+        inputs = self._read(batch)
+        leaves, spec = tree_flatten(inputs.tree())
+        if self._graphs.find(self._key(leaves, spec, labels_move)) is None:
+            self._fill_caches(leaves, spec)
+            inputs = self._read(batch)
+            leaves, spec = tree_flatten(inputs.tree())
+        return inputs, leaves, self._graph(leaves, spec, labels_move)
+
+    def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
+        """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still."""
+        random = self.network.random_state(leaves[0].device)
+        for x in self._inputs(leaves, spec):
+            if name := fill_caches(self.network, x, random):
+                self._unsettled += 1
+                error = Untraceable if self._unsettled > 2 else Unsettled
+                raise error(f"the model gives {name} another form in its forward")
 
     def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> _Kept:
         key = self._key(leaves, spec, labels_move)
@@ -261,6 +282,8 @@ class GraphStep:
             )
             return step(inputs, labels_move)
 
+        if self.network.together:
+            raise Untraceable(f"{' and '.join(self.network.together[0])} lie in the same memory")
         known = [t.untyped_storage().data_ptr() for t in leaves]
 
         def is_known(t: Tensor) -> bool:
@@ -268,13 +291,12 @@ class GraphStep:
 
         random = self.network.random_state(leaves[0].device)
         try:
-            with self.network.attributes_kept():
+            graph = trace(function, leaves, is_known)
+            if self.plan.way == "forward" and random_nodes(graph.graph):
+                # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
+                reason = "random layers are traced from double-vjp"
+                self.plan = TangentPlan("reverse", self.plan.math_attention, reason)
                 graph = trace(function, leaves, is_known)
-                if self.plan.way == "forward" and random_nodes(graph.graph):
-                    # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
-                    reason = "random layers are traced from double-vjp"
-                    self.plan = TangentPlan("reverse", self.plan.math_attention, reason)
-                    graph = trace(function, leaves, is_known)
         finally:
             watch.put_back()
             drawn = random.host_has_drawn()
@@ -311,9 +333,11 @@ class GraphStep:
 
         def run() -> None:
             for x in xs:
-                network(network.params, network.buffers(), x)
+                network(network.params, state := network.state(), x)
+                network.count(state)
 
-        return settled(network, [("logits_of", network.logits_of)], leaves[0].device, run)
+        with network.trying():
+            return settled(network, [("logits_of", network.logits_of)], leaves[0].device, run)
 
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
@@ -345,7 +369,7 @@ class GraphStep:
         return StepInputs(
             params=[p.detach() for p in network.params.values()],
             frozen=[p.detach() for p in network.frozen().values()],
-            buffers=list(network.own_buffers()),
+            state=list(network.own_state().values()),
             momentum=self._momenta(),
             label=labels.rows(index) if isinstance(labels, InstanceLabels) else labels.alpha,
             targets=labels.given(index),
@@ -406,7 +430,7 @@ class GraphStep:
         """What a step writes in place, besides labels."""
         params = [p.detach() for p in self.network.params.values()]
         totals = [] if self.totals is None else [self.totals.values]
-        return [*params, *self._momenta(), *self.network.own_buffers(), *totals]
+        return [*params, *self._momenta(), *self.network.writable_state(), *totals]
 
     def _state(self) -> list[Tensor]:
         """Every tensor that a step reads or writes where it lies."""

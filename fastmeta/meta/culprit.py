@@ -31,7 +31,7 @@ def first_failing_layer(network: Network, x: Any, way: str, random: RandomState)
     ]
     try:
         with torch.no_grad(), random.replay():
-            network(network.params, network.buffers(), x)
+            network(network.params, network.state(), x)
     finally:
         for handle in handles:
             handle.remove()

@@ -46,11 +46,11 @@ def stay_finite(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> li
     """
     pairs: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for name, new in after.items():
-        old = before[name]
+        old = before.get(name)
         if new is not old and new.is_floating_point() and new.dtype.itemsize > 1 and new.layout == torch.strided:
-            alike = old.shape == new.shape and old.dtype == new.dtype
-            # one that has another shape now has no entry that was there before
-            pairs.setdefault(new.device, []).append((old if alike else torch.zeros_like(new), new))
+            if old is None or old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
+                old = torch.zeros_like(new)  # one of another form has no entry that was there before
+            pairs.setdefault(new.device, []).append((old, new))
     flags = []
     for of_device in pairs.values():
         old, new = (torch.cat([t if t.ndim == 1 else t.reshape(-1) for t in ts]) for ts in zip(*of_device, strict=True))

@@ -20,6 +20,7 @@ from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhea
 from fastmeta.meta.micro import WHOLE, Cut, TrainPieces, add_up, check_logits, fits, pieces_of
 from fastmeta.meta.network import Network, Tensors, math_attention, recorded
 from fastmeta.meta.rows import take
+from fastmeta.meta.state import State
 from fastmeta.meta.tangent import (
     TangentChoice,
     TangentPlan,
@@ -48,11 +49,11 @@ class MetaPass:
     g: list[Tensor]  # gradient of the meta loss at theta*
     u: Tensor  # (n, C)
     scale: Rate  # lambda / n of the closed forms
-    buffers: Tensors  # the model's buffers after its one train forward
+    state: State  # what the model's one train forward has moved, as it stands after
     grads: Tensors  # of the training loss at theta under the old labels, of the parameters that theta* moves
     network: Network
     plan: TangentPlan
-    sound: list[Tensor]  # 0-d bools: whether `buffers` stayed finite
+    sound: list[Tensor]  # 0-d bools: whether `state` stayed finite
     pieces: TrainPieces | None = None
     same: Tensor | None = None  # 0-d bool: repeated forwards gave the same logits, see fastmeta.meta.doubts
     found: Tensor | None = None  # of :func:`adjoint`: whether u is the adjoint of the gradient; None for differences
@@ -152,7 +153,7 @@ def meta_pass(
 ) -> MetaPass:
     """Steps 1 to 6: train forward at theta, look-ahead, meta forward and backward at theta*, tangent.
 
-    Pure: parameters and buffers of the model stay; running statistics move in the returned copy, once. Without `replay`
+    Pure: parameters and state of the model stay; running statistics move in the returned copy, once. Without `replay`
     the model must draw no random numbers, or `plan` must be reverse. `moving` names the parameters that theta* moves
     (all); `grads` are empty unless kept; `pulls` says that the caller will :meth:`~MetaPass.pull`. `cut` says how
     many rows have their graphs held at once (fastmeta.meta.micro).
@@ -165,12 +166,12 @@ def meta_pass(
     params, names = network.params, list(network.params) if moving is None else moving
     # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
     random = network.random_state(index.device) if replay and plan.way != "reverse" else None
-    start = network.buffers()
-    buffers = {k: b.clone() for k, b in start.items()}
+    state = network.state()
+    start = state.again()
     with math_attention(plan.math_attention):
-        logits = network(params, buffers, x)
+        logits = network(params, state, x)
     check_logits(logits, len(index), labels.num_classes)
-    sound = stay_finite(start, buffers)  # now: the tangent's forward may write into `start`
+    sound = stay_finite(start, state)  # now: the tangent's forward may write into `start`
     before = labels.batch_loss(logits.detach(), index, weight)
     v = before.v / len(index)
     reverse = plan.way == "reverse"
@@ -187,7 +188,7 @@ def meta_pass(
     if not reverse:
         del grads
 
-    meta_loss, g = _meta_gradient(network, star, names, buffers, meta)
+    meta_loss, g = _meta_gradient(network, star, names, state, meta)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
     direction = lookahead.direction(g)
@@ -218,7 +219,7 @@ def meta_pass(
         g=list(g.values()),
         u=u.detach(),
         scale=lookahead.scale / len(index),
-        buffers=buffers,
+        state=state,
         grads=kept,
         same=same,
         found=found,
@@ -245,7 +246,7 @@ def plan_through(
     if plan.once or not (plan.way == "reverse" or choice == "auto"):
         raise Unfit(plan.way, wrong=True)
     with random.replay(), torch.no_grad():
-        logits = network(network.params, network.buffers(), x)
+        logits = network(network.params, network.state(), x)
     if not bends(network, x, labels.batch_loss(logits, index, weight).v / len(index), random):
         raise Unfit(plan.way, wrong=True)
     return plan if plan.way == "reverse" else plan_tangent(network, x, "reverse")
@@ -255,17 +256,17 @@ def _meta_gradient(
     network: Network,
     star: Tensors,
     names: list[str],
-    buffers: Tensors,
+    state: State,
     meta: tuple[Any, Tensor],
     cut: Cut = WHOLE,
 ) -> tuple[Tensor, Tensors]:
-    """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); buffers are left alone."""
+    """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); `state` is left alone."""
     # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
     star = {k: t.detach().requires_grad_(k in names) for k, t in star.items()}
     (x, y), losses, g = meta, [], Tensors()
     for rows in pieces_of(len(y), cut.most):
         piece = take(x, rows, len(y), cut.per_row_meta, "x_meta")
-        logits = network(star, {k: b.clone() for k, b in buffers.items()}, piece)
+        logits = network(star, state.clone(), piece)
         if len(logits) != rows.stop - rows.start:
             raise ValueError(
                 f"{rows.stop - rows.start} rows of x_meta gave {len(logits)} rows of logits; x_meta and y_meta must "
@@ -274,7 +275,7 @@ def _meta_gradient(
         loss = torch.nn.functional.cross_entropy(logits, y[rows])
         if len(logits) < len(y):
             loss = loss * (len(logits) / len(y))
-        with network.held(star, buffers):
+        with network.held(star, state):
             add_up(g, names, torch.autograd.grad(loss, [star[k] for k in names], allow_unused=True))
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), g
@@ -303,7 +304,7 @@ def _frugal_meta_pass(
     star = lookahead.star(network.params, grads)
     kept = grads if keep_grads else {}
     del grads
-    meta_loss, g = _meta_gradient(network, star, names, pieces.buffers, meta, cut)
+    meta_loss, g = _meta_gradient(network, star, names, pieces.state, meta, cut)
     del star
     g = dict(zip(g, reduce(list(g.values())), strict=True))
     direction = lookahead.direction(g)
@@ -318,7 +319,7 @@ def _frugal_meta_pass(
         g=list(g.values()),
         u=u,
         scale=lookahead.scale / len(train[1]),
-        buffers=pieces.buffers,
+        state=pieces.state,
         grads=kept,
         network=network,
         plan=plan,

@@ -42,6 +42,10 @@ class Untraceable(RuntimeError):
     """The function has no faithful graph; the message says why."""
 
 
+class Unsettled(Untraceable):
+    """Not yet: this step has none, the next one may."""
+
+
 class TooManyGraphs(Untraceable):
     """One more shape than graphs are kept for; those that are there still serve."""
 
@@ -67,7 +71,7 @@ def _trace(
     try:
         with _NativeBatchNorm():
             raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, Untraceable):
         raise
     except Exception as error:  # whatever a model's Python does under fake tensors
         raise Untraceable(reason(error, 200)) from error
@@ -86,20 +90,28 @@ def _trace(
         pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _check_pure(pure)
     _drop_aliases(pure)
+    _drop_choices_of_one(pure)
     clean = fx.GraphModule(pure, fx_graph_cse(pure.graph))
     clean.graph.eliminate_dead_code()
     reassociate(clean)
     return clean
 
 
+_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
 class _NativeBatchNorm(TorchFunctionMode):
     """Inside, on this thread, batch norms are torch's own on CUDA too: cuDNN's has no functional form.
+
+    And nobody assigns to ``.data``, of which a trace sees nothing.
 
     Convolutions go on seeing cuDNN, which decides the layout of their results. Traced without it, a graph has strides
     that are not those it runs with, and inductor is told them: the cache of fake tensors does not know of the flag.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _SET_DATA:
+            raise Untraceable("the model assigns to .data")
         return _NATIVE.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -206,6 +218,15 @@ def _check_pure(module: fx.GraphModule) -> None:
             continue
         if schema.is_mutable or schema.name in _HIDDEN_WRITES:
             raise Untraceable(f"{node.target} writes into its inputs and has no functional form here")
+
+
+def _drop_choices_of_one(module: fx.GraphModule) -> None:
+    """where(finite, t, t) of state that the step does not move."""
+    for node in _calls(module.graph):
+        if node.target is aten.where.self and node.args[1] is node.args[2]:
+            choice: Any = node.args[1]
+            node.replace_all_uses_with(choice)
+            module.graph.erase_node(node)
 
 
 def _drop_aliases(module: fx.GraphModule) -> None:

@@ -52,7 +52,7 @@ def graph_bytes(network: Network, x: Any, count: int, most: int | None, per_row:
     """
     largest = max(pieces_of(count, most), key=lambda rows: rows.stop - rows.start)
     try:
-        with network.attributes_kept(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
             def fake(t: Any) -> Any:
                 return mode.from_tensor(t) if isinstance(t, Tensor) else t
@@ -61,11 +61,12 @@ def graph_bytes(network: Network, x: Any, count: int, most: int | None, per_row:
                 return {k: fake(t.detach()).requires_grad_(t.requires_grad) for k, t in tensors.items()}
 
             params = {**copies(network.params), **copies(network.frozen())}
-            buffers = copies(network.buffers())
+            state = network.state()
+            state = state.like(copies(state))
             piece = tree_map(fake, take(x, largest, count, per_row))
-            there = [t for t in tree_leaves((params, buffers, piece)) if isinstance(t, Tensor)]
+            there = [t for t in tree_leaves((params, dict(state), piece)) if isinstance(t, Tensor)]
             with torch.enable_grad(), Saved(there) as saved:
-                network(params, buffers, piece)
+                network(params, state, piece)
             return saved.bytes
     except Exception:  # whatever a model's Python does under fake tensors; it is an estimate
         return None

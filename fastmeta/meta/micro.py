@@ -28,6 +28,7 @@ from fastmeta.meta.draws import RandomState
 from fastmeta.meta.finite import stay_finite
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.meta.rows import take
+from fastmeta.meta.state import State
 from fastmeta.meta.tangent import (
     TangentPlan,
     arithmetic_of,
@@ -81,9 +82,9 @@ def refuse_coupled_rows(network: Network, x: Any, count: int, cut: Cut) -> None:
     like, rows = next(iter(network.params.values())), pieces_of(count, cut.most)[-1]
     piece, state = take(x, rows, count, cut.per_row), network.random_state(like.device)
     try:
-        with torch.no_grad(), network.settings_kept():
-            alone = network(network.params, network.buffers(), piece)
-            whole = network(network.params, network.buffers(), x)
+        with torch.no_grad():
+            alone = network(network.params, network.state(), piece)
+            whole = network(network.params, network.state(), x)
         drawn = state.has_drawn()
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -114,15 +115,15 @@ class TrainGradient(NamedTuple):
 class TrainPieces:
     """The train batch of one step in pieces: a first forward of each, and as many more of the same as are asked for.
 
-    Every later forward of a piece sees the buffers and draws the random numbers (dropout masks) of its first.
+    Every later forward of a piece sees the state and draws the random numbers (dropout masks) of its first.
     """
 
     def __init__(self, network: Network, plan: TangentPlan, x: Any, index: Tensor, cut: Cut) -> None:
         self.network, self.plan, self.index = network, plan, index
         self.rows = pieces_of(len(index), cut.most)
         self._x = [take(x, rows, len(index), cut.per_row) for rows in self.rows]
-        self.buffers = network.buffers()  # after the forwards so far
-        self._starts: list[Tensors] = []
+        self.state = network.state()  # after the forwards so far
+        self._starts: list[State] = []
         self._random: list[RandomState] = []
         self._first: list[Tensor] = []  # their logits
         self._same: list[Tensor] = []  # whether later ones had these again
@@ -133,17 +134,17 @@ class TrainPieces:
         losses, grads = [], Tensors()
         params = [self.network.params[k] for k in names]
         for rows, x in zip(self.rows, self._x, strict=True):
-            self._starts.append({k: b.clone() for k, b in self.buffers.items()})
+            self._starts.append(self.state.again())
             self._random.append(self.network.random_state(self.index.device))
             with math_attention(self.plan.math_attention):
-                z = self.network(self.network.params, self.buffers, x)
+                z = self.network(self.network.params, self.state, x)
             check_logits(z, rows.stop - rows.start, labels.num_classes)
             loss = labels.batch_loss(z.detach(), self.index[rows], None if weight is None else weight[rows])
             with self._held(len(self._starts) - 1):
                 add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
             self._first.append(z.detach())
             losses.append(loss)
-        sound = stay_finite(self._starts[0], self.buffers)
+        sound = stay_finite(self._starts[0], self.state)
         if len(losses) == 1:
             return TrainGradient(self._first[0], losses[0], grads, sound)
         before = ops.LabelLoss(*(torch.cat(parts) for parts in zip(*losses, strict=True)))
@@ -175,7 +176,7 @@ class TrainPieces:
         """u = J d (n, C), piece by piece in the planned way; `keep_graph` for a :meth:`pull` to come."""
         u = []
         if keep_graph and self.plan.joined and len(self.rows) == 1:
-            start = {k: b.clone() for k, b in self._starts[0].items()}
+            start = self._starts[0].clone()
             with math_attention(self.plan.math_attention), self._random[0].replay():
                 self._graph, only = forward_with_graph(self.network, start, self._x[0], direction)
             self._compare(0, self._graph)
@@ -193,7 +194,7 @@ class TrainPieces:
             with math_attention(self.plan.math_attention):
                 if self.plan.way == "forward":
                     with random.replay():
-                        made = forward_tangent(self.network, {k: b.clone() for k, b in start.items()}, x, direction)
+                        made = forward_tangent(self.network, start.clone(), x, direction)
                 else:
                     made = difference_tangent(self.network, start, x, direction, random)
             self._compare(piece, made.logits, made.spread)
@@ -210,7 +211,7 @@ class TrainPieces:
         """The logits of every piece, with a graph."""
         for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
             with math_attention(self.plan.math_attention), random.replay():
-                z = self.network(self.network.params, {k: b.clone() for k, b in start.items()}, x)
+                z = self.network(self.network.params, start.clone(), x)
             self._compare(piece, z)
             yield z
             del z

@@ -1,14 +1,14 @@
-"""A model as a function of (parameters, buffers, input), so that a pass can never move what it was not given.
+"""A model as a function of (parameters, state, input), so that a pass can never move what it was not given.
 
-Every pass of the meta step goes through :class:`Network`: the train forward writes its running statistics into a copy
-of the buffers, the meta forward and the tangent write theirs into scratch. The caller's buffers move when, and only
-when, the step commits that copy.
+Every pass of the meta step goes through :class:`Network`: the train forward moves a copy of the model's state, its
+buffers above all (see fastmeta.meta.state), the meta forward and the tangent move others. The caller's state moves
+when, and only when, the step commits that copy.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from fastmeta.attention import PlainAttention
 from fastmeta.meta.draws import RandomState
+from fastmeta.meta.state import State, StateOf, fits
 from fastmeta.meta.watch import Generators, Structure
 
 Tensors = dict[str, Tensor]
@@ -61,11 +62,11 @@ def functional_module(model: nn.Module) -> nn.Module:
 
 
 class Network:
-    """`model` as a function: ``network(params, buffers, x)`` gives float logits (n, C).
+    """`model` as a function: ``network(params, state, x)`` gives float logits (n, C).
 
     Args:
         model: any nn.Module; it is called as ``model(x)`` with `x` just as the user gave it.
-        trained: the parameters that move; None means all that require a gradient. Others are constants.
+        trained: the parameters that are trained; None means all that require a gradient. The others are state.
         logits_of: picks the logits from the model's output.
 
     Tied weights count once. Logits below float32 come back as float32 (inside the graph), so that the loss, the
@@ -89,56 +90,88 @@ class Network:
                 "the model has no parameter to train: none requires a gradient"
                 + ("" if wanted is None else " and belongs to the optimizer; build it from model.parameters()")
             )
-        # Where everything hangs is looked up once: walking the modules at every pass costs more than a small layer.
-        # Parameters and buffers that stand under several names get all of them, so that a tie stays one.
-        first = {id(p): name for name, p in model.named_parameters()}
-        self._frozen = [name for name in first.values() if name not in self.params]
-        seen: dict[int, str] = {}
-        self._slots: dict[str, tuple[dict[str, Tensor | None], str]] = {}
-        #: where tensors hang: a module's dict, the key in it, and the name that is passed to a forward
-        self._places: list[tuple[dict[str, Any], str, str]] = []
+        self._wanted = wanted
+        self._state = StateOf(model, self.params)
         self._modules = list(model.modules())
         self._generators, self._structure = Generators(), Structure()
-        for path, module in model.named_modules():
-            for key, p in module._parameters.items():
-                if p is not None:
-                    self._places.append((module._parameters, key, first[id(p)]))
-            for key, b in module._buffers.items():
-                if b is not None:
-                    canonical = seen.setdefault(id(b), f"{path}.{key}" if path else key)
-                    self._places.append((module._buffers, key, canonical))
-                    self._slots.setdefault(canonical, (module._buffers, key))
 
     def stands(self) -> bool:
         """Whether the model still is made of the modules and parameters that it was made of at the first question."""
         return self._structure.stands(self._modules)
 
     @property
-    def buffer_names(self) -> list[str]:
-        return list(self._slots)
+    def whole(self) -> bool:
+        """Whether the parameters to train are still those, each the model's."""
+        if self._state.stands():
+            return True
+        self._state.look()
+        wanted = (p for p in self.model.parameters() if p.requires_grad)
+        found = {id(p) for p in wanted if self._wanted is None or id(p) in self._wanted}
+        return found == {id(p) for p in self.params.values()}
 
-    def _buffer(self, name: str) -> Tensor:
-        holder, key = self._slots[name]
-        b = holder[key]  # looked up anew: a move to another device replaces buffers
-        assert b is not None
-        return b
+    def state(self) -> State:
+        """A copy of what a forward may move beside parameters, for one pass to move."""
+        return self._state.state()
 
-    def buffers(self) -> Tensors:
-        """A copy of the model's buffers, for one pass to write into."""
-        return {name: self._buffer(name).detach().clone() for name in self._slots}
+    def own_state(self) -> Tensors:
+        """The model's own tensors of which :meth:`state` has copies."""
+        return self._state.own
 
-    def own_buffers(self) -> Iterator[Tensor]:
-        """The model's buffers themselves."""
-        return map(self._buffer, self._slots)
+    def takes_in_place(self, state: State) -> bool:
+        """Whether `state` differs from the model's in the values of :meth:`own_state` alone."""
+        return not state.contents and state.keys() <= self._state.own.keys() and not self._state.in_place(state)[2]
 
-    def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        """Make `buffers` the model's own (in place)."""
+    def write_state(self, state: State) -> None:
+        """Make `state` the model's own, in place where it fits."""
+        targets, values, others = self._state.in_place(state)
         with torch.no_grad():
-            copy_all_([self._buffer(name) for name in buffers], list(buffers.values()))
+            copy_all_(targets, values)
+        self._state.settle(state, others)
+
+    def writable_state(self) -> list[Tensor]:
+        """Those of :meth:`own_state` that anybody can write into."""
+        return [t for t in self._state.own.values() if fits(t, t)]
+
+    def registers(self, state: State) -> str:
+        """A buffer or parameter that a pass has made, dropped or given another form, or ""."""
+        return self._state.registers(state)
+
+    def trying(self) -> AbstractContextManager[None]:
+        """An error inside puts back what the model has in its dicts and containers."""
+        return self._state.trying()
+
+    def caches(self, state: State) -> list[str] | None:
+        """Names of tensors that a pass has made for the model to keep; None where it has moved values alone."""
+        return self._state.caches(state)
+
+    def counters(self, state: State) -> list[tuple[int, Any, Any]]:
+        """Plain values that a pass has moved: where in ``state.contents``, the key, and what it is now."""
+        return self._state.counters(state)
+
+    def note_moved(self, before: State, after: State) -> None:
+        """That a pass has moved these plain attributes: what they are is not the model's Python, but its state."""
+        self._state.note_moved(before, after)
+
+    def moving(self) -> list[Tensor]:
+        """The model's own tensors that a graph reads and writes as such, whatever they are."""
+        return self._state.moving()
+
+    def count(self, state: State) -> None:
+        """Let the model's plain numbers be what they are in `state`."""
+        self._state.count(state)
+
+    def keep(self, state: State) -> None:
+        """Give the model what a pass has made for it to keep beside buffers, parameters and plain values."""
+        self._state.keep(state)
+
+    @property
+    def together(self) -> list[list[str]]:
+        """Names in :meth:`own_state` that lie in the same memory, in groups."""
+        return self._state.together
 
     def frozen(self) -> Tensors:
-        """The parameters that do not move."""
-        return {name: self.model.get_parameter(name) for name in self._frozen}
+        """Parameters that are not trained, and other tensors, of which :meth:`state` has no copies."""
+        return self._state.watched
 
     def owners(self) -> list[nn.Module]:
         """The modules that own a parameter that moves."""
@@ -149,28 +182,6 @@ class Network:
         """train() or eval() of every module."""
         return tuple(m.training for m in self._modules)
 
-    @contextmanager
-    def settings_kept(self) -> Iterator[None]:
-        """Put back the modules' plain attributes: a model that counts its forwards has not run."""
-        before = [(m, {k: v for k, v in vars(m).items() if type(v) in (bool, int, float, str)}) for m in self._modules]
-        try:
-            yield
-        finally:
-            for m, then in before:
-                vars(m).update(then)
-
-    @contextmanager
-    def attributes_kept(self) -> Iterator[None]:
-        """Put back what the modules' attributes were: under tracing, a model that keeps results would keep fakes."""
-        modules = [m for m in self._modules if not isinstance(m, torch.jit.ScriptModule)]
-        before = [(kept, dict(kept)) for m in modules for kept in (vars(m), m._buffers)]
-        try:
-            yield
-        finally:
-            for now, then in before:
-                now.clear()
-                now.update(then)
-
     @property
     def generators(self) -> list[Any]:
         """Random generators beside the global ones: on modules, in what they hold, in hooks, closures and globals."""
@@ -180,41 +191,21 @@ class Network:
         """All generators that the model may draw from, as they stand now."""
         return RandomState(device, self.generators)
 
-    def held(self, params: Tensors, buffers: Tensors | None = None) -> AbstractContextManager[None]:
-        """For the backward of a pass: inside, the model holds what that pass was given, `params` and `buffers`.
+    def held(self, params: Tensors, state: State | None = None) -> AbstractContextManager[None]:
+        """For the backward of a pass: inside, the model holds what that pass was given, `params` and `state`.
 
         Layers that run again in the backward (activation checkpointing, reversible blocks) read it there, on whatever
-        thread autograd runs them. They write into copies of `buffers`, which the pass must have begun with; None are
-        the model's own.
+        thread autograd runs them. They move a copy of `state`, with which the pass must have begun; None is the
+        model's own.
         """
-        scratch = self.buffers() if buffers is None else {name: b.clone() for name, b in buffers.items()}
-        return self._holding({**params, **scratch})
+        return self._state.held(params, self.state() if state is None else state.clone())
 
-    @contextmanager
-    def _holding(self, tensors: Tensors) -> Iterator[None]:
-        """Inside, the model's tensors of these names are `tensors`."""
-        own = [(holder, key, holder[key]) for holder, key, name in self._places if name in tensors]
-        try:
-            for holder, key, name in self._places:
-                if name in tensors:
-                    holder[key] = tensors[name]
-            yield
-        finally:
-            for holder, key, tensor in own:
-                holder[key] = tensor
+    def __call__(self, params: Tensors, state: State, x: Any) -> Tensor:
+        """float logits (n, C); `params` may leave out some, which then are the model's own.
 
-    def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        """float logits (n, C); `params` may leave out frozen ones, which then are the model's own.
-
-        `buffers` are written into; one that the model replaces (``self.mean = ...``) is replaced there.
+        `state` is moved as the forward moves the model's; the model stands as before.
         """
-        with self._holding({**params, **buffers}):
-            logits = self.logits_of(self.model(x))
-            after = [(name, holder.get(key)) for holder, key, name in self._places if name in buffers]
-        given = dict(buffers)
-        for name, b in after:
-            if b is not given[name] and isinstance(b, Tensor):
-                buffers[name] = b.detach()
+        logits = self._state.run(params, state, lambda: self.logits_of(self.model(x)))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

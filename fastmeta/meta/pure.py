@@ -19,9 +19,11 @@ from fastmeta.labels import class_gradient, instance_gradient
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.gradient import Labels, meta_pass
+from fastmeta.meta.graph import Untraceable
 from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule, plus
 from fastmeta.meta.network import Network, Tensors, math_attention
 from fastmeta.meta.result import StepResult, Totals
+from fastmeta.meta.state import State, same_form
 from fastmeta.meta.tangent import TangentPlan
 
 
@@ -67,18 +69,17 @@ class BatchLabels:
 class BoundNetwork(Network):
     """A network over given tensors in the place of the model's own."""
 
-    def __init__(self, network: Network, params: Tensors, frozen: Tensors, buffers: Tensors) -> None:
-        self._network, self.params, self._frozen_values, self._buffer_values = network, params, frozen, buffers
+    def __init__(self, network: Network, params: Tensors, frozen: Tensors, state: Tensors) -> None:
+        self._network, self.params, self._frozen_values, self._own = network, params, frozen, state
 
-    def buffers(self) -> Tensors:
-        return {name: b.clone() for name, b in self._buffer_values.items()}
+    def state(self) -> State:
+        return State(self._own).clone()
 
-    def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
-        return self._network({**self._frozen_values, **params}, buffers, x)
+    def __call__(self, params: Tensors, state: State, x: Any) -> Tensor:
+        return self._network({**self._frozen_values, **params}, state, x)
 
-    def held(self, params: Tensors, buffers: Tensors | None = None) -> AbstractContextManager[None]:
-        start = self._buffer_values if buffers is None else buffers
-        return self._network.held({**self._frozen_values, **params}, start)
+    def held(self, params: Tensors, state: State | None = None) -> AbstractContextManager[None]:
+        return self._network.held({**self._frozen_values, **params}, self.state() if state is None else state)
 
 
 class GroupNumbers(NamedTuple):
@@ -153,7 +154,7 @@ class StepInputs:
 
     params: list[Tensor]
     frozen: list[Tensor]
-    buffers: list[Tensor]
+    state: list[Tensor]
     momentum: list[Tensor]  # of the parameters that have one
     label: Tensor  # rows (n, C) or alpha (C,)
     targets: Tensor  # (n,) given classes
@@ -193,7 +194,7 @@ class PureStep:
         network, names = self.network, list(self.network.params)
         params = {k: p.detach().requires_grad_() for k, p in zip(names, inputs.params, strict=True)}
         frozen = dict(zip(network.frozen(), inputs.frozen, strict=True))
-        bound = BoundNetwork(network, params, frozen, dict(zip(network.buffer_names, inputs.buffers, strict=True)))
+        bound = BoundNetwork(network, params, frozen, dict(zip(network.own_state(), inputs.state, strict=True)))
         momenta = iter(inputs.momentum)
         buffer_of = {k: next(momenta) if r.momentum else None for k, r in zip(names, self.rules, strict=True)}
         labels = BatchLabels(self.labels.family, self.labels.num_classes, inputs.label, inputs.targets)
@@ -212,7 +213,7 @@ class PureStep:
                 moving=self.approx.moving(network) if self.approx.kind == "last" else None,
                 keep_grads=self.approx.kind == "delayed",
             )
-            finite, z, after = out.finite(), out.logits, out.buffers
+            finite, z, after = out.finite(), out.logits, out.state
             scale = out.scale
             if not isinstance(scale, Tensor):  # a fill: what as_tensor puts in a graph is a copy from the host
                 scale = torch.full((), scale, dtype=torch.float64, device=z.device)
@@ -230,14 +231,14 @@ class PureStep:
             )
             train_loss, meta_loss, v, grads = out.train_loss, out.meta_loss, moved.v, out.grads
         else:
-            after = bound.buffers()
+            after = bound.state()
             with math_attention(self.plan.math_attention):
                 z = bound(params, after, inputs.x)
             before = labels.batch_loss(z.detach(), inputs.index, weight)
             moved = ops.LabelStep(*before, torch.full_like(before.loss, torch.nan))
             label, grads = inputs.label, {}
             train_loss, v = (moved.loss if weight is None else moved.loss * weight).mean(), moved.v
-            before_it = dict(zip(after, inputs.buffers, strict=True))
+            before_it = dict(zip(network.own_state(), inputs.state, strict=True))
             finite = both(train_loss.isfinite(), stay_finite(before_it, after))
             meta_loss = grad_norm = torch.full_like(train_loss, torch.nan)
         if not grads:
@@ -261,7 +262,11 @@ class PureStep:
                 new.append(moved_to)
                 if buffer is not None:
                     buffers.append(buffer)
-        statistics = [keep(after[k], b) for k, b in zip(after, inputs.buffers, strict=True)]
+        if moved_too := sorted(after.keys() & network.frozen().keys()):
+            raise Untraceable(f"the model moves {moved_too[0]}, but not in every forward")
+        # a plain attribute of another form than before is a cache for the meta batch: see GraphStep
+        own = dict(zip(network.own_state(), inputs.state, strict=True))
+        statistics = [keep(after[k], t) if same_form(after[k], t) else t for k, t in own.items()]
         result = StepResult(
             train_loss=train_loss,
             meta_loss=meta_loss,

@@ -125,7 +125,7 @@ def settled(
             moves something in every forward that it also reads.
     """
     modules = list(network.model.named_modules())
-    own = {id(t) for t in [*network.params.values(), *network.frozen().values(), *network.own_buffers()]}
+    own = {id(t) for t in [*network.params.values(), *network.frozen().values(), *network.moving()]}
     reads: dict[int, set[str]] = {}
     before = {(id(vars(m)), k): v for _, m in modules for k, v in vars(m).items() if type(v) in (int, float)}
 

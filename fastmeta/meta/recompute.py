@@ -34,7 +34,7 @@ def refuse_reentrant(network: Network, logits: Tensor, x: Any, random: RandomSta
         with random.replay():
             # no leaf, which must not be written into
             seen = tree_map(lambda t: t.detach().requires_grad_().clone() if _differentiable(t) else t, x)
-            nodes += _nodes(network(network.params, network.buffers(), seen))
+            nodes += _nodes(network(network.params, network.state(), seen))
     if any(type(n).__name__ == "CheckpointFunctionBackward" for n in nodes):  # torch's, and so do others call theirs
         raise RuntimeError(
             "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "

@@ -23,7 +23,7 @@ from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
 from fastmeta.meta.explanation import explanation
 from fastmeta.meta.finite import all_finite, both
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass, plan_through
-from fastmeta.meta.graph import TooManyGraphs, Untraceable
+from fastmeta.meta.graph import TooManyGraphs, Unsettled, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
 from fastmeta.meta.memory import explained
@@ -31,6 +31,7 @@ from fastmeta.meta.micro import Cut, TrainPieces, couples_rows, fits, refuse_cou
 from fastmeta.meta.network import Network, Tensors, functional_module, is_out_of_memory, recorded
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
+from fastmeta.meta.state import State
 from fastmeta.meta.tangent import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
 from fastmeta.meta.turns import TURN
 from fastmeta.meta.update import update
@@ -96,7 +97,9 @@ class MetaStep:
             tensor has as many rows as the batch; else a ValueError asks.
         per_row_meta: the same of `x_meta`; None takes `per_row`.
 
-    BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces).
+    BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces). So
+    does all else that the forward moves beside trained parameters: buffers of any form, parameters without gradient
+    (momentum encoders, codebooks), plain attributes and what they hold: see fastmeta.meta.state.
     Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
     Python's, NumPy's or generators that hang on modules, in what they hold, in hooks, closures and globals. A draw that
     cannot be replayed raises fastmeta.meta.doubts.Unrepeatable. A step of which the loss, the meta loss, g, u, the
@@ -192,6 +195,8 @@ class MetaStep:
             if self.compile != "off" and not self._untraced and plan.tried:
                 try:
                     return self._graph_step(network, plan, label_lr, train, meta, weight)
+                except Unsettled:
+                    pass
                 except TooManyGraphs as error:
                     self._warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", 2)
                 except Untraceable as error:
@@ -304,7 +309,7 @@ class MetaStep:
         a module or a parameter was replaced."""
         optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
         key = tuple((id(p), p.requires_grad) for p in optimized)
-        if self._network is None or self._network_key != key or not self._network.stands():
+        if self._network is None or self._network_key != key or not (self._network.whole and self._network.stands()):
             if self._network is not None:
                 check_parameters(self.model, self.optimizer)
             self._network, self._network_key = Network(self.model, optimized, self.logits_of), key
@@ -362,7 +367,7 @@ class MetaStep:
         pieces = TrainPieces(network, plan, *train, self._cut)
         logits, before, grads, sound = pieces.gradient(self.labels, weight, list(network.params))
         loss = (before.loss if weight is None else before.loss * weight).mean()
-        finite = self._move_model(network, grads, self._ranks.all(both(loss.isfinite(), sound)), pieces.buffers)
+        finite = self._move_model(network, grads, self._ranks.all(both(loss.isfinite(), sound)), pieces.state)
         nothing = torch.full_like(loss, torch.nan)
         return StepResult(
             train_loss=loss,
@@ -407,10 +412,10 @@ class MetaStep:
 
         try:
             if delayed:
-                finite = self._update(network, out.grads, finite, out.buffers)
+                finite = self._update(network, out.grads, finite, out.state)
             else:
                 grads = out.pull(network.params, moved.v / len(index))
-                finite = self._move_model(network, grads, finite, out.buffers)
+                finite = self._move_model(network, grads, finite, out.state)
             if finite.is_cuda or not bool(finite):
                 undo_labels(finite)
         except BaseException:  # out of memory, on_grad, the optimizer: the labels have moved already
@@ -473,10 +478,10 @@ class MetaStep:
                     raise
                 self.plan = plan = now
 
-    def _move_model(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> Tensor:
+    def _move_model(self, network: Network, grads: Tensors, finite: Tensor, state: State) -> Tensor:
         """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""
         mean = dict(zip(grads, self._ranks.mean(list(grads.values())), strict=True))
-        return self._update(network, mean, finite, buffers)
+        return self._update(network, mean, finite, state)
 
     def _step_labels_together(
         self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: Rate, weight: Tensor | None
@@ -490,7 +495,7 @@ class MetaStep:
             labels.move_(ranks.gather(index), ranks.gather(grad), label_lr)
         return ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
 
-    def _update(self, network: Network, grads: Tensors, finite: Tensor, buffers: Tensors) -> Tensor:
+    def _update(self, network: Network, grads: Tensors, finite: Tensor, state: State) -> Tensor:
         """The optimizer's step and the new running statistics, or neither: whether `finite` and `grads` are too."""
         on_device = finite.is_cuda
         if on_device or bool(finite):
@@ -498,7 +503,7 @@ class MetaStep:
                 self.on_grad(grads)
             finite = self._ranks.all(both(finite, [all_finite(grads.values(), finite.device)]))
         if on_device or bool(finite):
-            update(network, self.optimizer, grads, buffers, keep=finite if on_device else None)
+            update(network, self.optimizer, grads, state, keep=finite if on_device else None)
         self.nonfinite_steps += ~finite
         self.steps += 1
         return finite

@@ -29,6 +29,7 @@ from fastmeta.meta.culprit import first_failing_layer
 from fastmeta.meta.draws import RandomState
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.meta.recompute import refuse_reentrant
+from fastmeta.meta.state import State
 from fastmeta.meta.turns import dual_level
 
 Way = Literal["reverse", "forward", "difference"]
@@ -72,18 +73,18 @@ class Tangent(NamedTuple):
     spread: Tensor | float = 0.0
 
 
-def forward_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> Tangent:
-    """u by dual numbers; `buffers` are scratch."""
+def forward_tangent(network: Network, state: State, x: Any, direction: Tensors) -> Tangent:
+    """u by dual numbers; `state` is scratch."""
     with torch.no_grad(), dual_level():
         params: Tensors = {name: p.detach() for name, p in network.params.items()}
         for name, t in direction.items():
             params[name] = forward_ad.make_dual(params[name], t)
-        logits, u = forward_ad.unpack_dual(network(params, buffers, x))
+        logits, u = forward_ad.unpack_dual(network(params, state, x))
         return Tangent(torch.zeros_like(logits) if u is None else u, logits)
 
 
-def forward_with_graph(network: Network, buffers: Tensors, x: Any, direction: Tensors) -> tuple[Tensor, Tensor]:
-    """Logits with their graph, and u, from one forward with dual numbers; `buffers` are scratch.
+def forward_with_graph(network: Network, state: State, x: Any, direction: Tensors) -> tuple[Tensor, Tensor]:
+    """Logits with their graph, and u, from one forward with dual numbers; `state` is scratch.
 
     So no train graph has to be held while the meta graph is there. Autograd records the arithmetic of the tangents too,
     which nobody differentiates: what only that would keep is dropped, half of it all (ResNet-20 on 32 images: 93 MiB
@@ -92,7 +93,7 @@ def forward_with_graph(network: Network, buffers: Tensors, x: Any, direction: Te
     with dual_level(), saved_tensors_hooks(_keep, _kept):
         tangents = {k: direction[k] if k in direction else torch.zeros_like(p) for k, p in network.params.items()}
         params = {k: forward_ad.make_dual(p, tangents[k]) for k, p in network.params.items()}
-        logits, u = forward_ad.unpack_dual(network(params, buffers, x))
+        logits, u = forward_ad.unpack_dual(network(params, state, x))
         return logits, torch.zeros_like(logits) if u is None else u.detach()
 
 
@@ -119,7 +120,7 @@ def reverse_tangent(grads: Sequence[Tensor | None], v: Tensor, direction: Sequen
     return torch.zeros_like(v) if u is None else u
 
 
-def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Tensors, random: RandomState) -> Tangent:
+def difference_tangent(network: Network, state: State, x: Any, direction: Tensors, random: RandomState) -> Tangent:
     """u by (z(theta + e d) - z(theta - e d)) / 2e, inexact.
 
     e moves the parameters by a fixed fraction of their norm, the cube root of the rounding error of the logits: there
@@ -141,7 +142,7 @@ def difference_tangent(network: Network, buffers: Tensors, x: Any, direction: Te
         moved = torch._foreach_mul(steps, e)
 
         def logits_at(theta: tuple[Tensor, ...]) -> Tensor:
-            scratch = {k: b.clone() for k, b in buffers.items()}
+            scratch = state.clone()
             with random.replay():
                 return network({**params, **dict(zip(names, theta, strict=True))}, scratch, x)
 
@@ -189,7 +190,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
     try:
         with random.replay():
             # errors of the model itself surface here, as they are
-            logits = network(network.params, network.buffers(), x)
+            logits = network(network.params, network.state(), x)
             host_random = random.host_has_drawn()
         if not logits.requires_grad:
             raise RuntimeError(
@@ -287,7 +288,7 @@ def _refuse_hidden_weights(network: Network, beside: _Displaced, x: Any, random:
 
     def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
         with random.replay():
-            logits = run(given, network.buffers(), x)
+            logits = run(given, network.state(), x)
             with run.held(given):
                 return logits.detach(), torch.autograd.grad(logits, params, _normal()(logits), allow_unused=True)
 
@@ -323,7 +324,7 @@ BENDS = (
 def bends(network: Network, x: Any, v: Tensor, random: RandomState) -> bool:
     """Whether the backward of the covector `v` is another than twice that of v/2."""
     with random.replay():
-        logits = network(network.params, network.buffers(), x)
+        logits = network(network.params, network.state(), x)
     grads, params = [], list(network.params.values())
     with network.held(network.params):
         for factor in (0.5, 1.0):
@@ -348,16 +349,16 @@ class _Displaced(Network):
     def __init__(self, network: Network, offsets: Tensors) -> None:
         self._network, self.params, self.offsets = network, network.params, offsets
 
-    def buffers(self) -> Tensors:
-        return self._network.buffers()
+    def state(self) -> State:
+        return self._network.state()
 
-    def __call__(self, params: Tensors, buffers: Tensors, x: Any) -> Tensor:
+    def __call__(self, params: Tensors, state: State, x: Any) -> Tensor:
         self._moved = {name: p + self.offsets[name] if name in self.offsets else p for name, p in params.items()}
-        return self._network(self._moved, buffers, x)
+        return self._network(self._moved, state, x)
 
-    def held(self, params: Tensors, buffers: Tensors | None = None) -> AbstractContextManager[None]:
+    def held(self, params: Tensors, state: State | None = None) -> AbstractContextManager[None]:
         """For the backward of the last forward, whose parameters these were."""
-        return self._network.held(self._moved, buffers)
+        return self._network.held(self._moved, state)
 
 
 class _Probe:
@@ -410,7 +411,7 @@ class _Probe:
 
     def _logits(self) -> Tensor:
         with self.random.replay():
-            return self.network(self.network.params, self.network.buffers(), self.x)
+            return self.network(self.network.params, self.network.state(), self.x)
 
     def failure(self, way: Way, attention: bool, joined: bool = False) -> str | None:
         """None if `way` satisfies the identity, else what went wrong."""
@@ -444,7 +445,7 @@ class _Probe:
         A graph that does not raise must give the gradient of the plain one.
         """
         with self.random.replay():
-            logits, u = forward_with_graph(self.network, self.network.buffers(), self.x, self.direction)
+            logits, u = forward_with_graph(self.network, self.network.state(), self.x, self.direction)
         with self.network.held(self.network.params):
             made = torch.autograd.grad(logits, list(self.network.params.values()), self.vs[-1], allow_unused=True)
         other = _other_gradient(list(self.network.params), made, self.grads, self.bound)
@@ -453,13 +454,13 @@ class _Probe:
         return self._gap(u.double(), self.bound)
 
     def _tangent(self, way: Way) -> Tensor:
-        network, buffers = self.network, self.network.buffers()
+        network, state = self.network, self.network.state()
         if way == "difference":
-            return difference_tangent(network, buffers, self.x, self.direction, self.random).u
+            return difference_tangent(network, state, self.x, self.direction, self.random).u
         with self.random.replay():
             if way == "forward":
-                return forward_tangent(network, buffers, self.x, self.direction).u
-            logits = network(network.params, buffers, self.x)
+                return forward_tangent(network, state, self.x, self.direction).u
+            logits = network(network.params, state, self.x)
         v = torch.zeros_like(logits).requires_grad_()
         params = list(network.params.values())
         with network.held(network.params):

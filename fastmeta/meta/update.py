@@ -6,18 +6,25 @@ import torch
 from torch import Tensor
 
 from fastmeta.meta.network import Network, Tensors, copy_all_
+from fastmeta.meta.state import State
 
 
 def update(
-    network: Network, optimizer: torch.optim.Optimizer, grads: Tensors, buffers: Tensors, keep: Tensor | None = None
+    network: Network, optimizer: torch.optim.Optimizer, grads: Tensors, state: State, keep: Tensor | None = None
 ) -> None:
-    """Step along `grads` and make `buffers` the model's own; the parameters' ``.grad`` is None then.
+    """Step along `grads` and make `state` the model's own; the parameters' ``.grad`` is None then.
 
     With `keep`, a 0-d bool on the parameters' device, the step is taken and put back where that is False, without
     waiting for the device. What the optimizer keeps elsewhere (Adam counts its steps on the host) is not put back.
+    It is waited for where the model has moved what is no tensor, or given itself tensors of another kind.
     """
+    if keep is not None and not network.takes_in_place(state):
+        if not bool(keep):
+            optimizer.zero_grad(set_to_none=True)
+            return
+        keep = None
     params = list(network.params.values())
-    written = [] if keep is None else [*params, *_state(optimizer, params), *network.own_buffers()]
+    written = [] if keep is None else [*params, *_state(optimizer, params), *network.writable_state()]
     before = [torch.empty_like(t) for t in written]
     with torch.no_grad():
         copy_all_(before, written)
@@ -25,7 +32,7 @@ def update(
         network.params[name].grad = g
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    network.write_buffers(buffers)
+    network.write_state(state)
     if keep is None:
         return
     with torch.no_grad():

@@ -41,7 +41,7 @@ class OneHot(Method):
         n, targets = len(batch.index), self.targets[batch.index]
         self.optimizer.zero_grad(set_to_none=True)
         # the model runs as it is, on its own weights and buffers: as a function of them it would take 5% longer
-        before = self.network.buffers()
+        before = self.network.state()
         made: list[Tensor] = []
         loss: Tensor | None = None
         for rows in pieces_of(n, self.micro_batch):
@@ -55,8 +55,8 @@ class OneHot(Method):
             loss = part.detach() if loss is None else loss + part.detach()
         assert loss is not None
         grads = {name: p.grad for name, p in self.network.params.items() if p.grad is not None}
-        after = self.network.buffers()
-        self.network.write_buffers(before)
+        after = self.network.state()
+        self.network.write_state(before)
         finite = all_finite([loss, *grads.values()])
         for flag in stay_finite(before, after):
             finite = finite & flag

@@ -24,11 +24,12 @@ def problem(kind):
 def take(network, optimizer, seed, keep, bad=False):
     rng = torch.Generator().manual_seed(seed)
     grads = {k: torch.randn(p.shape, generator=rng, dtype=p.dtype) for k, p in network.params.items()}
-    buffers = {k: b + 1 for k, b in network.buffers().items()}
+    moved = network.state()
+    moved.update([(k, b + 1) for k, b in moved.items()])
     if bad:
         for g in grads.values():
             g.view(-1)[0] = torch.nan
-    update(network, optimizer, grads, buffers, keep)
+    update(network, optimizer, grads, moved, keep)
 
 
 def state(model, optimizer):
