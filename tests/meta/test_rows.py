@@ -107,7 +107,6 @@ def test_one_tensor_of_so_many_rows_needs_no_word():
         ((X, object()), True, r"cannot cut x\[1\], a object"),
         ((X, {1, 2}), True, r"cannot cut x\[1\], a set"),
     ],
-    ids=str,
 )
 def test_what_is_not_said_or_wrong_is_refused_by_name(x, per_row, text):
     with pytest.raises(ValueError, match=text) as error:
