@@ -256,7 +256,10 @@ class GraphStep:
             if kept is None:
                 if self.graphs and self.replan is not None:  # the plan is of the model as it was for another
                     (x, _), n = self._inputs(leaves, spec), len(StepInputs(*tree_unflatten(leaves, spec)).index)
-                    self.plan = self.replan(x, n)
+                    plan = self.replan(x, n)
+                    if not plan.tried:
+                        raise Unsettled("a batch that is not finite shows nothing of the layers")
+                    self.plan = plan
                     if self.plan.way == "difference":
                         raise Untraceable("tangent by differences")
                     watch = self._settle(leaves, spec)

@@ -37,7 +37,11 @@ def first_failing_layer(network: Network, x: Any, way: str, random: RandomState)
             handle.remove()
     failing = {}
     for name, module, args, kwargs in calls:
-        if name not in failing and (reason := _layer_failure(module, args, kwargs, way, random)):
+        if name in failing:
+            continue
+        with network.held(network.params):  # a layer that moves something moves a copy
+            reason = _layer_failure(module, args, kwargs, way, random)
+        if reason:
             failing[name] = f"{name or 'the model itself'} ({type(module).__name__}): {reason}"
     inner = [n for n in failing if not any(o != n and o.startswith(n + "." if n else "") for o in failing)]
     return failing[inner[0]] if inner else ""
@@ -60,7 +64,8 @@ def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: str, random: 
             filled[i] = t.clone()  # in-place layers write into their input
         given, named = tree_unflatten(filled, spec)
         state = dict(zip(params, values[len(where) :], strict=True))
-        buffers = {k: b.double() if b.is_floating_point() else b.clone() for k, b in module.named_buffers()}
+        wide = {k: torch.float64 if b.is_floating_point() else b.dtype for k, b in module.named_buffers()}
+        buffers = {k: b.to(wide[k], copy=True) for k, b in module.named_buffers()}  # each call moves its own
         with random.replay():
             flat = tree_flatten(functional_call(module, (state, buffers), given, named))[0]
         return [t for t in flat if isinstance(t, Tensor) and t.is_floating_point()]

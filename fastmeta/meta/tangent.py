@@ -27,6 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fastmeta._text import reason
 from fastmeta.meta.culprit import first_failing_layer
 from fastmeta.meta.draws import RandomState
+from fastmeta.meta.finite import stay_finite
 from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.meta.recompute import refuse_reentrant
 from fastmeta.meta.state import State
@@ -407,11 +408,16 @@ class _Probe:
             pairs = zip(self.grads, self.direction.values(), strict=True)
             products.append(sum((g * d).sum(dtype=torch.float64) for g, d in pairs if g is not None))
         self.truth = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in products])
-        self.finite = bool(self.truth.isfinite().all())
+        self.finite = self._sound and bool(self.truth.isfinite().all())
 
     def _logits(self) -> Tensor:
+        before = self.network.state()
+        after = before.clone()
         with self.random.replay():
-            return self.network(self.network.params, self.network.state(), self.x)
+            logits = self.network(self.network.params, after, self.x)
+        #: a variance that overflows leaves logits and gradient finite, but no tangent
+        self._sound = all(map(bool, stay_finite(before, after)))
+        return logits
 
     def failure(self, way: Way, attention: bool, joined: bool = False) -> str | None:
         """None if `way` satisfies the identity, else what went wrong."""

@@ -291,8 +291,13 @@ def _renumbered(form: Any, tensors: Mapping[str, Tensor], into: dict[str, Tensor
 
 
 def _fit_buffers(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Make room for buffers of other shapes than the fresh model's; returns its state_dict then."""
+    """Make room for buffers of other shapes than the fresh model's; returns its state_dict then.
+
+    Those of torch's own layers, such as running statistics, keep their shape.
+    """
     for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn."):
+            continue
         for key, b in module._buffers.items():
             t = state.get(f"{path}.{key}" if path else key)
             lazy = b is not None and nn.parameter.is_lazy(b)

@@ -112,7 +112,7 @@ def test_a_step_that_is_not_finite_leaves_the_table(mode):
     result = step((case.x * float("nan"), case.index), case.meta)
     assert not result.finite
     assert torch.equal(labels.label_logits, before)
-    assert labels.label_step == 1
+    assert labels.label_step == 0
 
 
 def test_moving_by_a_given_gradient():

@@ -122,3 +122,28 @@ def test_healthy_models_warn_of_nothing():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             label_gradient(case.model, labels, case.train, case.meta, lr=0.1)
+
+
+class Counting(nn.Module):
+    """Moves a buffer, a plain tensor and a number in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mean, self.calls = nn.BatchNorm1d(8), torch.zeros(8, dtype=F64), 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.mean += x.detach().mean(0)
+        return self.norm(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*inexact")
+def test_the_search_for_the_layer_moves_nothing():
+    case, labels = setup(r"bag \(EmbeddingBag\)")
+    case.model.head = nn.Sequential(Counting(), nn.Linear(8, 10)).to(F64)
+    label_gradient(case.model, labels, case.train, case.meta, lr=0.1)
+    counting = case.model.head[0]
+    assert counting.calls == 0
+    assert not counting.mean.any()
+    assert not counting.norm.running_mean.any()
+    assert counting.norm.num_batches_tracked == 0

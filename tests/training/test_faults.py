@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+import traceback
 
 import pytest
 
@@ -131,6 +132,8 @@ def killed(at, path, **changes):
                 Disk(patch, path, at)
                 run(path, **changes)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)

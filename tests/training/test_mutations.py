@@ -220,7 +220,7 @@ def test_a_checkpoint_that_somebody_made_by_hand(stopped):
         assert key in tensors
         for other in ({}, {key: torch.zeros(7, 5)}):
             file.write_bytes(checkpoint.pack({k: v for k, v in tensors.items() if k != key} | other, values))
-            assert refused(train, resume=stopped, data=two_classes(), listener=Warnings()), key
+            assert refused(train, resume=stopped, data=two_classes(), listener=Warnings()), (key, other)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "loop"])
