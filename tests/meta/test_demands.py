@@ -147,7 +147,7 @@ def test_rates(half):
     case = cases.make("mlp")
     labels = make_labels(fastmeta.InstanceLabels, case)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         step = fastmeta.MetaStep(case.model, labels, sgd(case.model), label_lr=half, lookahead=half)
         assert type(step.label_lr) is float
         step(case.train, case.meta)
@@ -214,7 +214,7 @@ def test_indices_and_classes_of_any_integer_dtype(dtype, compile):
 )
 def test_targets(targets):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert fastmeta.InstanceLabels(targets, 3).targets.tolist() == [0, 2, 1]
         array = np.array([0, 2, 1])
         array.flags.writeable = False

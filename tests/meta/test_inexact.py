@@ -80,7 +80,7 @@ def test_a_step_warns_once_and_names_the_layer(name, dtype):
         step(case.train, case.meta)
     assert [w.filename for w in seen if w.category is UserWarning] == [__file__]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         step(case.train, case.meta)
         case.model.eval()  # another plan, the same trouble
         step(case.train, case.meta)
@@ -106,7 +106,7 @@ def test_who_asks_for_differences_is_not_warned(options):
         case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.1), label_lr=1.0, **options
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         step(case.train, case.meta)
         if "tangent" in options:
             label_gradient(case.model, labels, case.train, case.meta, lr=0.1, **options)
@@ -120,7 +120,7 @@ def test_healthy_models_warn_of_nothing():
         case = cases.make(name)
         labels = make_labels(fastmeta.InstanceLabels, case)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", UserWarning)
             label_gradient(case.model, labels, case.train, case.meta, lr=0.1)
 
 

@@ -86,7 +86,7 @@ def test_groups_that_disagree_are_named_and_the_largest_rate_counts(compile):
     start = make_labels(fastmeta.InstanceLabels, case).label_logits
     assert 1e-6 < float((labels.label_logits - start).abs().max()) < 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         step(case.train, case.meta)
 
 

@@ -140,7 +140,7 @@ def test_batchnorm_has_the_statistics_of_each_piece_and_says_so():
         if key.endswith("num_batches_tracked"):
             assert int(new) == 2
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         step(case.train, case.meta)  # said once
 
 
@@ -149,7 +149,7 @@ def test_batchnorm_is_exact_while_no_batch_is_cut(tangent):
     case = cases.make("resnet")
     bound = 1e-4 if tangent == "difference" else 1e-10
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         got = steps(case, FAMILIES[0], tangent=tangent, micro_batch=12)
         assert_equal(got, steps(case, FAMILIES[0], tangent=tangent), bound)
     assert int(got[0][1].num_batches_tracked) == 2
@@ -160,7 +160,7 @@ def test_batchnorm_in_evaluation_mode_is_exact():
     case.model(case.x)
     case.model.eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert_equal(steps(case, FAMILIES[0], micro_batch=3), steps(case, FAMILIES[0]))
 
 

@@ -183,8 +183,7 @@ class Growing(Base):
         return 0
 
 
-MODELS = [OwnGenerator, PythonDraws, NumpyDraws, HostGenerators, HiddenBuffer, Attributes, Extra]
-PLAIN = [*MODELS, Momentum]
+MODELS = [OwnGenerator, PythonDraws, NumpyDraws, HostGenerators, HiddenBuffer, Attributes, Extra, Momentum, Growing]
 
 RESUMED = """
 import sys
@@ -217,7 +216,7 @@ def broken(tmp_path, model, method, at):
     return unbroken, tmp_path / "run", [t for t in listener.texts if "bitwise" in t]
 
 
-@pytest.mark.parametrize("kind", PLAIN, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", MODELS, ids=lambda k: k.__name__)
 def test_fixed_labels_go_on_bitwise_with_a_module_made_anew(kind, tmp_path):
     unbroken, path, warned = broken(tmp_path, kind(), "onehot", ("onehot", 7))
     assert warned == []

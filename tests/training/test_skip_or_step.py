@@ -55,7 +55,7 @@ def state(stage):
 
 WAYS = [(m, "off", k) for m in METHODS for k in (None, 6)] + [(m, "trace", None) for m in METHODS if m != "onehot"]
 CASES = [(*w, how) for w in WAYS for how in ("loss", "gradient")]
-CASES += [(*w, how) for w in WAYS for how in ("buffer", "variance") if w[0] == "onehot"]
+CASES += [(*w, how) for w in WAYS for how in ("buffer", "variance")]
 
 
 @pytest.mark.parametrize(("method", "compile", "micro_batch", "how"), CASES)

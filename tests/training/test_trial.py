@@ -111,6 +111,7 @@ class Odd(Net):
         self.register_buffer("flags", torch.tensor([True, False]))
         self.register_buffer('a/b c\n"é', torch.ones(1))
         self.register_buffer("none", None)
+        self.register_buffer("expanded", torch.ones(1).expand(4))
         self.net.add_module("späte Schicht", nn.BatchNorm1d(2))
 
     def forward(self, x):
