@@ -147,7 +147,19 @@ def make_directory(config: TrainConfig, made: list[Path] | None = None) -> Path:
         raise AssertionError("there is always one more number")
     except OSError as error:
         _remove_folders(made)
-        raise InputError(f"cannot write the run directory {path}: {error.strerror}") from error
+        raise InputError(f"cannot write the run directory {path}: {error.strerror}{_in_the_way(path)}") from error
+
+
+def _in_the_way(path: Path) -> str:
+    """What stands where a folder of `path` should be, and the way out; "" where nothing does."""
+    for folder in (path, *path.parents):
+        if os.path.islink(folder) and not os.path.exists(folder):
+            return (
+                f"; {folder} is a link to {os.readlink(folder)}, which cannot be followed: mend it, or name another out"
+            )
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            return f"; {folder} is no folder: move it away, or name another out"
+    return ""
 
 
 @contextmanager
