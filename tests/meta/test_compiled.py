@@ -96,7 +96,9 @@ def graph_flops(model, num_classes, n, m, shape, way, approx=None):
 
 
 @pytest.mark.parametrize("way", ["forward", "reverse"])
-@pytest.mark.parametrize("name", ["resnet18", "vgg16_bn", pytest.param("wrn28_10", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg16_bn", "wrn28_10"))]
+)
 def test_flops_are_at_the_floor(name, way):
     model = models.build(name, num_classes=10)
     assert 12.5 < graph_flops(model, 10, 128, 256, (3, 32, 32), way) <= 13.1
