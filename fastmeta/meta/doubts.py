@@ -27,8 +27,8 @@ class Unrepeatable(RuntimeError):
     def __init__(self) -> None:
         super().__init__(
             "the model gives one batch other logits in a second forward of the same step: it draws random numbers that "
-            "cannot be replayed (os.urandom, random.SystemRandom, the clock, another thread), from a generator that is "
-            "out of sight, or keeps a state that is no buffer; draw from torch's, Python's or NumPy's generators, or "
+            "cannot be replayed (os.urandom, random.SystemRandom, the clock, another thread), or draws from a "
+            "generator, or keeps a state, that is out of sight; draw from torch's, Python's or NumPy's generators, or "
             "from one that is an attribute of a module. Nothing was changed"
         )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -45,7 +45,6 @@ class TangentPlan:
     math_attention: bool
     reason: str
     joined: bool = False  # forward: its graph is good for a backward, see forward_with_graph
-    host_random: bool = False  # the model draws from Python's or NumPy's generators
     once: bool = False  # a graph bears one backward (selective checkpointing), so that each one gets a graph of its own
     tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
     inexact: str = ""  # the layers that leave nothing but differences, where an exact way was asked for
@@ -192,7 +191,6 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
         with random.replay():
             # errors of the model itself surface here, as they are
             logits = network(network.params, network.state(), x)
-            host_random = random.host_has_drawn()
         if not logits.requires_grad:
             raise RuntimeError(
                 "the logits hang on no parameter that moves: the model detaches them, runs under no_grad, "
@@ -201,7 +199,7 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
         refuse_reentrant(network, logits, x, random)
         beside = _Displaced(network, _noise(network.params, _normal(), 0.1, 0.3))
         _refuse_hidden_weights(network, beside, x, random)
-        return replace(_plan(network, beside, x, choice, random), host_random=host_random)
+        return _plan(network, beside, x, choice, random)
     finally:
         random.restore()
 
@@ -306,8 +304,8 @@ def _refuse_hidden_weights(network: Network, beside: _Displaced, x: Any, random:
         return  # nothing to see beside theta; a batch that is not finite is for the step to skip
     if float((made - known).norm()) > bound * float(known.norm()):
         raise RuntimeError(
-            "the model gives one batch other logits in a second call: it reads weights that it was not run on, keeps a "
-            "state that is no buffer, or draws from a generator that is no attribute of a module"
+            "the model gives one batch other logits in a second call: it reads weights that it was not run on, or it "
+            "keeps a state, or draws from a generator, that is out of sight"
         )
     if other := _other_gradient(list(network.params), grads, known_grads, bound):
         raise RuntimeError(
