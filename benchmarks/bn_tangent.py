@@ -28,7 +28,7 @@ from fastmeta.bench.problem import Problem, StepConfig
 from fastmeta.bench.timing import interleave
 from fastmeta.bench.variants import VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.meta.graph import through_inductor, trace
+from fastmeta.meta.engines.graph import through_inductor, trace
 
 EPS = 1e-5
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta import ops
 from fastmeta.checker import check
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels
 from fastmeta.meta import MetaStep, StepResult, label_gradient
 from fastmeta.per_sample_model import per_sample
 

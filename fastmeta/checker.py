@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_map
 from fastmeta import reference
 from fastmeta._numbers import as_real
 from fastmeta._text import printable, shown
-from fastmeta.labels import InstanceLabels
-from fastmeta.meta.culprit import first_failing_layer
-from fastmeta.meta.draws import RandomState
+from fastmeta.functional.network import Network, functional_module, pick_logits, recorded
+from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.turns import TURN
+from fastmeta.losses import InstanceLabels
 from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network, functional_module, pick_logits, recorded
-from fastmeta.meta.tangent import TangentChoice, TangentPlan, Way, plan_tangent
-from fastmeta.meta.turns import TURN
+from fastmeta.meta.tangents import TangentChoice, TangentPlan, Way, plan_tangent
+from fastmeta.meta.tangents.culprit import first_failing_layer
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
 EXACT = 1e-8

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.meta.network import pick_logits
+from fastmeta.functional.network import pick_logits
 from fastmeta.per_sample_layers import SUPPORTED, check_batch, couples_samples, joint_terms
 from fastmeta.per_sample_record import Recorded, Recorder
 from fastmeta.per_sample_rules import Call

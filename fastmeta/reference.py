@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta.attention import PlainAttention
 from fastmeta.counter_rng import below_range, random_bits
+from fastmeta.functional.attention import PlainAttention
 from fastmeta.rounding import round_stochastically
 
 # ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from fastmeta.precision import float32_products
+from fastmeta.functional.precision import float32_products
 
 
 def read():
@@ -30,7 +30,7 @@ def test_nothing_changes_on_a_cpu():
 
 NEW = """
 import torch
-from fastmeta.precision import float32_products
+from fastmeta.functional.precision import float32_products
 matmul, conv, rnn = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
 matmul.fp32_precision, conv.fp32_precision, rnn.fp32_precision = "tf32", "ieee", "tf32"
 with float32_products(torch.device("cuda"), tf32=False):

@@ -69,7 +69,7 @@ def grid(x, places):
 
 GRID = (torch.rand(1, 2, 4, 4, dtype=F64), torch.rand(1, 3, 3, 2, dtype=F64) * 2 - 1)
 BAG = (torch.rand(5, 3, dtype=F64), torch.tensor([[0, 1], [2, 4]]))
-NO_ATTENTION = "fastmeta.attention, math_attention of plans and steps, the second round of plan_tangent"
+NO_ATTENTION = "fastmeta.functional.attention, math_attention of plans and steps, the second round of plan_tangent"
 DIFFERENCES = "the mention of this layer; where no other one is left, differences as the last resort of plan_tangent"
 
 
@@ -146,7 +146,7 @@ def test_one_dual_level_for_the_whole_process():
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-    assert seen, lifted("threads have dual levels of their own", "fastmeta.meta.turns.dual_level")
+    assert seen, lifted("threads have dual levels of their own", "fastmeta.functional.turns.dual_level")
 
 
 def test_the_backend_of_attention_is_a_switch_of_the_process():
@@ -155,7 +155,9 @@ def test_the_backend_of_attention_is_a_switch_of_the_process():
         thread = threading.Thread(target=lambda: seen.append(torch.backends.cuda.flash_sdp_enabled()))
         thread.start()
         thread.join()
-    assert seen == [False], lifted("sdpa_kernel is of the thread", "fastmeta.attention, for sdpa_kernel again")
+    assert seen == [False], lifted(
+        "sdpa_kernel is of the thread", "fastmeta.functional.attention, for sdpa_kernel again"
+    )
 
 
 def test_modes_do_not_see_into_functions_of_torch():
@@ -171,7 +173,7 @@ def test_modes_do_not_see_into_functions_of_torch():
         nn.MultiheadAttention(4, 1, batch_first=True)(x, x, x, need_weights=False)
     assert F.multi_head_attention_forward in seen
     assert F.scaled_dot_product_attention not in seen, lifted(
-        "function modes see what overridable functions call", "_CALLERS and _unasked in fastmeta.attention"
+        "function modes see what overridable functions call", "_CALLERS and _unasked in fastmeta.functional.attention"
     )
 
 
@@ -191,7 +193,9 @@ def test_tracing_changes_modules_of_the_whole_process():
 
     before, seen = nn.Module.__call__, []
     make_fx(lambda x: (seen.append(nn.Module.__call__), x)[1])(torch.ones(1))
-    assert seen[0] is not before, lifted("the tracer leaves nn.Module alone", "the turn of fastmeta.meta.graph.trace")
+    assert seen[0] is not before, lifted(
+        "the tracer leaves nn.Module alone", "the turn of fastmeta.meta.engines.graph.trace"
+    )
     assert nn.Module.__call__ is before
 
 
@@ -199,7 +203,7 @@ def test_reentrant_checkpointing_cannot_be_differentiated_by_name():
     x = torch.ones(2, requires_grad=True)
     out = checkpoint(torch.sin, x, use_reentrant=True).sum()
     assert refuses(lambda: torch.autograd.grad(out, x), "heckpoint"), lifted(
-        "autograd.grad goes through reentrant checkpointing", "fastmeta.meta.recompute"
+        "autograd.grad goes through reentrant checkpointing", "fastmeta.functional.recompute"
     )
 
 
@@ -247,7 +251,7 @@ def test_batch_norm_writes_without_saying_so():
     torch.native_batch_norm(x, None, None, mean, var, True, 0.5, 1e-5)
     assert mean.any()
     assert not mutable, lifted(
-        "native_batch_norm declares its writes", "_name_batch_norm_writes in fastmeta.meta.graph"
+        "native_batch_norm declares its writes", "_name_batch_norm_writes in fastmeta.meta.engines.graph"
     )
 
 
@@ -314,7 +318,7 @@ def test_one_set_of_tf32_switches_cannot_be_read_where_the_other_was_turned():
     torch.backends.cuda.matmul.fp32_precision = "ieee" if before == "tf32" else "tf32"
     try:
         assert refuses(torch.get_float32_matmul_precision), lifted(
-            "both sets of TF32 switches can be read", "the detour of fastmeta.precision"
+            "both sets of TF32 switches can be read", "the detour of fastmeta.functional.precision"
         )
     finally:
         torch.backends.cuda.matmul.fp32_precision = before

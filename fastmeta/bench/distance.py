@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from fastmeta.bench.problem import StepConfig, build_model, input_shape_of
-from fastmeta.labels import InstanceLabels
+from fastmeta.functional.network import Network
+from fastmeta.functional.random_state import RandomState
+from fastmeta.losses import InstanceLabels
 from fastmeta.meta import MetaStep
 from fastmeta.meta.approximation import EXACT, Approximation
-from fastmeta.meta.draws import RandomState
 from fastmeta.meta.gradient import meta_pass
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network
-from fastmeta.meta.tangent import TangentPlan
+from fastmeta.meta.tangents import TangentPlan
 
 #: share of the given labels that are wrong
 NOISE_RATE = 0.4

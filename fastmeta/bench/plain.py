@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from fastmeta import reference
 from fastmeta.bench.problem import Problem
 from fastmeta.bench.variant import Variant, on_fake_tensors
-from fastmeta.meta.graph import through_inductor, trace
+from fastmeta.meta.engines.graph import through_inductor, trace
 
 
 def eager(problem: Problem) -> Variant:

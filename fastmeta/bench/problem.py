@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastmeta import models
 from fastmeta._memory import check_room
 from fastmeta._text import reason, shown
-from fastmeta.labels import InstanceLabels
+from fastmeta.losses import InstanceLabels
 from fastmeta.meta.memory import Saved
 
 DTYPES = ("float32", "tf32", "float64", "bfloat16")

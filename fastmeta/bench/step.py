@@ -22,7 +22,7 @@ from fastmeta.bench.results import Verdict, number, table
 from fastmeta.bench.timing import interleave, matrix_rate
 from fastmeta.bench.variant import Variant
 from fastmeta.bench.variants import PLAIN, REFERENCE, chosen, is_compiled
-from fastmeta.precision import float32_products
+from fastmeta.functional.precision import float32_products
 
 __all__ = ["run"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.meta.capture import record_cuda
+from fastmeta.meta.engines.captured import record_cuda
 
 Body = Callable[[], Any]
 

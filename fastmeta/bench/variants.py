@@ -18,7 +18,7 @@ from fastmeta.bench import peers, plain
 from fastmeta.bench.problem import Problem
 from fastmeta.bench.variant import Builder, Variant, captured, on_fake_tensors
 from fastmeta.meta import MetaStep
-from fastmeta.meta.compiled import CompileMode
+from fastmeta.meta.engines.traced import CompileMode
 
 PLAIN, REFERENCE = "sgd", "reference"
 

@@ -1,6 +1,6 @@
 """The meta step: look-ahead, tangent, label gradient, and one whole iteration of Algorithm 1.
 
-Threads may take steps at once, each on a model, labels and optimizer of its own: see :mod:`fastmeta.meta.turns`.
+Threads may take steps at once, each on a model, labels and optimizer of its own: see :mod:`fastmeta.functional.turns`.
 """
 
 from fastmeta.meta.gradient import LabelGradient, label_gradient

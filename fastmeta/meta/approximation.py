@@ -8,7 +8,7 @@
 |              |                   | serve the next visit                                                       |
 | "every:k"    | (13 + 3(k-1))/k F | labels move on every k-th step, the others are plain training              |
 | "last:L"     | 5-7 F             | theta* moves the last L layers alone: g and u are those of their parameters|
-| "difference" | 13-14 F           | u is a central difference of the logits, see fastmeta.meta.tangent         |
+| "difference" | 13-14 F           | u is a central difference of the logits, see fastmeta.meta.tangents         |
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastmeta.meta.network import Network
+from fastmeta.functional.network import Network
 
 
 @dataclass(frozen=True)

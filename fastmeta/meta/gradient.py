@@ -13,15 +13,16 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.functional.network import Network, Tensors, math_attention, recorded
+from fastmeta.functional.state import State
+from fastmeta.functional.turns import TURN
+from fastmeta.losses import ClassLabels, InstanceLabels
 from fastmeta.meta.doubts import Unfit, Unrepeatable, adjoint, adjoint_bounds, gap_of, repeats
 from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, PreparedLookAhead, Rate
 from fastmeta.meta.micro import WHOLE, Cut, TrainPieces, add_up, check_logits, fits, pieces_of
-from fastmeta.meta.network import Network, Tensors, math_attention, recorded
 from fastmeta.meta.rows import take
-from fastmeta.meta.state import State
-from fastmeta.meta.tangent import (
+from fastmeta.meta.tangents import (
     TangentChoice,
     TangentPlan,
     arithmetic_of,
@@ -31,7 +32,6 @@ from fastmeta.meta.tangent import (
     plan_tangent,
     reverse_tangent,
 )
-from fastmeta.meta.turns import TURN
 
 Labels = InstanceLabels | ClassLabels
 #: averages gradients over the ranks of a process group, or returns them as they are

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
-from fastmeta.meta.network import Tensors
+from fastmeta.functional.network import Tensors
 
 LookAheadChoice = Literal["sgd", "optimizer"] | float
 

@@ -13,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastmeta._text import reason
+from fastmeta.functional.network import Network, Tensors, is_out_of_memory
 from fastmeta.meta.micro import Cut, fits, pieces_of
-from fastmeta.meta.network import Network, Tensors, is_out_of_memory
 from fastmeta.meta.rows import take
 
 

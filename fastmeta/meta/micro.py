@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmeta import ops
+from fastmeta.functional.network import Network, Tensors, is_out_of_memory, math_attention
+from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.state import State
 from fastmeta.meta.doubts import Unrepeatable, repeats
-from fastmeta.meta.draws import RandomState
 from fastmeta.meta.finite import stay_finite
-from fastmeta.meta.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.meta.rows import take
-from fastmeta.meta.state import State
-from fastmeta.meta.tangent import (
+from fastmeta.meta.tangents import (
     TangentPlan,
     arithmetic_of,
     difference_tangent,

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, as_whole, shown
-from fastmeta.labels import ClassLabels
+from fastmeta.functional.network import Network, Tensors, functional_module, is_out_of_memory, recorded
+from fastmeta.functional.state import State
+from fastmeta.functional.turns import TURN
+from fastmeta.losses import ClassLabels
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.compiled import CompileMode, GraphStep
 from fastmeta.meta.demands import check_optimizer, check_parameters
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
+from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
+from fastmeta.meta.engines.traced import CompileMode, GraphStep
 from fastmeta.meta.explanation import explanation
 from fastmeta.meta.finite import all_finite, both
 from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass, plan_through
-from fastmeta.meta.graph import TooManyGraphs, Unsettled, Untraceable
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
 from fastmeta.meta.memory import explained
 from fastmeta.meta.micro import Cut, TrainPieces, couples_rows, fits, refuse_coupled_rows
-from fastmeta.meta.network import Network, Tensors, functional_module, is_out_of_memory, recorded
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
-from fastmeta.meta.state import State
-from fastmeta.meta.tangent import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
-from fastmeta.meta.turns import TURN
+from fastmeta.meta.tangents import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
 from fastmeta.meta.update import update
 
 #: a look-ahead rate at most this (the start of a warm-up, the end of a cosine) moves no label by a default label_lr
@@ -99,7 +99,7 @@ class MetaStep:
 
     BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces). So
     does all else that the forward moves beside trained parameters: buffers of any form, parameters without gradient
-    (momentum encoders, codebooks), plain attributes and what they hold: see fastmeta.meta.state.
+    (momentum encoders, codebooks), plain attributes and what they hold: see fastmeta.functional.state.
     Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
     Python's, NumPy's or generators that hang on modules, in what they hold, in hooks, closures and globals. A draw that
     cannot be replayed raises fastmeta.meta.doubts.Unrepeatable. A step of which the loss, the meta loss, g, u, the

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.meta.network import Network, Tensors, copy_all_
-from fastmeta.meta.state import State
+from fastmeta.functional.network import Network, Tensors, copy_all_
+from fastmeta.functional.state import State
 
 
 def update(

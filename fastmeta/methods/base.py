@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels
 from fastmeta.meta import InputTransform, Totals
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels
 from fastmeta.meta import MetaStep
 from fastmeta.methods.base import Batch, Method, Outcome
 

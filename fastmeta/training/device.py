@@ -10,7 +10,7 @@ import torch
 
 from fastmeta._text import shown
 from fastmeta.data import InputError
-from fastmeta.precision import float32_products
+from fastmeta.functional.precision import float32_products
 from fastmeta.training.config import TrainConfig
 
 

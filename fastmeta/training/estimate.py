@@ -9,8 +9,8 @@ import time
 import torch
 
 from fastmeta.data import load_batch
+from fastmeta.functional.network import Network
 from fastmeta.meta.memory import graph_bytes
-from fastmeta.meta.network import Network
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.directory import new_directory
 from fastmeta.training.prepared import Prepared, prepare

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastmeta.meta.draws import RandomState
+from fastmeta.functional.random_state import RandomState
 
 #: NumPy's old global generator is what models draw from that draw from NumPy without one of their own
 _numpy: Any = np.random

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels
 
 #: share of the summed learning rate after which the movement says where the labels will end (digits: to a factor of 2)
 EARLY = 0.3

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels
 
 Labels = InstanceLabels | ClassLabels
 _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held

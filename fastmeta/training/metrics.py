@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import Transform, load_batch
+from fastmeta.functional.network import pick_logits
 from fastmeta.meta import StepResult
-from fastmeta.meta.network import pick_logits
 from fastmeta.methods import Outcome
 from fastmeta.training.modes import evaluation
 

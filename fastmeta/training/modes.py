@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fastmeta.meta.draws import RandomState
-from fastmeta.meta.watch import Generators
+from fastmeta.functional.generators import Generators
+from fastmeta.functional.random_state import RandomState
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from torch import nn
 
 from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
 from fastmeta.data.sources import npz_path
+from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.network import Network
 from fastmeta.training import generators
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.copies import copy_of

@@ -31,7 +31,7 @@ from torch import nn
 
 from fastmeta.data import InputError, Splits
 from fastmeta.data.dataset import MOST_CLASSES
-from fastmeta.labels import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels
 from fastmeta.methods import METHODS
 from fastmeta.training import generators
 from fastmeta.training.checkpoint import header, pack, unpack

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import InputError
-from fastmeta.meta.network import functional_module
+from fastmeta.functional.network import functional_module
 from fastmeta.training import generators
 from fastmeta.training.copies import copy_of
 from fastmeta.training.modes import evaluation

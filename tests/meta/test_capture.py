@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import fastmeta
-from fastmeta.meta.capture import WARM_UP, record_cuda
-from fastmeta.meta.compiled import GraphStep
-from fastmeta.meta.network import copy_all_
+from fastmeta.functional.network import copy_all_
+from fastmeta.meta.engines.captured import WARM_UP, record_cuda
+from fastmeta.meta.engines.traced import GraphStep
 from tests.meta import cases
 from tests.meta.test_label_gradient import FAMILIES, make_labels, relative
 

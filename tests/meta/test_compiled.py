@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastmeta
 from fastmeta import models
+from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.compiled import GraphStep
-from fastmeta.meta.graph import Untraceable, random_nodes, trace
+from fastmeta.meta.engines.graph import Untraceable, random_nodes, trace
+from fastmeta.meta.engines.traced import GraphStep
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.network import Network
-from fastmeta.meta.tangent import TangentPlan
+from fastmeta.meta.tangents import TangentPlan
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, optimizers, reference, relative
 from tests.meta.test_step import bad_batches, run_fast, run_reference
@@ -352,7 +352,7 @@ def test_what_inductor_made_is_found_again_by_another_process(tmp_path):
     script = """
 import torch
 from torch._dynamo.utils import counters
-from fastmeta.meta.graph import through_inductor, trace
+from fastmeta.meta.engines.graph import through_inductor, trace
 x = torch.ones(3, 2)
 run = through_inductor(trace(lambda t: [t * 2 + 1], [x]), [x])
 assert torch.equal(run(x)[0], x * 2 + 1)

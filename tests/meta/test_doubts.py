@@ -7,7 +7,7 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from fastmeta.meta.doubts import Unfit, adjoint, gap_of
-from fastmeta.meta.tangent import plan_tangent
+from fastmeta.meta.tangents import plan_tangent
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, relative
 from tests.meta.test_tangent import SilentOnce, SilentZero

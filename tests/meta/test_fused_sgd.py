@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from fastmeta.meta.graph import trace
+from fastmeta.meta.engines.graph import trace
+from fastmeta.meta.engines.pure import GroupNumbers, SGDRule, fused_sgd
 from fastmeta.meta.lookahead import PreparedLookAhead, Rule
-from fastmeta.meta.pure import GroupNumbers, SGDRule, fused_sgd
 
 PLAIN, DECAY = SGDRule(0, False, False, False), SGDRule(1, False, False, True)
 HEAVY, NESTEROV = SGDRule(0, True, False, False), SGDRule(1, True, True, True)

@@ -10,9 +10,9 @@ from torch import nn
 
 import fastmeta
 from fastmeta import reference
+from fastmeta.functional.network import Network
 from fastmeta.meta import label_gradient
 from fastmeta.meta.memory import graph_bytes
-from fastmeta.meta.network import Network
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
 

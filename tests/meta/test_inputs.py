@@ -7,7 +7,7 @@ import torch
 
 import fastmeta
 from fastmeta.data import TrainBatches, Transform
-from fastmeta.meta.capture import Captured
+from fastmeta.meta.engines.captured import Captured
 from tests.meta import cases
 from tests.meta.test_capture import Recorder, states
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, relative

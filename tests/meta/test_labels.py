@@ -8,7 +8,7 @@ import torch
 
 import fastmeta
 from fastmeta import reference
-from fastmeta.labels import class_gradient, put_rows_, take_rows
+from fastmeta.losses import class_gradient, put_rows_, take_rows
 
 TARGETS = torch.tensor([2, 0, 1, 1, 2])
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fastmeta
+from fastmeta.functional.network import Network
 from fastmeta.meta.memory import OutOfMemory, graph_bytes
-from fastmeta.meta.network import Network
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels
 

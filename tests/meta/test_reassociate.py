@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastmeta
 from fastmeta import models
-from fastmeta.meta.reassociate import reassociate
+from fastmeta.meta.engines.reassociate import reassociate
 from tests.meta.test_compiled import graph_flops
 from tests.meta.test_label_gradient import F64, relative
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import fastmeta
 from fastmeta import reference
+from fastmeta.functional import inventory
 from fastmeta.meta import label_gradient
-from fastmeta.meta import state as state_module
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, relative
 
@@ -206,7 +206,7 @@ def test_what_moves_where_the_graphs_are_held_in_turn(kind, kw):
 
 @pytest.mark.parametrize("how", SOME)
 def test_one_too_large_to_be_copied_moves_once_per_step(how, monkeypatch):
-    monkeypatch.setattr(state_module, "COPIED_BYTES", 100)
+    monkeypatch.setattr(inventory, "COPIED_BYTES", 100)
     for kw in EXACT:
         compare(Momentum(how), **kw)
 
@@ -215,7 +215,7 @@ def test_one_too_large_to_be_copied_moves_once_per_step(how, monkeypatch):
 @pytest.mark.parametrize("how", SOME)
 def test_the_label_gradient_leaves_it(how, large, monkeypatch):
     if large:
-        monkeypatch.setattr(state_module, "COPIED_BYTES", 100)
+        monkeypatch.setattr(inventory, "COPIED_BYTES", 100)
     case = cases.make("mlp")
     model = Momentum(how)
     labels, before = make_labels(fastmeta.InstanceLabels, case), snapshot(model)
@@ -242,7 +242,7 @@ def test_the_label_gradient_leaves_it(how, large, monkeypatch):
 @pytest.mark.parametrize("how", ["in place", "data", "parameter"])
 def test_an_encoder_that_starts_to_move_in_a_later_step(how, kw, large, monkeypatch):
     if large:
-        monkeypatch.setattr(state_module, "COPIED_BYTES", 100)
+        monkeypatch.setattr(inventory, "COPIED_BYTES", 100)
     model = Momentum(how)
     model.start = 3
     compare(model, steps=5, **kw)
@@ -256,7 +256,7 @@ def test_an_encoder_that_starts_to_move_in_a_later_step(how, kw, large, monkeypa
 @pytest.mark.parametrize("how", SOME)
 def test_cheaper_steps_move_it_once_too(how, large, kw, monkeypatch):
     if large:
-        monkeypatch.setattr(state_module, "COPIED_BYTES", 100)
+        monkeypatch.setattr(inventory, "COPIED_BYTES", 100)
     case, model = cases.make("mlp"), Momentum(how)
     labels = make_labels(fastmeta.InstanceLabels, case)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR)
@@ -273,7 +273,7 @@ def test_cheaper_steps_move_it_once_too(how, large, kw, monkeypatch):
 @pytest.mark.parametrize("how", SOME[1:])
 def test_a_step_that_is_not_finite_leaves_it(how, kw, large, monkeypatch):
     if large:
-        monkeypatch.setattr(state_module, "COPIED_BYTES", 100)
+        monkeypatch.setattr(inventory, "COPIED_BYTES", 100)
     case, model = cases.make("mlp"), Momentum(how)
     labels = make_labels(fastmeta.InstanceLabels, case)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR)
@@ -291,7 +291,7 @@ def test_a_step_that_is_not_finite_leaves_it(how, kw, large, monkeypatch):
 @pytest.mark.parametrize("how", SOME)
 def test_a_graph_moves_it_or_there_is_none(how, large, monkeypatch):
     if large:
-        monkeypatch.setattr(state_module, "COPIED_BYTES", 100)
+        monkeypatch.setattr(inventory, "COPIED_BYTES", 100)
     step = compare(Momentum(how), compile="trace")
     if how in ("in place", "copy", "pairs", "hidden", "foreach", "load"):
         assert not step._untraced
@@ -394,7 +394,7 @@ def test_what_hangs_on_the_model_moves_once_per_step(kind, kw):
 @pytest.mark.parametrize("kind", ["codes", *BANKS])
 def test_it_is_left_by_what_changes_nothing(kind, large, monkeypatch):
     if large:
-        monkeypatch.setattr(state_module, "COPIED_BYTES", 8)
+        monkeypatch.setattr(inventory, "COPIED_BYTES", 8)
         compare(Codebook().to(F64) if kind == "codes" else Bank(kind).to(F64), steps=4)
     case = cases.make("mlp")
     model = Codebook().to(F64) if kind == "codes" else Bank(kind).to(F64)

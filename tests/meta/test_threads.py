@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from torch.utils import checkpoint
 
 import fastmeta
+from fastmeta.functional.turns import dual_level
 from fastmeta.meta import label_gradient
-from fastmeta.meta.turns import dual_level
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from fastmeta.meta.network import Network
+from fastmeta.functional.network import Network
 from fastmeta.meta.update import update
 from tests.meta import cases
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta import reference
-from fastmeta.meta.watch import Unwatchable, Watch
+from fastmeta.functional.watch import Unwatchable, Watch
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, relative
 

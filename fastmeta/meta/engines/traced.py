@@ -14,21 +14,21 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fastmeta._text import reason
-from fastmeta.labels import InstanceLabels
+from fastmeta.functional.network import Network, copy_all_
+from fastmeta.functional.precision import without_autocast
+from fastmeta.functional.watch import Watch
+from fastmeta.losses import InstanceLabels
 from fastmeta.meta.approximation import EXACT, Approximation
-from fastmeta.meta.caches import fill_caches
-from fastmeta.meta.capture import Captured, Record, record_cuda
+from fastmeta.meta.engines.caches import fill_caches
+from fastmeta.meta.engines.captured import Captured, Record, record_cuda
+from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable, random_nodes, through_inductor, trace
+from fastmeta.meta.engines.pure import GroupNumbers, PureStep, SGDRule, StepInputs
+from fastmeta.meta.engines.reads import HOST_DRAWS, settled
 from fastmeta.meta.gradient import Labels
-from fastmeta.meta.graph import TooManyGraphs, Unsettled, Untraceable, random_nodes, through_inductor, trace
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, Rate, steps_as_sgd
-from fastmeta.meta.network import Network, copy_all_
-from fastmeta.meta.pure import GroupNumbers, PureStep, SGDRule, StepInputs
-from fastmeta.meta.reads import HOST_DRAWS, settled
 from fastmeta.meta.result import StepResult, Totals
-from fastmeta.meta.tangent import TangentPlan
-from fastmeta.meta.watch import Watch
-from fastmeta.precision import without_autocast
+from fastmeta.meta.tangents import TangentPlan
 
 CompileMode = Literal["off", "trace", "full"]
 
@@ -88,7 +88,7 @@ class GraphStep:
     """Graphs of one (network, labels, optimizer), one per shape and dtype of the batches and state of the model.
 
     What a graph runs without is the model's Python. So each is bound to all that this read when it was traced (see
-    fastmeta.meta.watch), and where that changes, another is made.
+    fastmeta.functional.watch), and where that changes, another is made.
 
     Args:
         mode: ``"trace"`` runs the clean graph as it is, ``"full"`` hands it to inductor and, on CUDA, captures the

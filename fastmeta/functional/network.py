@@ -1,8 +1,8 @@
 """A model as a function of (parameters, state, input), so that a pass can never move what it was not given.
 
 Every pass of the meta step goes through :class:`Network`: the train forward moves a copy of the model's state, its
-buffers above all (see fastmeta.meta.state), the meta forward and the tangent move others. The caller's state moves
-when, and only when, the step commits that copy.
+buffers above all (see fastmeta.functional.state), the meta forward and the tangent move others. The caller's state
+moves when, and only when, the step commits that copy.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastmeta.attention import PlainAttention
-from fastmeta.meta.draws import RandomState
-from fastmeta.meta.state import State, StateOf, fits
-from fastmeta.meta.watch import Generators, Structure
+from fastmeta.functional.attention import PlainAttention
+from fastmeta.functional.generators import Generators
+from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.state import State, StateOf, fits
+from fastmeta.functional.watch import Structure
 
 Tensors = dict[str, Tensor]
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.labels import class_gradient, instance_gradient
+from fastmeta.functional.network import Network, Tensors, math_attention
+from fastmeta.functional.state import State, same_form
+from fastmeta.losses import class_gradient, instance_gradient
 from fastmeta.meta.approximation import Approximation
+from fastmeta.meta.engines.graph import Untraceable
 from fastmeta.meta.finite import all_finite, both, stay_finite
 from fastmeta.meta.gradient import Labels, meta_pass
-from fastmeta.meta.graph import Untraceable
 from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rate, Rule, plus
-from fastmeta.meta.network import Network, Tensors, math_attention
 from fastmeta.meta.result import StepResult, Totals
-from fastmeta.meta.state import State, same_form
-from fastmeta.meta.tangent import TangentPlan
+from fastmeta.meta.tangents import TangentPlan
 
 
 class BatchLabels:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.meta.draws import RandomState
-from fastmeta.meta.network import copy_all_
+from fastmeta.functional.network import copy_all_
+from fastmeta.functional.random_state import RandomState
 
 #: a function of no arguments to a captured form: its outputs' memory, and what runs it again into the same memory
 Record = Callable[[Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Callable[[], None]]]

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.meta.draws import RandomState
-from fastmeta.meta.graph import Untraceable
-from fastmeta.meta.network import Network
-from fastmeta.meta.state import State, alike
+from fastmeta.functional.network import Network
+from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.state import State, alike
+from fastmeta.meta.engines.graph import Untraceable
 
 #: further forwards in which a counter goes its own way, then values that schedules may wait for
 _FORWARDS, _LATER = 8, (10, 33, 100, 1_000, 10_000, 100_000, 1_000_000)

@@ -17,9 +17,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from fastmeta._text import reason
-from fastmeta.meta.reassociate import reassociate
-from fastmeta.meta.turns import TURN
-from fastmeta.precision import without_autocast
+from fastmeta.functional.precision import without_autocast
+from fastmeta.functional.turns import TURN
+from fastmeta.meta.engines.reassociate import reassociate
 
 aten = torch.ops.aten
 

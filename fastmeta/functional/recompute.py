@@ -2,8 +2,9 @@
 
 Such a part must run on the weights that it ran on first. At theta* these are not the model's own: read there, the
 gradient would be that of neither theta* nor theta, and the model's own running statistics would move; nothing raises.
-So every backward runs while the model holds what its forward was given (:meth:`fastmeta.meta.network.Network.held`),
-in copies of the buffers that its forward began with. torch itself stays as it is.
+So every backward runs while the model holds what its forward was given
+(:meth:`fastmeta.functional.network.Network.held`), in copies of the buffers that its forward began with. torch itself
+stays as it is.
 
 What re-enters autograd to do so (``use_reentrant=True``) is refused: its inner backward drops the terms that a second
 derivative needs.
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_map
 
-from fastmeta.meta.draws import RandomState
-from fastmeta.meta.network import Network
+from fastmeta.functional.network import Network
+from fastmeta.functional.random_state import RandomState
 
 
 def refuse_reentrant(network: Network, logits: Tensor, x: Any, random: RandomState) -> None:

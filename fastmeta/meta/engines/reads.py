@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastmeta.meta.graph import Untraceable
-from fastmeta.meta.network import Network
-from fastmeta.meta.watch import Unwatchable, Watch
+from fastmeta.functional.network import Network
+from fastmeta.functional.watch import Unwatchable, Watch
+from fastmeta.meta.engines.graph import Untraceable
 
 HOST_DRAWS = "the model draws Python's or NumPy's random numbers, which a graph would have for good"
 #: sets the class of an object whatever its class says

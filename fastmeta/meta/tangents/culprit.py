@@ -11,10 +11,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fastmeta.attention import PlainAttention
-from fastmeta.meta.draws import RandomState
-from fastmeta.meta.network import Network
-from fastmeta.meta.turns import dual_level
+from fastmeta.functional.attention import PlainAttention
+from fastmeta.functional.network import Network
+from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.turns import dual_level
 
 
 def first_failing_layer(network: Network, x: Any, way: str, random: RandomState) -> str:

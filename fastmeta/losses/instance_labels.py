@@ -1,0 +1,174 @@
+"""One learned label distribution per training sample: a table of label logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastmeta import ops
+from fastmeta._arguments import seed_of
+from fastmeta._numbers import as_real, shown
+from fastmeta.functional.precision import without_autocast
+from fastmeta.losses.labels import Labels, check_dtype, check_targets
+from fastmeta.losses.table import put_rows_, take_rows
+from fastmeta.rounding import round_stochastically
+
+
+def instance_gradient(rows: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None = None) -> Tensor:
+    """d L_meta / d label logits `rows`, (n, C): scale * weight * p * (u - <p, u>).
+
+    It is the logit-space Hessian-vector product of cross-entropy taken at the label distribution (Eq. 7).
+    """
+    grad = ops.soft_cross_entropy_hvp(rows.to(u.dtype), u) * scale
+    return grad if weight is None else grad * weight.unsqueeze(1)
+
+
+class InstanceLabels(Labels):
+    """One learned distribution per training sample: p_i = softmax(l_i), a table of label logits (N, C).
+
+    The given class starts at probability `target_prob`, the others share the rest: a logit margin of
+    log(p0 (C-1) / (1-p0)). The gradient of a row is (lambda/n) p * (u - <p, u>).
+
+    Args:
+        targets: (N,) given hard labels, any integer dtype.
+        num_classes: C >= 2.
+        target_prob: p0 in (0, 1), above 1/C if the given class is to lead. The paper searches {0.3, 0.5, 0.7, 0.9}.
+            1 is an error: its margin is infinite.
+        dtype: of the table: float32, bfloat16, or float64 for logits of float64. The meta step computes in float32
+            (float64 for float64). A bfloat16 table takes half the memory, and its rows are rounded stochastically: to
+            nearest, all steps below half the distance of two numbers (2^-9 of a logit) would be lost. A table that is
+            converted later, ``labels.to(torch.bfloat16)``, is rounded alike.
+        seed: of that rounding. `label_step`, the number of label steps taken, is part of the state then, so that a
+            resumed run draws the same. None rounds to nearest.
+
+    Raises:
+        ValueError: targets of a wrong shape, dtype or range; target_prob outside (0, 1); another dtype.
+    """
+
+    family = "instance"
+    _travel = 30.0
+    label_logits: Tensor
+    label_step: Tensor
+
+    def __init__(
+        self,
+        targets: Tensor,
+        num_classes: int,
+        target_prob: float = 0.9,
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = 0,
+    ) -> None:
+        super().__init__()
+        targets, self.num_classes = check_targets(targets, num_classes)
+        check_dtype(dtype, (torch.float32, torch.bfloat16, torch.float64))
+        p0 = as_real(target_prob)
+        if p0 is None or not 0 < p0 < 1:
+            raise ValueError(
+                f"target_prob must lie strictly between 0 and 1 for instance labels, got {shown(target_prob)}: a "
+                "softmax reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
+                "or ClassLabels for a one-hot start"
+            )
+        margin = math.log(p0 * (self.num_classes - 1) / (1 - p0))
+        table = torch.zeros(len(targets), self.num_classes, dtype=dtype, device=targets.device)
+        table.scatter_(1, targets.unsqueeze(1), margin)
+        self.register_buffer("targets", targets)
+        self.register_buffer("label_logits", table)
+        self._seed = seed_of(seed)
+        self.seed: int | None = None
+        self._round_stochastically()
+
+    def _round_stochastically(self) -> None:
+        """Of a bfloat16 table."""
+        if self.label_logits.dtype == torch.bfloat16 and self.seed is None and self._seed is not None:
+            self.seed = self._seed
+            self.register_buffer("label_step", torch.zeros((), dtype=torch.int64, device=self.targets.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InstanceLabels:
+        super()._apply(fn, recurse)
+        self._round_stochastically()  # labels.to(torch.bfloat16) must not fall back to rounding to nearest
+        return self
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Label parameters of the rows `index`: (n, C)."""
+        return take_rows(self.label_logits, index) if index.is_cuda else self.label_logits[index]
+
+    def write_(self, index: Tensor, rows: Tensor) -> None:
+        """Replace the label parameters of the rows `index`."""
+        rows = rows.to(self.label_logits.dtype)
+        if index.is_cuda:
+            put_rows_(self.label_logits, index, rows)
+        else:
+            self.label_logits[index] = rows
+
+    def probs(self, index: Tensor | None = None) -> Tensor:
+        """Label distributions (n, C) of the rows `index`, or (N, C) of all; float32 of 16-bit tables."""
+        rows = self.label_logits if index is None else self.rows(index)
+        return (rows.float() if rows.element_size() < 4 else rows).softmax(-1)
+
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
+        return ops.instance_loss(logits, self.label_logits, index, weight)
+
+    def gradient(
+        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """d L_meta / d label logits (n, C), one row per entry of the batch: see :func:`instance_gradient`."""
+        return instance_gradient(self.rows(index), u, scale, weight)
+
+    def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
+        """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""
+        if self.seed is None:
+            self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
+            return
+        # the same sum in every occurrence's row, by a product: float atomics differ from run to run
+        with without_autocast():
+            total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
+        rows = self.rows(index).float() - label_lr * total
+        self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
+        self.count_step_()
+
+    def undo(self, index: Tensor) -> Callable[..., None]:
+        """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
+        rows, counter = self.rows(index), None if self.seed is None else self.label_step.clone()
+
+        def undo(keep: Tensor | None = None) -> None:
+            self.write_(index, rows if keep is None else torch.where(keep, self.rows(index), rows))
+            if counter is not None:
+                self.label_step.copy_(counter if keep is None else torch.where(keep, self.label_step, counter))
+
+        return undo
+
+    def count_step_(self) -> None:
+        """One label step more: the next one draws anew."""
+        if self.seed is not None:
+            self.label_step += 1
+
+    def step_(
+        self,
+        logits: Tensor,
+        u: Tensor,
+        index: Tensor,
+        *,
+        scale: float | Tensor,
+        label_lr: float | Tensor,
+        weight: Tensor | None = None,
+        unique: bool = False,
+    ) -> ops.LabelStep:
+        """Eq. (5) in place for the rows of the batch, and the loss under the new labels: one fused kernel."""
+        step = ops.instance_label_step_(
+            self.label_logits,
+            index,
+            logits,
+            u,
+            scale,
+            label_lr,
+            weight,
+            unique=unique,
+            seed=self.seed,
+            step=None if self.seed is None else self.label_step,
+        )
+        self.count_step_()
+        return step

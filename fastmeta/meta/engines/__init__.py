@@ -1,0 +1,1 @@
+"""How the graphs of a step are held: traced whole, through inductor, captured in a CUDA graph."""

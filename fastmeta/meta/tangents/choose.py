@@ -1,0 +1,125 @@
+"""The choice of the tangent, tried on a batch before its first use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.functional.network import Network, Tensors
+from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.recompute import refuse_reentrant
+from fastmeta.meta.tangents.culprit import first_failing_layer
+from fastmeta.meta.tangents.plan import TangentChoice, TangentPlan, Way, arithmetic_of
+from fastmeta.meta.tangents.probe import BOUND, Displaced, Probe, noise, normals, other_gradient
+
+_CONVOLUTIONAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan:
+    """Choose the way for this model and try it on this batch. Nothing of the caller's changes, generators included.
+
+    "auto" prefers the cheaper way for the model's layers (forward for convolutions and BatchNorm, reverse otherwise),
+    takes the other where that one raises or is not the adjoint of the gradient, repeats both with attention as plain
+    maths, and ends at differences. A way that was named by hand is tried likewise but never replaced.
+
+    Raises:
+        ValueError: an unknown choice.
+        RuntimeError: a named way that this model's layers cannot do, or do wrongly; reentrant checkpointing.
+    """
+    if choice not in get_args(TangentChoice):
+        raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {choice!r}")
+    random = network.random_state(next(iter(network.params.values())).device)
+    try:
+        with random.replay():
+            # errors of the model itself surface here, as they are
+            logits = network(network.params, network.state(), x)
+        if not logits.requires_grad:
+            raise RuntimeError(
+                "the logits hang on no parameter that moves: the model detaches them, runs under no_grad, "
+                "or does not use the parameters that are trained"
+            )
+        refuse_reentrant(network, logits, x, random)
+        beside = Displaced(network, noise(network.params, normals(), 0.1, 0.3))
+        _refuse_hidden_weights(network, beside, x, random)
+        return _plan(network, beside, x, choice, random)
+    finally:
+        random.restore()
+
+
+def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
+    if choice == "difference":
+        return TangentPlan("difference", False, "asked for; inexact", once=Probe(network, beside, x, random).once)
+    convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
+    order: list[Way] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
+    kind = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
+    preferred = f"{kind}, where {order[0]} is the cheaper exact way"
+    if choice != "auto":
+        order, preferred = [choice], "asked for"
+
+    failures: list[str] = []
+    probe = Probe(network, beside, x, random)
+    for attention in (False, True):
+        for way in order:
+            failure = probe.failure(way, attention)
+            if failure is None:
+                notes = [preferred, *failures] if way == order[0] and not attention else list(failures)
+                apart = probe.failure(way, attention, joined=True) if way == "forward" else None
+                if apart is not None:
+                    notes.append(f"the train graph is held, because that of the forward with tangents {apart}")
+                if not probe.finite:
+                    notes.append("not tried yet: the gradient of this batch is not finite")
+                joined = way == "forward" and apart is None
+                return TangentPlan(way, attention, "; ".join(notes), joined, tried=probe.finite, once=probe.once)
+            failures.append(f"{way}{' with math attention' if attention else ''} {failure}")
+    if choice != "auto":
+        raise RuntimeError(
+            f"tangent={choice!r} does not work on this model: {'; '.join(failures)}. "
+            'Use tangent="auto", or run fastmeta.check to see which layer is the reason'
+        )
+    if failure := probe.failure("difference", False):
+        raise RuntimeError(f"no tangent works on this model: {'; '.join(failures)}; difference {failure}")
+    found = (first_failing_layer(network, x, way, random) for way in order)
+    blamed = "; ".join(dict.fromkeys(layer for layer in found if layer)) or "; ".join(failures)
+    reason = "inexact, the last resort: " + "; ".join(failures)
+    return TangentPlan("difference", False, reason, once=probe.once, inexact=blamed)
+
+
+def _refuse_hidden_weights(network: Network, beside: Displaced, x: Any, random: RandomState) -> None:
+    """RuntimeError for a model that reads its own weights where others were given: at theta* it would read theta.
+
+    The backward of a layer that runs a part again does (reversible networks, checkpointing by other libraries than
+    torch), or a `logits_of` with weights in it. So logits and gradient at other weights, given from outside, are held
+    against those with the model's own put there.
+    """
+    params, bound = list(network.params.values()), BOUND.get(arithmetic_of(next(iter(network.params.values()))), 0.3)
+
+    def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with random.replay():
+            logits = run(given, network.state(), x)
+            with run.held(given):
+                return logits.detach(), torch.autograd.grad(logits, params, normals()(logits), allow_unused=True)
+
+    made, grads = results(beside, network.params)
+    own = [p.data for p in params]
+    try:
+        for p, offset in zip(params, beside.offsets.values(), strict=True):
+            p.data = p.data + offset
+        known, known_grads = results(network, {})
+    finally:
+        for p, data in zip(params, own, strict=True):
+            p.data = data
+    if not all(bool(t.isfinite().all()) for t in (known, *known_grads) if t is not None):
+        return  # nothing to see beside theta; a batch that is not finite is for the step to skip
+    if float((made - known).norm()) > bound * float(known.norm()):
+        raise RuntimeError(
+            "the model gives one batch other logits in a second call: it reads weights that it was not run on, or it "
+            "keeps a state, or draws from a generator, that is out of sight"
+        )
+    if other := other_gradient(list(network.params), grads, known_grads, bound):
+        raise RuntimeError(
+            f"the model's backward reads weights that it was not run on, and gives {other}; a layer does that runs a "
+            "part of the forward again in its backward: switch that off (torch.utils.checkpoint is fine)"
+        )

@@ -1,0 +1,66 @@
+"""The logit tangent u = J g: how the train logits at theta move along a direction in parameter space.
+
+| way          | how                                                        | exact |
+|--------------|------------------------------------------------------------|-------|
+| reverse      | double-vjp: u = d<J'v, g>/dv through the kept train graph  | yes   |
+| forward      | dual numbers: one more forward with tangents, which makes  | yes   |
+|              | the graph of the last backward too where it can (`joined`) |       |
+| difference   | central difference of the logits, two more forwards        | no    |
+
+Which one works and which is cheaper depends on the model's layers, and a layer without a rule can give *silent zeros*
+instead of an error (custom operators do). So a way is never trusted unseen: before its first use it is held against the
+gradient of the same logits, of which it must be the adjoint (:mod:`fastmeta.meta.tangents.probe`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Way = Literal["reverse", "forward", "difference"]
+TangentChoice = Literal["auto", "reverse", "forward", "difference"]
+
+
+@dataclass(frozen=True)
+class TangentPlan:
+    """The chosen way, whether attention runs as plain maths for it, and why, in words for people."""
+
+    way: Way
+    math_attention: bool
+    reason: str
+    joined: bool = False  # forward: its graph is good for a backward, see forward_with_graph
+    once: bool = False  # a graph bears one backward (selective checkpointing), so that each one gets a graph of its own
+    tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
+    inexact: str = ""  # the layers that leave nothing but differences, where an exact way was asked for
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What a step by this plan does, without the reasons."""
+        return self.way, self.math_attention, self.joined, self.once
+
+    @property
+    def warning(self) -> str:
+        """What the user must know, or ""."""
+        if not self.inexact:
+            return ""
+        return (
+            "the label gradient is inexact: its tangent is a difference of logits, because no exact way leads through "
+            f"{self.inexact}. Put another layer in its place; tangent='difference' takes it as it is, without a warning"
+        )
+
+
+class Tangent(NamedTuple):
+    """u, and the logits of the forward that made it, which must be those of the train forward up to `spread`."""
+
+    u: Tensor
+    logits: Tensor
+    spread: Tensor | float = 0.0
+
+
+def arithmetic_of(like: Tensor) -> torch.dtype:
+    """The type that makes the logits."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
