@@ -7,7 +7,7 @@ measurement that figures are quoted from. Outputs are compared with the float64 
 import pytest
 import torch
 
-from fastmeta.bench import ops
+from fastmeta.bench import ops_run as ops
 
 CONFIG = ops.OpsConfig(compile=False, threads=1)
 

@@ -7,8 +7,8 @@ over commits.
 import pytest
 import torch
 
-from fastmeta.bench.problem import Problem, StepConfig
-from fastmeta.bench.variants import VARIANTS, chosen
+from fastmeta.bench.step_problem import Problem, StepConfig
+from fastmeta.bench.step_variants import VARIANTS, chosen
 
 CASES = {
     "mlp": StepConfig(model="mlp", batch=128, meta_batch=256, classes=10),

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from fastmeta.bench import environment, results
-from fastmeta.bench.problem import Problem, StepConfig
-from fastmeta.bench.timing import interleave
-from fastmeta.bench.variants import VARIANTS
+from fastmeta.bench.step_problem import Problem, StepConfig
+from fastmeta.bench.step_variants import VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
+from fastmeta.measure import interleave
 from fastmeta.meta.engines.graph import through_inductor, trace
 
 EPS = 1e-5
@@ -149,7 +149,7 @@ def main() -> None:
             "tangent_share_of_step": share,
             "win_share_of_step": win,
         }
-        results.write(args.json, "bn tangent", content, [])
+        results.write(args.json, "bn tangent", content)
 
 
 if __name__ == "__main__":

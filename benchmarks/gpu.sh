@@ -32,6 +32,7 @@ fi
 mkdir -p "$folder/logs" || exit 2
 failed=0
 export PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" # a build in place need not be installed
 
 if [ $# -eq 0 ] && [ -n "${QUICK:-}" ]; then
     set -- ops mlp approx
@@ -56,7 +57,7 @@ run() { # command ...
 }
 
 bench() { # ops|step|approx, options ...
-    run "$python" -m fastmeta bench "$@" --device "$device" --json "$folder/$part-$device.json"
+    run "$python" benchmarks/goals.py "$@" --device "$device" --json "$folder/$part-$device.json"
 }
 
 begin="--limit $((limit * 2 / 3))"

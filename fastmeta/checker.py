@@ -24,6 +24,7 @@ from fastmeta.functional.network import Network, functional_module, pick_logits,
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import InstanceLabels
+from fastmeta.measure import interleave, peak_bytes
 from fastmeta.meta.gradient import Labels, check_batch, meta_pass
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.tangents import TangentChoice, TangentPlan, Way, plan_tangent
@@ -323,9 +324,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _cost(problem: _Problem, body: Callable[[], Tensor]) -> tuple[float, float]:
-    from fastmeta.bench.memory import peak_bytes
-    from fastmeta.bench.timing import interleave
-
     device = problem.train[1].device
     body()
     timing = interleave({"": [body]}, device, seconds=0, rounds=3)[""]

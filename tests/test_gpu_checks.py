@@ -141,7 +141,7 @@ def test_parts_of_the_whole(run, tmp_path):
     assert "memcheck: FAILED with 1 after" in done.stdout
     assert "resnet18: done in" in done.stdout
     assert "memcheck: 1 lines of the log name a kernel of fastmeta" in (tmp_path / "logs/logs/memcheck.log").read_text()
-    step = next(line for line in calls if "bench step --model resnet18" in line)
+    step = next(line for line in calls if "benchmarks/goals.py step --model resnet18" in line)
     assert "--limit 373 --device cuda --json" in step
     done, _ = run("nonsense", script=SCRIPT.with_name("gpu.sh"))
     assert done.returncode == 2

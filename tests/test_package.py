@@ -56,7 +56,7 @@ def test_the_library_and_its_benchmarks_need_torch_alone():
         sys.modules.update({{{blocked}}})
         import torch
         import fastmeta, fastmeta.reference
-        from fastmeta.bench import ops as bench
+        from fastmeta.bench import ops_run as bench
         from fastmeta.cli import main
 
         x, y, index = torch.randn(8, 6), torch.arange(8) % 3, torch.arange(8)
@@ -69,7 +69,7 @@ def test_the_library_and_its_benchmarks_need_torch_alone():
         config = bench.OpsConfig(
             operations=("row_dot",), sizes=((4, 3),), dtypes=("float32",), seconds=0.01, compile=False
         )
-        print("bench", bench.run(config, lambda text: None)[0]["failures"])
+        print("bench", bench.run(config, lambda text: None)["failures"])
         print("command", main(["check", "--model", "mlp", "--batch", "4", "--no-timing"]))
     """)
     for line in ("step True", "check True", "terms 8", "bench []", "command 0"):

@@ -1,32 +1,14 @@
-"""Tables for people, JSON for everything else, and the comparison with goals."""
+"""Tables for people, JSON for everything else."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A goal beside the figure that was measured for it."""
-
-    what: str
-    sense: Literal["<=", ">="]
-    goal: float
-    measured: float
-
-    @property
-    def met(self) -> bool:
-        return self.measured <= self.goal if self.sense == "<=" else self.measured >= self.goal
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "met": self.met}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,11 +20,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         padded[0] = line[0].ljust(widths[0])
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    rows = [[v.what, f"{v.sense} {v.goal:g}", f"{v.measured:.3g}", "yes" if v.met else "NO"] for v in verdicts]
-    return table(["goal", "wanted", "measured", "met"], rows)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -64,10 +41,14 @@ def _scratch(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def write(path: Path, kind: str, content: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
-    """Atomically; the keys `schema`, `kind` and `goals` are added."""
+def write(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Atomically; the keys `schema` and `kind` are added."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"schema": SCHEMA, "kind": kind, **content, "goals": [v.as_json() for v in verdicts]}
+    replace(path, {"schema": SCHEMA, "kind": kind, **content})
+
+
+def replace(path: Path, document: Mapping[str, Any]) -> None:
+    """Atomically, the whole file."""
     scratch = _scratch(path)
     scratch.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(scratch, path)

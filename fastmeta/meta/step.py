@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, as_whole, shown
@@ -212,6 +212,16 @@ class MetaStep:
     @property
     def micro_batch(self) -> int | None:
         return self._cut.most
+
+    @property
+    def graphs(self) -> tuple[fx.GraphModule, ...]:
+        """The whole step as torch.fx graphs, one per batch shape and kind of step so far; none without `compile`."""
+        return () if self._graphs is None else tuple(self._graphs.graphs)
+
+    @property
+    def eager_because(self) -> str:
+        """Why the step runs eagerly although `compile` asks for a graph; "" where it has one, or may yet have one."""
+        return self._untraced
 
     @property
     def label_lr(self) -> float | None:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastmeta
 from fastmeta import models
-from fastmeta.bench.memory import peak_bytes
+from fastmeta.measure import peak_bytes
 from fastmeta.meta.micro import pieces_of, take
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, relative

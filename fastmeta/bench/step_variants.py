@@ -14,16 +14,16 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta import reference
-from fastmeta.bench import peers, plain
-from fastmeta.bench.problem import Problem
-from fastmeta.bench.variant import Builder, Variant, captured, on_fake_tensors
+from fastmeta.bench import peers, step_plain
+from fastmeta.bench.step_problem import Problem
+from fastmeta.bench.step_variant import Builder, Variant, captured, on_fake_tensors
 from fastmeta.meta import MetaStep
 from fastmeta.meta.engines.traced import CompileMode
 
 PLAIN, REFERENCE = "sgd", "reference"
 
 
-def _fastmeta(
+def fastmeta_variant(
     problem: Problem,
     tangent: Any = "auto",
     compile: CompileMode = "off",
@@ -48,14 +48,13 @@ def _fastmeta(
     def step() -> None:
         with problem.precision():
             meta_step((problem.x, problem.index), (problem.x_meta, problem.y_meta))
-        if meta_step._untraced:
-            raise RuntimeError(f"has no graph: {meta_step._untraced}")
+        if meta_step.eager_because:
+            raise RuntimeError(f"has no graph: {meta_step.eager_because}")
 
     period = meta_step.approx.number if meta_step.approx.kind == "every" else 1
 
     def graphs() -> None:
-        assert meta_step._graphs is not None
-        of_shape = meta_step._graphs.graphs  # "every:k" has a second, for the steps between
+        of_shape = meta_step.graphs  # "every:k" has a second, for the steps between
         for i in range(period):
             on_fake_tensors(of_shape[min(i, len(of_shape) - 1)])
 
@@ -178,23 +177,23 @@ def _torchopt(problem: Problem) -> Variant | str:
 
 #: name -> builder; a builder returns the variant or one line that says why it is skipped
 VARIANTS: dict[str, Builder] = {
-    PLAIN: plain.eager,
-    "sgd:compiled": plain.compiled,
-    "sgd:captured": partial(captured, plain.capturable),
-    "sgd:compiled-captured": partial(captured, plain.compiled),
-    "fastmeta": _fastmeta,
-    "fastmeta:reverse": partial(_fastmeta, tangent="reverse"),
-    "fastmeta:forward": partial(_fastmeta, tangent="forward"),
-    "fastmeta:one-graph": partial(_fastmeta, one_graph=True),
-    "fastmeta:trace": partial(_fastmeta, compile="trace"),
-    "fastmeta:full": partial(_fastmeta, compile="full"),
-    "fastmeta:difference": partial(_fastmeta, tangent="difference"),
-    "fastmeta:delayed": partial(_fastmeta, approx="delayed"),
-    "fastmeta:delayed-full": partial(_fastmeta, approx="delayed", compile="full"),
-    "fastmeta:last:1": partial(_fastmeta, approx="last:1"),
-    "fastmeta:last:1-full": partial(_fastmeta, approx="last:1", compile="full"),
-    "fastmeta:every:4": partial(_fastmeta, approx="every:4"),
-    "fastmeta:every:4-full": partial(_fastmeta, approx="every:4", compile="full"),
+    PLAIN: step_plain.eager,
+    "sgd:compiled": step_plain.compiled,
+    "sgd:captured": partial(captured, step_plain.capturable),
+    "sgd:compiled-captured": partial(captured, step_plain.compiled),
+    "fastmeta": fastmeta_variant,
+    "fastmeta:reverse": partial(fastmeta_variant, tangent="reverse"),
+    "fastmeta:forward": partial(fastmeta_variant, tangent="forward"),
+    "fastmeta:one-graph": partial(fastmeta_variant, one_graph=True),
+    "fastmeta:trace": partial(fastmeta_variant, compile="trace"),
+    "fastmeta:full": partial(fastmeta_variant, compile="full"),
+    "fastmeta:difference": partial(fastmeta_variant, tangent="difference"),
+    "fastmeta:delayed": partial(fastmeta_variant, approx="delayed"),
+    "fastmeta:delayed-full": partial(fastmeta_variant, approx="delayed", compile="full"),
+    "fastmeta:last:1": partial(fastmeta_variant, approx="last:1"),
+    "fastmeta:last:1-full": partial(fastmeta_variant, approx="last:1", compile="full"),
+    "fastmeta:every:4": partial(fastmeta_variant, approx="every:4"),
+    "fastmeta:every:4-full": partial(fastmeta_variant, approx="every:4", compile="full"),
     REFERENCE: _reference,
     "reference:captured": partial(captured, _reference),
     "autograd": _naive,
@@ -217,7 +216,7 @@ def is_plain(name: str) -> bool:
     return name.startswith(PLAIN)
 
 
-_GOALS = (
+_MAIN = (
     PLAIN,
     "sgd:compiled",
     "fastmeta",
@@ -227,7 +226,7 @@ _GOALS = (
     "higher",
     "torchopt",
 )
-_GOALS_CUDA = (
+_MAIN_CUDA = (
     *(name for name in VARIANTS if is_captured(name)),
     "fastmeta:delayed-full",
     "fastmeta:last:1-full",
@@ -236,7 +235,7 @@ _GOALS_CUDA = (
 #: names that stand for several variants
 PRESETS = {
     "default": "all that need no compiler",
-    "goals": "those that the project's goals speak of",
+    "main": "the plain step, ours and others, compiled too",
     "all": "all",
 }
 
@@ -247,8 +246,8 @@ def chosen(names: Sequence[str], device: str) -> list[str]:
     for name in names:
         if name == "default":
             out += [k for k in VARIANTS if not is_compiled(k) and (device == "cuda" or not is_captured(k))]
-        elif name == "goals":
-            out += _GOALS + (_GOALS_CUDA if device == "cuda" else ())
+        elif name == "main":
+            out += _MAIN + (_MAIN_CUDA if device == "cuda" else ())
         elif name == "all":
             out += VARIANTS
         elif name in VARIANTS:

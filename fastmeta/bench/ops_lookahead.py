@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastmeta import models, ops, reference
-from fastmeta.bench.operations import DTYPES
-from fastmeta.bench.row import LOOKAHEAD, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
-from fastmeta.bench.timing import Body
+from fastmeta.bench.ops_catalog import DTYPES
+from fastmeta.bench.ops_row import LOOKAHEAD, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
+from fastmeta.measure import Body
 
 #: torch's own way for plain SGD, in one pass too
 FOREACH = "foreach"

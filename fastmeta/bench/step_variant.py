@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastmeta.bench.problem import Problem
-from fastmeta.bench.timing import replayed
+from fastmeta.bench.replay import replayed
+from fastmeta.bench.step_problem import Problem
 
 
 @dataclass

@@ -23,7 +23,7 @@ from fastmeta.training.listener import Listener
 from fastmeta.training.result import to_json
 from tests.training.test_run import two_classes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: a colour, the window's title by C1, a line of its own, a direction, nothing to see, half a character
 PLANTED = "a\x1b[31m\x9b2J\r\nb\u202e\u200b\ud800"
 

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from fastmeta import ops, reference
 from fastmeta._text import reason
-from fastmeta.bench import images, lookahead
-from fastmeta.bench.operations import DTYPES, OPERATIONS, Inputs, Operation
-from fastmeta.bench.results import Verdict, number
-from fastmeta.bench.row import (
+from fastmeta.bench import ops_images, ops_lookahead
+from fastmeta.bench.ops_catalog import DTYPES, OPERATIONS, Inputs, Operation
+from fastmeta.bench.ops_row import (
     IMAGES,
     LOOKAHEAD,
     OpsConfig,
@@ -32,10 +31,13 @@ from fastmeta.bench.row import (
     slots_needed,
     timed,
 )
-from fastmeta.bench.timing import Body, copy_bandwidth
+from fastmeta.bench.rates import copy_bandwidth
+from fastmeta.bench.results import number
+from fastmeta.measure import Body
 
 CLASSES_CUDA = (10, 100, 256, 1000, 10_000, 21_841, 50_257, 65_536)
-LARGE = 64 * 2**20  # elements from which bandwidth is the measure on a GPU
+#: elements of logits from which bandwidth is the measure on a GPU
+LARGE = 64 * 2**20
 SIZES = {
     "cpu": ((128, 10), (128, 100), (128, 1000), (4096, 100), (4096, 1000), (256, 21_841)),
     "cuda": tuple((n, C) for C in CLASSES_CUDA for n in (128, math.ceil(LARGE / C))),
@@ -75,7 +77,7 @@ def compare(name: str, variants: dict[str, Callable[..., Any]], inputs: Inputs) 
     return {k: max(e) for k, e in errors.items()}
 
 
-def _variants(name: str, config: OpsConfig) -> dict[str, Callable[..., Any]]:
+def variants_of(name: str, config: OpsConfig) -> dict[str, Callable[..., Any]]:
     operation = OPERATIONS[name]
     fused = partial(getattr(ops, name), **operation.options, **operation.fused_options)
     eager = partial(getattr(reference, name), **operation.options)
@@ -94,7 +96,7 @@ def prepare(name: str, n: int, C: int, dtype: str, config: OpsConfig) -> Prepare
     """Inputs, variants and the comparison of their outputs for one case."""
     operation, device = OPERATIONS[name], torch.device(config.device)
     inputs = Inputs.random(n, C, DTYPES[dtype], device, seed=0)
-    variants, notes = _variants(name, config), {}
+    variants, notes = variants_of(name, config), {}
     if "compiled" in variants:
         try:
             _outputs(operation, variants["compiled"], inputs)
@@ -133,7 +135,11 @@ def cases(config: OpsConfig) -> Iterator[tuple[str, Callable[[float], OpsRow]]]:
     for name in config.operations:
         for dtype in config.dtypes:
             if name in (LOOKAHEAD, IMAGES):
-                yield f"{name} {dtype}", partial((lookahead if name == LOOKAHEAD else images).measure, dtype, config)
+                measured = ops_lookahead if name == LOOKAHEAD else ops_images
+                yield (
+                    f"{name} {dtype}",
+                    partial(measured.measure, dtype, config),
+                )
                 continue
             for n, C in config.sizes or SIZES[config.device]:
                 yield f"{name} {n}x{C} {dtype}", partial(measure, name, n, C, dtype, config)
@@ -164,37 +170,8 @@ def cells(row: OpsRow) -> list[str]:
     ]
 
 
-def verdicts(row: OpsRow, device: str) -> list[Verdict]:
-    """The project's goals that this row speaks to."""
-    at = f"{row.operation} {row.n}x{row.C} {row.dtype}"
-    out: list[Verdict] = []
-    eager, compiled = row.speedup["eager"], row.speedup.get("compiled")
-    if row.operation == LOOKAHEAD:
-        goal = f"{row.operation} {row.n} parameters, {row.dtype}: share of copy bandwidth"
-        return [Verdict(goal, ">=", 0.85, row.share_of_copy)] if device == "cuda" else []
-    if device == "cpu":
-        wanted = {(4096, 1000): 5.0, (128, 100): 2.5}.get((row.n, row.C))
-        if wanted and row.operation == "instance_label_step_" and row.dtype == "float32":
-            out.append(Verdict(f"{at}: times faster than eager", ">=", wanted, eager))
-        return out
-    if row.operation not in ("instance_loss", "instance_label_step_"):
-        return out
-    if row.n * row.C >= LARGE and (row.C >= 1000 or row.C in (100, 256)):
-        share = 0.90 if row.C >= 1000 else 0.75
-        out.append(Verdict(f"{at}: share of copy bandwidth", ">=", share, row.share_of_copy))
-    if row.n == 128 and row.C <= 1000:
-        out.append(Verdict(f"{at}: microseconds", "<=", 2.5, row.microseconds["fused"]))
-    out.append(Verdict(f"{at}: times faster than eager", ">=", 8.0, eager))
-    if compiled is not None:
-        out.append(Verdict(f"{at}: times faster than compiled", ">=", 1.5, compiled))
-    for peer, speedup in row.speedup.items():
-        if peer not in ("eager", "compiled"):
-            out.append(Verdict(f"{at}: times faster than {peer}", ">=", 1.0, speedup))
-    return out
-
-
-def run(config: OpsConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Verdict]]:
-    """Measure everything in `config`; the content for the JSON, and the goals with their figures.
+def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure everything in `config`; the content for the JSON.
 
     A case that is wrong or cannot run stands under "failures" instead of having a row.
     """
@@ -227,11 +204,10 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> tuple[dict[str
         say(f"{peer}: {note}")
     if left_out:
         say(f"not begun within --limit {config.limit:g}: {', '.join(left_out)}")
-    content = {
+    return {
         "config": asdict(config),
         "copy_gb_per_s": copy / 1e9,
         "rows": [asdict(r) for r in measured],
         "failures": failures,
         "left_out": left_out,
     }
-    return content, [v for r in measured for v in verdicts(r, config.device)]

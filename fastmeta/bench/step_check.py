@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastmeta._text import reason
-from fastmeta.bench.problem import Problem, StepConfig
-from fastmeta.bench.variant import Variant
-from fastmeta.bench.variants import PLAIN, REFERENCE, VARIANTS, is_captured, is_compiled, is_plain
+from fastmeta.bench.step_problem import Problem, StepConfig
+from fastmeta.bench.step_variant import Variant
+from fastmeta.bench.step_variants import PLAIN, REFERENCE, VARIANTS, is_captured, is_compiled, is_plain
 
 # Against the reference in float64: what rounding makes of a step, with room for networks of any depth.
 TOLERANCE = 1e-8

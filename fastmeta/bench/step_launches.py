@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmeta.bench.timing import Body
+from fastmeta.measure import Body
 
 
 def launches(body: Body, device: torch.device) -> int:

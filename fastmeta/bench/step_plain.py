@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastmeta import reference
-from fastmeta.bench.problem import Problem
-from fastmeta.bench.variant import Variant, on_fake_tensors
+from fastmeta.bench.step_problem import Problem
+from fastmeta.bench.step_variant import Variant, on_fake_tensors
 from fastmeta.meta.engines.graph import through_inductor, trace
 
 

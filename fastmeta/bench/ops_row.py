@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastmeta._memory import check_room
 from fastmeta._text import reason
-from fastmeta.bench.operations import DTYPES, OPERATIONS
-from fastmeta.bench.timing import Body, Timing, interleave, replayed
+from fastmeta.bench.ops_catalog import DTYPES, OPERATIONS
+from fastmeta.bench.replay import replayed
+from fastmeta.measure import Body, Timing, interleave
 
 #: not over rows of logits: each in a file of its own
 LOOKAHEAD, IMAGES = "lookahead_update", "load_images"

@@ -13,22 +13,22 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta._text import reason as one_line
-from fastmeta.bench.check import Check, Unchecked, WrongStep, build
-from fastmeta.bench.goals import StepRow, best_plain, verdicts
-from fastmeta.bench.launches import launches
-from fastmeta.bench.memory import held_by_graphs, peak_bytes
-from fastmeta.bench.problem import Problem, Sizes, StepConfig, sizes
-from fastmeta.bench.results import Verdict, number, table
-from fastmeta.bench.timing import interleave, matrix_rate
-from fastmeta.bench.variant import Variant
-from fastmeta.bench.variants import PLAIN, REFERENCE, chosen, is_compiled
+from fastmeta.bench.rates import matrix_rate
+from fastmeta.bench.results import number, table
+from fastmeta.bench.step_check import Check, Unchecked, WrongStep, build
+from fastmeta.bench.step_launches import launches
+from fastmeta.bench.step_problem import Problem, Sizes, StepConfig, sizes
+from fastmeta.bench.step_row import StepRow, best_plain
+from fastmeta.bench.step_variant import Variant
+from fastmeta.bench.step_variants import PLAIN, REFERENCE, chosen, is_compiled
 from fastmeta.functional.precision import float32_products
+from fastmeta.measure import held_by_graphs, interleave, peak_bytes
 
 __all__ = ["run"]
 
 
-def run(config: StepConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Verdict]]:
-    """Count, check, then time; the content for the JSON, and the goals with their figures.
+def run(config: StepConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Count, check, then time; the content for the JSON.
 
     A variant whose step is wrong stands under "failures" instead of having figures; the others have theirs.
     """
@@ -39,7 +39,7 @@ def run(config: StepConfig, say: Callable[[str], None] = print) -> tuple[dict[st
         return _run(config, say)
 
 
-def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Verdict]]:
+def _run(config: StepConfig, say: Callable[[str], None]) -> dict[str, Any]:
     names = chosen(config.variants, config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -87,7 +87,7 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
         say(f"skipped {name}: {reason}")
     rows += [StepRow(name, skipped=reason) for name, reason in (skipped | failures).items()]
     rows.sort(key=lambda r: names.index(r.variant))
-    content = {
+    return {
         "config": asdict(config),
         "sizes": asdict(counted),
         "rounds": len(next(iter(timings.values())).seconds) if timings else 0,
@@ -96,8 +96,6 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> tuple[dict[str, Any]
         "rows": [asdict(r) for r in rows],
         "failures": [f"{name}: {reason}" for name, reason in failures.items()],
     }
-    gpu = torch.cuda.get_device_name(problem.device) if problem.device.type == "cuda" else None
-    return content, verdicts(config, rows, gpu)
 
 
 @dataclass

@@ -11,15 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.bench.problem import StepConfig, build_model, input_shape_of
-from fastmeta.functional.network import Network
-from fastmeta.functional.random_state import RandomState
+from fastmeta.bench.step_problem import StepConfig, build_model, input_shape_of
 from fastmeta.losses import InstanceLabels
 from fastmeta.meta import MetaStep
-from fastmeta.meta.approximation import EXACT, Approximation
-from fastmeta.meta.gradient import meta_pass
-from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.tangents import TangentPlan
+from fastmeta.meta.approximation import Approximation
 
 #: share of the given labels that are wrong
 NOISE_RATE = 0.4
@@ -76,43 +71,25 @@ class ShortTraining:
         return found
 
     def _choose(self) -> None:
-        """Tangent and label rate, which a first step chooses: on copies, so that step 0 is the start itself."""
+        """The label rate, which a first step chooses: on copies, so that step 0 is the start itself."""
         model, labels = copy.deepcopy((self.model, self.labels))
         first = self._meta_step(model, labels)
         _run(first, self._batches(0, 1))
-        self.step.plan, self.step.label_lr = first.plan, first.label_lr
+        self.step.label_lr = first.label_lr
 
     def _pair(self, approx: Approximation, text: str) -> tuple[Tensor, Tensor]:
         """What changes, by the approximation and by the exact step: float64 vectors."""
-        if approx.kind in ("last", "difference"):
-            return self._gradient(approx), self._gradient(EXACT)
-        of_labels = approx.kind == "every"
-        batches = self._batches(10**6 + self.step.steps, approx.number)
+        of_labels = approx.kind != "delayed"  # which moves the labels as the exact step does
+        batches = self._batches(10**6 + self.step.steps, approx.number if approx.kind == "every" else 1)
         return self._movement(text, batches, of_labels), self._movement(None, batches, of_labels)
-
-    def _gradient(self, approx: Approximation) -> Tensor:
-        """The label gradient of the next batch."""
-        (train, meta), *_ = self._batches(10**6 + self.step.steps, 1)
-        network, plan = Network(self.model), self.step.plan
-        assert plan is not None
-        if approx.kind == "difference":
-            plan = TangentPlan("difference", plan.math_attention, "")
-        prepared = LookAhead("sgd", self.step.optimizer).prepare(network.params)
-        random = RandomState(self.device)
-        try:
-            out = meta_pass(network, self.labels, prepared, plan, train, meta, moving=approx.moving(network))
-        finally:
-            random.restore()
-        return self.labels.gradient(out.logits.detach(), out.u, train[1], out.scale).double().flatten()
 
     def _movement(self, approx: str | None, batches: list[Any], of_labels: bool) -> Tensor:
         """What copies of model and labels travel over `batches`."""
         model, labels = copy.deepcopy((self.model, self.labels))
         step = self._meta_step(model, labels, approx)
-        step.plan, step.label_lr = self.step.plan, self.step.label_lr
-        random = RandomState(self.device)
-        _run(step, batches)
-        random.restore()
+        step.label_lr = self.step.label_lr
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            _run(step, batches)
         if of_labels:
             return (labels.label_logits.double() - self.labels.label_logits.double()).flatten()
         pairs = zip(model.parameters(), self.model.parameters(), strict=True)

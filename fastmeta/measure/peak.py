@@ -8,7 +8,7 @@ import os
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fastmeta.bench.timing import Body
+from fastmeta.measure.timing import Body
 
 
 def peak_bytes(body: Body, device: torch.device) -> int:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._dispatch import acc_dtype
-from fastmeta.bench.operations import DTYPES
-from fastmeta.bench.row import IMAGES, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
-from fastmeta.bench.timing import Body
+from fastmeta.bench.ops_catalog import DTYPES
+from fastmeta.bench.ops_row import IMAGES, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
 from fastmeta.counter_rng import below_range, random_bits
 from fastmeta.images import load_images
+from fastmeta.measure import Body
 
 SET, BATCH, SIDE, CHANNELS, PADDING = 50_000, 256, 32, 3, 4
 

@@ -17,7 +17,7 @@ from tests.training.test_run import two_classes
 pytest.importorskip("tyro", reason="the command line of the trainer is built on tyro")
 from fastmeta.cli.train import _one_line, parse
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from fastmeta.bench.distance import NOISE_RATE, SEPARATION, ShortTraining
-from fastmeta.bench.problem import Problem, StepConfig, sizes
+from fastmeta.bench.approx_distance import NOISE_RATE, SEPARATION, ShortTraining
 from fastmeta.bench.results import number, table
-from fastmeta.bench.step import flops_of
-from fastmeta.bench.timing import interleave
-from fastmeta.bench.variant import Variant
-from fastmeta.bench.variants import PLAIN, VARIANTS, _fastmeta
+from fastmeta.bench.step_problem import Problem, StepConfig, sizes
+from fastmeta.bench.step_run import flops_of
+from fastmeta.bench.step_variant import Variant
+from fastmeta.bench.step_variants import PLAIN, VARIANTS, fastmeta_variant
+from fastmeta.measure import interleave
 from fastmeta.meta.approximation import Approximation
 
 EXACT = "exact"
@@ -32,8 +32,8 @@ COMPARED = {
     "exact": "-",
     "delayed": "model update",
     "every": "label movement of k steps",
-    "last": "label gradient",
-    "difference": "label gradient",
+    "last": "label movement",
+    "difference": "label movement",
 }
 #: model -> (train batch, meta batch), others as ResNet-20
 BATCHES = {"mlp": (128, 256)}
@@ -92,8 +92,8 @@ class ApproxConfig:
         return step
 
 
-def run(config: ApproxConfig, say: Callable[[str], None] = print) -> tuple[dict[str, Any], list[Any]]:
-    """The content for the JSON (no goals): per model the rows of the table."""
+def run(config: ApproxConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The content for the JSON: per model the rows of the table."""
     if config.threads:
         torch.set_num_threads(config.threads)
     results = []
@@ -123,7 +123,7 @@ def run(config: ApproxConfig, say: Callable[[str], None] = print) -> tuple[dict[
         "a cell is the cosine to the exact step and, behind the ×, the length by the exact one's, after so many steps; "
         "every:k leaves the labels of k - 1 batches in k where they are, so about 1/sqrt(k) is what it can reach"
     )
-    return {"config": asdict(config), "noise_rate": NOISE_RATE, "separation": SEPARATION, "models": results}, []
+    return {"config": asdict(config), "noise_rate": NOISE_RATE, "separation": SEPARATION, "models": results}
 
 
 def _header(config: ApproxConfig) -> list[str]:
@@ -141,7 +141,7 @@ def _costs(config: ApproxConfig, step: StepConfig) -> dict[str, dict[str, float]
     problem = Problem(step, torch.float32)
     variants: dict[str, Variant] = {}
     for name in (PLAIN, EXACT, *config.approximations):
-        build = VARIANTS[PLAIN] if name == PLAIN else partial(_fastmeta, approx=None if name == EXACT else name)
+        build = VARIANTS[PLAIN] if name == PLAIN else partial(fastmeta_variant, approx=None if name == EXACT else name)
         built = build(problem)
         assert isinstance(built, Variant)
         built.cycle()  # chooses the tangent
