@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map
 from fastmeta import reference
 from fastmeta._numbers import as_real
 from fastmeta._text import printable, shown
-from fastmeta.functional.network import Network, functional_module, pick_logits, recorded
+from fastmeta.functional.call import pick_logits, plain
+from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import InstanceLabels
@@ -183,8 +184,8 @@ class _Problem:
         if dtype is not None:
             self.model.to(dtype)
             self.labels.to(dtype)
-        self.train = (tree_map(cast, train[0]), train[1])
-        self.meta = (tree_map(cast, meta[0]), meta[1])
+        self.train = (tree_map(cast, plain(model, train[0])), train[1])
+        self.meta = (tree_map(cast, plain(model, meta[0])), meta[1])
         self.lr = lr
         self.logits_of = logits_of
         self.network = Network(self.model, None, logits_of)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.functional.network import pick_logits
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.per_sample_layers import SUPPORTED, check_batch, couples_samples, joint_terms
 from fastmeta.per_sample_record import Recorded, Recorder
 from fastmeta.per_sample_rules import Call
@@ -66,7 +66,7 @@ def per_sample(
 
     recorder = Recorder(names)
     with torch.enable_grad(), recorder:
-        logits = logits_of(model(x))
+        logits = logits_of(call_model(model, x))
     _check_logits(logits, targets)
     n = targets.shape[0]
     zero = torch.zeros(n, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)

@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from fastmeta.counter_rng import below_range, random_bits
 from fastmeta.functional.attention import PlainAttention
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.rounding import round_stochastically
 
 # ---------------------------------------------------------------------------------------------------------
@@ -304,11 +305,6 @@ def _copies(buffers: Params) -> Params:
     return {name: b if b is None else b.clone() for name, b in buffers.items()}
 
 
-def pick_logits(output: Any) -> Tensor:
-    """The default `logits_of`: the output itself if a tensor, else its ``.logits``."""
-    return output if isinstance(output, Tensor) else output.logits
-
-
 @dataclass
 class ReferenceGradient:
     """What :func:`label_gradient` returns; `grad` has the shape of the label parameter it was given."""
@@ -353,7 +349,7 @@ class _LookAhead:
         self.model, self.sgd, self.logits_of, self.create_graph = model, sgd, logits_of, create_graph
         self.params, self.start = _split(model)
         self.buffers = _copies(self.start)  # after the train forward
-        self.logits = _run(model, self.params, self.buffers, lambda: logits_of(model(x)))
+        self.logits = _run(model, self.params, self.buffers, lambda: logits_of(call_model(model, x)))
 
     def __call__(self, probs: Tensor, weight: Tensor | None) -> _LookAhead:
         """Eq. (3): sets `loss` and `star`."""
@@ -370,7 +366,7 @@ class _LookAhead:
     def meta_loss(self, x_meta: Any, y_meta: Tensor) -> tuple[Tensor, Params]:
         """L_meta at theta* and its gradient there, Eq. (4)."""
         star = {k: p.detach().requires_grad_(p.requires_grad) for k, p in self.star.items()}
-        logits = _run(self.model, star, _copies(self.buffers), lambda: self.logits_of(self.model(x_meta)))
+        logits = _run(self.model, star, _copies(self.buffers), lambda: self.logits_of(call_model(self.model, x_meta)))
         loss = nn.functional.cross_entropy(logits, y_meta)
         g = _run(self.model, star, _copies(self.buffers), lambda: _grads(loss, star, create_graph=False))
         return loss.detach(), {k: t for k, t in g.items() if t is not None}
@@ -446,7 +442,7 @@ def meta_step(
     label = constrain(label_param.detach() - label_lr * out.grad)
     params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     start = _copies(dict(model.named_buffers()))
-    logits = logits_of(model(x))
+    logits = logits_of(call_model(model, x))
     loss = _weighted_mean(logits, probs_of(label), weight)
     grads = _run(model, params, start, lambda: _grads(loss, params, create_graph=False))
     new, buffers = optimizer.update(params, grads)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fastmeta import reference
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Variant, on_fake_tensors
 from fastmeta.meta.engines.graph import through_inductor, trace
@@ -21,7 +23,7 @@ def eager(problem: Problem) -> Variant:
 
     def step() -> None:
         with problem.precision():
-            loss = F.cross_entropy(reference.pick_logits(model(problem.x)), targets)
+            loss = F.cross_entropy(problem.logits(model, problem.x), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -37,7 +39,7 @@ def capturable(problem: Problem) -> Variant:
 
     def step() -> None:
         with problem.precision():
-            loss = F.cross_entropy(reference.pick_logits(model(problem.x)), targets)
+            loss = F.cross_entropy(problem.logits(model, problem.x), targets)
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         reached = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
         with torch.no_grad():
@@ -65,7 +67,7 @@ def compiled(problem: Problem) -> Variant:
         after = {k: t.clone() for k, t in zip(buffers, values[len(params) :], strict=True)}
         x = tree_map(_channels_last, x)
         with torch.enable_grad(), problem.precision():
-            loss = F.cross_entropy(reference.pick_logits(functional_call(model, (theta, after), (x,))), targets)
+            loss = F.cross_entropy(problem.logits(partial(_functional, model, (theta, after)), x), targets)
         grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
         new = [t.detach() if g is None else t.detach() - lr * g for t, g in zip(theta.values(), grads, strict=True)]
         return [*new, *after.values(), loss.detach()]
@@ -79,6 +81,10 @@ def compiled(problem: Problem) -> Variant:
             run(*inputs)
 
     return Variant(step, model, None, visible=lambda: on_fake_tensors(graph))
+
+
+def _functional(model: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
+    return functional_call(model, state, args, kwargs)
 
 
 def _channels_last(t: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastmeta import models
 from fastmeta._memory import check_room
 from fastmeta._text import reason, shown
+from fastmeta.functional.call import arguments, call_model, pick_logits
 from fastmeta.losses import InstanceLabels
 from fastmeta.meta.memory import Saved
 
@@ -91,6 +92,11 @@ class Problem:
 
     def labels(self) -> InstanceLabels:
         return InstanceLabels(self.targets, self.classes, target_prob=0.9, dtype=self.dtype)
+
+    def logits(self, run: Callable[..., Any], x: Any) -> Tensor:
+        """Of `run`, the model or another form of it."""
+        args, kwargs = arguments(self._model, x)
+        return pick_logits(run(*args, **kwargs))
 
     def precision(self) -> AbstractContextManager[Any]:
         """Entered around every step."""
@@ -168,5 +174,5 @@ def sizes(config: StepConfig) -> Sizes:
 
 def _count_forward(model: nn.Module, x: Any, parameters: list[nn.Parameter]) -> tuple[int, int]:
     with FlopCounterMode(display=False) as counter, Saved(parameters) as saved:
-        model(x)
+        call_model(model, x)
     return counter.get_total_flops(), saved.bytes

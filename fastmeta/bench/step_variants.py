@@ -91,8 +91,8 @@ def _reference(problem: Problem) -> Variant:
     return Variant(step, model, table)
 
 
-def _soft_loss(output: Any, label: Tensor) -> Tensor:
-    return -(label.softmax(-1) * reference.pick_logits(output).log_softmax(-1)).sum(-1).mean()
+def _soft_loss(logits: Tensor, label: Tensor) -> Tensor:
+    return -(label.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def _finish(
@@ -100,7 +100,7 @@ def _finish(
 ) -> Tensor:
     """Eqs. (5) and (6) as everybody writes them: the new label rows, and a fresh forward with them."""
     rows = label.detach() - problem.label_lr * grad
-    _soft_loss(model(problem.x), rows).backward()
+    _soft_loss(problem.logits(model, problem.x), rows).backward()
     optimizer.step()
     optimizer.zero_grad()
     return rows
@@ -120,14 +120,17 @@ def _naive(problem: Problem) -> Variant:
         label = table[problem.index].requires_grad_()
         params: dict[str, Tensor] = dict(model.named_parameters())
         buffers = {k: b.clone() for k, b in model.named_buffers()}
+
+        def at(weights: dict[str, Tensor], x: Any) -> Tensor:
+            return problem.logits(lambda *a, **k: functional_call(model, (weights, buffers), a, k), x)
+
         with problem.precision(), _twice_differentiable():
-            loss = _soft_loss(functional_call(model, (params, buffers), (problem.x,)), label)
+            loss = _soft_loss(at(params, problem.x), label)
             grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
             star = {k: p if g is None else p - problem.lr * g for (k, p), g in zip(params.items(), grads, strict=True)}
-            output = functional_call(model, (star, buffers), (problem.x_meta,))
-            meta_loss = F.cross_entropy(reference.pick_logits(output), problem.y_meta)
+            meta_loss = F.cross_entropy(at(star, problem.x_meta), problem.y_meta)
             (grad,) = torch.autograd.grad(meta_loss, label)
-            del loss, grads, star, output, meta_loss
+            del loss, grads, star, meta_loss
             table[problem.index] = _finish(problem, model, optimizer, label, grad)
 
     return Variant(step, model, table)
@@ -144,8 +147,8 @@ def _higher(problem: Problem) -> Variant | str:
         label = table[problem.index].requires_grad_()
         with problem.precision(), _twice_differentiable():
             with higher.innerloop_ctx(model, optimizer) as (functional, differentiable):
-                differentiable.step(_soft_loss(functional(problem.x), label))
-                meta_loss = F.cross_entropy(reference.pick_logits(functional(problem.x_meta)), problem.y_meta)
+                differentiable.step(_soft_loss(problem.logits(functional, problem.x), label))
+                meta_loss = F.cross_entropy(problem.logits(functional, problem.x_meta), problem.y_meta)
                 (grad,) = torch.autograd.grad(meta_loss, label)
             table[problem.index] = _finish(problem, model, optimizer, label, grad)
 
@@ -165,8 +168,8 @@ def _torchopt(problem: Problem) -> Variant | str:
         before = torchopt.extract_state_dict(model, by="reference")
         before_optimizer = torchopt.extract_state_dict(differentiable, by="reference")
         with problem.precision(), _twice_differentiable():
-            differentiable.step(_soft_loss(model(problem.x), label))
-            meta_loss = F.cross_entropy(reference.pick_logits(model(problem.x_meta)), problem.y_meta)
+            differentiable.step(_soft_loss(problem.logits(model, problem.x), label))
+            meta_loss = F.cross_entropy(problem.logits(model, problem.x_meta), problem.y_meta)
             (grad,) = torch.autograd.grad(meta_loss, label)
             torchopt.recover_state_dict(model, before)
             torchopt.recover_state_dict(differentiable, before_optimizer)

@@ -17,25 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastmeta.functional.attention import PlainAttention
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.generators import Generators
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.state import State, StateOf, fits
 from fastmeta.functional.watch import Structure
 
 Tensors = dict[str, Tensor]
-
-
-def pick_logits(output: Any) -> Tensor:
-    """The default ``logits_of``: the output itself if it is a tensor, else its ``.logits``."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise TypeError(
-        f"the model must return logits as a tensor or in an attribute `.logits`, got {type(output).__name__}; "
-        "pass logits_of=lambda output: ... to pick them"
-    )
 
 
 def functional_module(model: nn.Module) -> nn.Module:
@@ -66,7 +54,7 @@ class Network:
     """`model` as a function: ``network(params, state, x)`` gives float logits (n, C).
 
     Args:
-        model: any nn.Module; it is called as ``model(x)`` with `x` just as the user gave it.
+        model: any nn.Module; see :func:`fastmeta.functional.call.call_model` for how it gets `x`.
         trained: the parameters that are trained; None means all that require a gradient. The others are state.
         logits_of: picks the logits from the model's output.
 
@@ -206,7 +194,7 @@ class Network:
 
         `state` is moved as the forward moves the model's; the model stands as before.
         """
-        logits = self._state.run(params, state, lambda: self.logits_of(self.model(x)))
+        logits = self._state.run(params, state, lambda: self.logits_of(call_model(self.model, x)))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

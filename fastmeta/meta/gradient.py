@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
+from fastmeta.functional.call import plain
 from fastmeta.functional.network import Network, Tensors, math_attention, recorded
 from fastmeta.functional.state import State
 from fastmeta.functional.turns import TURN
@@ -362,7 +363,7 @@ def label_gradient(
         grad   = d/d label  mean_j CE(f(x_meta_j; theta*), y_meta_j)                   Eqs. (4), (7)
 
     Args:
-        model: any nn.Module with logits (n, C); it is called as ``model(x)``.
+        model: any nn.Module with logits (n, C); see :class:`fastmeta.MetaStep` for how it gets x.
         labels: InstanceLabels or ClassLabels over the training set.
         train: (x, index), index (n,) int64 rows of the training set. Each row of a repeated index gives its own term.
         meta: (x_meta, y_meta), y_meta (m,) int64 clean hard labels.
@@ -385,6 +386,7 @@ def label_gradient(
             raise ValueError(f"lr must be None or a finite number >= 0, got {shown(lr)}")
         lookahead = rate
     train, meta = check_batch(labels, train, meta, weight)
+    train, meta = (plain(model, train[0]), train[1]), (plain(model, meta[0]), meta[1])
     trained = None if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
     network = Network(model, trained, logits_of)
     prepared = LookAhead(lookahead, optimizer).prepare(network.params)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, as_whole, shown
+from fastmeta.functional.call import plain
 from fastmeta.functional.network import Network, Tensors, functional_module, is_out_of_memory, recorded
 from fastmeta.functional.state import State
 from fastmeta.functional.turns import TURN
@@ -50,7 +51,8 @@ class MetaStep:
     The gradient is exact: no Hessian of the network is ever formed, because labels enter grad L linearly.
 
     Args:
-        model: any nn.Module with logits (n, C), called as ``model(x)``; it stays the caller's, in its own mode.
+        model: any nn.Module with logits (n, C); it stays the caller's, in its own mode. A dict given as x goes to it as
+            keyword arguments, a tuple as positional ones, anything else as the one: fastmeta.functional.call.
             Parameters that move are those that require a gradient and belong to `optimizer`. What torch.compile
             returned runs as the module inside; DataParallel, DistributedDataParallel and scripts are refused.
         labels: InstanceLabels or ClassLabels over the training set, on the batch's device.
@@ -185,6 +187,7 @@ class MetaStep:
         each other.
         """
         train, meta = check_batch(self.labels, train, meta, weight)
+        train, meta = (plain(self.model, train[0]), train[1]), (plain(self.model, meta[0]), meta[1])
         network = self._current_network()
         self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs

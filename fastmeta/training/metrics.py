@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import Transform, load_batch
-from fastmeta.functional.network import pick_logits
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.meta import StepResult
 from fastmeta.methods import Outcome
 from fastmeta.training.modes import evaluation
@@ -108,7 +108,7 @@ def evaluate(
         for rows in torch.arange(len(images), device=device).split(batch_size):
             x, y = load_batch(images, rows, transform), targets[rows]
             with autocast():
-                logits = pick_logits(model(x))
+                logits = pick_logits(call_model(model, x))
             log_q = logits.double().log_softmax(1)
             confidence, predicted = log_q.exp().max(1)
             sound = confidence.isfinite()
