@@ -11,6 +11,8 @@ from fastmeta.cli.check import main
 from tests.meta import cases
 from tests.meta.test_tangent import Activation, Checkpointed, SilentZero
 
+pytestmark = pytest.mark.newest
+
 
 def run(model, case, family=fastmeta.InstanceLabels, **kw):
     labels = family(case.targets, case.num_classes, 0.8)

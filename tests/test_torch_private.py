@@ -20,6 +20,8 @@ from torch.utils import checkpoint
 
 import fastmeta
 
+pytestmark = pytest.mark.newest
+
 SOURCES = Path(fastmeta.__file__).parent
 
 

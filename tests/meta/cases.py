@@ -62,6 +62,15 @@ def resnet(c: int) -> nn.Module:
     )
 
 
+def convolutions(c: int) -> nn.Module:
+    """So wide inside that first and last layer count little: FLOPs are those of the networks that people train."""
+    widths = [(3, 16), (16, 64), (64, 128), (128, 128)]
+    blocks = [nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()) for i, o in widths]
+    return nn.Sequential(
+        *blocks[:2], nn.MaxPool2d(2), *blocks[2:], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, c)
+    )
+
+
 def groupnorm(c: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, c)

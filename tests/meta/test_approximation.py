@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 import fastmeta
-from fastmeta import models, reference
+from fastmeta import reference
 from fastmeta.meta.approximation import Approximation
 from tests.meta import cases
 from tests.meta.test_compiled import graph_flops
 from tests.meta.test_label_gradient import FAMILIES, make_labels, reference_gradient, relative
+from tests.support.pairs import parametrize_some
 
 MODES = ["off", "trace"]
 
@@ -28,8 +29,7 @@ def table(labels):
     return labels.label_logits if labels.family == "instance" else labels.alpha
 
 
-@pytest.mark.parametrize("compile", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@parametrize_some(1, family=FAMILIES, compile=MODES)
 def test_delayed(family, compile):
     """The labels of the exact step; the model of plain training with the labels of before."""
     case = cases.make("resnet")
@@ -46,8 +46,7 @@ def test_delayed(family, compile):
         assert torch.allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.parametrize("compile", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@parametrize_some(1, family=FAMILIES, compile=MODES)
 def test_every(family, compile):
     """An exact step, then plain training with fixed labels, then an exact step again."""
     case = cases.make("resnet")
@@ -69,9 +68,7 @@ def test_every(family, compile):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("compile", MODES)
-@pytest.mark.parametrize("last", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@parametrize_some(1, family=FAMILIES, last=[1, 2], compile=MODES)
 def test_last_layers(family, last, compile):
     """The label gradient of a model whose trunk is frozen; the update of the whole model."""
     case = cases.make("resnet")
@@ -118,9 +115,8 @@ def test_difference_is_near_the_exact_step():
 
 @pytest.mark.parametrize(("approx", "least", "most"), [("delayed", 10.5, 11.1), ("last:1", 4.9, 5.1)])
 def test_flops(approx, least, most):
-    model = models.build("resnet18", num_classes=10)
     way = "reverse" if approx == "last:1" else "forward"
-    assert least < graph_flops(model, 10, 128, 256, (3, 32, 32), way, approx=approx) < most
+    assert least < graph_flops(cases.convolutions(10), 10, 8, 16, (3, 16, 16), way, approx=approx) < most
 
 
 def test_names_are_checked():

@@ -12,6 +12,7 @@ from fastmeta import ops
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels
 from tests.ops.cases import Batch
+from tests.support.pairs import parametrize_some
 
 
 def net(dtype=F64):
@@ -187,8 +188,7 @@ def test_counts(kind):
     assert fastmeta.InstanceLabels([0, 1], 2, dtype=torch.bfloat16, seed=kind(3)).seed == 3
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.uint16, torch.int16])
-@pytest.mark.parametrize("compile", ["off", "trace"])
+@parametrize_some(1, compile=["off", "trace"], dtype=[torch.int32, torch.uint8, torch.uint16, torch.int16])
 def test_indices_and_classes_of_any_integer_dtype(dtype, compile):
     ends = []
     for kind in (torch.int64, dtype):

@@ -8,6 +8,8 @@ from fastmeta.meta.engines.graph import trace
 from fastmeta.meta.engines.pure import GroupNumbers, SGDRule, fused_sgd
 from fastmeta.meta.lookahead import PreparedLookAhead, Rule
 
+pytestmark = pytest.mark.newest
+
 PLAIN, DECAY = SGDRule(0, False, False, False), SGDRule(1, False, False, True)
 HEAVY, NESTEROV = SGDRule(0, True, False, False), SGDRule(1, True, True, True)
 NUMBERS = (0.1, 0.9, 0.0), (0.03, 0.8, 1e-2)  # lr, momentum, weight decay

@@ -12,6 +12,8 @@ import fastmeta
 from tests.meta import cases
 from tests.meta.test_label_gradient import make_labels, relative
 
+pytestmark = pytest.mark.newest
+
 
 def build(model, case, compile="trace", **kw):
     labels = make_labels(fastmeta.InstanceLabels, case)

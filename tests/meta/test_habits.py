@@ -16,6 +16,8 @@ from fastmeta.meta.memory import graph_bytes
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
 
+pytestmark = pytest.mark.newest
+
 
 class Centred(nn.Module):
     """Keeps a running mean by replacing its buffers, where BatchNorm writes into its own."""

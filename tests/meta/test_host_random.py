@@ -15,6 +15,9 @@ from fastmeta.meta import label_gradient
 from fastmeta.meta.doubts import Unrepeatable
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
+from tests.support.pairs import parametrize_some
+
+pytestmark = pytest.mark.newest
 
 SHARED = np.random.default_rng(5)  # of this module, as scripts have it
 
@@ -121,8 +124,7 @@ WAYS = {
 
 
 @pytest.mark.filterwarnings("ignore:compile='trace'. the step runs eagerly")
-@pytest.mark.parametrize("coin", COINS)
-@pytest.mark.parametrize("way", WAYS)
+@parametrize_some(1, coin=COINS, way=WAYS)
 def test_a_layer_drop_that_begins_later_is_replayed(coin, way):
     case, labels = problem(coin)
     model, losses = case.model, set()
@@ -142,8 +144,11 @@ def test_a_layer_drop_that_begins_later_is_replayed(coin, way):
     assert len(losses) == 4
 
 
-@pytest.mark.parametrize("coin", ["python", "numpy", "generator", "Random", "closure", "lazy"])
-@pytest.mark.parametrize("tangent", ["forward", "reverse", "difference"])
+@parametrize_some(
+    1,
+    coin=["python", "numpy", "generator", "Random", "closure", "lazy"],
+    tangent=["forward", "reverse", "difference"],
+)
 def test_pieces_are_replayed_each_from_its_own_draws(coin, tangent):
     """A second forward of a piece with other draws would raise."""
     case, labels = problem(coin)

@@ -11,6 +11,7 @@ from fastmeta.meta.engines.captured import Captured
 from tests.meta import cases
 from tests.meta.test_capture import Recorder, states
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, relative
+from tests.support.pairs import parametrize_some
 
 WAYS = ["eager", "traced", "recorded"]
 
@@ -34,9 +35,7 @@ def record(step):
     step._graphs.record = Recorder()
 
 
-@pytest.mark.parametrize("approx", [None, "every:2", "delayed"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("way", WAYS)
+@parametrize_some(1, way=WAYS, family=FAMILIES, approx=[None, "every:2", "delayed"])
 def test_equals_the_step_on_loaded_batches(way, family, approx):
     load = image_batches()
     plain_case, case = cases.make("resnet"), cases.make("resnet")

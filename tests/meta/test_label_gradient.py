@@ -10,6 +10,9 @@ import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
 from tests.meta import cases
+from tests.support.pairs import parametrize_some
+
+pytestmark = pytest.mark.newest
 
 F64 = torch.float64
 
@@ -36,9 +39,7 @@ def relative(a, b):
 FAMILIES = [fastmeta.InstanceLabels, fastmeta.ClassLabels]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("num_classes", [2, 10, 1000])
-@pytest.mark.parametrize("name", cases.NAMES)
+@parametrize_some(2, name=cases.NAMES, num_classes=[2, 10, 1000], family=FAMILIES)
 def test_exact(name, num_classes, family):
     case = cases.make(name, num_classes)
     labels = make_labels(family, case)

@@ -14,6 +14,9 @@ from fastmeta.measure import peak_bytes
 from fastmeta.meta.micro import pieces_of, take
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, relative
+from tests.support.pairs import parametrize_some
+
+pytestmark = pytest.mark.newest
 
 WAYS = ["forward", "reverse", "difference"]
 
@@ -44,10 +47,13 @@ def assert_equal(one, other, bound=1e-10):
             ), key
 
 
-@pytest.mark.parametrize("most", [1, 3, 10, 19])
-@pytest.mark.parametrize("tangent", ["forward", "reverse"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["mlp", "groupnorm", "attention", "embedding", "lstm"])
+@parametrize_some(
+    2,
+    name=["mlp", "groupnorm", "attention", "embedding", "lstm"],
+    family=FAMILIES,
+    tangent=["forward", "reverse"],
+    most=[1, 3, 10, 19],
+)
 def test_pieces_give_the_whole_step(name, family, tangent, most):
     """8 train and 12 meta rows: 10 cuts the meta batch alone, 19 nothing, but the train graph is built twice."""
     case = cases.make(name)

@@ -6,12 +6,12 @@ No tolerance is picked by hand: how far rounding carries a run in so many steps 
 import copy
 import functools
 
-import pytest
 import torch
 from torch import nn
 
 import fastmeta
 from fastmeta import reference
+from tests.support.pairs import parametrize_some
 
 STEPS, N, ROWS, META, CLASSES = 32, 40, 10, 12, 5
 #: how much more than the reference's rounding error ours may be: both are a draw of the same size
@@ -113,10 +113,13 @@ def rounded(family, bf16):
     return {k: float((ours[k] - exact[k]).norm()) for k in exact}
 
 
-@pytest.mark.parametrize("compile", ["off", "trace"])
-@pytest.mark.parametrize("tangent", ["reverse", "forward"])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("family", ["InstanceLabels", "ClassLabels"])
+@parametrize_some(
+    2,
+    family=["InstanceLabels", "ClassLabels"],
+    bf16=[False, True],
+    tangent=["reverse", "forward"],
+    compile=["off", "trace"],
+)
 def test_32_steps(family, bf16, tangent, compile):
     got, exact, bound = by_step(family, bf16, tangent=tangent, compile=compile), truth(family), rounded(family, bf16)
     begin = start(family, torch.float64)

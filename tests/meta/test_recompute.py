@@ -23,6 +23,8 @@ from fastmeta.meta import label_gradient
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, reference_gradient, relative
 
+pytestmark = pytest.mark.newest
+
 
 class Recomputed(nn.Module):
     """All of it is run again in the backward and, nested, a part of that once more."""

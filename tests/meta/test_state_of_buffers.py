@@ -20,6 +20,8 @@ from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels
 from tests.meta.test_state import ETA, EXACT, IN_TURN, LR, compare, same, snapshot
 
+pytestmark = pytest.mark.newest
+
 
 class Habit(nn.Module):
     def __init__(self, kind):

@@ -10,6 +10,9 @@ import fastmeta
 from fastmeta import reference
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, optimizers, relative
+from tests.support.pairs import parametrize_some
+
+pytestmark = pytest.mark.newest
 
 ETA = {"instance": 40.0, "class": 3.0}
 
@@ -67,10 +70,13 @@ def run_fast(case, labels, optimizer, steps, **kw):
     return step
 
 
-@pytest.mark.parametrize("kind", ["plain", "momentum", "dampened", "nesterov"])
-@pytest.mark.parametrize("lookahead", ["sgd", "optimizer", 0.05])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", cases.NAMES)
+@parametrize_some(
+    2,
+    name=cases.NAMES,
+    family=FAMILIES,
+    lookahead=["sgd", "optimizer", 0.05],
+    kind=["plain", "momentum", "dampened", "nesterov"],
+)
 def test_five_steps_equal_the_reference(name, family, lookahead, kind):
     case = cases.make(name)
     labels = make_labels(family, case)

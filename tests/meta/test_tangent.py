@@ -13,6 +13,8 @@ from fastmeta.meta import label_gradient
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
 
+pytestmark = pytest.mark.newest
+
 
 def gradient(model, case, **kw):
     labels = make_labels(fastmeta.InstanceLabels, case)

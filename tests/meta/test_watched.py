@@ -22,6 +22,8 @@ from fastmeta.functional.watch import Unwatchable, Watch
 from tests.meta import cases
 from tests.meta.test_label_gradient import F64, make_labels, relative
 
+pytestmark = pytest.mark.newest
+
 RATE = 1.0  # of this module
 TABLE = {"rates": [1.0, 2.0]}
 SCHEDULE = types.ModuleType("tests_schedule")  # another module's

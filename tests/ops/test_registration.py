@@ -6,6 +6,8 @@ import torch
 from fastmeta import _dispatch, ops
 from tests.ops.cases import Batch, raw_arguments
 
+pytestmark = pytest.mark.newest
+
 RAW = torch.ops.fastmeta
 
 
@@ -57,7 +59,7 @@ def test_compile_the_label_step_with_rates_as_tensors(device):
             assert all(map(torch.equal, step(b.table[b.index], label_lr), expected))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compile_the_differentiable_loss(backend, device):
     torch._dynamo.reset()
     b = Batch(6, 9, device=device)

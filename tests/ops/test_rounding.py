@@ -6,6 +6,8 @@ import torch
 from fastmeta import ops, reference, rounding
 from tests.ops.cases import Batch, assert_same
 
+pytestmark = pytest.mark.newest
+
 SEED, STEP = 12345678901234, 7
 
 
