@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default=default.model,
         metavar="NAME",
-        help=f"{', '.join(models.NAMES)}, torchvision:NAME or package.module:factory; default: {default.model}",
+        help=f"{', '.join(models.NAMES)}, {models.OTHERS}; default: {default.model}",
     )
     p.add_argument("--batch", type=whole, default=default.batch, metavar="n", help=f"default: {default.batch}")
     p.add_argument(

@@ -34,12 +34,15 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = f"{', '.join(models.NAMES)}, torchvision:NAME or package.module:factory"
+    names = f"{', '.join(models.NAMES)}, {models.OTHERS}"
     p.add_argument("--model", required=True, metavar="NAME", help=names)
     p.add_argument("--classes", type=at_least(2, models.MOST), default=10, metavar="C", help="default: 10")
     p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
     p.add_argument(
-        "--batch", type=positive_int, metavar="n", help="train batch; default: 8, or 2 of torchvision's large images"
+        "--batch",
+        type=positive_int,
+        metavar="n",
+        help="train batch; default: 8, or 2 of the large images of torchvision and timm",
     )
     p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: as --batch")
     p.add_argument("--labels", choices=("instance", "class"), default="instance", help="family; default: instance")
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if models.names_code(args.model):
         find_code_here()
-    n = args.batch or (2 if args.model.startswith("torchvision:") else 8)
+    n = args.batch or (8 if models.zoo_of(args.model) is None else 2)
     m, c = args.meta_batch or n, args.classes
     shape = args.input_shape or models.default_input_shape(args.model)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -20,9 +19,11 @@ from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
 from fastmeta.models.resnet import resnet18, resnet20, resnet32
 from fastmeta.models.vit import vit_tiny
 from fastmeta.models.wide_resnet import wrn28_10
+from fastmeta.models.zoos import build_from_zoo, input_shape_from_zoo, zoo_of
 
 __all__ = [
     "NAMES",
+    "OTHERS",
     "alexnet",
     "build",
     "default_input_shape",
@@ -36,6 +37,7 @@ __all__ = [
     "vgg16_bn",
     "vit_tiny",
     "wrn28_10",
+    "zoo_of",
 ]
 
 
@@ -61,6 +63,8 @@ MOST = 2**31 - 1
 #: classes, or numbers of one input, up to which the weights of any network here fit into any memory
 _ORDINARY = 65536
 NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "vit_tiny", "mlp")
+#: what a name may be else, in words
+OTHERS = "torchvision:NAME, timm:NAME or package.module:factory"
 #: of this package: what they run is no stranger's code
 _OWN_FACTORIES = ("fastmeta.models.digits:digits_conv",)
 
@@ -69,16 +73,16 @@ def build(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 3
     """A freshly initialised network.
 
     Args:
-        name: one of `NAMES`; ``torchvision:NAME`` for any torchvision classifier, without weights; or
+        name: one of `NAMES`; ``torchvision:NAME`` or ``timm:NAME`` for any classifier of theirs, without weights; or
             ``package.module:factory`` for your own, called as ``factory(num_classes=C)``.
         num_classes: C, the width of the logits; at least 2.
         input_shape: (channels, height, width) of one sample; any shape for ``mlp``. Torchvision's networks keep
-            the input shape that they were written for, factories are not told it.
+            the input shape that they were written for, timm's take it where they can, factories are not told it.
 
     Raises:
         ValueError: unknown name, C < 2, a shape that the network cannot take, weights that do not fit into memory, a
             factory that is not there or fails.
-        ImportError: ``torchvision:NAME`` without a working torchvision.
+        ImportError: ``torchvision:NAME`` or ``timm:NAME`` without a package that works.
     """
     if not isinstance(name, str):
         raise ValueError(f"name must be a text, got {shown(name)}")
@@ -123,8 +127,8 @@ def _check_memory(name: str, num_classes: int, input_shape: tuple[int, ...]) -> 
 
 
 def _build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    if name.startswith("torchvision:"):
-        return _torchvision(name.removeprefix("torchvision:"), num_classes)
+    if zoo_of(name) is not None:
+        return build_from_zoo(name, num_classes, input_shape)
     if ":" in name:
         return _from_factory(name, num_classes)
     if name == "mlp":
@@ -137,10 +141,7 @@ def _build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Modu
             )
         return vit_tiny(num_classes, input_shape[0], (input_shape[1], input_shape[2]))
     if name not in _CONVOLUTIONAL:
-        raise ValueError(
-            f"unknown model {shown(name)}: expected one of {', '.join(NAMES)}, torchvision:NAME or "
-            "package.module:factory"
-        )
+        raise ValueError(f"unknown model {shown(name)}: expected one of {', '.join(NAMES)}, {OTHERS}")
     spec = _CONVOLUTIONAL[name]
     if len(input_shape) != 3 or min(input_shape[1:]) < spec.min_side:
         raise ValueError(
@@ -152,12 +153,12 @@ def _build(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Modu
 
 def default_input_shape(name: str) -> tuple[int, ...]:
     """The shape of one sample that a network by this name is usually given."""
-    return (3, 224, 224) if name.startswith("torchvision:") else _INPUT_SHAPES.get(name, (3, 32, 32))
+    return _INPUT_SHAPES.get(name, (3, 32, 32)) if zoo_of(name) is None else input_shape_from_zoo(name)
 
 
 def names_code(name: str) -> bool:
-    """Whether `build` would import a module for this name that belongs to neither fastmeta nor torchvision."""
-    return ":" in name and not name.startswith("torchvision:") and name not in _OWN_FACTORIES
+    """Whether `build` would import a module for this name that belongs neither to fastmeta nor to a zoo."""
+    return ":" in name and zoo_of(name) is None and name not in _OWN_FACTORIES
 
 
 def load_object(spec: str) -> Any:
@@ -195,19 +196,3 @@ def _from_factory(spec: str, num_classes: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def _torchvision(name: str, num_classes: int) -> nn.Module:
-    try:
-        # here and not above: the wheel from PyPI does not import under a CPU-only torch
-        import torchvision.models as zoo
-    except (ImportError, RuntimeError) as error:
-        raise ImportError(f"torchvision:{name} needs a torchvision that matches this torch: {error}") from error
-    known = zoo.list_models(module=zoo)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=5) or ["resnet18", "resnet50", "vit_b_16"]
-        raise ValueError(
-            f"unknown model 'torchvision:{name}': expected one of its {len(known)} classifiers, such as "
-            f"{', '.join(close)}"
-        )
-    return cast(nn.Module, zoo.get_model(name, weights=None, num_classes=num_classes))

@@ -140,7 +140,7 @@ class TrainConfig:
     """onehot, class_labels or instance_labels."""
     model: str | None = None
     """resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, small_conv, vit_tiny, mlp,
-    torchvision:NAME, or your own as package.module:factory."""
+    torchvision:NAME, timm:NAME, or your own as package.module:factory."""
     epochs: int | None = None
     """Passes over the training set."""
     seed: int = 0
