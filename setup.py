@@ -162,7 +162,7 @@ HOST_FLAGS = [
     "-Wno-psabi",
 ]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020b000000000000")]  # 2.11
-HEADERS = glob("csrc/*.h") + glob("csrc/cpu/*.h")
+HEADERS = [*glob("csrc/*.h"), *glob("csrc/ops/*.h"), *glob("csrc/cpu/*.h")]
 
 
 class Build(BuildExtension):
@@ -182,7 +182,7 @@ def extensions(absent: str) -> list:
     found = [
         CppExtension(
             "fastmeta._C",
-            ["csrc/ops.cpp", "csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+            ["csrc/ops/schemas.cpp", "csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
             define_macros=STABLE_ABI,
             include_dirs=[
                 os.path.abspath(GENERATED),
@@ -197,7 +197,7 @@ def extensions(absent: str) -> list:
         found.append(
             CUDAExtension(
                 "fastmeta._C_cuda",
-                ["csrc/ops_cuda.cpp", *sorted(glob("csrc/cuda/*.cu"))],
+                ["csrc/ops/cuda.cpp", *sorted(glob("csrc/cuda/*.cu"))],
                 define_macros=[*STABLE_ABI, ("USE_CUDA", None)],
                 depends=HEADERS + glob("csrc/cuda/*.cuh"),
                 extra_compile_args={"cxx": HOST_FLAGS, "nvcc": ["-std=c++20", "-O3", "--threads", "1"]},

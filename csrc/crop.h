@@ -3,8 +3,8 @@
 
 #include <cstdlib>
 
-#include "counter_rng.h"
 #include "kernels.h"
+#include "rng.h"
 
 namespace fastmeta {
 

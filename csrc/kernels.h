@@ -1,7 +1,7 @@
 // Launchers of both devices: raw pointers, sizes, strides, stream. No torch header here or below.
 //
 // Every launcher exists twice with the same arguments, fastmeta::cpu::NAME(args) and
-// fastmeta::cuda::NAME(args, stream). Dtypes have been checked by ops.cpp before a launcher is reached:
+// fastmeta::cuda::NAME(args, stream). Dtypes have been checked in ops/ before a launcher is reached:
 //
 //   logits, v, grad_logits         T    one of float64, float32, bfloat16, float16
 //   u                              T or acc(T)
@@ -9,7 +9,7 @@
 //   row statistics, alpha, weight  acc(T)
 //
 // with acc(float64) = float64 and float32 for all others: the type that every sum and exponential is taken in.
-// Equations stand beside the schemas in ops.cpp; `fastmeta/reference.py` has the same names in plain torch.
+// Equations stand beside the schemas in ops/schemas.cpp; `fastmeta/reference.py` has the same names in plain torch.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ struct Counter {
   int64_t host = 0;
 };
 
-// How label rows are rounded to a bfloat16 table: to nearest, or stochastically (counter_rng.h) with the bits of
+// How label rows are rounded to a bfloat16 table: to nearest, or stochastically (rng.h) with the bits of
 // (seed, step, row of the table, column). Other tables are rounded to nearest, if at all.
 struct Rounding {
   Counter step;
@@ -168,7 +168,7 @@ struct RowDotArgs {
   void* out;         // (n,) acc   <a_i, b_i>
 };
 
-// Draws of one image: random_bits(seed, step, row, 0) of counter_rng.h, with row = index[i].
+// Draws of one image: random_bits(seed, step, row, 0) of rng.h, with row = index[i].
 struct LoadImagesArgs {
   int64_t n, C;                // images of the batch; channels
   int64_t N, height, width;    // of the set

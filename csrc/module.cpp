@@ -1,4 +1,4 @@
-// The Python module: what this build was made from. The operations register themselves in ops.cpp.
+// The Python module: what this build was made from. The operations register themselves in ops/schemas.cpp.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -13,16 +13,15 @@ from fastmeta import _path  # noqa: F401  # isort: skip  (first: every other imp
 from typing import TYPE_CHECKING, Any
 
 from fastmeta import ops
-from fastmeta._version import __version__
 from fastmeta.checker import check
 from fastmeta.losses import ClassLabels, InstanceLabels
 from fastmeta.meta import MetaStep, StepResult, label_gradient
-from fastmeta.per_sample_model import per_sample
+from fastmeta.per_sample import per_sample
 
 if TYPE_CHECKING:
-    from fastmeta._train import train
-    from fastmeta.training import TrainConfig, load_run
+    from fastmeta.training import TrainConfig, load_run, train
 
+__version__ = "0.1.0"
 
 __all__ = [
     "ClassLabels",
@@ -30,7 +29,6 @@ __all__ = [
     "MetaStep",
     "StepResult",
     "TrainConfig",
-    "__version__",
     "check",
     "label_gradient",
     "load_run",
@@ -39,7 +37,7 @@ __all__ = [
     "train",
 ]
 
-_TRAINER = ("TrainConfig", "load_run")
+_TRAINER = ("TrainConfig", "load_run", "train")
 
 
 def __getattr__(name: str) -> Any:
@@ -47,8 +45,4 @@ def __getattr__(name: str) -> Any:
         from fastmeta import training
 
         return getattr(training, name)
-    if name == "train":
-        from fastmeta._train import train
-
-        return train
     raise AttributeError(f"module 'fastmeta' has no attribute {name!r}")

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta.counter_rng import below_range, random_bits
 from fastmeta.functional.attention import PlainAttention
 from fastmeta.functional.call import call_model, pick_logits
-from fastmeta.rounding import round_stochastically
+from fastmeta.rng import below_range, random_bits, round_stochastically
 
 # ---------------------------------------------------------------------------------------------------------
 # Label families: label parameters -> label distributions. Differentiable.
@@ -100,7 +99,7 @@ def instance_label_step_(
     """Move rows `index` of the table (N, C) in place; loss, v, entropy with the new rows, and the alignment.
 
     The gradient of a row is scale * sum over its occurrences of weight_i p (u_i - <p, u_i>). With `seed` and `step` the
-    new rows of a bfloat16 table are rounded stochastically: see :mod:`fastmeta.rounding`.
+    new rows of a bfloat16 table are rounded stochastically: see :mod:`fastmeta.rng`.
     """
     if seed is not None and step is not None:
         wide = label_logits.float()

@@ -200,7 +200,7 @@ def test_the_lookahead_fills_half_of_a_multiprocessor() -> None:
         ("instance_labels", "instance_loss_kernel<BFloat16, BFloat16, Geometry<8, 32, true> >", 8, 4),
         ("soft_cross_entropy", "soft_cross_entropy_kernel<float, float, Geometry<32, 16, false> >", 8, 0),
         ("soft_cross_entropy", "soft_cross_entropy_backward_kernel<float, float, Geometry<32, 32, true> >", 16, 16),
-        ("hvp", "hvp_kernel<BFloat16, BFloat16, Geometry<32, 32, true>, false>", 8, 4),
+        ("soft_cross_entropy_hvp", "hvp_kernel<BFloat16, BFloat16, Geometry<32, 32, true>, false>", 8, 4),
         ("class_labels", "class_update_kernel<float, Geometry<32, 32, true> >", 8, 8),
         ("row_dot", "row_dot_kernel<float, Geometry<32, 16, false> >", 8, 0),
         ("load_images", "load_images_kernel<BFloat16, Geometry<8, 16, false> >", 0, 2),

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import fastmeta
-from fastmeta import _C, _native, ops
+from fastmeta import _C, ops
+from fastmeta.ops import native
 
 ROOT = Path(fastmeta.__file__).parents[1]
 LIBRARIES = sorted(Path(_C.__file__).parent.glob("_C*.so"))
@@ -91,26 +92,24 @@ def test_reference_does_not_load_the_native_library():
     assert inside("reference") == {
         "fastmeta.functional.attention",
         "fastmeta.functional.call",
-        "fastmeta.counter_rng",
-        "fastmeta.rounding",
+        "fastmeta.rng",
     }
     assert inside("functional/__init__") == set()
     assert inside("functional/attention") == set()
     assert inside("functional/call") == set()
-    assert inside("rounding") == {"fastmeta.counter_rng"}
-    assert inside("counter_rng") == set()
+    assert inside("rng") == set()
 
 
 def test_why_the_cuda_half_is_absent(monkeypatch, tmp_path):
     """A torch without CUDA loads the CPU half and says so; a library that does not load is a reason, not an error."""
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    monkeypatch.setattr(_native._C, "__file__", str(tmp_path / f"_C{suffix}"))
+    monkeypatch.setattr(native._C, "__file__", str(tmp_path / f"_C{suffix}"))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert _native._load_cuda() == (_C.build_info()["cuda_absent"] or "the CUDA half was not built")
+    assert native._load_cuda() == (_C.build_info()["cuda_absent"] or "the CUDA half was not built")
     (tmp_path / f"_C_cuda{suffix}").write_bytes(b"not a library")
-    assert f"_C_cuda{suffix}" in _native._load_cuda()
+    assert f"_C_cuda{suffix}" in native._load_cuda()
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert _native._load_cuda() == f"torch {torch.__version__} is built without CUDA"
+    assert native._load_cuda() == f"torch {torch.__version__} is built without CUDA"
 
 
 def test_build_info():

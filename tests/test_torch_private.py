@@ -212,6 +212,13 @@ def _fakes():
         assert y.grad_fn is not None
 
 
+def _checks():
+    """torch's guide to custom operations takes it for public."""
+    torch._check(True, lambda: "not read")
+    with pytest.raises(RuntimeError, match=r"^read$"):
+        torch._check(False, lambda: "read")
+
+
 def _trees():
     from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -269,6 +276,7 @@ NAMES = {
     "_buffers": _holders,
     "_cache_enabled": _parametrize_cache,
     "_cdata": _storages,
+    "_check": _checks,
     "_current_level": _dual_levels,
     "_dynamo": _compiled_modules,
     "_flatten_dense_tensors": _flat_tensors,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastmeta import models, train
+from fastmeta import models
 from fastmeta.cli import main
 from fastmeta.data import InputError
-from fastmeta.training import Interrupted, TrainConfig, load_run
+from fastmeta.training import Interrupted, TrainConfig, load_run, train
 from fastmeta.training.estimate import dry_run
 from tests.training.test_resume import Kill, assert_same
 from tests.training.test_run import two_classes

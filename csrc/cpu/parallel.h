@@ -1,4 +1,5 @@
-// Rows over threads, by a loop that ops.cpp lends from torch (so torch.set_num_threads holds); serial without one.
+// Rows over threads, by a loop that ops/schemas.cpp lends from torch (so torch.set_num_threads holds); serial without
+// one.
 #pragma once
 
 #include <atomic>

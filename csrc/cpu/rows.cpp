@@ -3,7 +3,7 @@
 #include <bit>
 #include <cstring>
 
-#include "../counter_rng.h"
+#include "../rng.h"
 
 namespace fastmeta::cpu {
 

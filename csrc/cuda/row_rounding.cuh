@@ -1,7 +1,7 @@
-// How a label row is rounded to storage: to nearest, or to bfloat16 with the draws of counter_rng.h.
+// How a label row is rounded to storage: to nearest, or to bfloat16 with the draws of rng.h.
 #pragma once
 
-#include "../counter_rng.h"
+#include "../rng.h"
 #include "vector.cuh"
 
 namespace fastmeta::cuda {

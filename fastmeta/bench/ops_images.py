@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._dispatch import acc_dtype
 from fastmeta.bench.ops_catalog import DTYPES
 from fastmeta.bench.ops_row import IMAGES, OpsConfig, OpsRow, Prepared, WrongResult, deviations, slots_needed, timed
-from fastmeta.counter_rng import below_range, random_bits
-from fastmeta.images import load_images
 from fastmeta.measure import Body
+from fastmeta.ops import acc_dtype, load_images
+from fastmeta.rng import below_range, random_bits
 
 SET, BATCH, SIDE, CHANNELS, PADDING = 50_000, 256, 32, 3, 4
 

@@ -19,7 +19,7 @@ def version_text(*, verbose: bool = False) -> str:
         return first
     import torch
 
-    from fastmeta._native import build_info
+    from fastmeta.ops import build_info
 
     info = build_info()
     rows = [

@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastmeta._dispatch import acc_dtype
 from fastmeta.data.seeds import torch_generator
-from fastmeta.images import load_images
+from fastmeta.ops import acc_dtype, load_images
 
 
 class EpochSampler:
@@ -76,7 +75,7 @@ def load_batch(
     """Rows `index` of `images`, uint8 (N, H, W, channels), as network input (n, channels, H, W), channels last.
 
     With a `seed` each image is cropped at a random offset from its padded self and flipped with probability one half,
-    as `transform` says: a function of (seed, step, row), see :func:`fastmeta.images.load_images`. Without one neither
+    as `transform` says: a function of (seed, step, row), see :func:`fastmeta.ops.load_images`. Without one neither
     happens.
     """
     center, scale = (t.to(acc_dtype(dtype)) for t in (transform.center, transform.scale))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta._arguments import seed_of
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.labels import Labels, check_dtype, check_targets
 from fastmeta.losses.table import put_rows_, take_rows
-from fastmeta.rounding import round_stochastically
+from fastmeta.ops.arguments import seed_of
+from fastmeta.rng import round_stochastically
 
 
 def instance_gradient(rows: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmeta import reference, rounding
+from fastmeta import reference, rng
 
 from .emulator import Call
 
@@ -433,7 +433,7 @@ def instance_label_step_rounded() -> Iterator[Case]:
                 total = (index.unsqueeze(1) == index).double() @ case.u.double()
                 exact = old - float(case.scale) * case.label_lr * p * (total - (p * total).sum(-1, keepdim=True))
                 assert torch.equal(exact.float().double(), exact), "the test's own numbers are not exact"
-                truth = rounding.round_stochastically(exact.float(), seed, step, index)
+                truth = rng.round_stochastically(exact.float(), seed, step, index)
                 got = out["rows_out"] if case.functional else out["table"][index]
                 assert torch.equal(got, truth)
                 assert case.logits.shape[1] < 10 or not torch.equal(got, exact.to(BF16))

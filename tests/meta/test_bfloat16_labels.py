@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastmeta
-from fastmeta import rounding
+from fastmeta import rng
 from tests.meta import cases
 
 SEED = 11
@@ -76,7 +76,7 @@ def test_the_step_is_float32s_rounded_by_its_bits(mode):
     step(case.train, case.meta)
     wide_step(other.train, other.meta)
     exact = wide.rows(case.index)
-    assert torch.equal(labels.rows(case.index), rounding.round_stochastically(exact, SEED, 0, case.index))
+    assert torch.equal(labels.rows(case.index), rng.round_stochastically(exact, SEED, 0, case.index))
 
 
 def test_a_resumed_run_goes_on_bitwise():
@@ -123,5 +123,5 @@ def test_moving_by_a_given_gradient():
     exact = labels.label_logits.float().index_add(0, index, grad, alpha=-0.125)
     labels.move_(index, grad, 0.125)
     everywhere = torch.arange(len(labels))
-    assert torch.equal(labels.label_logits, rounding.round_stochastically(exact, SEED, 0, everywhere))
+    assert torch.equal(labels.label_logits, rng.round_stochastically(exact, SEED, 0, everywhere))
     assert labels.label_step == 1

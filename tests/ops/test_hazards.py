@@ -6,15 +6,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastmeta import _dispatch, ops
-from fastmeta._dispatch import unfit
+from fastmeta import ops
+from fastmeta.ops import guard
+from fastmeta.ops.guard import unfit
 from tests.ops.cases import BY_NAME, OPS, Batch, raw_arguments
 from tests.ops.test_refusals import RAW, changed, public, refused
 
 IN_PLACE = ("instance_label_step_", "class_label_step_")
 
 
-def tensor_arguments(operations=_dispatch.NAMES, *, lists=False):
+def tensor_arguments(operations=guard.NAMES, *, lists=False):
     """(operation, position of a tensor argument)"""
     for operation in operations:
         for at, x in enumerate(raw_arguments(operation, Batch(6, 9))):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastmeta import reference
-from fastmeta.images import load_images
+from fastmeta.ops import load_images
 
 NORMAL = {"center": [120.0, 110.0, 100.0, 90.0], "scale": [0.016, 0.017, 0.018, 0.019]}
 AUGMENTATIONS = {

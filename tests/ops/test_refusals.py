@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmeta import _dispatch, images, ops
+from fastmeta import ops
+from fastmeta.ops import guard
 from tests.ops.cases import Batch, raw_arguments
 
 RAW = torch.ops.fastmeta
@@ -117,7 +118,7 @@ ON_DEVICE: dict[str, Change] = {"on the meta device": lambda t: t.to("meta")}
 
 def table() -> Iterator[tuple[str, int, str, Change]]:
     """(operation, position of the argument, what is wrong, change)"""
-    for operation in _dispatch.NAMES:
+    for operation in guard.NAMES:
         schema = getattr(RAW, operation).default._schema
         for at, argument in enumerate(schema.arguments):
             kind = kind_of(operation, argument.name)
@@ -159,7 +160,7 @@ def on_meta(t: Tensor) -> Tensor:
 def public(operation: str, x: list[Any]) -> Any:
     """The public function of the same name, where there is one."""
     if operation == "load_images":
-        return images.load_images(*x[:4], padding=x[4], flip=x[6], seed=x[7], step=x[8], dtype=x[9])
+        return ops.load_images(*x[:4], padding=x[4], flip=x[6], seed=x[7], step=x[8], dtype=x[9])
     if operation == "lookahead_update":
         return ops.lookahead_update(*x[:3], lr=x[3], gain=x[4], carry=x[5], weight_decay=x[6])
     if operation in ("instance_label_step_", "instance_label_step"):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastmeta import _dispatch, ops
+from fastmeta import ops
+from fastmeta.ops import guard
 from tests.ops.cases import Batch, raw_arguments
 
 pytestmark = pytest.mark.newest
@@ -16,10 +17,10 @@ def test_every_schema_is_guarded():
         name.removeprefix("fastmeta::")
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("fastmeta::")
-    } == set(_dispatch.NAMES)
+    } == set(guard.NAMES)
 
 
-@pytest.mark.parametrize("name", _dispatch.NAMES)
+@pytest.mark.parametrize("name", guard.NAMES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(name, kind, device):
     arguments = raw_arguments(name, Batch(6, 9, kind, device))
@@ -32,7 +33,7 @@ def test_opcheck_with_stochastic_rounding(name, device):
     torch.library.opcheck(getattr(RAW, name).default, (*arguments, 3, torch.tensor(5, device=device)))
 
 
-@pytest.mark.parametrize("name", _dispatch.NAMES)
+@pytest.mark.parametrize("name", guard.NAMES)
 def test_compile_raw(name, device):
     op = getattr(RAW, name).default
     eager = raw_arguments(name, Batch(6, 9, device=device))

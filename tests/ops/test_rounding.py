@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastmeta import ops, reference, rounding
+from fastmeta import ops, reference, rng
 from tests.ops.cases import Batch, assert_same
 
 pytestmark = pytest.mark.newest
@@ -42,7 +42,7 @@ def assert_drawn(got: torch.Tensor, expected: torch.Tensor) -> None:
 def test_the_kernels_draw_the_reference_bits(num_classes, functional, device):
     b = Batch(20, num_classes, device=device)
     exact, table = exact_and_table(b)
-    expected = rounding.round_stochastically(exact, SEED, STEP, b.index)
+    expected = rng.round_stochastically(exact, SEED, STEP, b.index)
     got, _ = move(b, table, functional=functional)
     assert_drawn(got, expected)
     if num_classes >= 100:
@@ -66,7 +66,7 @@ def test_the_twin_in_plain_torch(device):
 def test_logits_of_16_bits(dtype, device):
     b = Batch(20, 33, dtype=dtype, device=device)
     exact, table = exact_and_table(b)
-    assert_drawn(move(b, table)[0], rounding.round_stochastically(exact, SEED, STEP, b.index))
+    assert_drawn(move(b, table)[0], rng.round_stochastically(exact, SEED, STEP, b.index))
 
 
 def test_rows_of_a_large_table_and_steps_of_64_bits(device):
@@ -80,7 +80,7 @@ def test_rows_of_a_large_table_and_steps_of_64_bits(device):
             rows, index, b.logits, b.u, 0.1, 5.0, b.weight, unique=True, seed=2**63 - 1, step=step
         )
         drawn[name] = out.new_rows
-        assert_drawn(out.new_rows, rounding.round_stochastically(exact, 2**63 - 1, step, index))
+        assert_drawn(out.new_rows, rng.round_stochastically(exact, 2**63 - 1, step, index))
     assert not torch.equal(drawn["near"], drawn["far"])
     assert torch.equal(drawn["near"], drawn["late"])
 
@@ -134,7 +134,7 @@ def test_unbiased(what, device):
 
 def test_columns_draw_independently(device):
     """Neighbouring columns, halves of a word, words of a block and blocks have uncorrelated draws."""
-    bits = rounding.column_bits(3, 4, torch.arange(4000), 24).double() / 2**16
+    bits = rng.column_bits(3, 4, torch.arange(4000), 24).double() / 2**16
     correlation = torch.corrcoef(bits.T) - torch.eye(24)
     assert correlation.abs().max() < 5 / 4000**0.5
 
@@ -187,7 +187,7 @@ def test_a_row_that_overflows_stays(device):
     u = torch.tensor([-1.0, 1.0], device=device).expand(rows, -1)  # at p = 1/2 the gradient is -+1/2
     new = table.clone()
     step = ops.instance_label_step_(new, index, z, u, 1.0, gap, seed=SEED, step=STEP)
-    overflows = rounding.column_bits(SEED, STEP, index, 2)[:, 0] >= 0x8000
+    overflows = rng.column_bits(SEED, STEP, index, 2)[:, 0] >= 0x8000
     assert 0 < overflows.sum() < rows
     assert step.skipped == overflows.sum()
     assert torch.equal(step.loss.isnan(), overflows)

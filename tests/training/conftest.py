@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastmeta import train
+from fastmeta.training import train
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import fastmeta
 from fastmeta.training import DataConfig, OptimConfig, TrainingError
 from fastmeta.training.config import LabelConfig
 from fastmeta.training.health import label_rate_to_blame
-from fastmeta.training.prepare import prepare
+from fastmeta.training.prepared import prepare
 from fastmeta.training.stage import MOST_NONFINITE
 from tests.training.test_run import config, two_classes
 from tests.training.test_skip_or_step import Faulty

@@ -8,10 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import Interrupted, load_run
-from fastmeta.training.rundir import checkpoint
+from fastmeta.training import Interrupted, checkpoint, load_run, train
 from tests.training.test_resume import Kill, assert_same, config, interrupted
 from tests.training.test_run import two_classes
 

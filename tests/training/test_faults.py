@@ -8,11 +8,9 @@ import traceback
 
 import pytest
 
-from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import TrainingError
-from fastmeta.training.rundir import files
-from fastmeta.training.rundir.checkpoint import unpack
+from fastmeta.training import TrainingError, files, train
+from fastmeta.training.checkpoint import unpack
 from tests.training.disk import Disk
 from tests.training.test_resume import assert_same
 from tests.training.test_run import Warnings, config, two_classes

@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmeta import train
-from fastmeta.training import Interrupted, load_run
+from fastmeta.training import Interrupted, load_run, train
 from tests.training.test_resume import Kill, assert_same, config
 from tests.training.test_run import Warnings, two_classes
 
@@ -188,7 +187,7 @@ MODELS = [OwnGenerator, PythonDraws, NumpyDraws, HostGenerators, HiddenBuffer, A
 
 RESUMED = """
 import sys
-from fastmeta import train
+from fastmeta.training import train
 from tests.training import test_hidden_state as models
 from tests.training.test_run import Warnings, two_classes
 listener = Warnings()

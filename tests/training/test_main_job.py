@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from fastmeta import train
-from fastmeta.training import LabelConfig, TrainConfig
+from fastmeta.training import LabelConfig, TrainConfig, train
 
 
 @pytest.mark.slow

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import LabelConfig, TrainingError, load_run
+from fastmeta.training import LabelConfig, TrainingError, load_run, train
 from tests.training.test_run import Warnings, config, two_classes
 
 

@@ -12,9 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import DataConfig, Interrupted, LabelConfig, OptimConfig, TrainConfig, load_run
+from fastmeta.training import (
+    DataConfig,
+    Interrupted,
+    LabelConfig,
+    OptimConfig,
+    TrainConfig,
+    load_run,
+    train,
+)
 from fastmeta.training.listener import Listener
 from tests.training.test_run import Warnings, two_classes
 
@@ -86,7 +93,7 @@ def test_a_signal_saves_at_a_step_boundary(signum, at, unbroken, tmp_path):
 
 KILLED = """
 import signal, sys
-from fastmeta import train
+from fastmeta.training import train
 from tests.training.test_resume import Kill, config
 from tests.training.test_run import two_classes
 train(config(sys.argv[1]), data=two_classes(), listener=Kill(signal.SIGKILL, sys.argv[2], int(sys.argv[3])))

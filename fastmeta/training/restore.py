@@ -1,0 +1,151 @@
+"""What must hold before a run goes on: its files are all there, whole, and those of this config, model and data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastmeta.data import InputError
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.files import STATE, SUMMARY, digest_of, is_sealed, new_digest, parse_json, part_of
+from fastmeta.training.prepared import Data
+from fastmeta.training.result import CUSTOM, LABELS_FORM, SEAL_FORM, STAGE_FORM, read, result_files
+from fastmeta.training.schema import anything, each, maybe, record, table, text, whole
+
+_WAY = "bring it back, or start a new run"
+
+
+def check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, data: Data | None) -> None:
+    """A resumed run needs the caller's own module and arrays again where it began with them, and only there."""
+    own_data = config.dataset.startswith("npz:") and not Path(config.dataset.removeprefix("npz:")).is_absolute()
+    for own, given, what in (
+        ((config.model or "").startswith(CUSTOM), model is not None, "model"),
+        (own_data, data is not None, "data"),
+    ):
+        if own and not given:
+            raise InputError(f"{path} was begun with {what}= of the caller's own: pass it again to fastmeta.train")
+        if given and not own:
+            raise InputError(f"{path} was begun without {what}=: leave it out")
+
+
+CHANGED_FILE = (
+    "{path}/config.toml was changed since the run began: {key} is {now!r}, was {begun!r}; "
+    "change it back, or begin a new run with it: --config"
+)
+OTHER_CONFIG = (
+    "the run in {path} was begun with another config: {key} was {begun!r}, is {now!r} now; "
+    "go on with what it was, or choose another --out"
+)
+
+
+def check_same_config(
+    path: Path, begun: Mapping[str, Any], now: Mapping[str, Any], message: str, prefix: str = ""
+) -> None:
+    for key in sorted(begun.keys() | now.keys()):
+        before, after = begun.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            check_same_config(path, before, after, message, f"{key}.")
+        elif before != after:
+            raise InputError(message.format(path=path, key=prefix + key, begun=before, now=after))
+
+
+def lasting(config: TrainConfig) -> dict[str, Any]:
+    """What a resumed run must not change; where and with how many threads it runs may change, with a warning."""
+    return replace(config, out=None, threads=None, device="auto").to_mapping()
+
+
+# What a checkpoint must hold before anything is done with it: it may be anybody's. What is a stage's own is the
+# stage's to judge.
+_STATE_FORM = record(
+    {
+        "config": table(anything),
+        "fingerprint": text,
+        "environment": record({"device": text, "threads": whole(1), "torch": text}),
+        "done": table(STAGE_FORM),
+        "labels": table(anything),  # of LABELS_FORM once the method's own stage is done
+        "warnings": each(text),
+        "metrics_bytes": whole(),
+        "metrics_digest": text,
+        "files": table(SEAL_FORM),
+        "stage": maybe(record({"name": text})),
+    }
+)
+
+
+def check_state(path: Path, values: Mapping[str, Any]) -> None:
+    """InputError unless the checkpoint at `path` has the values that every one has."""
+    with reading_state(path):
+        _STATE_FORM(values, "")
+        if values["files"]:
+            LABELS_FORM(values["labels"], "labels")
+
+
+@contextmanager
+def reading_state(path: Path) -> Iterator[None]:
+    """Errors of taking over a checkpoint as an InputError: its digest is right, but it may be made by hand."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path} is no checkpoint of this run ({reason[0]}); begin the run anew") from error
+
+
+def check_metrics(path: Path, size: int, digest: str) -> Any:
+    """Digest object of the first `size` bytes of metrics.jsonl; InputError unless they are what the run has written.
+
+    What stands behind them is of steps that will be taken again.
+    """
+    if os.path.islink(path):
+        raise InputError(f"{path} is a link, and the run would write through it; put the file in its place")
+    if not os.path.isfile(path) or os.path.getsize(path) < size:
+        raise InputError(f"{path} has lost lines that the run has written; {_WAY}")
+    running = new_digest()
+    if read(path, lambda p: digest_of(p, size, running.update)) != digest:
+        raise InputError(f"{path} is damaged in {_bad_line(path, size)}; {_WAY}")
+    return running
+
+
+def _bad_line(path: Path, size: int) -> str:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            size -= len(line)
+            if size < 0:
+                break
+            try:
+                parse_json(line)
+            except ValueError as error:
+                return f"line {number} ({error})"
+    return "a figure: its content and its digest differ"
+
+
+def check_results(path: Path, finished: Mapping[str, Any]) -> None:
+    """InputError unless the `finished` files are as they were sealed, and nothing is in the way of those to come.
+
+    Or the run would end only when their turn comes, behind hours of training.
+    """
+    for name, seal in finished.items():
+        if not os.path.isfile(path / name):
+            raise InputError(f"{path / name} is gone, which the run had written; {_WAY}")
+        if not read(path / name, partial(is_sealed, seal=seal)):
+            raise InputError(f"{path / name} has changed since the run wrote it; {_WAY}")
+    to_come: tuple[str | Path, ...] = (*result_files(True), SUMMARY, STATE)
+    for written in to_come:
+        for file in (path / written, part_of(path / written)):
+            if _is_folder(file):
+                raise InputError(f"{file} is a folder, and the run will write a file there; move it away")
+    for folder in (path / STATE.parent, path / "figures"):
+        if os.path.lexists(folder) and not _is_folder(folder):
+            raise InputError(f"{folder} is no folder of the run's own; put one in its place")
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

@@ -1,0 +1,415 @@
+"""A run and its directory: stages one after another, checkpoints, signals, results."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta._text import reason
+from fastmeta.data import InputError
+from fastmeta.meta.memory import OutOfMemory
+from fastmeta.methods import METHODS
+from fastmeta.training import checkpoint
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.copies import copy_of
+from fastmeta.training.directory import (
+    begun_directory,
+    check_free,
+    make_directory,
+    only_process,
+    remove_beginning,
+)
+from fastmeta.training.files import (
+    CONFIG,
+    METRICS,
+    STATE,
+    SUMMARY,
+    append,
+    commit,
+    empty,
+    new_digest,
+    seal_of,
+    user_path,
+    write_atomically,
+    write_part,
+)
+from fastmeta.training.listener import Listener
+from fastmeta.training.prepared import Data, Prepared, prepare
+from fastmeta.training.process import whole_process
+from fastmeta.training.restore import (
+    CHANGED_FILE,
+    OTHER_CONFIG,
+    check_metrics,
+    check_results,
+    check_same_config,
+    check_same_kind,
+    check_state,
+    lasting,
+    reading_state,
+)
+from fastmeta.training.result import (
+    BESIDE,
+    Run,
+    failed_summary,
+    load_run,
+    result_files,
+    resume_command,
+    stage_summary,
+    summary_of,
+    to_json,
+    write_labels,
+)
+from fastmeta.training.signals import Stop, stop_signals
+from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run: the first one at a step boundary, after its state was saved; a second one at once."""
+
+    def __init__(self, path: Path, signum: int, where: str, model: str | None = None) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
+        self.path, self.signum = path, signum
+        self.way = resume_command(path, model)  #: what to type to go on
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    resume: str | Path | None = None,
+    auto_resume: bool = False,
+    trust_code: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Train with learned labels (or fixed ones), the config's baselines beside it, and write a run directory.
+
+    Args:
+        config: defaults to ``TrainConfig()``: the bundled digits with 40% label noise. Left out with `resume`.
+        model: a module of your own in place of ``config.model``; each stage trains a copy of it.
+        data: a :class:`fastmeta.data.Dataset` or a mapping of arrays in place of ``config.dataset``.
+        resume: a run directory to go on with, bitwise where it stopped; `model` and `data` as the first time.
+        auto_resume: begin the run in ``config.out``, or go on with the same run where one has begun there, or load it
+            where it is finished: the same call goes on however often it is stopped.
+        trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
+            is named in Python needs no trust.
+        listener: is told of progress; the default says nothing but the warnings.
+
+    Returns:
+        Run with `summary`, `labels`, `model`, `path`.
+
+    Raises:
+        InputError: something given is wrong, or the run directory cannot be made, is damaged, or is in use by another
+            process; nothing was written.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the state was saved at a step boundary. A second SIGINT does not wait
+            for one; what was saved before stays.
+        TrainingError: ten steps in a row of the method's own stage were not finite, rows were skipped, or the disk is
+            full; the message names the checkpoint, which holds the last state that was saved behind a finite step. A
+            baseline that diverges ends alone: a warning, and nulls with the reason in its part of the summary.
+    """
+    listener = listener or Listener()
+    if config is not None and not isinstance(config, TrainConfig):
+        raise InputError(f"config must be a TrainConfig, got {type(config).__name__}")
+    begun: Path | None = None
+    if resume is not None:
+        if config is not None or auto_resume:
+            raise InputError("resume goes on with the run's own config; give resume or config, not both")
+        begun = begun_directory(user_path(resume, "resume"))
+        if os.path.isfile(begun / SUMMARY):
+            run = load_run(begun, model=model, trust_code=trust_code)
+            listener.note(f"{begun} is finished already")
+            return run
+        config = TrainConfig.read(begun / CONFIG)
+    config = config or TrainConfig()
+    if auto_resume:
+        if config.out is None:
+            raise InputError("auto_resume needs out, the directory to begin or to go on in")
+        out = user_path(config.out, "out")
+        begun = out if os.path.isfile(out / CONFIG) else None
+    if trust_code:
+        config = config.trusted()
+    with whole_process(config):
+        if begun is not None and not auto_resume:
+            check_same_kind(begun, config, model, data)
+        prepared = prepare(config, model=model, data=data)
+        if begun is not None and auto_resume:
+            own = TrainConfig.read(begun / CONFIG)
+            check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
+            if os.path.isfile(begun / SUMMARY):
+                run = load_run(begun, model=copy_of(prepared.initial).cpu())
+                listener.note(f"{begun} is finished already")
+                return run
+        made: list[Path] = []
+        path = begun or make_directory(prepared.config, made)
+        with only_process(path), stop_signals() as stop:
+            session = _Session(prepared, path, listener, stop)
+            if begun is None:
+                session.begin(made)
+            else:
+                session.restore()
+            try:
+                return session.run()
+            except KeyboardInterrupt as interrupt:
+                if isinstance(interrupt, Interrupted):
+                    raise
+                where = f"at once; the last saved state, {session.saved}, is"
+                raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
+
+
+@contextmanager
+def _writing(path: Path, model: str | None) -> Iterator[None]:
+    """A full disk ends the run at `path` in one line; what was saved before stays, and so does --resume."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {error.filename or path}: {error.strerror}; mend that and go on with: "
+            f"{resume_command(path, model)}"
+        ) from error
+
+
+@dataclass
+class _Session:
+    prepared: Prepared
+    path: Path
+    listener: Listener
+    stop: Stop
+    stage: Stage | None = None
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
+    labels: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)  # seals of the files of the method's own stage, once done
+    warnings: list[str] = field(default_factory=list)
+    metrics_bytes: int = 0
+    metrics_digest: Any = field(default_factory=new_digest)  # of so many bytes of metrics.jsonl
+    saved: str = ""  # what the checkpoint on disk holds, in words
+    saved_at: float = field(default_factory=time.monotonic)
+
+    # -- beginning and going on ---------------------------------------------------------------------------
+
+    def begin(self, made: list[Path]) -> None:
+        """Write the directory's first files; InputError, and nothing left of it, where that cannot be done.
+
+        `made` are the folders that were made for it; one of the user's stays.
+        """
+        check_free(self.path)  # again, now that nobody else can write there
+        config = replace(self.prepared.config, out=None)
+        try:
+            self.stage = self.prepared.stage(self.prepared.stages[0])
+            # first, because it says that nothing but a start lies here
+            write_part(self.path / CONFIG, config.to_toml().encode())
+            empty(self.path / METRICS)
+            self._save()
+            # last, because its presence says that there is a run to go on with
+            commit(self.path / CONFIG)
+        except BaseException as error:
+            remove_beginning(self.path, made)
+            if isinstance(error, OSError):
+                raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
+            if isinstance(error, UnicodeEncodeError):
+                raise InputError(f"the config holds a text that is no UTF-8, such as a file's name: {error}") from error
+            raise
+
+    def restore(self) -> None:
+        """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
+        tensors, values = checkpoint.load(self._checkpoint)
+        check_state(self._checkpoint, values)
+        check_same_config(self.path, values["config"], lasting(self.prepared.config), CHANGED_FILE)
+        if values["fingerprint"] != self.prepared.fingerprint:
+            raise InputError(
+                f"the data are not those that {self.path} began with (other images, labels or order); "
+                "bring them back, or start a new run"
+            )
+        here = self._environment()
+        for key, word in (("threads", "CPU threads"), ("device", "device"), ("torch", "torch")):
+            if values["environment"][key] != here[key]:
+                self._warn(
+                    f"resumed with {word} {here[key]}, begun with {values['environment'][key]}: "
+                    "the results will not be bitwise those of an unbroken run"
+                )
+        self.done, self.labels, self.files = values["done"], values["labels"], values["files"]
+        self.warnings = values["warnings"] + self.warnings
+        self.metrics_bytes = values["metrics_bytes"]
+        self.metrics_digest = check_metrics(self.path / METRICS, self.metrics_bytes, values["metrics_digest"])
+        check_results(self.path, {name: self.files.get(name) for name in self._finished_files()})
+        if values["stage"] is not None:
+            with reading_state(self._checkpoint):
+                self.stage = self.prepared.stage(values["stage"]["name"])
+                self.stage.load(tensors, values["stage"])
+        with self._writing():  # lines written after the checkpoint belong to steps that will be taken again
+            os.truncate(self.path / METRICS, self.metrics_bytes)
+        self.saved = self._position()
+
+    def _finished_files(self) -> tuple[str, ...]:
+        method = self.prepared.config.method
+        return result_files(METHODS[method].needs_meta) if method in self.done else ()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / STATE
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return _writing(self.path, self.prepared.config.model)
+
+    def _environment(self) -> dict[str, Any]:
+        device = self.prepared.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+    def _save(self) -> None:
+        stage = self.stage
+        tensors = {} if stage is None else stage.tensors()
+        said = any("will not be bitwise" in text for text in (*self.warnings, *self.prepared.notes))
+        if stage is not None and stage.watch.unsaved and not said:
+            places = ", ".join(stage.watch.unsaved[:3])
+            self._warn(f"{stage.name}: a resumed run will not be bitwise: forward moves what cannot be saved: {places}")
+        values = {
+            "config": lasting(self.prepared.config),
+            "fingerprint": self.prepared.fingerprint,
+            "environment": self._environment(),
+            "done": self.done,
+            "labels": self.labels,
+            "files": self.files,
+            "warnings": self.warnings,
+            "metrics_bytes": self.metrics_bytes,
+            "metrics_digest": self.metrics_digest.hexdigest(),
+            "stage": None if stage is None else stage.values(),
+        }
+        checkpoint.save(self._checkpoint, tensors, values)
+        self.saved_at, self.saved = time.monotonic(), self._position()
+
+    def _position(self) -> str:
+        stage = self.stage
+        return "between two stages" if stage is None else f"of {stage.name} at step {stage.step}"
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        prepared, config = self.prepared, self.prepared.config
+        self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
+        for note in prepared.notes:
+            self._warn(note)
+        for name in prepared.stages:
+            if name in self.done:
+                continue
+            if self.stage is None or self.stage.name != name:
+                self.stage = prepared.stage(name)
+            try:
+                try:
+                    self._run_stage(self.stage)
+                except Diverged as error:
+                    if name == config.method:
+                        raise
+                    # what it is compared with is worth having without it
+                    self.done[name] = failed_summary(self.stage, str(error))
+                    self._warn(f"{error}; this baseline has no figures, the run goes on")
+                with self._writing():
+                    if name == config.method:
+                        self._keep_main(self.stage)
+                    self.stage = None
+                    self._save()
+            except (TrainingError, OutOfMemory) as error:
+                raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
+        with self._writing():
+            self._write_results()
+        run = load_run(self.path, model=copy_of(prepared.initial).cpu())
+        self.listener.end(run.path, run.summary)
+        return run
+
+    def _run_stage(self, stage: Stage) -> None:
+        self.listener.stage(stage)
+        began = time.perf_counter() - stage.seconds
+        while stage.step < stage.total:
+            if self.stop.signum is not None:
+                stage.seconds = time.perf_counter() - began
+                saved = "saved"
+                if stage.finite():
+                    with self._writing():
+                        self._save()
+                else:
+                    saved = f"its weights are no longer finite; the last good state, {self.saved}, is"
+                where = f"in {stage.name} at step {stage.step} of {stage.total}; {saved}"
+                raise Interrupted(self.path, self.stop.signum, where, self.prepared.config.model)
+            if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
+                self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
+            stage.take_step()
+            while stage.method.warnings:
+                self._warn(f"{stage.name}: {stage.method.warnings.pop(0)}")
+            if stage.step % CHECK_EVERY == 0:
+                stage.check()
+            self.listener.step(stage)
+            if stage.step % stage.steps_per_epoch == 0:
+                record, warnings = stage.end_epoch()
+                stage.seconds = time.perf_counter() - began
+                self._write_line(record | {"seconds": stage.seconds})
+                for text in warnings:
+                    self._warn(f"{stage.name}: {text}")
+                self.listener.epoch(stage, record)
+                due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
+                if due and stage.sound():  # what has begun to diverge must not replace the last good state
+                    with self._writing():
+                        self._save()
+        self.done[stage.name] = stage_summary(stage)
+
+    def _write_line(self, record: Mapping[str, Any]) -> None:
+        line = (to_json(record) + "\n").encode()
+        with self._writing():
+            append(self.path / METRICS, line)
+        self.metrics_bytes += len(line)
+        self.metrics_digest.update(line)
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.listener.warning(text)
+
+    # -- results ------------------------------------------------------------------------------------------
+
+    def _keep_main(self, stage: Stage) -> None:
+        values: dict[str, Any] = {"model": self.prepared.config.model, "step": stage.step}
+        # what only the forward keeps is beside the state_dict, where training has moved it: see module_state
+        module = stage.watch.state(constants=False)
+        values["beside"] = module.values
+        tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
+        write_atomically(self.path / "model.safetensors", checkpoint.pack(tensors, values))
+        self.labels = write_labels(self.path, stage, self.prepared.splits)
+        self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
+
+    def _write_results(self) -> None:
+        from fastmeta.report import write_figures
+
+        try:
+            write_figures(self.path, self._summary())
+        except OSError:
+            raise
+        except Exception as error:  # matplotlib's, or of files that somebody else wrote: pictures are not worth a run
+            self._warn(f"the figures are not drawn: {reason(error)}")
+        # last, because its presence says that the run is finished
+        write_atomically(self.path / SUMMARY, (to_json(self._summary(), indent=2) + "\n").encode())
+
+    def _summary(self) -> dict[str, Any]:
+        import fastmeta
+
+        config = self.prepared.config
+        return summary_of(
+            config,
+            self.prepared.splits,
+            self.done[config.method],
+            self.labels,
+            {name: self.done[name] for name in config.baseline_names()},
+            warnings=self.warnings,
+            fastmeta=fastmeta.__version__,
+            precision=config.precision,
+            compile=config.compile,
+            approx=config.approx,
+            files=self.files,
+            **self._environment(),
+        )
