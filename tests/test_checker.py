@@ -8,8 +8,8 @@ from torch import nn
 
 import fastmeta
 from fastmeta.cli.check import main
-from tests.meta import cases
-from tests.meta.test_tangent import Activation, Checkpointed, SilentZero
+from tests.support import cases
+from tests.support.layers import Activation, Checkpointed, SilentZero
 
 pytestmark = pytest.mark.newest
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import RankError, run_ranks
+from tests.support.ranks import RankError, run_ranks
 
 
 def add_up(rank, size, folder):

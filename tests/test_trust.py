@@ -15,8 +15,8 @@ from fastmeta.cli import main
 from fastmeta.data import InputError
 from fastmeta.training import Interrupted, TrainConfig, load_run, train
 from fastmeta.training.estimate import dry_run
-from tests.training.test_resume import Kill, assert_same
-from tests.training.test_run import two_classes
+from tests.support.runs import two_classes
+from tests.support.stopped import Kill, assert_same
 
 ROOT = Path(__file__).parents[1]
 REFUSED = r"model: 'strange:build' names code and comes from a file: .* --trust-code \(in Python trust_code=True\)"

@@ -15,7 +15,7 @@ import fastmeta
 from fastmeta.cli import COMMANDS, main
 from fastmeta.cli.near_miss import near, unknown_option
 from fastmeta.training import load_run
-from tests.training.test_run import two_classes
+from tests.support.runs import two_classes
 
 pytest.importorskip("tyro", reason="the command line of the trainer is built on tyro")
 from fastmeta.cli.train import _one_line, parse

@@ -21,7 +21,7 @@ from fastmeta.data import Dataset, InputError, split
 from fastmeta.training import load_run
 from fastmeta.training.listener import Listener
 from fastmeta.training.result import to_json
-from tests.training.test_run import two_classes
+from tests.support.runs import two_classes
 
 ROOT = Path(__file__).parents[2]
 #: a colour, the window's title by C1, a line of its own, a direction, nothing to see, half a character

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastmeta.data import Dataset, InputError
-from tests.data.test_dataset import X, arrays
+from tests.support.arrays import X, arrays
 
 BASE = arrays()
 X_TRAIN, Y_TRAIN = BASE["x_train"], BASE["y_train"]

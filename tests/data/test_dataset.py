@@ -5,17 +5,7 @@ import pytest
 
 from fastmeta.data import Dataset, InputError, load_dataset
 from fastmeta.data.sources import digits
-
-
-def arrays(**changes):
-    rng = np.random.default_rng(0)
-    base = {
-        "x_train": rng.integers(0, 256, (12, 5, 6, 3), dtype=np.uint8),
-        "y_train": np.arange(12) % 3,
-        "x_test": rng.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8),
-        "y_test": np.array([0, 1, 2, 0]),
-    }
-    return {k: v for k, v in {**base, **changes}.items() if v is not None}
+from tests.support.arrays import X, arrays
 
 
 def test_takes_over_what_is_right():
@@ -50,9 +40,6 @@ def test_grey_images_need_no_channel_axis_and_columns_of_labels_are_vectors():
     assert data.x_train.shape == (4, 5, 6, 1)
     assert data.y_train.shape == (4,)
     assert data.x_test is None
-
-
-X = np.zeros((12, 5, 6, 3), np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastmeta.data import Dataset, InputError, load_dataset, npz
-from tests.data.test_dataset import arrays
+from tests.support.arrays import arrays
 
 
 def npy(array, *, version=None):

@@ -5,27 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from . import cases, image_cases, lookahead_cases
-from .emulator import Call, compiler, run
-from .test_emulation import cases_of
+from tests.support.emulation import cases
+from tests.support.emulation.emulator import Call, compiler, run
+from tests.support.emulation.groups import BOTH, cases_of
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler ($CXX or g++) to build the driver with")
-
-GROUPS = [
-    cases.soft_cross_entropy,
-    cases.soft_cross_entropy_backward,
-    cases.soft_cross_entropy_hvp,
-    cases.soft_cross_entropy_label_grad,
-    cases.row_dot,
-    cases.instance_loss,
-    cases.instance_label_step,
-    cases.instance_label_step_rounded,
-    cases.class_loss,
-    cases.class_label_step,
-    cases.empty_batch,
-    image_cases.load_images,
-    lookahead_cases.lookahead_update,
-]
 
 
 def runs(call: Call) -> bool:
@@ -47,7 +31,7 @@ def runs(call: Call) -> bool:
     ],
 )
 def test_kernels(variant: str) -> None:
-    todo = [case for group in GROUPS for case in cases_of(group) if runs(case.call)]
+    todo = [case for group in BOTH for case in cases_of(group) if runs(case.call)]
     assert len(todo) > 150
     assert len({case.call.launcher for case in todo}) == 11  # all of them
     done = run(variant, [case.call for case in todo])

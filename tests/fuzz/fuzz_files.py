@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 READERS = ["fastmeta.data", "fastmeta.training", "zipfile", "tomllib", "json", "numpy.lib._format_impl"]
 
 with atheris.instrument_imports(include=READERS):
-    from tests.fuzz.targets import Targets, judge
+    from tests.support.fuzz.targets import Targets, judge
 
 
 def main() -> None:

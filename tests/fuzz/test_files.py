@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.fuzz import corpus
-from tests.fuzz.targets import Targets, judge
+from tests.support.fuzz import corpus
+from tests.support.fuzz.targets import Targets, judge
 
 #: random changes; the slow test makes more
 COUNTS = {"npz": 200, "npy": 300, "toml": 300, "summary": 30}

@@ -9,9 +9,9 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from fastmeta.meta.approximation import Approximation
-from tests.meta import cases
-from tests.meta.test_compiled import graph_flops
-from tests.meta.test_label_gradient import FAMILIES, make_labels, reference_gradient, relative
+from tests.support import cases
+from tests.support.flops import graph_flops
+from tests.support.meta import FAMILIES, make_labels, reference_gradient, relative
 from tests.support.pairs import parametrize_some
 
 MODES = ["off", "trace"]

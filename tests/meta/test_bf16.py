@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import fastmeta
-from tests.meta import cases
-from tests.meta.test_label_gradient import relative
+from tests.support import cases
+from tests.support.meta import relative
 
 MODES = [{}, {"compile": "trace"}, {"micro_batch": 3}]
 

@@ -7,7 +7,7 @@ import torch
 
 import fastmeta
 from fastmeta import rng
-from tests.meta import cases
+from tests.support import cases
 
 SEED = 11
 

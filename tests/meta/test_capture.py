@@ -11,31 +11,13 @@ import torch
 
 import fastmeta
 from fastmeta.functional.network import copy_all_
-from fastmeta.meta.engines.captured import WARM_UP, record_cuda
+from fastmeta.meta.engines.captured import record_cuda
 from fastmeta.meta.engines.traced import GraphStep
-from tests.meta import cases
-from tests.meta.test_label_gradient import FAMILIES, make_labels, relative
+from tests.support import cases
+from tests.support.capture import Recorder, states
+from tests.support.meta import FAMILIES, make_labels, relative
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-class Recorder:
-    """As a CUDA graph: the body's Python runs once; a replay reads and writes the same memory, results included."""
-
-    def __init__(self):
-        self.replays = 0
-
-    def __call__(self, body):
-        for _ in range(WARM_UP):
-            body()
-        outputs = [t.clone() for t in body()]
-
-        def replay():
-            self.replays += 1
-            for to, value in zip(outputs, body(), strict=True):
-                to.copy_(value)
-
-        return outputs, replay
 
 
 def capturing(case, labels, record, **kw):
@@ -69,11 +51,6 @@ def test_replays_are_steps(name, family):
     assert b._graphs.captures == 2
     for x, y in zip(states(a), states(b), strict=True):
         assert torch.equal(x, y)
-
-
-def states(step):
-    momentum = [s["momentum_buffer"] for s in step.optimizer.state.values()]
-    return [*step.model.state_dict().values(), *step.labels.state_dict().values(), *momentum]
 
 
 def test_results_outlive_the_next_replay():

@@ -7,8 +7,8 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
+from tests.support import cases
+from tests.support.meta import F64, make_labels, reference_gradient, relative
 
 
 class Clamped(nn.Module):
@@ -81,7 +81,7 @@ def test_a_backward_that_bends_is_refused_and_hooks_are_named(tangent, hook):
 
 
 def test_a_wrong_rule_is_still_one():
-    from tests.meta.test_tangent import Activation, SilentZero
+    from tests.support.layers import Activation, SilentZero
 
     case, labels = problem()
     model = nn.Sequential(nn.Linear(6, 12), Activation(SilentZero), nn.Linear(12, 10)).to(F64)

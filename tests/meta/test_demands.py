@@ -9,9 +9,9 @@ from torch import nn
 
 import fastmeta
 from fastmeta import ops
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels
-from tests.ops.cases import Batch
+from tests.support import cases
+from tests.support.meta import F64, make_labels
+from tests.support.ops import Batch
 from tests.support.pairs import parametrize_some
 
 

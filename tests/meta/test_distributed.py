@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 import fastmeta
-from tests.meta import cases
-from tests.meta.test_label_gradient import FAMILIES, make_labels, optimizers, relative
-from tests.ranks import run_ranks
+from tests.support import cases
+from tests.support.meta import FAMILIES, make_labels, optimizers, relative
+from tests.support.ranks import run_ranks
 
 STEPS = 3
 

@@ -8,9 +8,9 @@ import fastmeta
 from fastmeta import reference
 from fastmeta.meta.doubts import Unfit, adjoint, gap_of
 from fastmeta.meta.tangents import plan_tangent
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels, relative
-from tests.meta.test_tangent import SilentOnce, SilentZero
+from tests.support import cases
+from tests.support.layers import SilentOnce, SilentZero
+from tests.support.meta import F64, make_labels, relative
 
 
 class Without(torch.autograd.Function):

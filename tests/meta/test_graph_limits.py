@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastmeta
-from tests.meta import cases
-from tests.meta.test_label_gradient import make_labels, relative
+from tests.support import cases
+from tests.support.meta import make_labels, relative
 
 pytestmark = pytest.mark.newest
 

@@ -13,8 +13,8 @@ from fastmeta import reference
 from fastmeta.functional.network import Network
 from fastmeta.meta import label_gradient
 from fastmeta.meta.memory import graph_bytes
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
+from tests.support import cases
+from tests.support.meta import F64, make_labels, reference_gradient, relative
 
 pytestmark = pytest.mark.newest
 

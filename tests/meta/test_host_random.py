@@ -13,8 +13,8 @@ import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
 from fastmeta.meta.doubts import Unrepeatable
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
+from tests.support import cases
+from tests.support.meta import F64, make_labels, reference_gradient, relative
 from tests.support.pairs import parametrize_some
 
 pytestmark = pytest.mark.newest

@@ -9,8 +9,8 @@ from torch import nn
 
 import fastmeta
 from fastmeta.meta import label_gradient
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels
+from tests.support import cases
+from tests.support.meta import F64, make_labels
 
 
 class Warped(nn.Module):

@@ -8,9 +8,9 @@ import torch
 import fastmeta
 from fastmeta.data import TrainBatches, Transform
 from fastmeta.meta.engines.captured import Captured
-from tests.meta import cases
-from tests.meta.test_capture import Recorder, states
-from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, relative
+from tests.support import cases
+from tests.support.capture import Recorder, states
+from tests.support.meta import F64, FAMILIES, make_labels, relative
 from tests.support.pairs import parametrize_some
 
 WAYS = ["eager", "traced", "recorded"]

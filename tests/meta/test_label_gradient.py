@@ -9,34 +9,11 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
-from tests.meta import cases
+from tests.support import cases
+from tests.support.meta import F64, FAMILIES, make_labels, optimizers, reference_gradient, relative
 from tests.support.pairs import parametrize_some
 
 pytestmark = pytest.mark.newest
-
-F64 = torch.float64
-
-
-def reference_gradient(case, labels, lookahead, weight=None):
-    if isinstance(labels, fastmeta.InstanceLabels):
-        param, probs_of = labels.label_logits[case.index], reference.instance_probs
-    else:
-        param, probs_of = labels.alpha, lambda a: reference.class_probs(a, case.targets[case.index])
-    return reference.label_gradient(
-        case.model, param, probs_of, case.x, case.x_meta, case.y_meta, lookahead=lookahead, weight=weight
-    )
-
-
-def make_labels(family, case):
-    p0 = 0.8 if case.num_classes > 2 else 0.7
-    return family(case.targets, case.num_classes, p0, dtype=F64)
-
-
-def relative(a, b):
-    return float((a - b).detach().norm() / b.detach().norm())
-
-
-FAMILIES = [fastmeta.InstanceLabels, fastmeta.ClassLabels]
 
 
 @parametrize_some(2, name=cases.NAMES, num_classes=[2, 10, 1000], family=FAMILIES)
@@ -59,16 +36,6 @@ def test_difference_is_close_and_says_so():
     truth = reference_gradient(case, labels, reference.SGDState(0.3))
     assert 1e-13 < relative(out.grad, truth.grad) < 1e-6
     assert "inexact" in out.plan.reason
-
-
-def optimizers(params):
-    sgd = torch.optim.SGD
-    return {
-        "plain": sgd(params, lr=0.2),
-        "momentum": sgd(params, lr=0.2, momentum=0.9, weight_decay=0.01),
-        "dampened": sgd(params, lr=0.2, momentum=0.9, dampening=0.3, weight_decay=0.01),
-        "nesterov": sgd(params, lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.01),
-    }
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["first-step", "warm-buffers"])

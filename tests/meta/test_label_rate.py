@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastmeta
-from tests.meta import cases
-from tests.meta.test_label_gradient import FAMILIES, make_labels, relative
+from tests.support import cases
+from tests.support.meta import FAMILIES, make_labels, relative
 
 
 def build(optimizer=None, family=fastmeta.InstanceLabels, **kw):

@@ -10,8 +10,8 @@ from torch import nn
 import fastmeta
 from fastmeta.functional.network import Network
 from fastmeta.meta.memory import OutOfMemory, graph_bytes
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, FAMILIES, make_labels
+from tests.support import cases
+from tests.support.meta import F64, FAMILIES, make_labels
 
 CPU_TEXT = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastmeta
 from fastmeta import models
 from fastmeta.meta.engines.reassociate import reassociate
-from tests.meta.test_compiled import graph_flops
-from tests.meta.test_label_gradient import F64, relative
+from tests.support.flops import graph_flops
+from tests.support.meta import F64, relative
 
 THIN, WIDE = 3, 20
 

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import (
 import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, reference_gradient, relative
+from tests.support import cases
+from tests.support.meta import F64, FAMILIES, make_labels, reference_gradient, relative
 
 pytestmark = pytest.mark.newest
 

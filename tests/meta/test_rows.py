@@ -14,9 +14,9 @@ import fastmeta
 from fastmeta.functional.network import Network
 from fastmeta.meta.memory import graph_bytes
 from fastmeta.meta.rows import take
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels
-from tests.meta.test_micro import assert_equal, steps
+from tests.support import cases
+from tests.support.meta import F64, make_labels
+from tests.support.pieces import assert_equal, steps
 
 N = 6
 X, OTHER, TABLE = torch.arange(12.0).reshape(N, 2), torch.arange(6.0), torch.arange(24.0).reshape(N, 4)

@@ -7,9 +7,9 @@ import torch
 
 import fastmeta
 from fastmeta.meta.lookahead import PreparedLookAhead, Rule, _fused_star
-from tests.meta import cases
-from tests.meta.test_capture import Recorder
-from tests.meta.test_label_gradient import make_labels, relative
+from tests.support import cases
+from tests.support.capture import Recorder
+from tests.support.meta import make_labels, relative
 
 
 def onecycle(optimizer, steps):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastmeta
-from tests.meta.test_capture import Recorder
+from tests.support.capture import Recorder
 
 ROWS, META = 8, 12
 

@@ -16,9 +16,9 @@ from torch.ao.quantization import (
 
 import fastmeta
 from fastmeta.meta import label_gradient
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels
-from tests.meta.test_state import ETA, EXACT, IN_TURN, LR, compare, same, snapshot
+from tests.support import cases
+from tests.support.meta import F64, make_labels
+from tests.support.moving import ETA, EXACT, IN_TURN, LR, compare, same, snapshot
 
 pytestmark = pytest.mark.newest
 

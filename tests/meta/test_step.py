@@ -8,66 +8,11 @@ from torch import nn
 
 import fastmeta
 from fastmeta import reference
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, FAMILIES, make_labels, optimizers, relative
+from tests.support import cases
+from tests.support.meta import F64, FAMILIES, bad_batches, make_labels, optimizers, relative, run_fast, run_reference
 from tests.support.pairs import parametrize_some
 
 pytestmark = pytest.mark.newest
-
-ETA = {"instance": 40.0, "class": 3.0}
-
-
-def run_reference(case, labels, lookahead, group, steps):
-    """`steps` reference iterations, in place on case.model; the final label parameter."""
-    instance = labels.family == "instance"
-    table = (labels.label_logits if instance else labels.alpha).clone()
-    keys = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
-    buffers = None
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        index, x, x_meta, y_meta = draw(case, generator)
-        state = reference.SGDState(**{k: group[k] for k in keys}, buffers=buffers)
-        look = {"sgd": None, "optimizer": state}.get(lookahead, reference.SGDState(lookahead) if lookahead else None)
-        targets = labels.targets[index]
-        param, buffers = reference.meta_step(
-            case.model,
-            table[index] if instance else table,
-            reference.instance_probs if instance else lambda a, t=targets: reference.class_probs(a, t),
-            x,
-            x_meta,
-            y_meta,
-            label_lr=ETA[labels.family],
-            optimizer=state,
-            lookahead=look,
-            constrain=(lambda t: t) if instance else (lambda a: a.clamp(0, 1)),
-        )
-        if instance:
-            table[index] = param
-        else:
-            table = param
-    return table
-
-
-def draw(case, generator):
-    """A fresh batch of each kind: permuted rows, meta batch distributed differently from the train batch."""
-    n, m = len(case.index), len(case.y_meta)
-    index = torch.randperm(len(case.targets), generator=generator)[:n]
-    if not case.x.is_floating_point():
-        return index, case.x[torch.randperm(n, generator=generator)], case.x_meta, case.y_meta
-    x = torch.randn(case.x.shape, generator=generator, dtype=F64)
-    x_meta = 2 * torch.randn(case.x_meta.shape, generator=generator, dtype=F64) + 0.5
-    return index, x, x_meta, torch.randint(case.num_classes, (m,), generator=generator)
-
-
-def run_fast(case, labels, optimizer, steps, **kw):
-    step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=ETA[labels.family], unique_index=True, **kw)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        index, x, x_meta, y_meta = draw(case, generator)
-        result = step((x, index), (x_meta, y_meta))
-        assert bool(result.finite)
-        assert int(result.skipped) == 0
-    return step
 
 
 @parametrize_some(
@@ -178,14 +123,6 @@ def test_dropout_draws_once_per_step():
         assert relative(own.label_logits[case.index], table) < 1e-12
         for new, old in zip(mine.model.parameters(), truth.model.parameters(), strict=True):
             assert relative(new, old) < 1e-12
-
-
-def bad_batches(case):
-    x = case.x.clone()
-    x[2, 0] = torch.nan
-    x_meta = case.x_meta.clone()
-    x_meta[0, 0] = torch.inf
-    return {"train": ((x, case.index), case.meta), "meta": (case.train, (x_meta, case.y_meta))}
 
 
 @pytest.mark.parametrize("where", ["train", "meta"])

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels, reference_gradient, relative
+from tests.support import cases
+from tests.support.layers import Activation, Checkpointed, SilentOnce, SilentZero
+from tests.support.meta import F64, make_labels, reference_gradient, relative
 
 pytestmark = pytest.mark.newest
 
@@ -65,44 +66,6 @@ def test_what_remains_is_a_difference_and_says_so():
         gradient(Bag(), case, tangent="reverse")
 
 
-class SilentZero(torch.autograd.Function):
-    """tanh whose forward derivative is there, and wrong."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = torch.tanh(x)
-        ctx.save_for_backward(y)
-        ctx.save_for_forward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad * (1 - y * y)
-
-    @staticmethod
-    def jvp(ctx, t):
-        return torch.zeros_like(t)
-
-
-class SilentOnce(SilentZero):
-    """tanh whose double backward drops a term, as a detached activation does."""
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad.detach() * (1 - y * y).detach() + 0 * grad
-
-
-class Activation(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function.apply(x)
-
-
 def test_a_silently_wrong_rule_is_not_believed():
     case = cases.make("mlp")
 
@@ -141,16 +104,6 @@ def test_custom_operators_lose_tangents_and_are_caught():
     assert out.plan.way == "reverse"
     assert "forward" in out.plan.reason
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.a, self.b, self.head, self.reentrant = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 10), reentrant
-
-    def forward(self, x):
-        h = torch.tanh(self.a(x))
-        return self.head(checkpoint(lambda t: torch.tanh(self.b(t)), h, use_reentrant=self.reentrant))
 
 
 @pytest.mark.parametrize("tangent", ["auto", "forward", "reverse", "difference"])

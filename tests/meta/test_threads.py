@@ -14,8 +14,8 @@ from torch.utils import checkpoint
 import fastmeta
 from fastmeta.functional.turns import dual_level
 from fastmeta.meta import label_gradient
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels
+from tests.support import cases
+from tests.support.meta import F64, make_labels
 
 
 class Encoder(nn.Module):

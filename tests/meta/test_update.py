@@ -7,7 +7,7 @@ import torch
 
 from fastmeta.functional.network import Network
 from fastmeta.meta.update import update
-from tests.meta import cases
+from tests.support import cases
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),

@@ -19,8 +19,8 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from fastmeta.functional.watch import Unwatchable, Watch
-from tests.meta import cases
-from tests.meta.test_label_gradient import F64, make_labels, relative
+from tests.support import cases
+from tests.support.meta import F64, make_labels, relative
 
 pytestmark = pytest.mark.newest
 

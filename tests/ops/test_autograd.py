@@ -5,7 +5,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from fastmeta import ops, reference
-from tests.ops.cases import Batch
+from tests.support.ops import Batch
 
 pytestmark = pytest.mark.newest
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from fastmeta import ops
-from tests.ops.cases import BY_NAME, OPS, Batch, Op
-from tests.ops.test_truth import check
+from tests.support.ops import BY_NAME, OPS, Batch, Op, check
 
 pytestmark = [
     pytest.mark.cuda,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from tests.ops.cases import Batch
+from tests.support.ops import Batch
 
 
 @pytest.fixture

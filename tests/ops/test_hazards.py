@@ -9,8 +9,8 @@ import torch
 from fastmeta import ops
 from fastmeta.ops import guard
 from fastmeta.ops.guard import unfit
-from tests.ops.cases import BY_NAME, OPS, Batch, raw_arguments
-from tests.ops.test_refusals import RAW, changed, public, refused
+from tests.support.ops import BY_NAME, OPS, Batch, raw_arguments
+from tests.support.refusals import RAW, changed, public, refused
 
 IN_PLACE = ("instance_label_step_", "class_label_step_")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta import ops, reference
-from tests.ops.cases import acc, double
+from tests.support.ops import acc, double
 
 SHAPES = [(7,), (), (0, 3), (64, 3, 3, 3), (33, 129), (100_003,)]
 RULES = {

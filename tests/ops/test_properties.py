@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmeta import ops
-from tests.ops.cases import OPS, Batch, double
-from tests.ops.test_truth import check
+from tests.support.ops import OPS, Batch, check, double
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)

@@ -4,7 +4,7 @@ public function refuse each of them, in one line that names the argument, and no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmeta import ops
 from fastmeta.ops import guard
-from tests.ops.cases import Batch, raw_arguments
-
-RAW = torch.ops.fastmeta
-Change = Callable[[Tensor], Tensor]
+from tests.support.ops import Batch, raw_arguments
+from tests.support.refusals import RAW, Change, changed, public, refused
 
 # ---------------------------------------------------------------------------------------------------------
 # The table: kinds of arguments, and what is wrong with each
@@ -142,12 +139,6 @@ def arguments(operation: str) -> tuple[list[Any], Batch]:
     return given, b
 
 
-def changed(given: list[Any], at: int, change: Change) -> list[Any]:
-    if isinstance(given[at], list):  # the last of a list of tensors
-        return [*given[:at], [*given[at][:-1], change(given[at][-1])], *given[at + 1 :]]
-    return [*given[:at], change(given[at]), *given[at + 1 :]]
-
-
 def mapped(given: list[Any], f: Change) -> list[Any]:
     return [[f(t) for t in x] if isinstance(x, list) else f(x) if isinstance(x, Tensor) else x for x in given]
 
@@ -155,27 +146,6 @@ def mapped(given: list[Any], f: Change) -> list[Any]:
 def on_meta(t: Tensor) -> Tensor:
     """Numbers stay on the host: they go with tensors of any device."""
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") if t.ndim > 0 else t
-
-
-def public(operation: str, x: list[Any]) -> Any:
-    """The public function of the same name, where there is one."""
-    if operation == "load_images":
-        return ops.load_images(*x[:4], padding=x[4], flip=x[6], seed=x[7], step=x[8], dtype=x[9])
-    if operation == "lookahead_update":
-        return ops.lookahead_update(*x[:3], lr=x[3], gain=x[4], carry=x[5], weight_decay=x[6])
-    if operation in ("instance_label_step_", "instance_label_step"):
-        return getattr(ops, operation)(*x[:7], unique=x[7], **dict(zip(("seed", "step"), x[8:], strict=False)))
-    return getattr(ops, operation)(*x)
-
-
-def refused(call: Callable[[], Any], argument: str, kinds: type | tuple = RuntimeError) -> str:
-    with pytest.raises(kinds) as error:
-        call()
-    text = str(error.value)
-    assert "\n" not in text
-    assert len(text) < 250
-    assert re.search(rf"\b{argument}\b", text), text
-    return text
 
 
 @pytest.mark.parametrize(("operation", "at", "what", "change"), TABLE, ids=IDS)

@@ -5,7 +5,7 @@ import torch
 
 from fastmeta import ops
 from fastmeta.ops import guard
-from tests.ops.cases import Batch, raw_arguments
+from tests.support.ops import Batch, raw_arguments
 
 pytestmark = pytest.mark.newest
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.ops.cases import OPS, Batch
+from tests.support.ops import OPS, Batch
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta import ops, reference, rng
-from tests.ops.cases import Batch, assert_same
+from tests.support.ops import Batch, assert_same
 
 pytestmark = pytest.mark.newest
 

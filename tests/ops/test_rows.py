@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta import ops, reference
-from tests.ops.cases import OPS, Batch, acc, assert_same, double
+from tests.support.ops import OPS, Batch, acc, assert_same, double
 
 NAN, INF = float("nan"), float("inf")
 

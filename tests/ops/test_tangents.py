@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp
 
 from fastmeta import ops
-from tests.ops.cases import OPS, Batch
+from tests.support.ops import OPS, Batch
 
 pytestmark = pytest.mark.newest
 

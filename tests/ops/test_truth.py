@@ -1,65 +1,12 @@
 """Every operation against its float64 twin in plain torch, with error budgets that carry their reason."""
 
-import math
-
 import pytest
 import torch
 
 from fastmeta import ops
-from tests.ops.cases import BY_NAME, LABEL_LR, OPS, SCALE, WRITTEN, Batch, Op, acc, assert_same, double
+from tests.support.ops import BY_NAME, OPS, Batch, assert_same, budget, check, double
 
 SHAPES = [(1, 2), (7, 3), (33, 10), (5, 17), (16, 100), (64, 1000)]
-
-
-def ulp(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The distance of numbers of `dtype` at |x|."""
-    return torch.finfo(dtype).eps * torch.exp2(x.abs().clamp_min(torch.finfo(dtype).tiny).log2().floor())
-
-
-def budget(op: Op, b: Batch, name: str, truth: torch.Tensor) -> tuple[torch.Tensor, torch.dtype]:
-    """One ulp of a result, in its own dtype, at the largest term or partial sum of its row."""
-    wide = acc(b.dtype)
-    logits, u = double(b.logits), double(b.u)
-    pull = u.abs().amax(-1)
-    if op.name == "soft_cross_entropy_hvp":
-        return ulp(pull.unsqueeze(1).expand_as(truth), b.dtype), b.dtype
-    if op.name == "soft_cross_entropy_label_grad":
-        return ulp(2 * pull.unsqueeze(1).expand_as(truth), b.dtype), b.dtype
-    if op.name == "row_dot":
-        return ulp(2 * (logits * u).norm(dim=-1), wide), wide  # what the partial sums of a random walk reach
-    if name == "loss":
-        return ulp(logits.abs().amax(-1).maximum(truth.abs()), wide), wide
-    if name == "entropy":
-        labels = double(b.table) if op.name.startswith("instance") else double(b.alpha)
-        return ulp(labels.abs().amax().clamp_min(math.log(b.num_classes)).expand_as(truth), wide), wide
-    if name == "alignment":
-        return ulp(pull, wide), wide
-    if name == "v":
-        return ulp(1.5 * torch.ones_like(truth), b.dtype), b.dtype  # weights go up to 1.5
-    assert name in WRITTEN
-    label = b.alpha if op.name.startswith("class") else b.table[b.index] if name == "new_rows" else b.table
-    most = max(u.abs().max().item(), 1.0) * SCALE * LABEL_LR * 1.5  # of one gradient term
-    return ulp(double(label).abs().clamp_min(most), label.dtype), label.dtype
-
-
-def check(op: Op, b: Batch) -> None:
-    """Over the whole tensor, at most torch's own error in the same dtype and one ulp."""
-    truth, fused, plain = op.truth(b), op.fused(b), op.plain(b)
-    assert fused.keys() == truth.keys() == plain.keys()
-    for name, expected in truth.items():
-        got = fused[name]
-        assert got.shape == expected.shape, name
-        assert got.device.type == torch.device(b.device).type
-        if not b.n:
-            continue
-        one, dtype = budget(op, b, name, expected)
-        assert got.dtype == dtype, name
-        own = (double(plain[name]) - expected).abs()
-        error = (double(got) - expected).abs()
-        excess = ((error - own.amax()) / one).amax()
-        # in float64 the truth is torch's own result: two sums of C rounded terms then differ by sqrt(C) ulp or so
-        allowed = 1 if b.dtype != torch.float64 else 4 + b.num_classes**0.5
-        assert excess <= allowed, f"{op.name} {name}: {excess:.3g} ulp above torch's own error ({own.amax():.3g})"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -8,7 +8,7 @@ from fastmeta.training import train
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
     """The directory of a run that nothing has stopped; not to be written in."""
-    from tests.training.test_resume import config
-    from tests.training.test_run import two_classes
+    from tests.support.runs import two_classes
+    from tests.support.stopped import config
 
     return train(config(tmp_path_factory.mktemp("unbroken") / "run"), data=two_classes()).path

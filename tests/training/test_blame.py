@@ -9,8 +9,7 @@ from fastmeta.training.config import LabelConfig
 from fastmeta.training.health import label_rate_to_blame
 from fastmeta.training.prepared import prepare
 from fastmeta.training.stage import MOST_NONFINITE
-from tests.training.test_run import config, two_classes
-from tests.training.test_skip_or_step import Faulty
+from tests.support.runs import Faulty, config, two_classes
 
 TARGETS = torch.arange(4).repeat(5)
 

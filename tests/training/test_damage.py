@@ -10,8 +10,8 @@ import torch
 
 from fastmeta.data import InputError
 from fastmeta.training import Interrupted, checkpoint, load_run, train
-from tests.training.test_resume import Kill, assert_same, config, interrupted
-from tests.training.test_run import two_classes
+from tests.support.runs import two_classes
+from tests.support.stopped import Kill, assert_same, config, interrupted
 
 
 def flip_a_bit(path, position):

@@ -14,8 +14,8 @@ from fastmeta.training.directory import make_directory, new_directory, only_proc
 from fastmeta.training.estimate import dry_run
 from fastmeta.training.listener import Listener
 from fastmeta.training.result import resume_command
-from tests.training.test_resume import assert_same, config
-from tests.training.test_run import two_classes
+from tests.support.runs import two_classes
+from tests.support.stopped import assert_same, config
 
 
 class Beside(Listener):

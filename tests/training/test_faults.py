@@ -11,9 +11,9 @@ import pytest
 from fastmeta.data import InputError
 from fastmeta.training import TrainingError, files, train
 from fastmeta.training.checkpoint import unpack
-from tests.training.disk import Disk
-from tests.training.test_resume import assert_same
-from tests.training.test_run import Warnings, config, two_classes
+from tests.support.disk import Disk
+from tests.support.runs import Warnings, config, two_classes
+from tests.support.stopped import assert_same
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES)
 BEGINNING = 13  # calls that a run makes before it has begun, and some more

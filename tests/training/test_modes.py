@@ -10,7 +10,7 @@ from torch import nn
 from fastmeta.methods import METHODS
 from fastmeta.training import load_run, train
 from fastmeta.training.modes import evaluation, looked_at
-from tests.training.test_run import Warnings, config, two_classes
+from tests.support.runs import Warnings, config, two_classes
 
 
 class Partly(nn.Module):

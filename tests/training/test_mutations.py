@@ -14,8 +14,8 @@ import torch
 from fastmeta import models
 from fastmeta.data import InputError
 from fastmeta.training import Interrupted, checkpoint, load_run, result, train
-from tests.training.test_resume import Kill, config
-from tests.training.test_run import Warnings, two_classes
+from tests.support.runs import Warnings, two_classes
+from tests.support.stopped import Kill, config
 
 FILES = ("summary.json", "model.safetensors", "labels.safetensors", "labels.npz", "config.toml")
 NUMBERS = (0, -1, 1, 2, 10**9, 5_000_000, 2**63, 10**400, 0.5, -0.5, 1e308)

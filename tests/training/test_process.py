@@ -11,7 +11,7 @@ from fastmeta.data import InputError
 from fastmeta.training import train
 from fastmeta.training.estimate import dry_run
 from fastmeta.training.listener import Listener
-from tests.training.test_run import Warnings, config, two_classes
+from tests.support.runs import Warnings, config, two_classes
 
 
 class Bagged(nn.Module):

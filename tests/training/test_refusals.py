@@ -10,7 +10,7 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.training import LabelConfig, TrainingError, load_run, train
-from tests.training.test_run import Warnings, config, two_classes
+from tests.support.runs import Warnings, config, two_classes
 
 
 def test_nothing_is_written_where_something_is_wrong(tmp_path):

@@ -1,73 +1,26 @@
 """A run that was stopped, by a signal or by force, goes on bitwise where it stopped."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from fastmeta.data import InputError
 from fastmeta.training import (
-    DataConfig,
     Interrupted,
     LabelConfig,
-    OptimConfig,
     TrainConfig,
     load_run,
     train,
 )
 from fastmeta.training.listener import Listener
-from tests.training.test_run import Warnings, two_classes
-
-CONFIG = {
-    "epochs": 3,
-    "threads": 1,
-    "model": "small_conv",
-    "baselines": "union",
-    "optim": OptimConfig(lr=0.05, nesterov=True),
-    "data": DataConfig(batch_size=16, augment="crop_flip", padding=1),  # 5 steps per epoch
-}
-
-
-def config(path, **changes):
-    return TrainConfig(**{**CONFIG, **changes}, checkpoint_seconds=0, out=str(path))
-
-
-class Kill(Listener):
-    """Sends a signal to this process behind a step of a stage."""
-
-    def __init__(self, signum, stage, step):
-        self.at, self.signum = (stage, step), signum
-
-    def step(self, stage):
-        if (stage.name, stage.step) == self.at:
-            os.kill(os.getpid(), self.signum)
-
-
-def assert_same(path, unbroken):
-    for name in ("model.safetensors", "labels.safetensors", "config.toml"):
-        assert (path / name).read_bytes() == (unbroken / name).read_bytes(), name
-    with np.load(path / "labels.npz") as a, np.load(unbroken / "labels.npz") as b:
-        assert a.files == b.files
-        assert all(np.array_equal(a[k], b[k]) for k in a.files)
-
-    def lines(p):
-        records = [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
-
-    assert lines(path) == lines(unbroken)
-
-    def figures(p):
-        drop = lambda d: {k: drop(v) if isinstance(v, dict) else v for k, v in d.items() if k != "seconds"}  # noqa: E731
-        return drop(json.loads((p / "summary.json").read_text()))
-
-    assert figures(path) == figures(unbroken)
+from tests.support.runs import Warnings, two_classes
+from tests.support.stopped import Kill, assert_same, config, interrupted
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -94,8 +47,8 @@ def test_a_signal_saves_at_a_step_boundary(signum, at, unbroken, tmp_path):
 KILLED = """
 import signal, sys
 from fastmeta.training import train
-from tests.training.test_resume import Kill, config
-from tests.training.test_run import two_classes
+from tests.support.stopped import Kill, config
+from tests.support.runs import two_classes
 train(config(sys.argv[1]), data=two_classes(), listener=Kill(signal.SIGKILL, sys.argv[2], int(sys.argv[3])))
 """
 
@@ -168,12 +121,6 @@ def test_a_bfloat16_table_draws_on(tmp_path):
     assert run.labels.label_logits.dtype == torch.bfloat16
     assert run.labels.label_step == 15
     assert torch.equal(load_run(path).labels.label_logits, run.labels.label_logits)
-
-
-def interrupted(path):
-    with pytest.raises(Interrupted):
-        train(config(path), data=two_classes(), listener=Kill(signal.SIGTERM, "instance_labels", 7))
-    return path
 
 
 def test_another_thread_count_is_said(tmp_path):

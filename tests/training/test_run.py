@@ -21,44 +21,7 @@ from fastmeta.training import (
     load_run,
     train,
 )
-from fastmeta.training.listener import Listener
-
-
-def two_classes(seed=0, **changes):
-    """Bright and dark 4x4 images, a tenth of the given labels wrong."""
-    rng = np.random.default_rng(seed)
-
-    def part(count):
-        y = np.arange(count) % 2
-        return (rng.integers(0, 120, (count, 4, 4, 1)) + 130 * y[:, None, None, None]).astype(np.uint8), y
-
-    x_train, y_true = part(80)
-    x_meta, y_meta = part(8)
-    x_test, y_test = part(20)
-    y_train = np.where(np.arange(80) % 10 == 0, 1 - y_true, y_true)
-    arrays = {
-        "x_train": x_train,
-        "y_train": y_train,
-        "y_true": y_true,
-        "x_meta": x_meta,
-        "y_meta": y_meta,
-        "x_test": x_test,
-        "y_test": y_test,
-        "class_names": ["dark", "bright"],
-    }
-    return {k: v for k, v in {**arrays, **changes}.items() if v is not None}
-
-
-class Warnings(Listener):
-    def __init__(self):
-        self.texts = []
-
-    def warning(self, text):
-        self.texts.append(text)
-
-
-def config(path, **changes):
-    return TrainConfig(**{"epochs": 3, "threads": 1, "model": "mlp", "out": str(path), **changes})
+from tests.support.runs import Warnings, config, two_classes
 
 
 @pytest.fixture(scope="module")

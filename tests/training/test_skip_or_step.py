@@ -11,35 +11,7 @@ from fastmeta.methods import METHODS
 from fastmeta.report.table import result_table
 from fastmeta.training import DataConfig, OptimConfig, TrainingError, load_run, train
 from fastmeta.training.prepared import prepare
-from tests.training.test_run import Warnings, config, two_classes
-
-
-class Faulty(nn.Module):
-    """While `bad`, what `how` says goes wrong in training."""
-
-    def __init__(self, how="none"):
-        super().__init__()
-        self.how = how
-        self.flat, self.norm, self.head = nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2)
-        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))  # as attention has them: no fault
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.bad = False
-
-    def forward(self, x):
-        if self.training:
-            self.calls.add_(1)
-        z = self.head(self.norm(self.flat(x)))
-        if self.bad and self.training:
-            if self.how == "loss":
-                z = z * torch.nan
-            elif self.how == "gradient":  # the loss is finite: sqrt has no slope at zero
-                z = z + (z * 0).sqrt() * 0
-            elif self.how == "buffer":
-                self.mean.fill_(torch.nan)
-            elif self.how == "variance":
-                self.norm.running_var.data.fill_(torch.inf)
-        return z
+from tests.support.runs import Faulty, Warnings, config, two_classes
 
 
 def stage_of(method, tmp_path, model, **changes):

@@ -15,7 +15,7 @@ from fastmeta.methods import METHODS
 from fastmeta.training import load_run, train
 from fastmeta.training.copies import copy_of
 from fastmeta.training.module_state import ModuleState, Watch, load_state
-from tests.training.test_run import Warnings, config, two_classes
+from tests.support.runs import Warnings, config, two_classes
 
 
 class Net(nn.Module):

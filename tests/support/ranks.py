@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: between asking a rank for its stacks and killing it
 _GRACE = 5.0
 
@@ -49,7 +49,7 @@ def run_ranks(
     try:
         for rank, log in enumerate(logs):
             with open(log, "wb") as output:
-                command = [sys.executable, "-m", "tests.ranks", str(rank), job]
+                command = [sys.executable, "-m", "tests.support.ranks", str(rank), job]
                 ranks.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
         _wait(ranks, logs, seconds)
     finally:

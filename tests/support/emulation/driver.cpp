@@ -18,11 +18,11 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/kernels.h"
+#include "../../../csrc/kernels.h"
 #ifdef FASTMETA_CPU
 #include <thread>
 
-#include "../../csrc/cpu/parallel.h"
+#include "../../../csrc/cpu/parallel.h"
 #else
 #include "cuda_runtime.h"
 #endif

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .cases import BF16, F32, INF, NAN, Case, Maker, Step, acc, check_loss, results
-from .emulator import Call
+from tests.support.emulation.cases import BF16, F32, INF, NAN, Case, Maker, Step, acc, check_loss, results
+from tests.support.emulation.emulator import Call
 
 # columns of the geometries of 2, 4 and 8 blocks, the first two with a head and a tail, the last of full capacity
 TWO, FOUR, EIGHT = 4101, 16387, 65536

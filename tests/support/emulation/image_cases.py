@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-
-from .cases import BF16, F16, F32, F64, Case, Maker, acc
-from .emulator import DTYPES, Call
+from tests.support.emulation.cases import BF16, F16, F32, F64, Case, Maker, acc
+from tests.support.emulation.emulator import DTYPES, Call
 
 # (height, width, channels): lines of 16-byte multiples and not, of less than a slot, of several chunks (1536 columns)
 SHAPES = [(8, 8, 1), (5, 7, 3), (4, 32, 3), (9, 3, 4), (3, 512, 3), (1, 1, 1)]

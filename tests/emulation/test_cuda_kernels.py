@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 
 import pytest
 import torch
 
-from . import cases, cluster_cases, image_cases, lookahead_cases
-from .emulator import Call, build, compiler, run
+from tests.support.emulation import cases, cluster_cases, lookahead_cases
+from tests.support.emulation.emulator import Call, build, compiler, run
+from tests.support.emulation.groups import CUDA, cases_of
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler ($CXX or g++) to build the emulation with")
-
-GROUPS = [
-    cases.soft_cross_entropy,
-    cases.soft_cross_entropy_backward,
-    cases.soft_cross_entropy_hvp,
-    cases.soft_cross_entropy_label_grad,
-    cases.row_dot,
-    cases.instance_loss,
-    cases.instance_label_step,
-    cases.instance_label_step_refused,
-    cases.instance_label_step_rounded,
-    cases.streamed,
-    cases.one_row,
-    cases.class_loss,
-    cases.class_label_step,
-    cases.class_label_step_refused,
-    cases.empty_batch,
-    image_cases.load_images,
-    cluster_cases.instance_loss_in_clusters,
-    cluster_cases.instance_label_step_in_clusters,
-    lookahead_cases.lookahead_update,
-]
-
-
-@functools.cache
-def cases_of(group) -> list[cases.Case]:
-    return list(group())
 
 
 def dtype_of(call: Call) -> torch.dtype:
@@ -46,8 +19,8 @@ def dtype_of(call: Call) -> torch.dtype:
     return call.tensors[first].dtype
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
-@pytest.mark.parametrize("variant", ["plain", "address", "thread"])
+@pytest.mark.parametrize("group", CUDA, ids=lambda group: group.__name__)
+@pytest.mark.parametrize("variant", [pytest.param("plain", marks=pytest.mark.slow), "address", "thread"])
 def test_kernels(variant: str, group) -> None:
     todo = cases_of(group)
     if variant == "thread":  # where threads meet depends on no dtype but on the geometry, float64's own or the other
@@ -66,7 +39,7 @@ def test_same_bits_twice() -> None:
     todo = [call for call in todo if dtype_of(call) == torch.float32 and call.args.C <= 1000]
     seen = []
     for _ in range(2):
-        assert run("plain", todo).returncode == 0
+        assert run("address", todo).returncode == 0
         seen.append([{k: t.clone() for k, t in call.out.items()} for call in todo])
     for first, second in zip(*seen, strict=True):
         for name, t in first.items():
@@ -78,7 +51,7 @@ def test_same_bits_twice() -> None:
 )
 def test_without_clusters_rows_are_streamed(group) -> None:
     todo = cases_of(group)
-    assert run("plain", [case.call for case in todo], capability=8).returncode == 0
+    assert run("address", [case.call for case in todo], capability=8).returncode == 0
     for case in todo:
         case.check(case.call.out)
 
@@ -122,10 +95,10 @@ def test_a_misaligned_word_and_a_place_behind_shared_memory_are_noticed(wrong: s
 def test_a_failed_launch_is_an_error(monkeypatch) -> None:
     monkeypatch.setenv("EMULATED_FAILURE", "1")
     for group, name in ((cases.row_dot, "row_dot"), (lookahead_cases.lookahead_update, "lookahead_update")):
-        done = run("plain", [cases_of(group)[0].call])
+        done = run("address", [cases_of(group)[0].call])
         assert done.returncode == 1
         assert done.stderr.endswith(f"fastmeta: CUDA error in {name}: bad launch\n")
 
 
 def test_build_is_kept() -> None:
-    assert build("plain") == build.__wrapped__("plain")
+    assert build("address") == build.__wrapped__("address")

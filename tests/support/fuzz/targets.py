@@ -12,8 +12,8 @@ import numpy as np
 from fastmeta._text import printable
 from fastmeta.data import InputError, load_dataset
 from fastmeta.training import TrainConfig, load_run, train
-from tests.fuzz import corpus
-from tests.fuzz.corpus import archive, good_arrays, npy
+from tests.support.fuzz import corpus
+from tests.support.fuzz.corpus import archive, good_arrays, npy
 
 #: longer messages would hide what they say
 LONGEST = 2000

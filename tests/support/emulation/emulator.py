@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
-BUILD = HERE.parents[1] / "build" / "emulation"
+ROOT = HERE.parents[2]
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "emulation"
 
 # -O0: the blocks are small, and compiling takes longer than running. The kernels' own loops inline all the same.
 # FASTMETA_SPREAD: up to 6 rows take a warp in place of 8 threads, one row a block in place of a warp.

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-
-from .cases import BF16, F16, F32, F64, Case, Maker, acc, assert_close
-from .emulator import DTYPES, Call
+from tests.support.emulation.cases import BF16, F16, F32, F64, Case, Maker, acc, assert_close
+from tests.support.emulation.emulator import DTYPES, Call
 
 SIZES = (3, 0, 4096, 1, 9000, 257, 8192)
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference, rng
-
-from .emulator import Call
+from tests.support.emulation.emulator import Call
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 NAN, INF = math.nan, math.inf
