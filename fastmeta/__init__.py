@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta import ops
 from fastmeta.checker import check
-from fastmeta.losses import ClassLabels, InstanceLabels
-from fastmeta.meta import MetaStep, StepResult, label_gradient
+from fastmeta.losses import ClassLabels, InstanceLabels, LearnableLoss
+from fastmeta.meta import MetaStep, StepResult, label_gradient, meta_gradient
 from fastmeta.per_sample import per_sample
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ClassLabels",
     "InstanceLabels",
+    "LearnableLoss",
     "MetaStep",
     "StepResult",
     "TrainConfig",
     "check",
     "label_gradient",
     "load_run",
+    "meta_gradient",
     "ops",
     "per_sample",
     "train",

@@ -24,9 +24,9 @@ from fastmeta.functional.call import pick_logits, plain
 from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.turns import TURN
-from fastmeta.losses import InstanceLabels
+from fastmeta.losses import LearnableLoss
 from fastmeta.measure import interleave, peak_bytes
-from fastmeta.meta.gradient import Labels, check_batch, meta_pass
+from fastmeta.meta.gradient import check_batch, planned_gradient
 from fastmeta.meta.lookahead import LookAhead
 from fastmeta.meta.tangents import TangentChoice, TangentPlan, Way, plan_tangent
 from fastmeta.meta.tangents.culprit import first_failing_layer
@@ -86,7 +86,7 @@ class CheckReport:
 
 def check(
     model: nn.Module,
-    labels: Labels,
+    loss: LearnableLoss,
     train: tuple[Any, Tensor],
     meta: tuple[Any, Tensor],
     lr: float,
@@ -95,7 +95,7 @@ def check(
     logits_of: Callable[[Any], Tensor] | None = None,
     timing: bool = True,
 ) -> CheckReport:
-    """Hold every way of making the label gradient against the reference, in float64, on the user's own batch.
+    """Hold every way of making the meta-gradient of a loss against the reference, in float64, on the user's own batch.
 
     The truth is autograd through the look-ahead step; where a layer has no second derivative, or autograd drops it in
     silence, central differences of the meta loss along random directions in label space.
@@ -124,10 +124,10 @@ def check(
     ways = () if isinstance(tangents, str) else tuple(tangents)
     if not ways or not all(isinstance(way, str) and way in known for way in ways):
         raise ValueError(f"tangents must be a tuple of some of {', '.join(known)}, got {shown(tangents)}")
-    train, meta = check_batch(labels, train, meta)
+    train, meta = check_batch(loss, train, meta)
     with TURN, recorded():
-        own = _Problem(model, labels, train, meta, rate, logits_of, None)
-        double = _Problem(model, labels, train, meta, rate, logits_of, torch.float64)
+        own = _Problem(model, loss, train, meta, rate, logits_of, None)
+        double = _Problem(model, loss, train, meta, rate, logits_of, torch.float64)
         random = RandomState(train[1].device, [*own.network.generators, *double.network.generators])
         try:
             report = _report(own, double, ways, timing, random)
@@ -165,7 +165,7 @@ class _Problem:
     def __init__(
         self,
         model: nn.Module,
-        labels: Labels,
+        loss: LearnableLoss,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         lr: float,
@@ -180,10 +180,10 @@ class _Problem:
             self.model = copy.deepcopy(model)
         except Exception as error:  # of a module that holds what cannot be copied, such as results of its last forward
             raise ValueError(f"check works on copies, and the model has none: {_first_line(error)}") from error
-        self.labels = copy.deepcopy(labels)
+        self.loss = copy.deepcopy(loss)
         if dtype is not None:
             self.model.to(dtype)
-            self.labels.to(dtype)
+            self.loss.to(dtype)
         self.train = (tree_map(cast, plain(model, train[0])), train[1])
         self.meta = (tree_map(cast, plain(model, meta[0])), meta[1])
         self.lr = lr
@@ -193,9 +193,9 @@ class _Problem:
     def try_forward(self, random: RandomState) -> None:
         """ValueError if the arguments do not fit each other or the model."""
         (x, index), (x_meta, y_meta) = self.train, self.meta
-        C, N = self.labels.num_classes, len(self.labels)
+        C, N = self.loss.num_classes, self.loss.row_count()
         for name, rows, size in (("index", index, N), ("y_meta", y_meta, C)):
-            if int(rows.min()) < 0 or int(rows.max()) >= size:
+            if size is not None and (int(rows.min()) < 0 or int(rows.max()) >= size):
                 raise ValueError(f"{name} must lie in [0, {size - 1}], got {int(rows.min())} to {int(rows.max())}")
         for name, inputs, count in (("x", x, len(index)), ("x_meta", x_meta, len(y_meta))):
             try:
@@ -203,29 +203,36 @@ class _Problem:
                     logits = self.network(self.network.params, self.network.state(), inputs)
             except Exception as error:  # of the user's model
                 raise ValueError(f"the model fails on {name}: {type(error).__name__}: {_first_line(error)}") from error
-            if logits.shape != (count, C):
+            wanted = count, logits.shape[-1] if C is None else C
+            if logits.shape != wanted:
                 raise ValueError(
-                    f"the logits of {name} must have shape {(count, C)} for these labels, got {tuple(logits.shape)}"
+                    f"the logits of {name} must have shape {wanted} for these labels, got {tuple(logits.shape)}"
                 )
 
     def gradient(self, plan: TangentPlan, random: RandomState) -> Tensor:
+        """By `plan`: a vector over all parameters that :meth:`phi` names."""
         lookahead = LookAhead(self.lr, None).prepare(self.network.params)
         with random.replay():
-            out = meta_pass(self.network, self.labels, lookahead, plan, self.train, self.meta)
-            out.refuse_unrepeatable()
-        index = self.train[1]
-        return self.labels.gradient(out.logits.detach(), out.u, index, out.scale)
+            made = planned_gradient(self.network, self.loss, lookahead, plan, self.train, self.meta)
+        return self._flat(made.gradient.grads)
 
-    def reference(self, random: RandomState, function: Callable[..., Any], label: Tensor) -> Any:
-        """`function` of reference.py on this problem, at the label parameter `label`."""
-        index = self.train[1]
-        instance = isinstance(self.labels, InstanceLabels)
-        targets = self.labels.targets[index]
+    def _flat(self, grads: dict[str, Tensor]) -> Tensor:
+        phi = self.phi
+        return torch.cat([(grads[k] if k in grads else torch.zeros_like(t)).flatten() for k, t in phi.items()])
+
+    @property
+    def phi(self) -> dict[str, Tensor]:
+        """The loss's parameters as the batch sees them."""
+        return {k: t.detach() for k, t in self.loss.seen_by(self.train[1], self.train[0])[0].items()}
+
+    def reference(self, random: RandomState, function: Callable[..., Any], phi: dict[str, Tensor]) -> Any:
+        """`function` of reference.py on this problem, at the parameters `phi`."""
+        _, loss_of = self.loss.seen_by(self.train[1], self.train[0])
         with random.replay():
             return function(
                 self.model,
-                label,
-                reference.instance_probs if instance else lambda a: reference.class_probs(a, targets),
+                loss_of,
+                phi,
                 self.train[0],
                 self.meta[0],
                 self.meta[1],
@@ -233,14 +240,12 @@ class _Problem:
                 logits_of=self.logits_of or pick_logits,
             )
 
-    @property
-    def label(self) -> Tensor:
-        labels = self.labels
-        return labels.rows(self.train[1]) if isinstance(labels, InstanceLabels) else labels.alpha
+    def true_gradient(self, random: RandomState) -> Tensor:
+        return self._flat(self.reference(random, reference.meta_gradient, self.phi).grads)
 
     def truth(self, random: RandomState) -> _Truth:
         try:
-            grad = self.reference(random, reference.label_gradient, self.label).grad
+            grad = self.true_gradient(random)
             # what the tangent's double-vjp gets wrong, autograd's own double backward does too
             plan_tangent(self.network, self.train[0], "reverse")
             return _Truth("autograd through the look-ahead step, float64", None, grad)
@@ -251,14 +256,20 @@ class _Problem:
         # no second derivative: numbers, along a few directions
         generator = torch.Generator().manual_seed(0)
         directions, slopes = [], []
+        phi = self.phi
+        size = sum(t.numel() for t in phi.values())
+
+        def meta_loss(offset: Tensor) -> Tensor:
+            moved = [p + part.view_as(p) for p, part in zip(phi.values(), offset.split(lengths), strict=True)]
+            loss: Tensor = self.reference(random, reference.lookahead_meta_loss, dict(zip(phi, moved, strict=True)))
+            return loss
+
+        lengths = [t.numel() for t in phi.values()]
         for _ in range(4):
-            d = torch.randn(self.label.shape, generator=generator, dtype=torch.float64).to(self.label.device)
+            d = torch.randn(size, generator=generator, dtype=torch.float64).to(self.train[1].device)
             e = 1e-4 / float(d.abs().max())
-            ahead, behind = (
-                self.reference(random, reference.lookahead_meta_loss, self.label + s * e * d) for s in (1, -1)
-            )
             directions.append(d)
-            slopes.append((ahead - behind) / (2 * e))
+            slopes.append((meta_loss(e * d) - meta_loss(-e * d)) / (2 * e))
         name = f"central differences of the meta loss along {len(slopes)} directions (autograd: {reason})"
         return _Truth(name, torch.stack(directions), torch.stack(slopes))
 
@@ -312,9 +323,7 @@ def _check_way(
 def _reference_row(own: _Problem, random: RandomState) -> CheckRow:
     row = CheckRow("reference (autograd)", "timed")
     try:
-        row.milliseconds, row.peak_mib = _cost(
-            own, lambda: own.reference(random, reference.label_gradient, own.label).grad
-        )
+        row.milliseconds, row.peak_mib = _cost(own, lambda: own.true_gradient(random))
     except RuntimeError as error:
         row.verdict, row.note = "cannot", _first_line(error)
     return row

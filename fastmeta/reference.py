@@ -304,6 +304,20 @@ def _copies(buffers: Params) -> Params:
     return {name: b if b is None else b.clone() for name, b in buffers.items()}
 
 
+#: the training loss of each row of a batch (n,) as a function of the loss's own parameters, by name, and of logits
+LossOf = Callable[[Params, Tensor], Tensor]
+
+
+@dataclass
+class ReferenceMetaGradient:
+    """What :func:`meta_gradient` returns: `grads` by the names of the parameters that it was given."""
+
+    grads: Params
+    train_loss: Tensor
+    meta_loss: Tensor
+    logits: Tensor
+
+
 @dataclass
 class ReferenceGradient:
     """What :func:`label_gradient` returns; `grad` has the shape of the label parameter it was given."""
@@ -316,8 +330,8 @@ class ReferenceGradient:
 
 def lookahead_meta_loss(
     model: nn.Module,
-    label_param: Tensor,
-    probs_of: Callable[[Tensor], Tensor],
+    loss_of: LossOf,
+    phi: Params,
     x: Any,
     x_meta: Any,
     y_meta: Tensor,
@@ -328,15 +342,20 @@ def lookahead_meta_loss(
 ) -> Tensor:
     """L_meta(theta*), Eq. (3) and the loss in (4), as a number: its differences serve where autograd has no second one.
 
-    theta* = theta - lambda/n sum_i grad_theta weight_i L_i(theta, p_i)   or the SGD step given in `lookahead`
+    theta* = theta - lambda/n sum_i grad_theta weight_i l_i(theta, phi)   or the SGD step given in `lookahead`
     L_meta = mean cross-entropy of the meta batch with hard labels `y_meta` (m,)
     """
-    probs = probs_of(label_param.detach())
-    return _LookAhead(model, x, lookahead, logits_of, create_graph=False)(probs, weight).meta_loss(x_meta, y_meta)[0]
+    ahead = _LookAhead(model, x, lookahead, logits_of, create_graph=False)
+    return ahead(loss_of, phi, weight).meta_loss(x_meta, y_meta)[0]
+
+
+def _label_loss(probs_of: Callable[[Tensor], Tensor]) -> LossOf:
+    """Cross-entropy with the distributions of the one label parameter."""
+    return lambda phi, logits: soft_cross_entropy(logits, probs_of(phi[""]), reduction="none")
 
 
 class _LookAhead:
-    """theta* as a function of the label distributions, and the meta loss as one of theta*: the two parts of a chain.
+    """theta* as a function of the loss's parameters, and the meta loss as one of theta*: the two parts of a chain.
 
     Each has its own weights, so that autograd runs through one after the other, while the model holds what that part
     ran on. The chain rule in one call would do the same, were no part of the model ever run again in its backward.
@@ -350,9 +369,9 @@ class _LookAhead:
         self.buffers = _copies(self.start)  # after the train forward
         self.logits = _run(model, self.params, self.buffers, lambda: logits_of(call_model(model, x)))
 
-    def __call__(self, probs: Tensor, weight: Tensor | None) -> _LookAhead:
+    def __call__(self, loss_of: LossOf, phi: Params, weight: Tensor | None) -> _LookAhead:
         """Eq. (3): sets `loss` and `star`."""
-        self.loss = _weighted_mean(self.logits, probs, weight)
+        self.loss = _weighted_mean(loss_of(phi, self.logits), weight)
         grads = _run(
             self.model,
             self.params,
@@ -370,16 +389,43 @@ class _LookAhead:
         g = _run(self.model, star, _copies(self.buffers), lambda: _grads(loss, star, create_graph=False))
         return loss.detach(), {k: t for k, t in g.items() if t is not None}
 
-    def pull(self, g: Params, label: Tensor) -> Tensor:
-        """<g, d theta* / d label>."""
+    def pull(self, g: Params, phi: Params) -> Params:
+        """<g, d theta* / d phi>, of the parameters that theta* depends on."""
         moved = {k: t for k, t in g.items() if self.star[k].grad_fn is not None}
-        (grad,) = _run(
+        grads = _run(
             self.model,
             self.params,
             _copies(self.start),
-            lambda: torch.autograd.grad([self.star[k] for k in moved], label, list(moved.values())),
+            lambda: torch.autograd.grad(
+                [self.star[k] for k in moved], list(phi.values()), list(moved.values()), allow_unused=True
+            ),
         )
-        return grad
+        return {k: t for k, t in zip(phi, grads, strict=True) if t is not None}
+
+
+def meta_gradient(
+    model: nn.Module,
+    loss_of: LossOf,
+    phi: Params,
+    x: Any,
+    x_meta: Any,
+    y_meta: Tensor,
+    *,
+    lookahead: SGDState,
+    weight: Tensor | None = None,
+    logits_of: Callable[[Any], Tensor] = pick_logits,
+) -> ReferenceMetaGradient:
+    """d L_meta(theta*) / d phi by autograd through the look-ahead step, Eqs. (3), (4), (7), for any training loss.
+
+    `loss_of(phi, logits)` gives the loss (n,) of each row of the batch, differentiable in both to second order. For a
+    learnable loss: ``phi, loss_of = loss.seen_by(index, x)``. BatchNorm uses batch statistics in training mode; the
+    model's own parameters, buffers and gradients stay as they are. A random layer draws from the global generators,
+    which *do* advance here, first for the train forward, then for the meta forward.
+    """
+    phi = {k: t.detach().clone().requires_grad_() for k, t in phi.items()}
+    step = _LookAhead(model, x, lookahead, logits_of, create_graph=True)(loss_of, phi, weight)
+    meta_loss, g = step.meta_loss(x_meta, y_meta)
+    return ReferenceMetaGradient(step.pull(g, phi), step.loss.detach(), meta_loss, step.logits.detach())
 
 
 def label_gradient(
@@ -394,20 +440,16 @@ def label_gradient(
     weight: Tensor | None = None,
     logits_of: Callable[[Any], Tensor] = pick_logits,
 ) -> ReferenceGradient:
-    """d L_meta(theta*) / d label parameter by autograd through the look-ahead step, Eqs. (3), (4), (7).
+    """:func:`meta_gradient` of the one parameter of a label family.
 
-    `probs_of(label_param)` gives the (n, C) label distributions of the batch. BatchNorm uses batch statistics in
-    training mode; the model's own parameters, buffers and gradients stay as they are. A random layer draws from the
-    global generators, which *do* advance here, first for the train forward, then for the meta forward.
+    `probs_of(label_param)` gives the (n, C) label distributions of the batch.
     """
-    label = label_param.detach().clone().requires_grad_(True)
-    step = _LookAhead(model, x, lookahead, logits_of, create_graph=True)(probs_of(label), weight)
-    meta_loss, g = step.meta_loss(x_meta, y_meta)
-    return ReferenceGradient(step.pull(g, label), step.loss.detach(), meta_loss, step.logits.detach())
+    loss, label = _label_loss(probs_of), {"": label_param}
+    out = meta_gradient(model, loss, label, x, x_meta, y_meta, lookahead=lookahead, weight=weight, logits_of=logits_of)
+    return ReferenceGradient(out.grads[""], out.train_loss, out.meta_loss, out.logits)
 
 
-def _weighted_mean(logits: Tensor, probs: Tensor, weight: Tensor | None) -> Tensor:
-    loss = soft_cross_entropy(logits, probs, reduction="none")
+def _weighted_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
     return (loss if weight is None else weight * loss).mean()
 
 
@@ -439,16 +481,32 @@ def meta_step(
         model, label_param, probs_of, x, x_meta, y_meta, lookahead=plain, weight=weight, logits_of=logits_of
     )
     label = constrain(label_param.detach() - label_lr * out.grad)
+    return label, plain_step(
+        model, _label_loss(probs_of), {"": label}, x, optimizer=optimizer, weight=weight, logits_of=logits_of
+    )
+
+
+def plain_step(
+    model: nn.Module,
+    loss_of: LossOf,
+    phi: Params,
+    x: Any,
+    *,
+    optimizer: SGDState,
+    weight: Tensor | None = None,
+    logits_of: Callable[[Any], Tensor] = pick_logits,
+) -> Params:
+    """Eq. (6) under the loss as it is, **in place on the model**: the new momentum buffers."""
     params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     start = _copies(dict(model.named_buffers()))
     logits = logits_of(call_model(model, x))
-    loss = _weighted_mean(logits, probs_of(label), weight)
+    loss = _weighted_mean(loss_of(phi, logits), weight)
     grads = _run(model, params, start, lambda: _grads(loss, params, create_graph=False))
     new, buffers = optimizer.update(params, grads)
     with torch.no_grad():
         for k, p in params.items():
             p.copy_(new[k])
-    return label, {k: b.detach() for k, b in buffers.items()}
+    return {k: b.detach() for k, b in buffers.items()}
 
 
 def target_margin(target_prob: float, num_classes: int) -> float:

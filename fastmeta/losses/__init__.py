@@ -1,7 +1,24 @@
 """Training losses with parameters of their own, which the meta-gradient moves."""
 
 from fastmeta.losses.class_labels import ClassLabels, class_gradient
+from fastmeta.losses.head import Head, Move
 from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
+from fastmeta.losses.labels import Labels
+from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.table import put_rows_, take_rows
+from fastmeta.losses.traced import TracedLoss, Unsupported
 
-__all__ = ["ClassLabels", "InstanceLabels", "class_gradient", "instance_gradient", "put_rows_", "take_rows"]
+__all__ = [
+    "ClassLabels",
+    "Head",
+    "InstanceLabels",
+    "Labels",
+    "LearnableLoss",
+    "Move",
+    "TracedLoss",
+    "Unsupported",
+    "class_gradient",
+    "instance_gradient",
+    "put_rows_",
+    "take_rows",
+]

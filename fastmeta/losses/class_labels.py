@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
+from fastmeta.losses.head import Collective, LabelMove
 from fastmeta.losses.labels import Labels, check_dtype, check_targets
 
 
@@ -45,6 +46,7 @@ class ClassLabels(Labels):
     """
 
     family = "class"
+    parameter = "alpha"
     _travel = 0.2
     alpha: Tensor
 
@@ -67,14 +69,41 @@ class ClassLabels(Labels):
         others = (a / (self.num_classes - 1)).expand(-1, self.num_classes)
         return others.scatter(1, targets.unsqueeze(1), 1 - a)
 
+    def value(self, index: Tensor) -> Tensor:
+        return self.alpha
+
+    def put(self, index: Tensor, value: Tensor) -> None:
+        self.alpha.copy_(value)
+
+    def loss_of(self, value: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        a = value[targets]
+        log_q = logits.log_softmax(-1)
+        given = log_q.gather(1, targets.unsqueeze(1)).squeeze(1)
+        return -(1 - a) * given - a / (self.num_classes - 1) * (log_q.sum(-1) - given)
+
     def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
         return ops.class_loss(logits, self._alpha(logits), self.given(index), weight)
 
-    def gradient(
-        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    def loss_at(self, value: Tensor, logits: Tensor, targets: Tensor, weight: Tensor | None) -> ops.LabelLoss:
+        return ops.class_loss(logits, value, targets, weight)
+
+    def gradient_at(
+        self, value: Tensor, targets: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None
     ) -> Tensor:
         """d L_meta / d alpha (C,): see :func:`class_gradient`."""
-        return class_gradient(self.given(index), self.num_classes, u, scale, weight)
+        return class_gradient(targets, self.num_classes, u, scale, weight)
+
+    def step_at(
+        self, value: Tensor, index: Tensor, targets: Tensor, logits: Tensor, u: Tensor, step: LabelMove
+    ) -> tuple[Tensor, ops.LabelStep]:
+        new, *rest = ops.class_label_step(value, targets, logits, u, step.scale, step.label_lr, step.weight)
+        return new, ops.LabelStep(*rest)
+
+    def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
+        self.move_(ranks.sum(grad), label_lr)
+
+    def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
+        return ranks.sum(grad).norm()
 
     def undo(self, index: Tensor) -> Callable[..., None]:
         """What puts back all that a label step writes; given a 0-d bool, where that is False."""

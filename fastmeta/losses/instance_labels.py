@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
+from fastmeta.losses.head import Collective, LabelMove
 from fastmeta.losses.labels import Labels, check_dtype, check_targets
 from fastmeta.losses.table import put_rows_, take_rows
 from fastmeta.ops.arguments import seed_of
@@ -49,6 +50,7 @@ class InstanceLabels(Labels):
     """
 
     family = "instance"
+    parameter = "label_logits"
     _travel = 30.0
     label_logits: Tensor
     label_step: Tensor
@@ -109,14 +111,54 @@ class InstanceLabels(Labels):
         rows = self.label_logits if index is None else self.rows(index)
         return (rows.float() if rows.element_size() < 4 else rows).softmax(-1)
 
+    def value(self, index: Tensor) -> Tensor:
+        return self.rows(index)
+
+    def put(self, index: Tensor, value: Tensor) -> None:
+        self.write_(index, value)
+
+    def loss_of(self, value: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        wide = value if value.element_size() >= 4 else value.float()
+        return -(wide.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
     def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
         return ops.instance_loss(logits, self.label_logits, index, weight)
 
-    def gradient(
-        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    def loss_at(self, value: Tensor, logits: Tensor, targets: Tensor, weight: Tensor | None) -> ops.LabelLoss:
+        own = torch.arange(logits.shape[0], device=logits.device)
+        return ops.instance_loss(logits, value, own, weight)
+
+    def gradient_at(
+        self, value: Tensor, targets: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None
     ) -> Tensor:
         """d L_meta / d label logits (n, C), one row per entry of the batch: see :func:`instance_gradient`."""
-        return instance_gradient(self.rows(index), u, scale, weight)
+        return instance_gradient(value, u, scale, weight)
+
+    def step_at(
+        self, value: Tensor, index: Tensor, targets: Tensor, logits: Tensor, u: Tensor, step: LabelMove
+    ) -> tuple[Tensor, ops.LabelStep]:
+        new, *rest = ops.instance_label_step(
+            value,
+            index,
+            logits,
+            u,
+            step.scale,
+            step.label_lr,
+            step.weight,
+            unique=step.unique,
+            seed=self.seed,
+            step=step.counter,
+        )
+        return new, ops.LabelStep(*rest)
+
+    def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
+        self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
+
+    def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
+        return ranks.sum(grad.float().square().sum()).sqrt()
+
+    def counters(self) -> list[Tensor]:
+        return [] if self.seed is None else [self.label_step]
 
     def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""

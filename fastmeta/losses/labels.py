@@ -1,19 +1,25 @@
 """Label families: the labels of a whole training set as parameters, and how a batch of them moves.
 
 A family holds the given hard labels and its own label parameter as buffers, so that ``state_dict``, ``to`` and
-``deepcopy`` work and no optimizer picks them up by accident. The meta step sees three calls and nothing else:
-``batch_loss`` before the look-ahead, ``step_`` after the tangent, ``gradient`` for those who only want to look.
+``deepcopy`` work and no optimizer picks them up by accident. It is a learnable loss, the cross-entropy of its label
+distributions, with closed forms in the place of autograd and an SGD of its own in one fused kernel.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastmeta import ops
 from fastmeta._numbers import as_real, as_whole, shown
+from fastmeta.losses.head import Collective, Head, LabelMove, Tensors
+from fastmeta.losses.label_heads import LabelHead, TracedLabels
+from fastmeta.losses.learnable_loss import LearnableLoss
+from fastmeta.losses.traced import TracedLoss
 
 
 def check_targets(targets: Any, num_classes: Any) -> tuple[Tensor, int]:
@@ -58,17 +64,104 @@ def check_dtype(dtype: torch.dtype, allowed: tuple[torch.dtype, ...]) -> None:
         raise ValueError(f"dtype must be one of {', '.join(map(str, allowed))}, got {dtype!r}")
 
 
-class Labels(nn.Module):
-    """What both label families have: the given targets, and a default of their rate."""
+class Labels(LearnableLoss):
+    """What both label families have: the given targets, their head, and a default of their rate."""
 
-    family: str
+    moves_itself = True
+    family: ClassVar[str]
+    parameter: ClassVar[str]  # the name of the label parameter
     targets: Tensor
     num_classes: int
     # eta * lambda / n, summed over the visits of a run, that a label parameter of this family wants
-    _travel: float
+    _travel: ClassVar[float]
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def forward(self, logits: Tensor, index: Tensor, x: Any = None) -> Tensor:
+        """Cross-entropy of each row with its label distribution (n,), in plain torch."""
+        return self.loss_of(self.value(index), logits, self.given(index))
+
+    def learned(self) -> Tensors:
+        return {self.parameter: getattr(self, self.parameter)}
+
+    def seen_by(self, index: Tensor, x: Any) -> tuple[Tensors, Callable[[Tensors, Tensor], Tensor]]:
+        targets = self.given(index)
+        return {self.parameter: self.value(index)}, lambda values, logits: self.loss_of(
+            values[self.parameter], logits, targets
+        )
+
+    def head(self, index: Tensor, x: Any, weight: Tensor | None, learned: Tensors | None = None) -> Head:
+        return LabelHead(self, index, weight)
+
+    def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:
+        return TracedLabels(self)
+
+    # What a family has: its label parameter as a batch sees it, and closed forms of that.
+
+    def value(self, index: Tensor) -> Tensor:
+        """The label parameter as the rows `index` see it."""
+        raise NotImplementedError
+
+    def put(self, index: Tensor, value: Tensor) -> None:
+        """Replace what :meth:`value` gives."""
+        raise NotImplementedError
+
+    def loss_of(self, value: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss (n,) in plain torch, differentiable in all."""
+        raise NotImplementedError
+
+    def loss_at(self, value: Tensor, logits: Tensor, targets: Tensor, weight: Tensor | None) -> ops.LabelLoss:
+        raise NotImplementedError
+
+    def gradient_at(
+        self, value: Tensor, targets: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def step_at(
+        self, value: Tensor, index: Tensor, targets: Tensor, logits: Tensor, u: Tensor, step: LabelMove
+    ) -> tuple[Tensor, ops.LabelStep]:
+        """The new value, and the loss under it: nothing is written."""
+        raise NotImplementedError
+
+    def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
+        raise NotImplementedError
+
+    def gradient(
+        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """dL_meta/d label parameter, as the rows `index` see it."""
+        return self.gradient_at(self.value(index), self.given(index), u, scale, weight)
+
+    def step_(
+        self,
+        logits: Tensor,
+        u: Tensor,
+        index: Tensor,
+        *,
+        scale: float | Tensor,
+        label_lr: float | Tensor,
+        weight: Tensor | None = None,
+        unique: bool = False,
+    ) -> ops.LabelStep:
+        raise NotImplementedError
+
+    def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
+        """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
+        raise NotImplementedError
+
+    def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
+        """Euclidean norm of a gradient of which every rank has its share."""
+        raise NotImplementedError
+
+    def undo(self, index: Tensor) -> Callable[..., None]:
+        """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
+        raise NotImplementedError
+
+    def counters(self) -> list[Tensor]:
+        """The number of label steps, where draws depend on it."""
+        return []
 
     def default_label_lr(self, lr: float, batch_size: int, visits: int = 100) -> float:
         """A label learning rate for look-ahead rate `lr` (lambda), `batch_size` (n) and `visits` (epochs) of a run.

@@ -3,9 +3,18 @@
 Threads may take steps at once, each on a model, labels and optimizer of its own: see :mod:`fastmeta.functional.turns`.
 """
 
-from fastmeta.meta.gradient import LabelGradient, label_gradient
+from fastmeta.meta.gradient import LabelGradient, MetaGradient, label_gradient, meta_gradient
 from fastmeta.meta.inputs import InputTransform
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.step import MetaStep
 
-__all__ = ["InputTransform", "LabelGradient", "MetaStep", "StepResult", "Totals", "label_gradient"]
+__all__ = [
+    "InputTransform",
+    "LabelGradient",
+    "MetaGradient",
+    "MetaStep",
+    "StepResult",
+    "Totals",
+    "label_gradient",
+    "meta_gradient",
+]

@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastmeta.losses import LearnableLoss
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+
+def check_optimizer(optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
     """Raise a TypeError for an optimizer whose step cannot be taken along one given gradient, dense and detached."""
     kind = type(optimizer).__name__
     closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"optimizer must step along one gradient, but {kind} evaluates the loss again and again (its step needs a "
+            f"{name} must step along one gradient, but {kind} evaluates the loss again and again (its step needs a "
             "closure); take SGD or Adam"
         )
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise TypeError("optimizer must take dense gradients, but SparseAdam takes sparse ones alone; take Adam")
+        raise TypeError(f"{name} must take dense gradients, but SparseAdam takes sparse ones alone; take Adam")
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise TypeError(
             f"{kind} has differentiable=True, whose step records itself; a meta step needs no such record: leave it out"
@@ -67,6 +69,47 @@ def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
             "too, whose gradient is then not exact; keep parameters in float32 and use torch.autocast",
             stacklevel=3,
         )
+
+
+def check_loss_optimizer(
+    loss: LearnableLoss, optimizer: torch.optim.Optimizer | None, model: nn.Module, label_lr: object
+) -> dict[str, Tensor] | None:
+    """The parameters of `loss` that `optimizer` moves, by name; None of a loss that moves itself, at `label_lr`.
+
+    Raises TypeError or ValueError for an optimizer or a rate too much or too few, and for parameters that are not the
+    loss's, or the model's too.
+    """
+    name = type(loss).__name__
+    if loss.moves_itself:
+        if optimizer is not None:
+            raise TypeError(
+                f"loss_optimizer is for losses that an optimizer moves; {name} move by an SGD of their own: leave it "
+                "out, and give label_lr"
+            )
+        return None
+    if label_lr is not None:
+        raise TypeError(f"label_lr is the rate of label families; {name} moves by loss_optimizer, which has its own")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"{name} needs loss_optimizer, a torch.optim.Optimizer of its parameters such as "
+            f"torch.optim.Adam(loss.parameters(), lr=1e-3), got {type(optimizer).__name__}"
+        )
+    check_optimizer(optimizer, "loss_optimizer")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    learned: dict[str, Tensor] = {key: p for key, p in loss.named_parameters() if p.requires_grad and id(p) in held}
+    if not learned:
+        raise ValueError(f"loss_optimizer moves no parameter of {name}; build it from loss.parameters()")
+    if strange := len(held - {id(p) for p in loss.parameters()}):
+        raise ValueError(f"loss_optimizer holds {strange} parameters that are not those of {name}; leave them out")
+    shared = {id(p) for p in model.parameters()}
+    for key, p in loss.named_parameters():
+        if id(p) in shared:
+            raise ValueError(
+                f"{key} of {name} is a parameter of the model too: theta must enter the loss through the logits alone"
+            )
+        if (kind := _strange_kind(p)) is not None and key in learned:
+            raise ValueError(f"parameter {key} of {name} is {kind}; the meta-gradient moves real dense tensors")
+    return learned
 
 
 def _strange_kind(p: Tensor) -> str | None:

@@ -60,3 +60,7 @@ class Ranks:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts)
+
+
+#: of a process by itself
+ALONE = Ranks(None)

@@ -38,7 +38,9 @@ def explanation(step: MetaStep) -> str:
         layers = f": {', '.join(step.approx.moving(step._network))}"
     return "\n".join(
         [
-            f"labels:     {step.labels.family} ({step.labels.extra_repr()}), label_lr {rate}",
+            f"labels:     {step.loss.family} ({step.loss.extra_repr()}), label_lr {rate}"
+            if step.loss.moves_itself
+            else f"loss:       {type(step.loss).__name__}, moved by {type(step.loss_optimizer).__name__}",
             f"look-ahead: {look}",
             f"tangent:    {tangent}",
             f"approx:     {step.approx}{layers}",

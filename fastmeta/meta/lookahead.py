@@ -11,7 +11,6 @@ operation takes there: ours was 0.7 (ResNet-20) to 1.2 times (ResNet-18) as fast
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,31 +21,24 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.network import Tensors
+from fastmeta.functional.optimizers import SGD, Rate, is_zero, sgd, steps_as_sgd
 
 LookAheadChoice = Literal["sgd", "optimizer"] | float
 
 
-Rate = float | Tensor
-
-
 @dataclass(frozen=True)
-class Rule:
-    """One parameter's step: theta* = theta - lr * d(G), d by SGD's momentum, dampening, Nesterov, weight decay.
+class Rule(SGD):
+    """One parameter's look-ahead: theta* = theta - lr * d(G), d by SGD's momentum, dampening, Nesterov, weight decay.
 
-    Numbers are floats, or 0-d tensors that a graph reads in every step. Zero as a float leaves a term out.
+    As a closed form, which is affine in G and in the buffer.
     """
 
-    lr: Rate
-    momentum: Rate = 0.0
-    dampening: float = 0.0
-    nesterov: bool = False
-    weight_decay: Rate = 0.0
     buffer: Tensor | None = None
 
     @property
     def gain(self) -> Rate:
         """-d theta* / d G, over lr."""
-        if _none(self.momentum):
+        if is_zero(self.momentum):
             return 1.0
         kept = 1.0 if self.buffer is None else 1.0 - self.dampening
         return 1.0 + self.momentum * kept if self.nesterov else kept
@@ -60,7 +52,7 @@ class Rule:
     @property
     def carry(self) -> Rate:
         """-d theta* / d buffer, over lr."""
-        if _none(self.momentum) or self.buffer is None:
+        if is_zero(self.momentum) or self.buffer is None:
             return 0.0
         return self.momentum * self.momentum if self.nesterov else self.momentum
 
@@ -82,39 +74,19 @@ class Rule:
         numbers = self.lr, self.momentum, self.weight_decay
         return *map(_key, numbers), self.dampening, self.nesterov, self.buffer is None
 
-    def star(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """theta* of one parameter in plain torch, for a compiler to fuse with what stands around it."""
-        d = grad if _none(self.weight_decay) else grad + self.weight_decay * theta
-        gain, carry = self.gain, self.carry
-        d = d if isinstance(gain, float) and gain == 1.0 else gain * d
-        if not _none(carry):
-            assert self.buffer is not None
-            d = d + carry * self.buffer
-        return theta - self.lr * d
-
 
 def _on_host(lr: Any) -> Rate:
     """A rate as a float; one on another device stays there, for to read it would wait for the device."""
     return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
-def _none(number: Rate) -> bool:
-    return not isinstance(number, Tensor) and number == 0
-
-
 def _key(number: Rate) -> Any:
     return ("tensor", id(number)) if isinstance(number, Tensor) else number
 
 
-def plus(tensors: list[Tensor], factor: Rate, others: list[Tensor]) -> list[Tensor]:
+def fused_plus(tensors: list[Tensor], factor: Rate, others: list[Tensor]) -> list[Tensor]:
     """t + factor * o of each pair, on CUDA in one launch that reads the 0-d `factor` on the device."""
     return ops.lookahead_update(tensors, others, lr=-factor)
-
-
-def steps_as_sgd(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its step is torch.optim.SGD's own, and not one that a subclass has put in its place."""
-    step = inspect.unwrap(type(optimizer).step)  # torch wraps it for its profiler
-    return isinstance(optimizer, torch.optim.SGD) and step is inspect.unwrap(torch.optim.SGD.step)
 
 
 class LookAhead:
@@ -220,7 +192,11 @@ class PreparedLookAhead:
         traced = not on_cuda and any(isinstance(rule.lr, Tensor) for rule in self.rules.values())
         with torch.no_grad():
             if traced:
-                return star | {name: self.rules[name].star(star[name], grad) for name, grad in grads.items()}
+                for name, grad in grads.items():
+                    rule = self.rules[name]
+                    held = [] if rule.buffer is None else [rule.buffer]
+                    (star[name],), _ = sgd(rule, [star[name]], [grad], held)
+                return star
             for names in self._alike(star, list(grads)):
                 rule = self.rules[names[0]]
                 thetas, deltas = [star[name] for name in names], [grads[name] for name in names]
@@ -245,9 +221,4 @@ def _fused_star(rule: Rule, thetas: list[Tensor], grads: list[Tensor], buffers: 
         held = buffers if rule.carry else []
         gain, carry, decay = float(rule.gain), float(rule.carry), float(rule.weight_decay)
         return ops.lookahead_update(thetas, grads, held, lr=rule.lr, gain=gain, carry=carry, weight_decay=decay)
-    d = grads if _none(rule.weight_decay) else plus(grads, rule.weight_decay, thetas)
-    if not _none(rule.momentum):
-        # after the step the buffer would be mu b + d; Nesterov goes along d + mu times that
-        grown = plus(d, rule.momentum, buffers) if buffers else d
-        d = plus(d, rule.momentum, grown) if rule.nesterov else grown
-    return ops.lookahead_update(thetas, d, lr=rule.lr)
+    return sgd(rule, thetas, grads, buffers, fused_plus)[0]

@@ -14,28 +14,17 @@ forward anyhow: where that one can leave the graph (`TangentPlan.joined`), eager
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmeta import ops
-from fastmeta.functional.network import Network, Tensors, is_out_of_memory, math_attention
-from fastmeta.functional.random_state import RandomState
-from fastmeta.functional.state import State
-from fastmeta.meta.doubts import Unrepeatable, repeats
-from fastmeta.meta.finite import stay_finite
+from fastmeta.functional.network import Network, Tensors, is_out_of_memory
+from fastmeta.meta.doubts import repeats
 from fastmeta.meta.rows import take
 from fastmeta.meta.tangents import (
-    TangentPlan,
     arithmetic_of,
-    difference_tangent,
-    forward_tangent,
-    forward_with_graph,
-    reverse_tangent,
 )
 
 
@@ -103,124 +92,13 @@ def refuse_coupled_rows(network: Network, x: Any, count: int, cut: Cut) -> None:
         )
 
 
-class TrainGradient(NamedTuple):
-    """What one pass over the train pieces gives."""
-
-    logits: Tensor  # (n, C), detached
-    before: ops.LabelLoss  # under the labels as they were
-    grads: Tensors  # of the mean training loss, by name
-    sound: list[Tensor]  # 0-d bools: whether the buffers stayed finite
-
-
-class TrainPieces:
-    """The train batch of one step in pieces: a first forward of each, and as many more of the same as are asked for.
-
-    Every later forward of a piece sees the state and draws the random numbers (dropout masks) of its first.
-    """
-
-    def __init__(self, network: Network, plan: TangentPlan, x: Any, index: Tensor, cut: Cut) -> None:
-        self.network, self.plan, self.index = network, plan, index
-        self.rows = pieces_of(len(index), cut.most)
-        self._x = [take(x, rows, len(index), cut.per_row) for rows in self.rows]
-        self.state = network.state()  # after the forwards so far
-        self._starts: list[State] = []
-        self._random: list[RandomState] = []
-        self._first: list[Tensor] = []  # their logits
-        self._same: list[Tensor] = []  # whether later ones had these again
-        self._graph: Tensor | None = None  # the logits of the tangent's own forward
-
-    def gradient(self, labels: Any, weight: Tensor | None, names: list[str]) -> TrainGradient:
-        """The first forward of every piece; the gradient for the parameters `names` under the labels as they are."""
-        losses, grads = [], Tensors()
-        params = [self.network.params[k] for k in names]
-        for rows, x in zip(self.rows, self._x, strict=True):
-            self._starts.append(self.state.again())
-            self._random.append(self.network.random_state(self.index.device))
-            with math_attention(self.plan.math_attention):
-                z = self.network(self.network.params, self.state, x)
-            check_logits(z, rows.stop - rows.start, labels.num_classes)
-            loss = labels.batch_loss(z.detach(), self.index[rows], None if weight is None else weight[rows])
-            with self._held(len(self._starts) - 1):
-                add_up(grads, names, torch.autograd.grad(z, params, loss.v / len(self.index), allow_unused=True))
-            self._first.append(z.detach())
-            losses.append(loss)
-        sound = stay_finite(self._starts[0], self.state)
-        if len(losses) == 1:
-            return TrainGradient(self._first[0], losses[0], grads, sound)
-        before = ops.LabelLoss(*(torch.cat(parts) for parts in zip(*losses, strict=True)))
-        return TrainGradient(torch.cat(self._first), before, grads, sound)
-
-    def pull(self, v: Tensor) -> Tensors:
-        """J'v by parameter name, once, for covectors (n, C): by the tangent's graph, or every piece's built anew."""
-        names, params, grads = list(self.network.params), list(self.network.params.values()), Tensors()
-        known = len(self._same)
-        graphs = self._again() if self._graph is None else iter([self._graph])
-        self._graph = None
-        for piece, z in enumerate(graphs):
-            with self._held(piece):
-                add_up(grads, names, torch.autograd.grad(z, params, v[self.rows[piece]], allow_unused=True))
-            del z  # its graph, before the next piece's forward
-        if not all(map(bool, self._same[known:])):  # waits for the device, after that many forwards
-            raise Unrepeatable
-        return grads
-
-    def same(self) -> Tensor | None:
-        """0-d bool, whether all forwards so far gave the logits of the first; None before a second."""
-        return torch.stack(self._same).all() if self._same else None
-
-    def _compare(self, piece: int, again: Tensor, spread: Tensor | float = 0.0) -> None:
-        like = next(iter(self.network.params.values()))
-        self._same.append(repeats(self._first[piece], again, arithmetic_of(like), spread))
-
-    def tangent(self, direction: Tensors, keep_graph: bool) -> Tensor:
-        """u = J d (n, C), piece by piece in the planned way; `keep_graph` for a :meth:`pull` to come."""
-        u = []
-        if keep_graph and self.plan.joined and len(self.rows) == 1:
-            start = self._starts[0].clone()
-            with math_attention(self.plan.math_attention), self._random[0].replay():
-                self._graph, only = forward_with_graph(self.network, start, self._x[0], direction)
-            self._compare(0, self._graph)
-            return only
-        if self.plan.way == "reverse":
-            params = [self.network.params[k] for k in direction]
-            for piece, z in enumerate(self._again()):
-                v = torch.zeros_like(z).requires_grad_()  # anywhere: J'v is linear in v
-                with self._held(piece):
-                    pulled = torch.autograd.grad(z, params, v, create_graph=True, allow_unused=True)
-                    u.append(reverse_tangent(pulled, v, list(direction.values())).detach())
-                del z, v, pulled  # their graph is whole still: gone before the next piece's forward
-            return torch.cat(u)
-        for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
-            with math_attention(self.plan.math_attention):
-                if self.plan.way == "forward":
-                    with random.replay():
-                        made = forward_tangent(self.network, start.clone(), x, direction)
-                else:
-                    made = difference_tangent(self.network, start, x, direction, random)
-            self._compare(piece, made.logits, made.spread)
-            u.append(made.u)
-        return torch.cat(u)
-
-    @contextmanager
-    def _held(self, piece: int) -> Iterator[None]:
-        """For a backward of this piece: what its forwards began with."""
-        with self.network.held(self.network.params, self._starts[piece]), math_attention(self.plan.math_attention):
-            yield
-
-    def _again(self) -> Iterator[Tensor]:
-        """The logits of every piece, with a graph."""
-        for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
-            with math_attention(self.plan.math_attention), random.replay():
-                z = self.network(self.network.params, start.clone(), x)
-            self._compare(piece, z)
-            yield z
-            del z
-
-
-def check_logits(logits: Tensor, count: int, num_classes: int) -> None:
-    """Raise a ValueError unless `logits` are (count, num_classes)."""
-    if logits.shape != (count, num_classes):
-        raise ValueError(
-            f"logits must have shape ({count}, {num_classes}) for this index and these labels, "
-            f"got {tuple(logits.shape)}; x and index must belong together, and the model must have num_classes outputs"
-        )
+def check_logits(logits: Tensor, count: int, num_classes: int | None) -> None:
+    """Raise a ValueError unless `logits` are (count, num_classes); None takes any number of classes."""
+    if logits.shape[0] == count and num_classes in (None, logits.shape[1]):
+        return
+    classes = "classes" if num_classes is None else num_classes
+    raise ValueError(
+        f"logits must have shape ({count}, {classes}) for this index and these labels, "
+        f"got {tuple(logits.shape)}; x and index must belong together"
+        + ("" if num_classes is None else ", and the model must have num_classes outputs")
+    )

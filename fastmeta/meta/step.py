@@ -12,30 +12,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 
-from fastmeta import ops
 from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.functional.call import plain
-from fastmeta.functional.network import Network, Tensors, functional_module, is_out_of_memory, recorded
-from fastmeta.functional.state import State
+from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.turns import TURN
-from fastmeta.losses import ClassLabels
+from fastmeta.losses import LearnableLoss, Move
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.demands import check_optimizer, check_parameters
+from fastmeta.meta.demands import check_loss_optimizer, check_optimizer, check_parameters
 from fastmeta.meta.distributed import Ranks
-from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
+from fastmeta.meta.doubts import Doubts
+from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
 from fastmeta.meta.engines.traced import CompileMode, GraphStep
 from fastmeta.meta.explanation import explanation
-from fastmeta.meta.finite import all_finite, both
-from fastmeta.meta.gradient import Labels, MetaPass, check_batch, check_labels, meta_pass, plan_through
+from fastmeta.meta.gradient import check_batch, check_loss
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
 from fastmeta.meta.memory import explained
-from fastmeta.meta.micro import Cut, TrainPieces, couples_rows, fits, refuse_coupled_rows
+from fastmeta.meta.micro import Cut, couples_rows, fits, refuse_coupled_rows
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
-from fastmeta.meta.tangents import TangentChoice, TangentPlan, arithmetic_of, plan_tangent
-from fastmeta.meta.update import update
+from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent
 
 #: a look-ahead rate at most this (the start of a warm-up, the end of a cosine) moves no label by a default label_lr
 _NO_RATE = 1e-30
@@ -113,9 +110,10 @@ class MetaStep:
     def __init__(
         self,
         model: nn.Module,
-        labels: Labels,
+        loss: LearnableLoss,
         optimizer: torch.optim.Optimizer,
         *,
+        loss_optimizer: torch.optim.Optimizer | None = None,
         label_lr: float | None = None,
         lookahead: LookAheadChoice = "sgd",
         tangent: TangentChoice = "auto",
@@ -136,14 +134,16 @@ class MetaStep:
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         check_optimizer(optimizer)
         check_parameters(model, optimizer)
-        check_labels(labels)
+        check_loss(loss)
+        self._learned = check_loss_optimizer(loss, loss_optimizer, model, label_lr)
         most = None if micro_batch is None else as_whole(micro_batch)
         if micro_batch is not None and (most is None or most < 1):
             raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
         if tangent not in get_args(TangentChoice):
             raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {tangent!r}")
         self.model = model
-        self.labels = labels
+        self.loss = loss
+        self.loss_optimizer = loss_optimizer
         self.optimizer = optimizer
         self.label_lr = label_lr
         self._unequal_rates_told = False
@@ -156,7 +156,7 @@ class MetaStep:
         self.steps = 0
         self.totals = totals
         self.transform = transform
-        self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=labels.targets.device)
+        self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
         self._lookahead = LookAhead(lookahead, optimizer)
         if compile not in get_args(CompileMode):
             raise ValueError(f"compile must be one of {', '.join(get_args(CompileMode))}, got {compile!r}")
@@ -186,7 +186,7 @@ class MetaStep:
         constant weights of the training loss (both gradients carry them). Raises ValueError for batches that do not fit
         each other.
         """
-        train, meta = check_batch(self.labels, train, meta, weight)
+        train, meta = check_batch(self.loss, train, meta, weight)
         train, meta = (plain(self.model, train[0]), train[1]), (plain(self.model, meta[0]), meta[1])
         network = self._current_network()
         self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
@@ -206,11 +206,51 @@ class MetaStep:
                     self._untraced = str(error)
                     self._warn(f"compile={self.compile!r}: the step runs eagerly: {error}", 2)
             x, x_meta = self._network_inputs(train[0], meta[0])
-            result = self._step(network, plan, label_lr, (x, train[1]), (x_meta, meta[1]), weight)
+            result = self._eager_step(network, plan, label_lr, (x, train[1]), (x_meta, meta[1]), weight)
             if self.totals is not None:
-                given = self.labels.given(train[1])
+                given = self.loss.given(train[1])
                 self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
             return result
+
+    def _eager_step(
+        self,
+        network: Network,
+        plan: TangentPlan,
+        label_lr: Rate | None,
+        train: tuple[Any, Tensor],
+        meta: tuple[Any, Tensor],
+        weight: Tensor | None,
+    ) -> StepResult:
+        engine = EagerEngine(
+            network=network,
+            optimizer=self.optimizer,
+            lookahead=self._lookahead,
+            approx=self.approx,
+            plan=plan,
+            choice=self.tangent,
+            ranks=self._ranks,
+            doubts=self._doubts,
+            cut=self._cut,
+            num_classes=self.loss.num_classes,
+            train=train,
+            meta=meta,
+            weight=weight,
+            on_grad=self.on_grad,
+            choose_plan=self._choose_plan,
+            new_plan=self._take_plan,
+        )
+        head = self.loss.head(train[1], train[0], weight, self._learned)
+        move = Move(self._ranks, label_lr, self.unique_index, self.loss_optimizer)
+        result = engine.step(head, move, moves=self._loss_moves())
+        self._count(result)
+        return result
+
+    def _take_plan(self, plan: TangentPlan) -> None:
+        self.plan = plan
+
+    def _count(self, result: StepResult) -> None:
+        self.nonfinite_steps += ~result.finite
+        self.steps += 1
 
     @property
     def micro_batch(self) -> int | None:
@@ -240,16 +280,23 @@ class MetaStep:
         self._given_label_lr = eta
         self._default_label_lr: Rate | None = None  # that of the last step
 
-    def _label_rate(self, network: Network, n: int) -> Rate:
-        """eta of a step on `n` rows, those of all ranks together."""
+    @property
+    def labels(self) -> Any:
+        """The loss: of label families another name."""
+        return self.loss
+
+    def _label_rate(self, network: Network, n: int) -> Rate | None:
+        """eta of a step on `n` rows, those of all ranks together; None of a loss that an optimizer moves."""
+        if not self.loss.moves_itself:
+            return None
         if self._given_label_lr is not None:
             return self._given_label_lr
         moving = {name: network.params[name] for name in self.approx.moving(network)}
         rate = self._lookahead.largest_rate(moving)
         if isinstance(rate, Tensor):
-            eta: Rate = torch.where(rate > _NO_RATE, self.labels.default_label_lr(1.0, n) / rate, 0.0)
+            eta: Rate = torch.where(rate > _NO_RATE, self.loss.default_label_lr(1.0, n) / rate, 0.0)
         else:
-            eta = self.labels.default_label_lr(rate, n) if rate > _NO_RATE else 0.0
+            eta = self.loss.default_label_lr(rate, n) if rate > _NO_RATE else 0.0
         self._warn_of_unequal_rates()
         self._default_label_lr = eta
         return eta
@@ -275,7 +322,7 @@ class MetaStep:
         self,
         network: Network,
         plan: TangentPlan,
-        label_lr: Rate,
+        label_lr: Rate | None,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
@@ -293,20 +340,20 @@ class MetaStep:
         if self._graphs is None or self._graphs.network is not network:
             self._graphs = GraphStep(
                 network,
-                self.labels,
+                self.loss,
                 self.optimizer,
                 self._lookahead,
                 plan,
                 mode=self.compile,
+                loss_optimizer=self.loss_optimizer,
                 approx=self.approx,
                 unique=self.unique_index,
                 totals=self.totals,
                 transform=self.transform,
                 replan=self._choose_plan,
             )
-        result = self._graphs(train, meta, label_lr, weight, labels_move=self._labels_move())
-        self.nonfinite_steps += ~result.finite
-        self.steps += 1
+        result = self._graphs(train, meta, label_lr, weight, loss_moves=self._loss_moves())
+        self._count(result)
         return result
 
     def _both_graphs(self) -> bool:
@@ -370,156 +417,8 @@ class MetaStep:
         else:
             self.on_warning(text)
 
-    def _labels_move(self) -> bool:
+    def _loss_moves(self) -> bool:
         return self.approx.kind != "every" or self.steps % self.approx.number == 0
-
-    def _plain_step(
-        self, network: Network, plan: TangentPlan, train: tuple[Any, Tensor], weight: Tensor | None
-    ) -> StepResult:
-        """Training with the labels as they are: the steps between those of "every:k"."""
-        pieces = TrainPieces(network, plan, *train, self._cut)
-        logits, before, grads, sound = pieces.gradient(self.labels, weight, list(network.params))
-        loss = (before.loss if weight is None else before.loss * weight).mean()
-        finite = self._move_model(network, grads, self._ranks.all(both(loss.isfinite(), sound)), pieces.state)
-        nothing = torch.full_like(loss, torch.nan)
-        return StepResult(
-            train_loss=loss,
-            meta_loss=nothing,
-            loss=before.loss,
-            logits=logits,
-            entropy=before.entropy,
-            alignment=torch.full_like(before.loss, torch.nan),
-            label_grad_norm=nothing,
-            skipped=before.skipped,
-            finite=finite,
-        )
-
-    def _step(
-        self,
-        network: Network,
-        plan: TangentPlan,
-        label_lr: Rate,
-        train: tuple[Any, Tensor],
-        meta: tuple[Any, Tensor],
-        weight: Tensor | None,
-    ) -> StepResult:
-        if not self._labels_move():
-            return self._plain_step(network, plan, train, weight)
-        index, ranks = train[1], self._ranks
-        delayed = self.approx.kind == "delayed"
-        out, sure = self._meta_pass(network, plan, train, meta, weight)
-        finite = ranks.all(out.finite() & sure)
-        # where this is not finite, a label step of length zero: its loss is then that of the labels that stay
-        scale = finite.to(torch.float64) * (out.scale / ranks.size)
-
-        logits = out.logits.detach()
-        grad = self.labels.gradient(logits, out.u, index, out.scale / ranks.size, weight)
-        undo_labels = self.labels.undo(index if ranks.size == 1 else ranks.gather(index))
-        grad_norm = ranks.sum(grad.float().square().sum()).sqrt() if grad.ndim == 2 else ranks.sum(grad).norm()
-        if ranks.size == 1:
-            moved = self.labels.step_(
-                logits, out.u, index, scale=scale, label_lr=label_lr, weight=weight, unique=self.unique_index
-            )
-        else:
-            moved = self._step_labels_together(logits, out, index, torch.where(finite, grad, 0), label_lr, weight)
-
-        try:
-            if delayed:
-                finite = self._update(network, out.grads, finite, out.state)
-            else:
-                grads = out.pull(network.params, moved.v / len(index))
-                finite = self._move_model(network, grads, finite, out.state)
-            if finite.is_cuda or not bool(finite):
-                undo_labels(finite)
-        except BaseException:  # out of memory, on_grad, the optimizer: the labels have moved already
-            undo_labels()
-            raise
-        return StepResult(
-            train_loss=out.train_loss,
-            meta_loss=out.meta_loss,
-            loss=moved.loss,
-            logits=logits,
-            entropy=moved.entropy,
-            alignment=moved.alignment,
-            label_grad_norm=grad_norm,
-            skipped=moved.skipped,
-            finite=finite,
-        )
-
-    def _meta_pass(
-        self, network: Network, plan: TangentPlan, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], weight: Any
-    ) -> tuple[MetaPass, Any]:
-        """The pass and whether to believe it, as a bool or, on CUDA, as a 0-d tensor.
-
-        Where the planned way raises or is wrong by now (a schedule may have switched on a layer), once more by the plan
-        of the model as it is; once more too where the forward did not repeat, which may have made a generator.
-        """
-        delayed, again, like = self.approx.kind == "delayed", False, next(iter(network.params.values()))
-        while True:
-            try:
-                self._doubts.recall()
-                out = meta_pass(
-                    network,
-                    self.labels,
-                    self._lookahead.prepare(network.params),
-                    plan,
-                    train,
-                    meta,
-                    weight=weight,
-                    reduce=self._ranks.mean,
-                    moving=self.approx.moving(network) if self.approx.kind == "last" else None,
-                    keep_grads=delayed,
-                    pulls=not delayed,
-                    cut=self._cut,
-                )
-                return out, self._doubts.settle(plan.way, out.same, out.found, arithmetic_of(like), self._ranks)
-            except RuntimeError as error:
-                together = isinstance(error, Unfit | Unrepeatable)  # on all ranks, or on one alone
-                if again or is_out_of_memory(error) or not (together or self._ranks.size == 1):
-                    raise
-                again = True
-                if isinstance(error, Unrepeatable):
-                    continue
-                now = self._choose_plan(train[0], len(train[1]))
-                same = now.kind == plan.kind
-                if same and isinstance(error, Unfit) and not error.wrong:
-                    self._doubts.rounding()
-                elif same and isinstance(error, Unfit) and self.micro_batch is None:
-                    now = plan_through(network, self.labels, train, weight, plan, self.tangent)
-                    self._doubts.bends = True
-                elif same:
-                    raise
-                self.plan = plan = now
-
-    def _move_model(self, network: Network, grads: Tensors, finite: Tensor, state: State) -> Tensor:
-        """Eq. (6): the optimizer's step along the gradient, averaged over the ranks."""
-        mean = dict(zip(grads, self._ranks.mean(list(grads.values())), strict=True))
-        return self._update(network, mean, finite, state)
-
-    def _step_labels_together(
-        self, logits: Tensor, out: MetaPass, index: Tensor, grad: Tensor, label_lr: Rate, weight: Tensor | None
-    ) -> ops.LabelStep:
-        """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
-        ranks, labels = self._ranks, self.labels
-        alignment = ops.row_dot(labels.batch_loss(logits, index).v, out.u)
-        if isinstance(labels, ClassLabels):
-            labels.move_(ranks.sum(grad), label_lr)
-        else:
-            labels.move_(ranks.gather(index), ranks.gather(grad), label_lr)
-        return ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
-
-    def _update(self, network: Network, grads: Tensors, finite: Tensor, state: State) -> Tensor:
-        """The optimizer's step and the new running statistics, or neither: whether `finite` and `grads` are too."""
-        on_device = finite.is_cuda
-        if on_device or bool(finite):
-            if self.on_grad is not None:
-                self.on_grad(grads)
-            finite = self._ranks.all(both(finite, [all_finite(grads.values(), finite.device)]))
-        if on_device or bool(finite):
-            update(network, self.optimizer, grads, state, keep=finite if on_device else None)
-        self.nonfinite_steps += ~finite
-        self.steps += 1
-        return finite
 
     def explain(self) -> str:
         """In words: how the tangent is made and why, which look-ahead, which label rate."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fastmeta.functional.finite import all_finite, stay_finite
 from fastmeta.functional.network import Network, pick_logits
-from fastmeta.meta.finite import all_finite, stay_finite
 from fastmeta.meta.micro import pieces_of
 from fastmeta.meta.update import update
 from fastmeta.methods.base import Batch, Method, Outcome

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed, load_batch
+from fastmeta.functional.finite import all_finite
 from fastmeta.functional.network import pick_logits
-from fastmeta.meta.finite import all_finite
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.encoding import Decoder, Encoder

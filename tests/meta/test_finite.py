@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastmeta.meta.finite import all_finite, stay_finite
+from fastmeta.functional.finite import all_finite, stay_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])

@@ -5,13 +5,13 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from fastmeta.meta.engines.graph import trace
-from fastmeta.meta.engines.pure import GroupNumbers, SGDRule, fused_sgd
-from fastmeta.meta.lookahead import PreparedLookAhead, Rule
+from fastmeta.meta.engines.pure import GroupNumbers, Terms, move
+from fastmeta.meta.lookahead import PreparedLookAhead, Rule, fused_plus
 
 pytestmark = pytest.mark.newest
 
-PLAIN, DECAY = SGDRule(0, False, False, False), SGDRule(1, False, False, True)
-HEAVY, NESTEROV = SGDRule(0, True, False, False), SGDRule(1, True, True, True)
+PLAIN, DECAY = Terms(0, False, False, False), Terms(1, False, False, True)
+HEAVY, NESTEROV = Terms(0, True, False, False), Terms(1, True, True, True)
 NUMBERS = (0.1, 0.9, 0.0), (0.03, 0.8, 1e-2)  # lr, momentum, weight decay
 
 
@@ -26,6 +26,24 @@ def problem(rules, dtype=torch.float64):
     return thetas, grads, buffers, groups
 
 
+def by_torch(theta, grad, buffer, rule):
+    """torch.optim.SGD on one parameter."""
+    lr, momentum, decay = NUMBERS[rule.group]
+    p = torch.nn.Parameter(theta.clone())
+    p.grad = grad
+    optimizer = torch.optim.SGD(
+        [p],
+        lr=lr,
+        momentum=momentum if rule.momentum else 0.0,
+        nesterov=rule.nesterov,
+        weight_decay=decay if rule.weight_decay else 0.0,
+    )
+    if buffer is not None:
+        optimizer.state[p]["momentum_buffer"] = buffer.clone()
+    optimizer.step()
+    return p.detach(), optimizer.state[p].get("momentum_buffer") if rule.momentum else None
+
+
 @pytest.mark.parametrize(
     "rules",
     [[PLAIN] * 3, [HEAVY] * 3, [NESTEROV] * 2, [PLAIN, NESTEROV, DECAY, HEAVY, NESTEROV]],
@@ -34,9 +52,9 @@ def problem(rules, dtype=torch.float64):
 def test_it_is_the_rule_of_each_parameter(rules):
     thetas, grads, buffers, groups = problem(rules)
     grads[1] = None
-    new, kept = fused_sgd(rules, thetas, grads, buffers, groups, torch.tensor(True))
+    new, kept = move(rules, thetas, grads, buffers, groups, fused_plus, torch.tensor(True))
     expected = [
-        (theta, b) if g is None else rule(theta, g, b, groups[rule.group])
+        (theta, b) if g is None else by_torch(theta, g, b, rule)
         for rule, theta, g, b in zip(rules, thetas, grads, buffers, strict=True)
     ]
     torch.testing.assert_close(new, [theta for theta, _ in expected], rtol=1e-14, atol=1e-14)
@@ -49,7 +67,7 @@ def test_a_step_that_is_not_finite_leaves_every_bit():
     thetas, grads, buffers, groups = problem(rules, torch.float32)
     for g in grads:
         g[0, 0], g[1, 1] = torch.nan, torch.inf
-    new, kept = fused_sgd(rules, thetas, grads, buffers, groups, torch.tensor(False))
+    new, kept = move(rules, thetas, grads, buffers, groups, fused_plus, torch.tensor(False))
     assert all(map(torch.equal, new, thetas))
     assert all(map(torch.equal, kept, [b for b in buffers if b is not None]))
 
@@ -71,7 +89,7 @@ def test_on_cuda_the_graph_holds_one_operation_for_all_parameters(rule, launches
         def step(lr, finite, *flat):
             thetas, grads, buffers = flat[::3], flat[1::3], flat[2::3] if rule.momentum else [None] * 20
             numbers = GroupNumbers(lr, lr, lr)
-            new, kept = fused_sgd([rule] * 20, thetas, grads, buffers, [numbers, numbers], finite)
+            new, kept = move([rule] * 20, thetas, grads, buffers, [numbers, numbers], fused_plus, finite)
             return [*new, *kept]
 
         count, calls = updates(trace(step, [*rates, *tensors]))

@@ -240,7 +240,9 @@ def test_wrong_arguments_are_named():
         wrong[3] = row
         with pytest.raises(ValueError, match=r"index must lie in \[0, 23\] for 24 training samples, got "):
             call((case.x, wrong), lr=0.1)
-    with pytest.raises(TypeError, match="labels must be InstanceLabels or ClassLabels, got Tensor"):
+    with pytest.raises(
+        TypeError, match=r"labels must be InstanceLabels, ClassLabels or another fastmeta.LearnableLoss, got Tensor"
+    ):
         label_gradient(case.model, case.targets, *good, lr=0.1)
     with pytest.raises(ValueError, match="train batch is empty"):
         call((case.x[:0], case.index[:0]), lr=0.1)

@@ -208,7 +208,7 @@ def test_default_label_rate_and_explanation():
 @pytest.mark.parametrize(
     ("kw", "error", "text"),
     [
-        ({"labels": nn.Linear(2, 2)}, TypeError, "labels must be InstanceLabels or ClassLabels, got Linear"),
+        ({"loss": nn.Linear(2, 2)}, TypeError, r"loss must be .* another fastmeta.LearnableLoss, got Linear"),
         ({"tangent": "x"}, ValueError, "tangent must be one of auto, reverse, forward, difference, got 'x'"),
         ({"micro_batch": 2.5}, ValueError, "a whole number of rows from 1 on, got 2.5"),
         ({"label_lr": "5"}, ValueError, "label_lr must be None or a finite number >= 0, got '5'"),
@@ -220,7 +220,7 @@ def test_default_label_rate_and_explanation():
 def test_wrong_arguments_are_named_at_once(kw, error, text):
     case = cases.make("mlp")
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.5)
-    kw = {"labels": make_labels(fastmeta.InstanceLabels, case), "optimizer": optimizer, **kw}
+    kw = {"loss": make_labels(fastmeta.InstanceLabels, case), "optimizer": optimizer, **kw}
     with pytest.raises(error, match=text):
         fastmeta.MetaStep(case.model, **kw)
 

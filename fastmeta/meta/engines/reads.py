@@ -113,19 +113,26 @@ class Counter:
 
 
 def settled(
-    network: Network, functions: Sequence[tuple[str, Any]], device: torch.device, run: Callable[[], Any]
+    network: Network,
+    functions: Sequence[tuple[str, Any]],
+    device: torch.device,
+    run: Callable[[], Any],
+    others: Sequence[tuple[str, nn.Module]] = (),
 ) -> Watch:
     """Bring the model's Python to where it stands after a forward of these batches, and watch what it read on the way.
 
-    `run` makes the forwards. A model that keeps what depends on their shape keeps it from here on. One that only counts
-    its forwards goes on counting; its numbers are not watched, and stand as before.
+    `run` makes the forwards, of the model and of `others`, modules whose tensors a step reads anew. A model that keeps
+    what depends on their shape keeps it from here on. One that only counts its forwards goes on counting; its numbers
+    are not watched, and stand as before.
 
     Raises:
         Untraceable: the model draws from generators of Python or NumPy, it has something that cannot be watched, or it
             moves something in every forward that it also reads.
     """
-    modules = list(network.model.named_modules())
-    own = {id(t) for t in [*network.params.values(), *network.frozen().values(), *network.moving()]}
+    modules = [*network.model.named_modules(), *others]
+    tensors = [*network.params.values(), *network.frozen().values(), *network.moving()]
+    tensors += [t for _, m in others for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+    own = {id(t) for t in tensors}
     reads: dict[int, set[str]] = {}
     before = {(id(vars(m)), k): v for _, m in modules for k, v in vars(m).items() if type(v) in (int, float)}
 

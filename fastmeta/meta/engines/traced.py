@@ -10,23 +10,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.optim import optimizer as torch_optimizer
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fastmeta._text import reason
 from fastmeta.functional.network import Network, copy_all_
+from fastmeta.functional.optimizers import steps_as_sgd
 from fastmeta.functional.precision import without_autocast
+from fastmeta.functional.pure_optimizers import Scalars, refuse_hooks
 from fastmeta.functional.watch import Watch
-from fastmeta.losses import InstanceLabels
+from fastmeta.losses import LearnableLoss, Unsupported
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.engines.caches import fill_caches
 from fastmeta.meta.engines.captured import Captured, Record, record_cuda
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable, random_nodes, through_inductor, trace
-from fastmeta.meta.engines.pure import GroupNumbers, PureStep, SGDRule, StepInputs
+from fastmeta.meta.engines.pure import GroupNumbers, PureStep, StepInputs, Terms
 from fastmeta.meta.engines.reads import HOST_DRAWS, settled
-from fastmeta.meta.gradient import Labels
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
-from fastmeta.meta.lookahead import LookAhead, Rate, steps_as_sgd
+from fastmeta.meta.lookahead import LookAhead, Rate
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangents import TangentPlan
 
@@ -107,13 +107,14 @@ class GraphStep:
     def __init__(
         self,
         network: Network,
-        labels: Labels,
+        loss: LearnableLoss,
         optimizer: torch.optim.Optimizer,
         lookahead: LookAhead,
         plan: TangentPlan,
         *,
         mode: CompileMode,
         unique: bool,
+        loss_optimizer: torch.optim.Optimizer | None = None,
         approx: Approximation = EXACT,
         totals: Totals | None = None,
         transform: InputTransform | None = None,
@@ -121,10 +122,14 @@ class GraphStep:
         record: Record | None = None,
         replan: Callable[[Any, int], TangentPlan] | None = None,
     ) -> None:
-        self.network, self.labels, self.optimizer, self.lookahead = network, labels, optimizer, lookahead
+        self.network, self.optimizer, self.lookahead = network, optimizer, lookahead
+        self.loss_module, self.loss_optimizer = loss, loss_optimizer
+        self._read_loss()
         self.plan, self.mode, self.unique, self.cap = plan, mode, unique, cap
         self.approx, self.totals, self.transform = approx, totals, transform
-        self.record = record_cuda if record is None and mode == "full" and labels.targets.is_cuda else record
+        self.record = (
+            record_cuda if record is None and mode == "full" and next(iter(network.params.values())).is_cuda else record
+        )
         self.compilations = 0
         self.captures = 0
         self._unsettled = 0  # steps in which the model had other buffers after than before
@@ -133,64 +138,61 @@ class GraphStep:
         self.graphs: list[fx.GraphModule] = []
         self.replan = replan
         self._graphs = _Graphs()
-        self._scalars: dict[str, tuple[Any, Tensor]] = {}
-        self._rules = self._read_rules()
+        self._scalars = Scalars()
+        self._terms = self._read_terms()
 
     def __call__(
         self,
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
-        label_lr: Rate,
+        label_lr: Rate | None,
         weight: Tensor | None,
         *,
-        labels_move: bool = True,
+        loss_moves: bool = True,
     ) -> StepResult:
         """Run the step and write the new parameters, momentum, buffers, totals and labels."""
-        self._rules = self._read_rules()  # which terms there are; their numbers are inputs
+        self._terms = self._read_terms()  # which terms there are; their numbers are inputs
+        if not self.loss.stands():
+            self._read_loss()
         batch = _Batch(*train, *meta, [] if weight is None else [weight])
         self._set_rates(label_lr)
         run = self._captured_run if self.record is not None and not self.uncaptured else self._run
-        result = StepResult(*run(batch, labels_move))
+        result = StepResult(*run(batch, loss_moves))
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules of torch ask for it, and warn
         return result
 
     # -- one step ----------------------------------------------------------------------------------------
 
-    def _run(self, batch: _Batch, labels_move: bool) -> Sequence[Tensor]:
+    def _run(self, batch: _Batch, loss_moves: bool) -> Sequence[Tensor]:
         """The results; state is written in place. Captured, this is the whole content of the CUDA graph."""
-        inputs, leaves, kept = self._prepared(batch, labels_move)
+        inputs, leaves, kept = self._prepared(batch, loss_moves)
         graph = kept.graph
         with torch.no_grad(), without_autocast():
             out = list(graph(*leaves))
-            label, results = out[-_RESULTS - 1], out[-_RESULTS:]
-            finite = results[-1]
             moved = [*inputs.params, *inputs.momentum, *inputs.state]
+            of_loss, results = out[len(moved) + len(inputs.totals) : -_RESULTS], out[-_RESULTS:]
+            finite = results[-1]
             if finite.is_cuda or bool(finite):
                 pairs = [(t, value) for t, value in zip(moved, out, strict=False) if value is not t]
                 copy_all_([t for t, _ in pairs], [value for _, value in pairs])
-                if isinstance(self.labels, InstanceLabels):
-                    self.labels.write_(batch.index, label)
-                else:
-                    self.labels.alpha.copy_(label)
-            if labels_move:
-                for counter in inputs.label_step:
-                    counter += finite
+                if loss_moves:
+                    self.loss.write(batch.index, of_loss, finite)
             for total, value in zip(inputs.totals, out[len(moved) :], strict=False):
                 total.copy_(value)
         return results
 
-    def _captured_run(self, batch: _Batch, labels_move: bool) -> Sequence[Tensor]:
+    def _captured_run(self, batch: _Batch, loss_moves: bool) -> Sequence[Tensor]:
         assert self.record is not None
         leaves, spec = tree_flatten(batch.tree())
-        key, state = self._key(leaves, spec, labels_move), self._state()
+        key, state = self._key(leaves, spec, loss_moves), self._state()
         # read anew: the rates are set, and momentum is made
-        _, _, kept = self._prepared(batch, labels_move)
+        _, _, kept = self._prepared(batch, loss_moves)
         captured = kept.captured.get(key)
         if captured is None or not captured.fits(state):
             undo = self._undo(batch.index)
             try:
                 captured = Captured(
-                    lambda flat: self._run(_Batch(*tree_unflatten(list(flat), spec)), labels_move),
+                    lambda flat: self._run(_Batch(*tree_unflatten(list(flat), spec)), loss_moves),
                     leaves,
                     state,
                     undo,
@@ -201,36 +203,37 @@ class GraphStep:
             except RuntimeError as error:
                 self.uncaptured = reason(error, 200)
                 _say(f"the compiled step is not captured in a CUDA graph: {self.uncaptured}")
-                return self._run(batch, labels_move)
+                return self._run(batch, loss_moves)
             kept.captured[key] = captured
             self.captures += 1
         return captured(leaves)
 
     # -- graphs by shape ---------------------------------------------------------------------------------
 
-    def _key(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> Any:
+    def _key(self, leaves: list[Tensor], spec: TreeSpec, loss_moves: bool) -> Any:
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise Untraceable(f"the batch holds {type(leaf).__name__}, which a graph would have for good")
         device = leaves[0].device.type
         return (
-            labels_move,
-            tuple(self._rules),
+            loss_moves,
+            tuple(self._terms),
+            self.loss.key,
             spec,
             tuple((t.shape, t.dtype, t.device, t.stride()) for t in leaves),
             torch.get_default_dtype(),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _prepared(self, batch: _Batch, labels_move: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
+    def _prepared(self, batch: _Batch, loss_moves: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
         """What the step reads, as a tree and flat, and the graph for it."""
         inputs = self._read(batch)
         leaves, spec = tree_flatten(inputs.tree())
-        if self._graphs.find(self._key(leaves, spec, labels_move)) is None:
+        if self._graphs.find(self._key(leaves, spec, loss_moves)) is None:
             self._fill_caches(leaves, spec)
             inputs = self._read(batch)
             leaves, spec = tree_flatten(inputs.tree())
-        return inputs, leaves, self._graph(leaves, spec, labels_move)
+        return inputs, leaves, self._graph(leaves, spec, loss_moves)
 
     def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
         """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still."""
@@ -241,8 +244,8 @@ class GraphStep:
                 error = Untraceable if self._unsettled > 2 else Unsettled
                 raise error(f"the model gives {name} another form in its forward")
 
-    def _graph(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool) -> _Kept:
-        key = self._key(leaves, spec, labels_move)
+    def _graph(self, leaves: list[Tensor], spec: TreeSpec, loss_moves: bool) -> _Kept:
+        key = self._key(leaves, spec, loss_moves)
         kept = self._graphs.find(key)
         if kept is None:
             if self._graphs.count() >= self.cap:
@@ -263,11 +266,11 @@ class GraphStep:
                     if self.plan.way == "difference":
                         raise Untraceable("tangent by differences")
                     watch = self._settle(leaves, spec)
-                kept = _Kept(watch, self._build(leaves, spec, labels_move, watch))
+                kept = _Kept(watch, self._build(leaves, spec, loss_moves, watch))
                 self._graphs.setdefault(key, []).append(kept)
         return kept
 
-    def _trace(self, leaves: list[Tensor], spec: TreeSpec, watch: Watch, labels_move: bool = True) -> fx.GraphModule:
+    def _trace(self, leaves: list[Tensor], spec: TreeSpec, watch: Watch, loss_moves: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
             inputs = StepInputs(*tree_unflatten(list(flat), spec))
             inputs.x, inputs.x_meta = network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
@@ -275,15 +278,16 @@ class GraphStep:
                 inputs.x, inputs.x_meta = tree_map(_channels_last, (inputs.x, inputs.x_meta))
             step = PureStep(
                 self.network,
-                self.labels,
+                self.loss,
+                self.loss_module.num_classes,
                 self.lookahead,
-                self._rules,
+                self._terms,
                 self.plan,
                 self.approx,
                 self.unique,
                 self.totals,
             )
-            return step(inputs, labels_move)
+            return step(inputs, loss_moves)
 
         if self.network.together:
             raise Untraceable(f"{' and '.join(self.network.together[0])} lie in the same memory")
@@ -310,9 +314,9 @@ class GraphStep:
             raise Untraceable("the model changes what it reads when it is traced")
         return graph
 
-    def _build(self, leaves: list[Tensor], spec: TreeSpec, labels_move: bool, watch: Watch) -> Graph:
+    def _build(self, leaves: list[Tensor], spec: TreeSpec, loss_moves: bool, watch: Watch) -> Graph:
         start = time.perf_counter()
-        graph = self._trace(leaves, spec, watch, labels_move)
+        graph = self._trace(leaves, spec, watch, loss_moves)
         self.graphs.append(graph)
         self.compilations += 1
         if self.mode != "full":
@@ -333,14 +337,31 @@ class GraphStep:
     def _settle(self, leaves: list[Tensor], spec: TreeSpec) -> Watch:
         """By forwards of the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
         network, xs = self.network, self._inputs(leaves, spec)
+        index = StepInputs(*tree_unflatten(leaves, spec)).index
 
         def run() -> None:
-            for x in xs:
-                network(network.params, state := network.state(), x)
+            for k, x in enumerate(xs):
+                logits = network(network.params, state := network.state(), x)
                 network.count(state)
+                if k == 0:
+                    self._try_loss(logits.detach(), index, x)
 
         with network.trying():
-            return settled(network, [("logits_of", network.logits_of)], leaves[0].device, run)
+            functions = [("logits_of", network.logits_of)]
+            return settled(network, functions, leaves[0].device, run, self.loss.modules())
+
+    def _try_loss(self, logits: Tensor, index: Tensor, x: Any) -> None:
+        try:
+            self.loss.try_forward(logits, index, x)
+        except Unsupported as error:
+            raise Untraceable(str(error)) from None
+
+    def _read_loss(self) -> None:
+        """The loss as a pure function, of the tensors that it has by now."""
+        try:
+            self.loss = self.loss_module.traced(self.loss_optimizer)
+        except Unsupported as error:
+            raise Untraceable(str(error)) from None
 
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
@@ -350,32 +371,30 @@ class GraphStep:
 
     # -- what a step reads -------------------------------------------------------------------------------
 
-    def _read_rules(self) -> list[SGDRule]:
+    def _read_terms(self) -> list[Terms]:
         if not steps_as_sgd(self.optimizer):
             raise Untraceable(f"the graph holds torch.optim.SGD, not {type(self.optimizer).__name__}")
-        own = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
-        if own or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
-            raise Untraceable("hooks of the optimizer's step are Python around the update")
-        if any(p._backward_hooks for p in self.network.params.values()):
-            raise Untraceable("hooks of parameters are Python between the gradient and the update")
-        by_id: dict[int, SGDRule] = {}
+        try:
+            refuse_hooks(self.optimizer, list(self.network.params.values()))
+        except NotImplementedError as error:
+            raise Untraceable(str(error)) from None
+        by_id: dict[int, Terms] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             if group["dampening"] or group.get("maximize"):
                 raise Untraceable("the graph holds SGD without dampening and maximize")
-            rule = SGDRule(number, group["momentum"] != 0, bool(group["nesterov"]), group["weight_decay"] != 0)
+            rule = Terms(number, group["momentum"] != 0, bool(group["nesterov"]), group["weight_decay"] != 0)
             by_id.update((id(p), rule) for p in group["params"])
         return [by_id[id(p)] for p in self.network.params.values()]
 
     def _read(self, batch: _Batch) -> StepInputs:
-        labels, network, index = self.labels, self.network, batch.index
-        scalars = {name: t for name, (_, t) in self._scalars.items()}
+        network, index, scalars = self.network, batch.index, self._scalars
         return StepInputs(
             params=[p.detach() for p in network.params.values()],
             frozen=[p.detach() for p in network.frozen().values()],
             state=list(network.own_state().values()),
             momentum=self._momenta(),
-            label=labels.rows(index) if isinstance(labels, InstanceLabels) else labels.alpha,
-            targets=labels.given(index),
+            loss=self.loss.read(index),
+            given=[] if self.totals is None else [self.loss_module.given(index)],
             index=index,
             x=batch.x,
             x_meta=batch.x_meta,
@@ -387,12 +406,11 @@ class GraphStep:
             ],
             lookahead_lr=scalars["lookahead"],
             label_lr=scalars["label_lr"],
-            label_step=self._label_step(),
             weight=batch.weight,
             totals=[] if self.totals is None else [self.totals.values],
         )
 
-    def _set_rates(self, label_lr: Rate) -> None:
+    def _set_rates(self, label_lr: Rate | None) -> None:
         """Rates and the like as 0-d tensors that stay where they are, by fills: a copy from the host would wait."""
         choice = self.lookahead.choice
         rates = {
@@ -400,34 +418,23 @@ class GraphStep:
             for k, group in enumerate(self.optimizer.param_groups)
             for key in GroupNumbers._fields
         }
-        rates |= {"lookahead": 0.0 if isinstance(choice, str) else choice, "label_lr": label_lr}
-        like = next(iter(self.network.params.values()))
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        for name, rate in rates.items():
-            before, tensor = self._scalars.get(name, (None, None))
-            if tensor is None or tensor.device != like.device:
-                before, tensor = None, torch.empty((), dtype=dtype, device=like.device)
-            if isinstance(rate, Tensor):
-                tensor.copy_(rate)
-            elif rate != before:
-                tensor.fill_(float(rate))
-            self._scalars[name] = rate, tensor
+        rates |= {
+            "lookahead": 0.0 if isinstance(choice, str) else choice,
+            "label_lr": 0.0 if label_lr is None else label_lr,
+        }
+        self._scalars.set(rates, next(iter(self.network.params.values())))
+        self.loss.set_rates()
 
     def _momenta(self) -> list[Tensor]:
         """The optimizer's momentum buffers, of the parameters that have one; zeros where it has none yet."""
         momenta = []
-        for p, rule in zip(self.network.params.values(), self._rules, strict=True):
+        for p, rule in zip(self.network.params.values(), self._terms, strict=True):
             if rule.momentum:
                 state = self.optimizer.state[p]
                 if state.get("momentum_buffer") is None:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 momenta.append(state["momentum_buffer"])
         return momenta
-
-    def _label_step(self) -> list[Tensor]:
-        """The counter of a label table that is rounded stochastically."""
-        labels = self.labels
-        return [labels.label_step] if isinstance(labels, InstanceLabels) and labels.seed is not None else []
 
     def _written(self) -> list[Tensor]:
         """What a step writes in place, besides labels."""
@@ -437,17 +444,17 @@ class GraphStep:
 
     def _state(self) -> list[Tensor]:
         """Every tensor that a step reads or writes where it lies."""
-        rates = [t for _, t in self._scalars.values()]
-        read = [*self.labels.buffers(), *self.network.frozen().values(), *tensors_of(self.transform)]
+        rates = self._scalars.tensors()
+        read = [*self.loss.state(), *self.network.frozen().values(), *tensors_of(self.transform)]
         return [*self._written(), *read, *rates]
 
     def _undo(self, index: Tensor) -> Callable[[], None]:
         """Puts back what a step on the rows `index` writes."""
-        written, undo_labels = self._written(), self.labels.undo(index)
+        written, undo_loss = self._written(), self.loss.undo(index)
         before = [t.clone() for t in written]
 
         def undo() -> None:
             copy_all_(written, before)
-            undo_labels()
+            undo_loss()
 
         return undo

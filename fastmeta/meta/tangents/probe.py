@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastmeta._text import reason
+from fastmeta.functional.finite import stay_finite
 from fastmeta.functional.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.state import State
-from fastmeta.meta.finite import stay_finite
 from fastmeta.meta.tangents.difference import difference_tangent
 from fastmeta.meta.tangents.double_vjp import reverse_tangent
 from fastmeta.meta.tangents.dual import forward_tangent, forward_with_graph
