@@ -7,20 +7,12 @@ import torch
 
 import fastmeta
 from fastmeta import reference
-from tests.meta.cases import make
-from tests.meta.losses import LOSSES, Corrector
-
-LR = 0.3
+from tests.support.cases import make
+from tests.support.losses import LOSSES, LR, built, loss_of, optimizers, same
 
 
 def case_of(name="mlp", **kw):
     return make(name, 5, **kw)
-
-
-def loss_of(name, case):
-    torch.manual_seed(3)
-    features = case.x.flatten(1).shape[1] if isinstance(case.x, torch.Tensor) else 0
-    return Corrector(case.targets, 5, features) if name == "corrector" else LOSSES[name](case.targets, 5)
 
 
 def truth_of(model, loss, case, lookahead=None, weight=None):
@@ -67,20 +59,6 @@ def test_label_families_are_learnable_losses(family):
     assert torch.equal(short.alignment, out.alignment)
 
 
-def optimizers(kind, parameters):
-    return {
-        "sgd": lambda: torch.optim.SGD(parameters, lr=0.5, momentum=0.9, nesterov=True, weight_decay=0.01),
-        "adam": lambda: torch.optim.Adam(parameters, lr=0.05, weight_decay=0.01),
-        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.05),
-    }[kind]()
-
-
-def built(name, case, kind="adam", **kw):
-    model, loss = copy.deepcopy(case.model), loss_of(name, case)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-3)
-    return fastmeta.MetaStep(model, loss, optimizer, loss_optimizer=optimizers(kind, loss.parameters()), **kw)
-
-
 def naive_steps(name, case, kind, count):
     """Plain autograd: the loss moves by its optimizer, then the model under the moved loss."""
     model, loss = copy.deepcopy(case.model), loss_of(name, case)
@@ -94,11 +72,6 @@ def naive_steps(name, case, kind, count):
         sgd = reference.SGDState(LR, momentum=0.9, weight_decay=1e-3, buffers=momenta)
         momenta = reference.plain_step(model, function, {k: p.detach() for k, p in phi.items()}, case.x, optimizer=sgd)
     return model, loss
-
-
-def same(a, b):
-    for key, t in b.state_dict().items():
-        torch.testing.assert_close(a.state_dict()[key], t, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
+from tests.support.cases import Case
+
+#: of the look-ahead and of the model
+LR = 0.3
 
 
 class Given(fastmeta.LearnableLoss):
@@ -89,3 +96,31 @@ LOSSES = {
     "temperatures": Temperatures,
     "transition": Transition,
 }
+
+
+def loss_of(name: str, case: Case) -> Given:
+    torch.manual_seed(3)
+    if name == "corrector":
+        return Corrector(case.targets, case.num_classes, case.x.flatten(1).shape[1])
+    return LOSSES[name](case.targets, case.num_classes)
+
+
+def optimizers(kind: str, parameters: Any) -> torch.optim.Optimizer:
+    return {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.5, momentum=0.9, nesterov=True, weight_decay=0.01),
+        "adam": lambda: torch.optim.Adam(parameters, lr=0.05, weight_decay=0.01),
+        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.05),
+    }[kind]()
+
+
+def built(name: str, case: Case, kind: str = "adam", **kw: Any) -> fastmeta.MetaStep:
+    """A step on copies, which moves one of these losses."""
+    model, loss = copy.deepcopy(case.model), loss_of(name, case)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-3)
+    return fastmeta.MetaStep(model, loss, optimizer, loss_optimizer=optimizers(kind, loss.parameters()), **kw)
+
+
+def same(a: nn.Module, b: nn.Module) -> None:
+    """Up to rounding."""
+    for key, t in b.state_dict().items():
+        torch.testing.assert_close(a.state_dict()[key], t, rtol=1e-10, atol=1e-12)
