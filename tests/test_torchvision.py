@@ -30,7 +30,7 @@ SIDES = {
     "vit_b_16": 224,
     "wide_resnet50_2": 32,
 }
-QUICK = ["googlenet", "mobilenet_v3_small", "resnet50", "shufflenet_v2_x0_5"]
+QUICK = ["googlenet", "mobilenet_v3_small"]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in SIDES])
