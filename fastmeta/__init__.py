@@ -13,15 +13,16 @@ from fastmeta import _path  # noqa: F401  # isort: skip  (first: every other imp
 from typing import TYPE_CHECKING, Any
 
 from fastmeta import ops
+from fastmeta._version import __version__
 from fastmeta.checker import check
 from fastmeta.losses import ClassLabels, InstanceLabels, LearnableLoss
 from fastmeta.meta import MetaStep, StepResult, label_gradient, meta_gradient
 from fastmeta.per_sample import per_sample
 
 if TYPE_CHECKING:
-    from fastmeta.training import TrainConfig, load_run, train
+    from fastmeta._train import train
+    from fastmeta.training import TrainConfig, load_run
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ClassLabels",
@@ -30,6 +31,7 @@ __all__ = [
     "MetaStep",
     "StepResult",
     "TrainConfig",
+    "__version__",
     "check",
     "label_gradient",
     "load_run",
@@ -39,7 +41,7 @@ __all__ = [
     "train",
 ]
 
-_TRAINER = ("TrainConfig", "load_run", "train")
+_TRAINER = ("TrainConfig", "load_run")
 
 
 def __getattr__(name: str) -> Any:
@@ -47,4 +49,8 @@ def __getattr__(name: str) -> Any:
         from fastmeta import training
 
         return getattr(training, name)
+    if name == "train":
+        from fastmeta._train import train
+
+        return train
     raise AttributeError(f"module 'fastmeta' has no attribute {name!r}")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastmeta import models
+from fastmeta import models, train
 from fastmeta.cli import main
 from fastmeta.data import InputError
-from fastmeta.training import Interrupted, TrainConfig, load_run, train
+from fastmeta.training import Interrupted, TrainConfig, load_run
 from fastmeta.training.estimate import dry_run
 from tests.support.runs import two_classes
 from tests.support.stopped import Kill, assert_same

@@ -18,7 +18,7 @@ from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
-from fastmeta.training.result import names_code
+from fastmeta.training.build import names_code
 
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.

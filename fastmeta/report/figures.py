@@ -14,7 +14,7 @@ import numpy as np
 from fastmeta._text import printable
 from fastmeta.data.npz import NpzFile
 from fastmeta.report.table import title
-from fastmeta.training.checkpoint import write_atomically
+from fastmeta.training.rundir.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

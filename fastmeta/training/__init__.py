@@ -2,9 +2,10 @@
 
 from fastmeta.data import InputError
 from fastmeta.training.config import DataConfig, LabelConfig, OptimConfig, TrainConfig
-from fastmeta.training.result import Run, load_run
-from fastmeta.training.session import Interrupted, train
+from fastmeta.training.run import Interrupted
+from fastmeta.training.rundir import Run, load_run
 from fastmeta.training.stage import TrainingError
+from fastmeta.training.trainer import train
 
 __all__ = [
     "DataConfig",

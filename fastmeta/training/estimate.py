@@ -12,9 +12,9 @@ from fastmeta.data import load_batch
 from fastmeta.functional.network import Network
 from fastmeta.meta.memory import graph_bytes
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.directory import new_directory
-from fastmeta.training.prepared import Prepared, prepare
+from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
+from fastmeta.training.rundir.layout import new_directory
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5

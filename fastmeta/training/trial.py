@@ -11,28 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import InputError
-from fastmeta.functional.network import functional_module
 from fastmeta.training import generators
 from fastmeta.training.copies import copy_of
 from fastmeta.training.modes import evaluation
 from fastmeta.training.module_state import ModuleState, Watch, load_state, one_line
+from fastmeta.training.rundir.checkpoint import pack
 
 #: the trial's seed: what it draws is nobody's
 _SEED = 1
-
-
-def inner_module(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module that can be trained inside what torch.compile returned, with a note; InputError for other wrappers."""
-    try:
-        inner = functional_module(model)
-    except TypeError as error:
-        raise InputError(str(error)) from error
-    if inner is model:
-        return model, ()
-    return inner, (
-        "model= is what torch.compile returned: the module inside is trained, copied and saved; to compile steps that "
-        "learn labels take compile=full",
-    )
 
 
 def with_weights(model: nn.Module, x: Tensor) -> nn.Module:
@@ -118,8 +104,6 @@ class Trial:
     def _saved(self, watch: Watch, constants: bool) -> ModuleState:
         """Through the bytes that a file would hold."""
         from safetensors.torch import load
-
-        from fastmeta.training.checkpoint import pack
 
         try:
             saved = watch.state(constants)

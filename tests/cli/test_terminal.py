@@ -20,7 +20,7 @@ from fastmeta.cli import main
 from fastmeta.data import Dataset, InputError, split
 from fastmeta.training import load_run
 from fastmeta.training.listener import Listener
-from fastmeta.training.result import to_json
+from fastmeta.training.rundir.files import to_json
 from tests.support.runs import two_classes
 
 ROOT = Path(__file__).parents[2]

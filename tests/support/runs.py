@@ -4,9 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmeta.training import (
-    TrainConfig,
-)
+from fastmeta.training import TrainConfig
 from fastmeta.training.listener import Listener
 
 

@@ -7,13 +7,8 @@ import signal
 import numpy as np
 import pytest
 
-from fastmeta.training import (
-    DataConfig,
-    Interrupted,
-    OptimConfig,
-    TrainConfig,
-    train,
-)
+from fastmeta import train
+from fastmeta.training import DataConfig, Interrupted, OptimConfig, TrainConfig
 from fastmeta.training.listener import Listener
 from tests.support.runs import two_classes
 

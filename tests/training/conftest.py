@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastmeta.training import train
+from fastmeta import train
 
 
 @pytest.fixture(scope="session")

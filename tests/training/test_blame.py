@@ -7,7 +7,7 @@ import fastmeta
 from fastmeta.training import DataConfig, OptimConfig, TrainingError
 from fastmeta.training.config import LabelConfig
 from fastmeta.training.health import label_rate_to_blame
-from fastmeta.training.prepared import prepare
+from fastmeta.training.prepare import prepare
 from fastmeta.training.stage import MOST_NONFINITE
 from tests.support.runs import Faulty, config, two_classes
 

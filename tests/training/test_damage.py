@@ -8,8 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import Interrupted, checkpoint, load_run, train
+from fastmeta.training import Interrupted, load_run
+from fastmeta.training.rundir import checkpoint
 from tests.support.runs import two_classes
 from tests.support.stopped import Kill, assert_same, config, interrupted
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import TrainConfig, files, load_run, train
-from fastmeta.training.directory import make_directory, new_directory, only_process
+from fastmeta.training import TrainConfig, load_run
 from fastmeta.training.estimate import dry_run
 from fastmeta.training.listener import Listener
-from fastmeta.training.result import resume_command
+from fastmeta.training.rundir import files
+from fastmeta.training.rundir.layout import make_directory, new_directory, resume_command
+from fastmeta.training.rundir.lock import only_process
 from tests.support.runs import two_classes
 from tests.support.stopped import assert_same, config
 
@@ -236,8 +238,8 @@ def test_the_command_that_begins_again_is_exact(tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "a run"
     with monkeypatch.context() as patch:
-        patch.setattr("fastmeta.training.session.remove_beginning", lambda *_: None)
-        patch.setattr("fastmeta.training.checkpoint.write_atomically", refuse(errno.EIO))
+        patch.setattr("fastmeta.training.run.remove_beginning", lambda *_: None)
+        patch.setattr("fastmeta.training.rundir.checkpoint.write_atomically", refuse(errno.EIO))
         with pytest.raises(InputError, match="cannot write the run directory"):
             train(TrainConfig(epochs=1, baselines="none", out=str(path)))
     assert main(["train", "--resume", str(path)]) == 2
@@ -249,7 +251,7 @@ def test_the_command_that_begins_again_is_exact(tmp_path, monkeypatch, capsys):
 
 def test_a_start_that_fails_takes_nothing_of_the_users(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr("fastmeta.training.session.commit", refuse(errno.ENOSPC))
+    monkeypatch.setattr("fastmeta.training.run.commit", refuse(errno.ENOSPC))
     for out in ("empty", "new", "new/deep/er"):
         with pytest.raises(InputError, match=r"cannot write the run directory .*: No space left"):
             train(config(tmp_path / out), data=two_classes())

@@ -8,9 +8,11 @@ import traceback
 
 import pytest
 
+from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import TrainingError, files, train
-from fastmeta.training.checkpoint import unpack
+from fastmeta.training import TrainingError
+from fastmeta.training.rundir import files
+from fastmeta.training.rundir.checkpoint import unpack
 from tests.support.disk import Disk
 from tests.support.runs import Warnings, config, two_classes
 from tests.support.stopped import assert_same

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmeta.training import Interrupted, load_run, train
+from fastmeta import train
+from fastmeta.training import Interrupted, load_run
 from tests.support.hidden import MODELS, Attributes, Base, NumpyDraws, PythonDraws, legacy
 from tests.support.runs import Warnings, two_classes
 from tests.support.stopped import Kill, assert_same, config
 
 RESUMED = """
 import sys
-from fastmeta.training import train
+from fastmeta import train
 from tests.support import hidden as models
 from tests.support.runs import Warnings, two_classes
 listener = Warnings()

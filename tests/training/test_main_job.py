@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from fastmeta.training import LabelConfig, TrainConfig, train
+from fastmeta import train
+from fastmeta.training import LabelConfig, TrainConfig
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta import train
 from fastmeta.methods import METHODS
-from fastmeta.training import load_run, train
+from fastmeta.training import load_run
 from fastmeta.training.modes import evaluation, looked_at
 from tests.support.runs import Warnings, config, two_classes
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastmeta import models
+from fastmeta import models, train
 from fastmeta.data import InputError
-from fastmeta.training import Interrupted, checkpoint, load_run, result, train
+from fastmeta.training import Interrupted, load_run
+from fastmeta.training.rundir import checkpoint
+from fastmeta.training.rundir.summary import summary_digest
 from tests.support.runs import Warnings, two_classes
 from tests.support.stopped import Kill, config
 
@@ -42,7 +44,7 @@ def stopped_once(tmp_path_factory):
 @pytest.fixture
 def stopped(stopped_once, tmp_path, monkeypatch):
     """Stopped in its second stage; what goes on from it takes no step."""
-    monkeypatch.setattr("fastmeta.training.session._Session.run", lambda self: self)
+    monkeypatch.setattr("fastmeta.training.run.Session.run", lambda self: self)
     path = tmp_path / "stopped"
     shutil.copytree(stopped_once, path)
     return path
@@ -113,7 +115,7 @@ def test_any_value_of_a_summary_that_is_signed(finished):
             if value is not ...:
                 place[key] = value
             with contextlib.suppress(AttributeError, KeyError):  # refused before it is asked for
-                true["digest"] = value if key == "digest" else result._summary_digest(true)
+                true["digest"] = value if key == "digest" else summary_digest(true)
             (finished / "summary.json").write_text(json.dumps(true, default=str))
             if refused(load_run, finished) is None and value != before:
                 passed.append((key, value))
@@ -143,7 +145,7 @@ def test_a_summary_that_claims_much_takes_no_memory(finished, monkeypatch):
         ({"train_size": 10**12}, r"its tables are not those of 1,000,000,000,000 labels of 2 classes"),
     ):
         claimed = true | changes
-        claimed["digest"] = result._summary_digest(claimed)
+        claimed["digest"] = summary_digest(claimed)
         (finished / "summary.json").write_text(json.dumps(claimed))
         with pytest.raises(InputError, match=message):
             load_run(finished)

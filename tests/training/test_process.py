@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import train
 from fastmeta.training.estimate import dry_run
 from fastmeta.training.listener import Listener
 from tests.support.runs import Warnings, config, two_classes

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import LabelConfig, TrainingError, load_run, train
+from fastmeta.training import LabelConfig, TrainingError, load_run
 from tests.support.runs import Warnings, config, two_classes
 
 

@@ -10,14 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.training import (
-    Interrupted,
-    LabelConfig,
-    TrainConfig,
-    load_run,
-    train,
-)
+from fastmeta.training import Interrupted, LabelConfig, TrainConfig, load_run
 from fastmeta.training.listener import Listener
 from tests.support.runs import Warnings, two_classes
 from tests.support.stopped import Kill, assert_same, config, interrupted
@@ -46,7 +41,7 @@ def test_a_signal_saves_at_a_step_boundary(signum, at, unbroken, tmp_path):
 
 KILLED = """
 import signal, sys
-from fastmeta.training import train
+from fastmeta import train
 from tests.support.stopped import Kill, config
 from tests.support.runs import two_classes
 train(config(sys.argv[1]), data=two_classes(), listener=Kill(signal.SIGKILL, sys.argv[2], int(sys.argv[3])))

@@ -9,18 +9,11 @@ import torch
 from torch import nn
 
 import fastmeta
+from fastmeta import train
 from fastmeta.data import InputError
 from fastmeta.methods import METHODS
-from fastmeta.training import (
-    DataConfig,
-    LabelConfig,
-    OptimConfig,
-    TrainConfig,
-    TrainingError,
-    checkpoint,
-    load_run,
-    train,
-)
+from fastmeta.training import DataConfig, LabelConfig, OptimConfig, TrainConfig, TrainingError, load_run
+from fastmeta.training.rundir import checkpoint
 from tests.support.runs import Warnings, config, two_classes
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta import train
 from fastmeta.methods import METHODS
 from fastmeta.report.table import result_table
-from fastmeta.training import DataConfig, OptimConfig, TrainingError, load_run, train
-from fastmeta.training.prepared import prepare
+from fastmeta.training import DataConfig, OptimConfig, TrainingError, load_run
+from fastmeta.training.prepare import prepare
 from tests.support.runs import Faulty, Warnings, config, two_classes
 
 

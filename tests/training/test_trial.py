@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta import train
 from fastmeta.data import InputError
 from fastmeta.methods import METHODS
-from fastmeta.training import load_run, train
+from fastmeta.training import load_run
 from fastmeta.training.copies import copy_of
 from fastmeta.training.module_state import ModuleState, Watch, load_state
 from tests.support.runs import Warnings, config, two_classes

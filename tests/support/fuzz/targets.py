@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from fastmeta import train
 from fastmeta._text import printable
 from fastmeta.data import InputError, load_dataset
-from fastmeta.training import TrainConfig, load_run, train
+from fastmeta.training import TrainConfig, load_run
 from tests.support.fuzz import corpus
 from tests.support.fuzz.corpus import archive, good_arrays, npy
 

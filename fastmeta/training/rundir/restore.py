@@ -8,16 +8,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fastmeta.data import InputError
+from fastmeta.training.build import CUSTOM
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.files import STATE, SUMMARY, digest_of, is_sealed, new_digest, parse_json, part_of
-from fastmeta.training.prepared import Data
-from fastmeta.training.result import CUSTOM, LABELS_FORM, SEAL_FORM, STAGE_FORM, read, result_files
-from fastmeta.training.schema import anything, each, maybe, record, table, text, whole
+from fastmeta.training.rundir.files import digest_of, is_sealed, new_digest, parse_json, part_of, read
+from fastmeta.training.rundir.layout import STATE, SUMMARY, result_files
+from fastmeta.training.rundir.schema import anything, each, maybe, record, table, text, whole
+from fastmeta.training.rundir.summary import LABELS_FORM, SEAL_FORM, STAGE_FORM
+
+if TYPE_CHECKING:
+    from fastmeta.training.prepare import Data
 
 _WAY = "bring it back, or start a new run"
 

@@ -10,19 +10,17 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
-import shlex
 import stat
-import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastmeta._memory import free_memory
 from fastmeta.data import InputError
 
-CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
-STATE = Path("checkpoint", "state.safetensors")
+T = TypeVar("T")
 
 #: bytes of a JSON text, or of the header of a weight file, that is taken in whole; the largest real ones have a tenth
 MOST_TEXT = 32 * 2**20
@@ -50,20 +48,6 @@ def user_path(value: Any, name: str) -> Path:
         raise InputError(f"{name} holds a character that no path can: {text!r}") from error
     except RuntimeError as error:  # of a user who is not known here
         raise InputError(f"{name}: {text} has no home folder here; write the path out") from error
-
-
-def command(*words: str) -> str:
-    """A ``fastmeta train`` line to type."""
-    return " ".join(["fastmeta", "train", *map(_quoted, words)])
-
-
-def _quoted(word: str) -> str:
-    if word.isprintable():
-        return shlex.quote(word)
-    # as bash and zsh read bytes that cannot be shown, such as those of a name that is no UTF-8
-    plain = {ord(c) for c in string.ascii_letters + string.digits + "/._- "}
-    safe = (chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word))
-    return f"$'{''.join(safe)}'"
 
 
 # -- writing ----------------------------------------------------------------------------------------------
@@ -184,6 +168,18 @@ def _open_regular(path: Path, flags: int) -> int:
     raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
+def read(path: Path, reader: Callable[[Path], T]) -> T:
+    """What `reader` makes of a file of a run; InputError in one line for whatever it raises."""
+    try:
+        return reader(path)
+    except Exception as error:  # whatever bytes of anybody's make a library raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+        reason = reason.splitlines()[0]
+        raise InputError(
+            f"{path} cannot be read ({reason}): the run is damaged or of another version; run it again"
+        ) from error
+
+
 def read_head(path: Path, count: int) -> tuple[int, bytes]:
     """Size of a regular file and its first `count` bytes; OSError for anything else."""
     with os.fdopen(_open_regular(path, _READ), "rb") as file:
@@ -225,6 +221,20 @@ def is_sealed(path: Path, seal: Any) -> bool:
 def new_digest(content: bytes = b"") -> hashlib.blake2b:
     """As everywhere in a run."""
     return hashlib.blake2b(content, digest_size=16)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON in which NaN and infinities are null; lone surrogates are escaped, so that it can be encoded."""
+
+    def clean(v: Any) -> Any:
+        if isinstance(v, Mapping):
+            return {k: clean(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [clean(x) for x in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    text = json.dumps(clean(value), indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # \\ud800 is JSON's escape too
 
 
 def parse_json(text: bytes | str) -> Any:

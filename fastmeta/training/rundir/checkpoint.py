@@ -16,15 +16,8 @@ import torch
 from torch import Tensor
 
 from fastmeta.data import InputError
-from fastmeta.training.files import (
-    CONFIG,
-    MOST_TEXT,
-    check_memory,
-    command,
-    new_digest,
-    read_head,
-    write_atomically,
-)
+from fastmeta.training.rundir.files import MOST_TEXT, check_memory, new_digest, read_head, write_atomically
+from fastmeta.training.rundir.layout import CONFIG, command
 
 VERSION = 5
 _KEY = "fastmeta"

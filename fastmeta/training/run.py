@@ -1,75 +1,64 @@
-"""A run and its directory: stages one after another, checkpoints, signals, results."""
+"""A run: its stages one after another, checkpoints, signals, results."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastmeta._text import reason
+from fastmeta._version import __version__
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.methods import METHODS
-from fastmeta.training import checkpoint
-from fastmeta.training.config import TrainConfig
 from fastmeta.training.copies import copy_of
-from fastmeta.training.directory import (
-    begun_directory,
-    check_free,
-    make_directory,
-    only_process,
-    remove_beginning,
-)
-from fastmeta.training.files import (
-    CONFIG,
-    METRICS,
-    STATE,
-    SUMMARY,
+from fastmeta.training.listener import Listener
+from fastmeta.training.prepare import Prepared
+from fastmeta.training.rundir import checkpoint
+from fastmeta.training.rundir.files import (
     append,
     commit,
     empty,
     new_digest,
     seal_of,
-    user_path,
+    to_json,
     write_atomically,
     write_part,
 )
-from fastmeta.training.listener import Listener
-from fastmeta.training.prepared import Data, Prepared, prepare
-from fastmeta.training.process import whole_process
-from fastmeta.training.restore import (
+from fastmeta.training.rundir.labels import write_labels
+from fastmeta.training.rundir.layout import (
+    CONFIG,
+    METRICS,
+    STATE,
+    SUMMARY,
+    check_free,
+    remove_beginning,
+    result_files,
+    resume_command,
+)
+from fastmeta.training.rundir.load import BESIDE, Run, load_run
+from fastmeta.training.rundir.restore import (
     CHANGED_FILE,
-    OTHER_CONFIG,
     check_metrics,
     check_results,
     check_same_config,
-    check_same_kind,
     check_state,
     lasting,
     reading_state,
 )
-from fastmeta.training.result import (
-    BESIDE,
-    Run,
-    failed_summary,
-    load_run,
-    result_files,
-    resume_command,
-    stage_summary,
-    summary_of,
-    to_json,
-    write_labels,
-)
-from fastmeta.training.signals import Stop, stop_signals
+from fastmeta.training.rundir.summary import failed_summary, stage_summary, summary_of
+from fastmeta.training.signals import Stop
 from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
+
+#: draws a finished run's figures from its directory and summary
+Draw = Callable[[Path, Mapping[str, Any]], Any]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -79,90 +68,6 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
         self.path, self.signum = path, signum
         self.way = resume_command(path, model)  #: what to type to go on
-
-
-def train(
-    config: TrainConfig | None = None,
-    *,
-    model: nn.Module | None = None,
-    data: Data | None = None,
-    resume: str | Path | None = None,
-    auto_resume: bool = False,
-    trust_code: bool = False,
-    listener: Listener | None = None,
-) -> Run:
-    """Train with learned labels (or fixed ones), the config's baselines beside it, and write a run directory.
-
-    Args:
-        config: defaults to ``TrainConfig()``: the bundled digits with 40% label noise. Left out with `resume`.
-        model: a module of your own in place of ``config.model``; each stage trains a copy of it.
-        data: a :class:`fastmeta.data.Dataset` or a mapping of arrays in place of ``config.dataset``.
-        resume: a run directory to go on with, bitwise where it stopped; `model` and `data` as the first time.
-        auto_resume: begin the run in ``config.out``, or go on with the same run where one has begun there, or load it
-            where it is finished: the same call goes on however often it is stopped.
-        trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
-            is named in Python needs no trust.
-        listener: is told of progress; the default says nothing but the warnings.
-
-    Returns:
-        Run with `summary`, `labels`, `model`, `path`.
-
-    Raises:
-        InputError: something given is wrong, or the run directory cannot be made, is damaged, or is in use by another
-            process; nothing was written.
-        Interrupted: SIGINT, SIGTERM or SIGHUP; the state was saved at a step boundary. A second SIGINT does not wait
-            for one; what was saved before stays.
-        TrainingError: ten steps in a row of the method's own stage were not finite, rows were skipped, or the disk is
-            full; the message names the checkpoint, which holds the last state that was saved behind a finite step. A
-            baseline that diverges ends alone: a warning, and nulls with the reason in its part of the summary.
-    """
-    listener = listener or Listener()
-    if config is not None and not isinstance(config, TrainConfig):
-        raise InputError(f"config must be a TrainConfig, got {type(config).__name__}")
-    begun: Path | None = None
-    if resume is not None:
-        if config is not None or auto_resume:
-            raise InputError("resume goes on with the run's own config; give resume or config, not both")
-        begun = begun_directory(user_path(resume, "resume"))
-        if os.path.isfile(begun / SUMMARY):
-            run = load_run(begun, model=model, trust_code=trust_code)
-            listener.note(f"{begun} is finished already")
-            return run
-        config = TrainConfig.read(begun / CONFIG)
-    config = config or TrainConfig()
-    if auto_resume:
-        if config.out is None:
-            raise InputError("auto_resume needs out, the directory to begin or to go on in")
-        out = user_path(config.out, "out")
-        begun = out if os.path.isfile(out / CONFIG) else None
-    if trust_code:
-        config = config.trusted()
-    with whole_process(config):
-        if begun is not None and not auto_resume:
-            check_same_kind(begun, config, model, data)
-        prepared = prepare(config, model=model, data=data)
-        if begun is not None and auto_resume:
-            own = TrainConfig.read(begun / CONFIG)
-            check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
-            if os.path.isfile(begun / SUMMARY):
-                run = load_run(begun, model=copy_of(prepared.initial).cpu())
-                listener.note(f"{begun} is finished already")
-                return run
-        made: list[Path] = []
-        path = begun or make_directory(prepared.config, made)
-        with only_process(path), stop_signals() as stop:
-            session = _Session(prepared, path, listener, stop)
-            if begun is None:
-                session.begin(made)
-            else:
-                session.restore()
-            try:
-                return session.run()
-            except KeyboardInterrupt as interrupt:
-                if isinstance(interrupt, Interrupted):
-                    raise
-                where = f"at once; the last saved state, {session.saved}, is"
-                raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
 
 
 @contextmanager
@@ -178,11 +83,12 @@ def _writing(path: Path, model: str | None) -> Iterator[None]:
 
 
 @dataclass
-class _Session:
+class Session:
     prepared: Prepared
     path: Path
     listener: Listener
     stop: Stop
+    draw: Draw | None = None
     stage: Stage | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
@@ -384,10 +290,9 @@ class _Session:
         self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 
     def _write_results(self) -> None:
-        from fastmeta.report import write_figures
-
         try:
-            write_figures(self.path, self._summary())
+            if self.draw is not None:
+                self.draw(self.path, self._summary())
         except OSError:
             raise
         except Exception as error:  # matplotlib's, or of files that somebody else wrote: pictures are not worth a run
@@ -396,8 +301,6 @@ class _Session:
         write_atomically(self.path / SUMMARY, (to_json(self._summary(), indent=2) + "\n").encode())
 
     def _summary(self) -> dict[str, Any]:
-        import fastmeta
-
         config = self.prepared.config
         return summary_of(
             config,
@@ -406,7 +309,7 @@ class _Session:
             self.labels,
             {name: self.done[name] for name in config.baseline_names()},
             warnings=self.warnings,
-            fastmeta=fastmeta.__version__,
+            fastmeta=__version__,
             precision=config.precision,
             compile=config.compile,
             approx=config.approx,

@@ -1,27 +1,61 @@
-"""Where a run is, what stands there, and that only one process at a time is in it."""
+"""Where a run is and what stands there: a free place is found and made, a cut-off start is told from a run.
+
+config.toml          resolved; `fastmeta train --config` runs it again
+metrics.jsonl        a line per epoch and stage; epoch 0 is the start
+summary.json         figures of the whole run and its warnings, see :func:`summary_of`; only a finished run has it
+labels.npz           per training row: index (row in the data set), given, learned, probability (of the learned
+                     class), given_probability, entropy, and true where it is known
+labels.safetensors   the label parameters themselves (methods that learn labels)
+model.safetensors    weights after the last step, never the best on test
+checkpoint/          state of the run, for --resume
+figures/             PNGs, made from the files above
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import string
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fastmeta.data import InputError
+from fastmeta.training.build import names_code
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.files import CONFIG, METRICS, STATE, make_folders, part_of, sync_directory, user_path
-from fastmeta.training.result import command, resume_command
+from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no locks
-    fcntl = None  # type: ignore[assignment]
+CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
+STATE = Path("checkpoint", "state.safetensors")
 
 #: bytes of a file name that every usual file system takes
 _MOST_NAME = 255
 #: names that other runs may take while this one looks for its own
 _MOST_RIVALS = 1000
+
+
+def command(*words: str) -> str:
+    """A ``fastmeta train`` line to type."""
+    return " ".join(["fastmeta", "train", *map(_quoted, words)])
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # as bash and zsh read bytes that cannot be shown, such as those of a name that is no UTF-8
+    plain = {ord(c) for c in string.ascii_letters + string.digits + "/._- "}
+    safe = (chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word))
+    return f"$'{''.join(safe)}'"
+
+
+def result_files(learns_labels: bool) -> tuple[str, ...]:
+    """What the method's own stage leaves when it is done."""
+    return ("model.safetensors", "labels.npz", *(["labels.safetensors"] if learns_labels else []))
+
+
+def resume_command(path: Path, model: str | None = None) -> str:
+    """What to type to go on with the run at `path` of the user's own `model`, where that is known."""
+    return command("--resume", str(path), *(["--trust-code"] if names_code(model) else []))
 
 
 def new_directory(config: TrainConfig) -> Path:
@@ -160,28 +194,3 @@ def _in_the_way(path: Path) -> str:
         if os.path.lexists(folder) and not os.path.isdir(folder):
             return f"; {folder} is no folder: move it away, or name another out"
     return ""
-
-
-@contextmanager
-def only_process(path: Path) -> Iterator[None]:
-    """Hold the directory `path`; InputError where another process does.
-
-    The lock ends with the process that has it, however that ends, so there is never one to clear away.
-    """
-    try:
-        held = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise InputError(f"cannot open the run directory {path}: {error.strerror}") from error
-    try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{path} is in use by another process; wait for it, or take another --out") from None
-            except OSError:  # a file system without locks
-                pass
-            if not (os.path.isdir(path) and os.path.samestat(os.fstat(held), os.stat(path))):
-                raise InputError(f"{path} was taken away by another process; try again")
-        yield
-    finally:
-        os.close(held)

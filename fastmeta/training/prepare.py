@@ -15,14 +15,14 @@ from fastmeta.data.sources import npz_path
 from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
 from fastmeta.training import generators
+from fastmeta.training.build import CUSTOM, build_model, inner_module, kind_of
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.copies import copy_of
 from fastmeta.training.device import pick_device
 from fastmeta.training.modes import wholly_in_eval
 from fastmeta.training.presets import preset_noise, resolve
-from fastmeta.training.result import CUSTOM, build_model, kind_of
 from fastmeta.training.stage import Stage
-from fastmeta.training.trial import Trial, inner_module, with_weights
+from fastmeta.training.trial import Trial, with_weights
 
 Data = Dataset | Mapping[str, Any]
 

@@ -1,0 +1,91 @@
+"""The labels of a run: labels.npz for everybody, labels.safetensors for going on with them."""
+
+from __future__ import annotations
+
+import io
+import reprlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastmeta.data import Splits
+from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
+from fastmeta.training.rundir.checkpoint import header, pack, unpack
+from fastmeta.training.rundir.files import write_atomically
+
+if TYPE_CHECKING:
+    from fastmeta.training.stage import Stage
+
+
+def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
+    """labels.npz, and labels.safetensors for learned ones; returns the label figures of the summary."""
+    given = stage.method.targets
+    y_true = stage.data.y_true
+    labels = stage.method.labels
+    if labels is None:
+        one, zero = torch.ones(len(given)), torch.zeros(len(given))
+        table = {"learned": given, "probability": one, "given_probability": one, "entropy": zero}
+    else:
+        table = learned_labels(labels)
+        write_atomically(path / "labels.safetensors", pack(labels.state_dict(), {"family": labels.family}))
+    arrays = {
+        "index": splits.train.row,
+        "given": given.cpu().numpy(),
+        **{k: v.cpu().numpy() for k, v in table.items()},
+    }
+    if splits.train.y_true is not None:
+        arrays["true"] = splits.train.y_true
+    write_atomically(path / "labels.npz", _npz(arrays))
+
+    initial = None if y_true is None else float((given == y_true).double().mean())
+    fixed = {"labels_changed": 0, "labels_corrected": None, "labels_spoiled": None, "label_accuracy": initial}
+    if y_true is not None:
+        fixed |= {"labels_corrected": 0, "labels_spoiled": 0}
+    figures = fixed if labels is None else label_figures(labels, y_true)
+    precision = None if labels is None else average_precision(table["given_probability"], given, y_true)
+    return {
+        "label_accuracy_initial": initial,
+        "label_accuracy_final": figures["label_accuracy"],
+        "labels_changed": figures["labels_changed"],
+        "labels_corrected": figures["labels_corrected"],
+        "labels_spoiled": figures["labels_spoiled"],
+        "wrong_label_average_precision": precision,
+        "label_flips": flips(given, table["learned"], splits.num_classes),
+    }
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As np.savez_compressed, but for the time of day, which that writes beside each array."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with file.open(entry, "w", force_zip64=True) as content:
+                np.lib.format.write_array(content, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def load_labels(path: Path, size: int, num_classes: int) -> InstanceLabels | ClassLabels:
+    shapes, values = header(path)
+    tables = {
+        InstanceLabels.family: {"targets": (size,), "label_logits": (size, num_classes)},
+        ClassLabels.family: {"targets": (size,), "alpha": (num_classes,)},
+    }
+    if values.get("family") not in tables:
+        raise ValueError(f"it holds no labels but {reprlib.repr(values)}")
+    if {k: v for k, v in shapes.items() if k != "label_step"} != tables[values["family"]]:
+        raise ValueError(f"its tables are not those of {size:,} labels of {num_classes:,} classes")
+    state, _ = unpack(path)
+    labels: InstanceLabels | ClassLabels
+    if values["family"] == InstanceLabels.family:
+        labels = InstanceLabels(state["targets"], num_classes, 0.5, dtype=state["label_logits"].dtype)
+    else:
+        labels = ClassLabels(state["targets"], num_classes, 0.5, dtype=state["alpha"].dtype)
+    labels.load_state_dict(state)
+    return labels

@@ -1,0 +1,134 @@
+"""A finished run from its directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta.data import InputError
+from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.methods import METHODS
+from fastmeta.training import generators
+from fastmeta.training.build import build_model, inner_module, kind_of, names_code
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.module_state import ModuleState, load_state
+from fastmeta.training.rundir.checkpoint import header, unpack
+from fastmeta.training.rundir.files import is_sealed, read, user_path
+from fastmeta.training.rundir.labels import load_labels
+from fastmeta.training.rundir.layout import CONFIG, SUMMARY, resume_command
+from fastmeta.training.rundir.summary import read_summary
+
+#: of tensors in model.safetensors that are no part of the state_dict; most models have none
+BESIDE = "beside state_dict/"
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    path: Path
+    summary: dict[str, Any]  #: summary.json
+    config: TrainConfig  #: resolved
+    model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
+    labels: InstanceLabels | ClassLabels | None  #: the learned labels; None for methods with fixed ones
+
+
+def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bool = False) -> Run:
+    """A finished run from its directory, which may be anybody's: its files are read as data.
+
+    Args:
+        path: the run directory.
+        model: needed where the run was given a module of the caller's own. One that is given takes over the run's
+            weights and becomes the `Run.model`.
+        trust_code: import and call the factory ``package.module:factory`` that the run names as its model. Without it
+            such a run needs `model`, because the name may be that of any code.
+
+    Raises:
+        InputError: no run there, an unfinished or a damaged one, one that needs another `model`, or one whose model is
+            code that is not trusted.
+    """
+    path = user_path(path, "path")
+    if not os.path.isfile(path / CONFIG):
+        raise InputError(f"{path} is no run directory: it has no {CONFIG}")
+    if not os.path.isfile(path / SUMMARY):
+        raise InputError(f"{path} is not finished; go on with: {resume_command(path)}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
+    config = TrainConfig.read(path / CONFIG)
+    if config.model is None:
+        raise InputError(f"{path}/config.toml names no model: it is not the one that the run has written")
+    if trust_code:
+        config = config.trusted()
+    summary = read(path / SUMMARY, read_summary)
+    _check_same_run(path, config, summary)
+    model = _load_model(path, config, summary, model)
+    labels = None
+    if METHODS[config.method].needs_meta:
+        size, num_classes = summary["train_size"], summary["num_classes"]
+        labels = read(path / "labels.safetensors", lambda p: load_labels(p, size, num_classes))
+    for name, seal in summary.get("files", {}).items():
+        # all but the table of labels are needed above
+        if os.path.lexists(path / name) and not read(path / name, partial(is_sealed, seal=seal)):
+            raise InputError(f"{path / name} has changed since the run wrote it; run it again")
+    return Run(path, summary, config, model.eval(), labels)
+
+
+def _check_same_run(path: Path, config: TrainConfig, summary: Mapping[str, Any]) -> None:
+    for key in ("method", "model", "epochs", "seed"):
+        begun, done = getattr(config, key), summary[key]
+        if begun != done:
+            raise InputError(
+                f"{path} holds files of two runs: {key} is {begun!r} in {CONFIG} and {done!r} in {SUMMARY}; "
+                "bring back the one that belongs to the other"
+            )
+
+
+def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], given: nn.Module | None) -> nn.Module:
+    """The run's model with its weights; InputError, and no memory taken, where the file holds another's."""
+    file = path / "model.safetensors"
+    shapes, _ = read(file, header)
+    way = "pass one built as that was" if given is not None else "the run is damaged, run it again with --config"
+
+    def misfit(model: nn.Module, how: str = "") -> InputError:
+        return InputError(
+            f"{file} does not fit the {type(model).__name__} (the run trained {config.model}){how}: {way}"
+        )
+
+    model = None if given is None else inner_module(given)[0]
+    if model is None:
+        of_run = config, summary["num_classes"], summary["image_shape"]
+        bare = None if names_code(config.model) else _without_memory(*of_run)
+        if bare is not None and _shapes(bare) != shapes:
+            raise misfit(bare)
+        with generators.kept():  # reading a run leaves the caller's draws alone
+            model = build_model(*of_run)
+    tensors, values = read(file, unpack)
+    state = {k: t for k, t in tensors.items() if not k.startswith(BESIDE)}
+    beside = {k.removeprefix(BESIDE): t for k, t in tensors.items() if k.startswith(BESIDE)}
+    try:
+        load_state(model, ModuleState(state, beside, values.get("beside", {})))
+    except ValueError as error:
+        raise misfit(model, f"; {error}") from error
+    return model
+
+
+def _without_memory(config: TrainConfig, num_classes: int, image_shape: list[int]) -> nn.Module | None:
+    """The network as shapes alone; None for the few of torchvision's that cannot be had so."""
+    try:
+        with torch.device("meta"):
+            return build_model(config, num_classes, image_shape)
+    except InputError:
+        raise
+    except Exception:
+        return None
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

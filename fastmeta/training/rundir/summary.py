@@ -1,0 +1,170 @@
+"""summary.json: what it holds, what it must look like, and its digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmeta.data import Splits
+from fastmeta.data.dataset import MOST_CLASSES
+from fastmeta.methods import METHODS
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.rundir.files import new_digest, parse_json, read_bytes, to_json
+from fastmeta.training.rundir.layout import result_files
+from fastmeta.training.rundir.schema import anything, each, maybe, number, one_of, record, table, text, whole
+
+if TYPE_CHECKING:
+    from fastmeta.training.stage import Stage
+
+SCHEMA = "fastmeta.run"
+SCHEMA_VERSION = 1
+
+
+def stage_summary(stage: Stage) -> dict[str, Any]:
+    """Figures of a stage that has taken its last step."""
+    record = stage.last
+    return {
+        "test_accuracy_last": record.get("test_accuracy"),
+        "test_accuracy_best": None if stage.best is None else stage.best[0],
+        "test_accuracy_best_epoch": None if stage.best is None else stage.best[1],
+        "nll": record.get("nll"),
+        "ece": record.get("ece"),
+        "train_fit": record.get("train_fit"),
+        "seconds": stage.seconds,
+        "failed": None,
+    }
+
+
+def failed_summary(stage: Stage, reason: str) -> dict[str, Any]:
+    """The same of a baseline that could not take its last step: no figures, and why."""
+    return dict.fromkeys(stage_summary(stage)) | {"seconds": stage.seconds, "failed": reason}
+
+
+def summary_of(
+    config: TrainConfig,
+    splits: Splits,
+    main: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    baselines: Mapping[str, Any],
+    **environment: Any,
+) -> dict[str, Any]:
+    """summary.json. Accuracies and rates lie in [0, 1]; what nobody can know is null.
+
+    schema, schema_version          "fastmeta.run", raised when a field changes its meaning
+    test_accuracy_last, _best       after the last epoch; the best epoch is picked on the test set itself
+    nll, ece                        on the test set after the last epoch
+    label_accuracy_initial, _final  share of given and of learned labels (argmax) that are right
+    labels_changed                  learned class differs from the given one
+    labels_corrected, _spoiled      wrong labels put right, right ones made wrong
+    wrong_label_average_precision   of 1 - p_learned[given] as a finder of wrong given labels
+    noise_rate                      share of wrong given labels
+    seconds                         training and evaluation of the method's own stage
+    failed                          null; in a baseline that diverged why, and its figures are null
+    baselines.NAME.*                the stage figures of noisy, union and clean
+    files                           sizes and digests of the files that the run has written
+    digest                          of all of this but the seconds: equal runs have equal ones
+    """
+    summary = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "dataset": config.dataset,
+        "noise": splits.noise,
+        "noise_rate": splits.noise_rate,
+        "method": config.method,
+        "model": config.model,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "label_lr": config.labels.label_lr,
+        "train_size": len(splits.train),
+        "meta_size": len(splits.meta),
+        "test_size": None if splits.test is None else len(splits.test),
+        "num_classes": splits.num_classes,
+        "class_names": list(splits.class_names),
+        "image_shape": list(splits.train.x.shape[1:]),
+        **main,
+        **labels,
+        "baselines": dict(baselines),
+        **environment,
+    }
+    return summary | {"digest": summary_digest(json.loads(to_json(summary)))}
+
+
+_RATE = maybe(number(0, 1))
+_STAGE = {
+    "test_accuracy_last": _RATE,
+    "test_accuracy_best": _RATE,
+    "test_accuracy_best_epoch": maybe(whole()),
+    "nll": maybe(number(0)),
+    "ece": _RATE,
+    "train_fit": _RATE,
+    "seconds": number(0),
+}
+_LABELS = {
+    "label_accuracy_initial": _RATE,
+    "label_accuracy_final": _RATE,
+    "labels_changed": whole(),
+    "labels_corrected": maybe(whole()),
+    "labels_spoiled": maybe(whole()),
+    "wrong_label_average_precision": _RATE,
+    "label_flips": each(record({"given": whole(), "learned": whole(), "count": whole(1)})),
+}
+SEAL_FORM = record({"bytes": whole(), "digest": text})
+#: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
+STAGE_FORM, LABELS_FORM = record(_STAGE, {"failed": maybe(text)}), record(_LABELS)
+SUMMARY_FORM = record(
+    {
+        "num_classes": whole(2, MOST_CLASSES),
+        "image_shape": each(whole(1, 2**20), 3),
+        "class_names": each(text),
+        "dataset": text,
+        "noise": text,
+        "noise_rate": _RATE,
+        "method": one_of(*METHODS),
+        "model": text,
+        "epochs": whole(1),
+        "seed": whole(),
+        "label_lr": maybe(number(0)),
+        "train_size": whole(1),
+        "meta_size": whole(),
+        "test_size": maybe(whole()),
+        "baselines": table(STAGE_FORM),
+        **_STAGE,
+        **_LABELS,
+        "warnings": each(text),
+        **dict.fromkeys(("fastmeta", "precision", "compile", "approx", "device", "torch"), text),
+        "threads": whole(1),
+    },
+    {
+        "failed": maybe(text),
+        "files": record({}, dict.fromkeys(result_files(True), SEAL_FORM)),
+        "digest": anything,
+    },
+)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    summary = parse_json(read_bytes(path))
+    schema = (summary.get("schema"), summary.get("schema_version")) if isinstance(summary, dict) else (None, None)
+    if schema != (SCHEMA, SCHEMA_VERSION):
+        given = " ".join(str(part)[:40] for part in schema)
+        raise ValueError(f"schema {given}, this fastmeta reads {SCHEMA} {SCHEMA_VERSION}")
+    SUMMARY_FORM(summary, "")
+    classes = summary["num_classes"]
+    if len(summary["class_names"]) != classes:
+        raise ValueError(f"class_names has {len(summary['class_names'])} names for num_classes {classes}")
+    if any(max(flip["given"], flip["learned"]) >= classes for flip in summary["label_flips"]):
+        raise ValueError(f"label_flips names a class above num_classes {classes}")
+    if summary.get("digest", summary_digest(summary)) != summary_digest(summary):
+        raise ValueError("its content and its digest differ: it has changed since it was written")
+    return summary
+
+
+def summary_digest(summary: Mapping[str, Any]) -> str:
+    def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if k != "seconds"}
+
+    baselines = {name: timeless(stage) for name, stage in summary["baselines"].items()}
+    content = {k: v for k, v in timeless(summary).items() if k != "digest"} | {"baselines": baselines}
+    return new_digest(json.dumps(content, sort_keys=True).encode()).hexdigest()

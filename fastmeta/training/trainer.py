@@ -1,0 +1,110 @@
+"""``train``: a config becomes a run directory, or a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from torch import nn
+
+from fastmeta.data import InputError
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.copies import copy_of
+from fastmeta.training.listener import Listener
+from fastmeta.training.prepare import Data, prepare
+from fastmeta.training.process import whole_process
+from fastmeta.training.run import Draw, Interrupted, Session
+from fastmeta.training.rundir.files import user_path
+from fastmeta.training.rundir.layout import CONFIG, SUMMARY, begun_directory, make_directory
+from fastmeta.training.rundir.load import Run, load_run
+from fastmeta.training.rundir.lock import only_process
+from fastmeta.training.rundir.restore import OTHER_CONFIG, check_same_config, check_same_kind, lasting
+from fastmeta.training.signals import stop_signals
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    resume: str | Path | None = None,
+    auto_resume: bool = False,
+    trust_code: bool = False,
+    listener: Listener | None = None,
+    draw: Draw | None = None,
+) -> Run:
+    """Train with learned labels (or fixed ones), the config's baselines beside it, and write a run directory.
+
+    Args:
+        config: defaults to ``TrainConfig()``: the bundled digits with 40% label noise. Left out with `resume`.
+        model: a module of your own in place of ``config.model``; each stage trains a copy of it.
+        data: a :class:`fastmeta.data.Dataset` or a mapping of arrays in place of ``config.dataset``.
+        resume: a run directory to go on with, bitwise where it stopped; `model` and `data` as the first time.
+        auto_resume: begin the run in ``config.out``, or go on with the same run where one has begun there, or load it
+            where it is finished: the same call goes on however often it is stopped.
+        trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
+            is named in Python needs no trust.
+        listener: is told of progress; the default says nothing but the warnings.
+        draw: makes the figures of a run that is done, from its directory and summary; ``fastmeta.train`` gives
+            :func:`fastmeta.report.write_figures`.
+
+    Returns:
+        Run with `summary`, `labels`, `model`, `path`.
+
+    Raises:
+        InputError: something given is wrong, or the run directory cannot be made, is damaged, or is in use by another
+            process; nothing was written.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the state was saved at a step boundary. A second SIGINT does not wait
+            for one; what was saved before stays.
+        TrainingError: ten steps in a row of the method's own stage were not finite, rows were skipped, or the disk is
+            full; the message names the checkpoint, which holds the last state that was saved behind a finite step. A
+            baseline that diverges ends alone: a warning, and nulls with the reason in its part of the summary.
+    """
+    listener = listener or Listener()
+    if config is not None and not isinstance(config, TrainConfig):
+        raise InputError(f"config must be a TrainConfig, got {type(config).__name__}")
+    begun: Path | None = None
+    if resume is not None:
+        if config is not None or auto_resume:
+            raise InputError("resume goes on with the run's own config; give resume or config, not both")
+        begun = begun_directory(user_path(resume, "resume"))
+        if os.path.isfile(begun / SUMMARY):
+            run = load_run(begun, model=model, trust_code=trust_code)
+            listener.note(f"{begun} is finished already")
+            return run
+        config = TrainConfig.read(begun / CONFIG)
+    config = config or TrainConfig()
+    if auto_resume:
+        if config.out is None:
+            raise InputError("auto_resume needs out, the directory to begin or to go on in")
+        out = user_path(config.out, "out")
+        begun = out if os.path.isfile(out / CONFIG) else None
+    if trust_code:
+        config = config.trusted()
+    with whole_process(config):
+        if begun is not None and not auto_resume:
+            check_same_kind(begun, config, model, data)
+        prepared = prepare(config, model=model, data=data)
+        if begun is not None and auto_resume:
+            own = TrainConfig.read(begun / CONFIG)
+            check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
+            if os.path.isfile(begun / SUMMARY):
+                run = load_run(begun, model=copy_of(prepared.initial).cpu())
+                listener.note(f"{begun} is finished already")
+                return run
+        made: list[Path] = []
+        path = begun or make_directory(prepared.config, made)
+        with only_process(path), stop_signals() as stop:
+            session = Session(prepared, path, listener, stop, draw)
+            if begun is None:
+                session.begin(made)
+            else:
+                session.restore()
+            try:
+                return session.run()
+            except KeyboardInterrupt as interrupt:
+                if isinstance(interrupt, Interrupted):
+                    raise
+                where = f"at once; the last saved state, {session.saved}, is"
+                raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
