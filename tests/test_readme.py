@@ -67,7 +67,7 @@ def test_the_commands_exist():
         elif command == "check":
             assert check.parser().parse_args(flags).model
         elif command == "bench":
-            assert bench._parser().parse_args(flags).command == flags[0]
+            assert bench.parse(flags).command == flags[0]
         elif command == "--version":
             assert main([command, *flags]) == 0
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta import models
@@ -85,7 +86,9 @@ class Problem:
             return value.to(self.device, self.dtype if value.is_floating_point() else None, memory_format=layout)
         if isinstance(value, dict):
             return {k: self._place(v) for k, v in value.items()}
-        raise ValueError(f"inputs must return a tensor or a dict of tensors, got {type(value).__name__}")
+        if isinstance(value, tuple):
+            return tuple(map(self._place, value))
+        raise ValueError(f"inputs must return tensors, in a dict or a tuple if several, got {type(value).__name__}")
 
     def model(self) -> nn.Module:
         return copy.deepcopy(self._model)
@@ -122,8 +125,8 @@ def _inputs(config: StepConfig) -> Callable[[int, torch.Generator], Any]:
                 made = function(size)
             except Exception as error:  # of the user's
                 raise ValueError(f"{shown(config.inputs)} fails on a batch of {size}: {reason(error)}") from error
-            if not isinstance(made, Tensor | dict) or (isinstance(made, dict) and not made):
-                raise ValueError(f"inputs must return a tensor or a dict of tensors, got {type(made).__name__}")
+            if not isinstance(made, Tensor | dict | tuple) or (not isinstance(made, Tensor) and not made):
+                raise ValueError(f"inputs must return tensors, in a dict or a tuple if several, got {shown(made)}")
             return made
 
         return make
@@ -156,7 +159,7 @@ def sizes(config: StepConfig) -> Sizes:
     flops = saved = None
     try:
         x = _inputs(config)(config.batch, torch.Generator())
-        x = {k: v.to("meta") for k, v in x.items()} if isinstance(x, dict) else x.to("meta")
+        x = tree_map(lambda t: t.to("meta"), x)
         flops, saved = _count_forward(model, x, parameters)
     except (RuntimeError, NotImplementedError):
         pass  # data-dependent shapes, operators without a meta kernel

@@ -21,13 +21,13 @@ from fastmeta._text import printable_lines, shown
 #: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
 COMMANDS = {
     "train": "learn the labels of a training set and compare with fixed labels",
-    "check": "is the meta-gradient of a model right, which way makes it, what does it cost",
+    "check": "is the meta-gradient of a model right, and what does it cost",
     "bench": "time the operations, or whole steps of a model",
 }
 
 EXAMPLES = """examples:
-  fastmeta train                                   bundled digits, 40% of labels redrawn; under a minute
-  fastmeta train --dataset npz:my.npz --epochs 60  your own images and labels
+  fastmeta train                bundled digits, 40% of labels redrawn; a minute
+  fastmeta train --dataset npz:my.npz --epochs 60
   fastmeta check --model torchvision:resnet50
   fastmeta bench ops"""
 
@@ -54,9 +54,9 @@ def find_code_here() -> None:
 
 
 def usage() -> str:
-    lines = ["usage: fastmeta COMMAND …   (each has its own --help)", ""]
+    lines = ["usage: fastmeta COMMAND [OPTIONS]", "", "Each command has its own --help.", ""]
     lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    lines += ["", "  --version  the version; with -v also libraries, devices, compiled architectures", ""]
+    lines += ["", "  --version  the version; with -v also libraries and devices", ""]
     return "\n".join([*lines, EXAMPLES])
 
 

@@ -1,20 +1,95 @@
-"""What the commands that parse with argparse share."""
+"""What the commands share: one style of help, one-line errors, kinds of numbers."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from typing import NoReturn
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from fastmeta._text import printable, shown
+from fastmeta.cli.near_miss import flags_of, unknown_option
+
+#: columns of all that is printed, whatever the terminal has
+WIDTH = 80
+
+
+class HelpStyle(argparse.HelpFormatter):
+    """The help of every command: a short usage; options to the left, a sentence with the default to the right."""
+
+    def __init__(self, prog: str, **_: Any) -> None:
+        super().__init__(prog, max_help_position=24, width=WIDTH)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        required = [f"{a.option_strings[0]} {a.metavar}" for a in actions if a.option_strings and a.required]
+        positional = [str(a.metavar) for a in actions if not a.option_strings]
+        words = " ".join([self._prog, *required, *positional, "[OPTIONS]"])
+        self._add_item(lambda: f"usage: {words}\n\n", [])
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        several = action.nargs in ("*", "+")  # once, where argparse would write [X [X ...]]
+        return f"{action.metavar} ..." if several else super()._format_args(action, default_metavar)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = " ".join((action.help or "").split()), action.default
+        if action.dest == "help":
+            return "Print this and exit."
+        if action.nargs == 0 or not action.option_strings or "(default: " in text:
+            return text
+        if not isinstance(default, bool | int | float | str | list | tuple) or default == argparse.SUPPRESS:
+            return text
+        values = default if isinstance(default, list | tuple) else [default]
+        words = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return f"{text} (default: {words})"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are filled; those with lines that are indented, such as examples, stay as they are."""
+        parts = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            p if "\n  " in p else textwrap.fill(" ".join(p.split()), width, break_on_hyphens=False) for p in parts
+        )
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """`text` with its lines in WIDTH columns: what does not fit goes on behind `indent`; no word is broken."""
+
+    def wrap(line: str) -> list[str]:
+        if len(line) <= WIDTH:
+            return [line]
+        own = line[: len(line) - len(line.lstrip())]
+        return textwrap.wrap(
+            line, WIDTH, subsequent_indent=own + indent, break_long_words=False, break_on_hyphens=False
+        )
+
+    return "\n".join(part for line in text.split("\n") for part in wrap(line))
 
 
 class Parser(argparse.ArgumentParser):
     """Leaves with one line and exit code 2; argparse would print the usage too."""
 
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", HelpStyle)
+        super().__init__(**options)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{printable(f'{self.prog}: {message}')}\n")
+
+    def parse(
+        self, argv: Sequence[str], commands: Mapping[str, argparse.ArgumentParser] | None = None
+    ) -> argparse.Namespace:
+        """As parse_args; an unknown option is answered with those that it may stand for.
+
+        `commands` are the parsers of the sub-commands, by the value of `command`.
+        """
+        args, rest = self.parse_known_args(argv)
+        if rest:
+            parser = (commands or {}).get(getattr(args, "command", ""), self)
+            self.error(unknown_option(rest, flags_of(parser.format_help())))
+        return args
 
 
 #: rows, classes, sizes and seeds of the command line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from fastmeta.bench.step_problem import DTYPES, StepConfig
 from fastmeta.bench.step_variants import PRESETS, VARIANTS
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int, seed, threads, whole
+from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int, seed, threads, whole, wrapped
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--threads", type=threads, help="CPU threads of torch; default: torch's own choice")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and environment to FILE")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Where it runs.")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads. (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write figures and environment to FILE.")
 
 
 def _limit(parser: argparse.ArgumentParser, what: str) -> None:
@@ -32,119 +32,139 @@ def _limit(parser: argparse.ArgumentParser, what: str) -> None:
         "--limit",
         type=positive_float,
         metavar="SECONDS",
-        help=f"begin no further {what} after so many; those named first come first; default: none",
+        help=f"Begin no further {what} after so many; those named first come first. (default: none)",
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _sizes(
+    parser: argparse.ArgumentParser, n: object, m: object, default: Any, of: str, kind: Callable[[str], int]
+) -> None:
+    """`n` and `m` are default sizes of batches, or words about them."""
+
+    def told(value: object) -> dict[str, Any]:
+        return {"default": value} if isinstance(value, int) else {}
+
+    def words(text: str, value: object) -> str:
+        return text if isinstance(value, int) else f"{text} (default: {value})"
+
+    parser.add_argument("--batch", type=kind, metavar="n", help=words("Train samples of a step.", n), **told(n))
+    parser.add_argument("--meta-batch", type=kind, metavar="m", help=words("Clean samples of a step.", m), **told(m))
+    parser.add_argument("--classes", type=whole, default=default.classes, metavar="C", help="Number of classes.")
+    parser.add_argument("--samples", type=whole, default=default.samples, metavar="N", help=of)
+    parser.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="Of one sample. (default: by model)")
+
+
+def _timing(parser: argparse.ArgumentParser, default: Any, of: str) -> None:
+    parser.add_argument("--lr", type=positive_float, default=default.lr, metavar="NUMBER", help="Learning rate.")
+    parser.add_argument("--seconds", type=positive_float, default=default.seconds, metavar="SECONDS", help=of)
+    parser.add_argument("--rounds", type=whole, metavar="N", help="Exactly so many rounds, in place of --seconds.")
+    parser.add_argument("--seed", type=seed, default=default.seed, metavar="N", help="Of weights and data.")
+
+
+def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command, and those of its sub-commands."""
     parser = Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ops|step|approx")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="ops|step|approx", prog="fastmeta bench"
+    )
+    made: dict[str, argparse.ArgumentParser] = {}
 
     def command(name: str, what: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        made[name] = commands.add_parser(name, help=what, description=what)
+        return made[name]
 
-    p = command("ops", "each fused operation against its plain-torch twin, eager and compiled")
+    p = command("ops", "Each fused operation against its plain-torch twin, eager and compiled.")
     _shared(p)
-    p.add_argument("--ops", nargs="+", metavar="OP", default=list(ops_row.NAMES), help=f"of {', '.join(ops_row.NAMES)}")
+    listed = ", ".join(ops_row.NAMES)
     p.add_argument(
-        "--sizes", nargs="+", type=integers("x", 2), metavar="nxC", help="such as 128x100; default by device"
+        "--ops",
+        nargs="+",
+        metavar="OP",
+        default=list(ops_row.NAMES),
+        help=f"{listed}. (default: all)",
     )
     p.add_argument(
-        "--dtype", nargs="+", metavar="DTYPE", default=["float32", "bfloat16"], help=", ".join(ops_row.DTYPES)
+        "--sizes", nargs="+", type=integers("x", 2), metavar="nxC", help="Such as 128x100. (default: by device)"
     )
-    p.add_argument("--seconds", type=positive_float, default=1.0, help="per operation, size and dtype; default: 1")
+    p.add_argument(
+        "--dtype", nargs="+", metavar="DTYPE", default=["float32", "bfloat16"], help=f"{', '.join(ops_row.DTYPES)}."
+    )
+    p.add_argument(
+        "--seconds",
+        type=positive_float,
+        default=1.0,
+        metavar="SECONDS",
+        help="Timing one case.",
+    )
     _limit(p, "case")
-    p.add_argument("--no-compile", action="store_true", help="leave torch.compile of the twins out")
-    p.add_argument("--no-graph", action="store_true", help="CUDA: time launches from the host, not graph replays")
+    p.add_argument("--no-compile", action="store_true", help="Leave torch.compile of the twins out.")
+    p.add_argument("--no-graph", action="store_true", help="CUDA: time launches from the host, not graph replays.")
 
     default = StepConfig()
-    p = command("step", "the meta step against plain SGD steps and what one would write instead")
+    p = command("step", "The meta step against plain SGD steps and what one would write instead.")
     _shared(p)
     p.add_argument(
-        "--model",
-        default=default.model,
-        metavar="NAME",
-        help=f"{', '.join(models.NAMES)}, {models.OTHERS}; default: {default.model}",
+        "--model", default=default.model, metavar="NAME", help=f"{', '.join(models.NAMES)}, {models.OTHERS}."
     )
-    p.add_argument("--batch", type=whole, default=default.batch, metavar="n", help=f"default: {default.batch}")
     p.add_argument(
-        "--meta-batch", type=whole, default=default.meta_batch, metavar="m", help=f"default: {default.meta_batch}"
+        "--inputs",
+        metavar="PKG:FUNCTION",
+        help="function(batch) -> model input, in place of random images: a tensor, a dict or a tuple.",
     )
-    p.add_argument("--classes", type=whole, default=default.classes, metavar="C", help=f"default: {default.classes}")
-    p.add_argument(
-        "--samples", type=whole, default=default.samples, metavar="N", help="rows of the label table; default: 50000"
-    )
-    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
-    p.add_argument("--inputs", metavar="PKG:FUNCTION", help="function(batch) -> model input, in place of random images")
+    _sizes(p, default.batch, default.meta_batch, default, "Rows of the label table.", whole)
     p.add_argument(
         "--dtype",
         choices=DTYPES,
         default=default.dtype,
-        help="bfloat16: autocast over float32 parameters; tf32: float32 as CUDA's tensor cores round it",
+        help="bfloat16: autocast over float32 parameters; tf32: float32 as CUDA's tensor cores round it.",
     )
-    presets = "; ".join(f"{name}: {meaning}" for name, meaning in PRESETS.items())
+    presets = "; ".join(f"{name}, {meaning}" for name, meaning in PRESETS.items())
     p.add_argument(
         "--variants",
         nargs="+",
         metavar="VARIANT",
         default=list(default.variants),
-        help=f"of {', '.join(VARIANTS)}; or a preset, {presets}; default: default",
+        help=f"Some of {', '.join(VARIANTS)}. Or a preset: {presets}.",
     )
-    p.add_argument("--lr", type=positive_float, default=default.lr, help=f"default: {default.lr}")
-    p.add_argument("--label-lr", type=positive_float, default=default.label_lr, help=f"default: {default.label_lr}")
     p.add_argument(
-        "--seconds", type=positive_float, default=default.seconds, help=f"in all; default: {default.seconds:g}"
+        "--label-lr",
+        type=positive_float,
+        default=default.label_lr,
+        metavar="NUMBER",
+        help="Learning rate of the labels.",
     )
-    p.add_argument("--rounds", type=whole, help="exactly so many rounds, in place of --seconds")
+    _timing(p, default, "Timing all of it.")
     _limit(p, "variant")
-    p.add_argument("--seed", type=seed, default=default.seed)
-    p.add_argument("--no-check", action="store_true", help="do not compare with the reference in float64 first")
-    p.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    p.add_argument("--no-check", action="store_true", help="Do not compare with the reference in float64 first.")
+    p.add_argument("--no-memory", action="store_true", help="Do not measure peak memory.")
 
     rough = approx_run.ApproxConfig()
-    p = command("approx", "what each approximation of the step saves, and how far it is from exact")
+    p = command("approx", "What each approximation of the step saves, and how far it is from exact.")
     _shared(p)
-    p.add_argument(
-        "--models",
-        nargs="+",
-        metavar="NAME",
-        default=list(rough.models),
-        help=f"as --model of bench step; default: {' '.join(rough.models)}",
-    )
+    p.add_argument("--models", nargs="+", metavar="NAME", default=list(rough.models), help="As --model of bench step.")
     p.add_argument(
         "--approximations",
         nargs="+",
         metavar="APPROX",
         default=list(rough.approximations),
-        help=f"delayed, every:K, last:L, difference; default: {' '.join(rough.approximations)}",
+        help="delayed, every:K, last:L, difference.",
     )
-    moments = " ".join(map(str, rough.moments))
     p.add_argument(
         "--moments",
         nargs="+",
         type=whole,
         metavar="STEPS",
         default=list(rough.moments),
-        help=f"exact steps of a short training after which they are compared; default: {moments}",
+        help="Exact steps of a short training after which they are compared.",
     )
-    p.add_argument("--batch", type=positive_int, metavar="n", help="default: 128 for mlp, else 32")
-    p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: 256 for mlp, else 64")
-    p.add_argument("--classes", type=whole, default=rough.classes, metavar="C", help=f"default: {rough.classes}")
-    p.add_argument(
-        "--samples",
-        type=whole,
-        default=rough.samples,
-        metavar="N",
-        help=f"of the training set; default: {rough.samples}",
-    )
-    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
-    p.add_argument("--lr", type=positive_float, default=rough.lr, help=f"default: {rough.lr}")
-    p.add_argument(
-        "--seconds", type=positive_float, default=rough.seconds, help=f"timing a model; default: {rough.seconds:g}"
-    )
-    p.add_argument("--rounds", type=whole, help="exactly so many rounds, in place of --seconds")
-    p.add_argument("--seed", type=seed, default=rough.seed)
-    return parser
+    _sizes(p, "128 for mlp, else 32", "256 for mlp, else 64", rough, "Rows of the training set.", positive_int)
+    _timing(p, rough, "Timing a model.")
+    return parser, made
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    return parser.parse(argv, commands)
 
 
 def _approx_config(args: argparse.Namespace) -> approx_run.ApproxConfig:
@@ -180,7 +200,7 @@ def _ops_config(args: argparse.Namespace) -> ops_row.OpsConfig:
 
 
 def _say(text: str) -> None:
-    print(printable_lines(text), flush=True)
+    print(wrapped(printable_lines(text), "  "), flush=True)
 
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], Any]]] = {
@@ -192,7 +212,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], 
 
 def main(argv: list[str]) -> int:
     """0: measured; 1: an output was wrong; 2: an argument cannot be used."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from typing import get_args
@@ -13,7 +12,7 @@ from fastmeta import models
 from fastmeta._memory import check_room
 from fastmeta._text import printable, printable_lines, reason
 from fastmeta.cli import find_code_here
-from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int, seed
+from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int, seed, wrapped
 from fastmeta.meta.tangents import TangentChoice
 from fastmeta.training.device import pick_device
 
@@ -21,47 +20,47 @@ EPILOG = """
 examples:
   fastmeta check --model torchvision:resnet50
   fastmeta check --model resnet20 --classes 100 --batch 32 --meta-batch 64
-  fastmeta check --model my_package.nets:build --input-shape 1,28,28     # build(num_classes=10) -> nn.Module
+  fastmeta check --model my_package.nets:build --input-shape 1,28,28
+                 (which is called as build(num_classes=10) and returns a module)
 
 exit code: 0 right, 1 a wrong gradient or none that can be had, 2 wrong arguments
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     p = Parser(
         prog="fastmeta check",
         description="Hold every way of making the label gradient of a model against plain autograd, in float64.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = f"{', '.join(models.NAMES)}, {models.OTHERS}"
+    names = f"{', '.join(models.NAMES)}, {models.OTHERS}."
     p.add_argument("--model", required=True, metavar="NAME", help=names)
-    p.add_argument("--classes", type=at_least(2, models.MOST), default=10, metavar="C", help="default: 10")
-    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="of one sample; default by model")
+    p.add_argument("--classes", type=at_least(2, models.MOST), default=10, metavar="C", help="Number of classes.")
+    p.add_argument("--input-shape", type=integers(","), metavar="C,H,W", help="Of one sample. (default: by model)")
     p.add_argument(
-        "--batch",
-        type=positive_int,
-        metavar="n",
-        help="train batch; default: 8, or 2 of the large images of torchvision and timm",
+        "--batch", type=positive_int, metavar="n", help="Train samples. (default: 8; 2 for torchvision and timm)"
     )
-    p.add_argument("--meta-batch", type=positive_int, metavar="m", help="default: as --batch")
-    p.add_argument("--labels", choices=("instance", "class"), default="instance", help="family; default: instance")
-    p.add_argument("--lr", type=positive_float, default=0.1, help="of the look-ahead; default: 0.1")
+    p.add_argument("--meta-batch", type=positive_int, metavar="m", help="Clean samples. (default: as --batch)")
+    p.add_argument("--labels", choices=("instance", "class"), default="instance", help="Family of the labels.")
+    p.add_argument("--lr", type=positive_float, default=0.1, metavar="NUMBER", help="Learning rate of the look-ahead.")
     p.add_argument(
-        "--tangent", default=",".join(get_args(TangentChoice)), metavar="WAYS", help="ways to try; default: %(default)s"
+        "--tangent",
+        default=",".join(get_args(TangentChoice)),
+        metavar="WAYS",
+        help="Ways of making the logit tangent that are tried.",
     )
-    p.add_argument("--eval", action="store_true", help="the model in evaluation mode, not in the mode it is made in")
-    p.add_argument("--no-timing", action="store_true", help="errors alone, no milliseconds and memory")
-    p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N; default: cpu")
-    p.add_argument("--seed", type=seed, default=0, help="of weights and data; default: 0")
+    p.add_argument("--eval", action="store_true", help="The model in evaluation mode, not in the mode it is made in.")
+    p.add_argument("--no-timing", action="store_true", help="Errors alone, no milliseconds and memory.")
+    p.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N.")
+    p.add_argument("--seed", type=seed, default=0, metavar="N", help="Of weights and data.")
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     import fastmeta
 
     p = parser()
-    args = p.parse_args(argv)
+    args = p.parse(argv)
     if models.names_code(args.model):
         find_code_here()
     n = args.batch or (8 if models.zoo_of(args.model) is None else 2)
@@ -94,6 +93,6 @@ def main(argv: list[str] | None = None) -> int:
         p.error(str(error))
     except (RuntimeError, MemoryError) as error:  # torch has no kind of its own for memory that a CPU has not
         p.error(f"{args.model} cannot be checked with batches of {n:,} and {m:,}: {reason(error)}")
-    print(printable(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {device}"))
-    print(printable_lines(report))
+    print(wrapped(printable(f"{args.model}, {n} train and {m} meta samples of shape {shape}, {c} classes, {device}")))
+    print(wrapped(printable_lines(report), "  "))
     return 0 if report.ok else 1

@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -15,6 +16,9 @@ from fastmeta._text import printable, printable_lines, shown
 from fastmeta._trust import Untrusted
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
+from fastmeta.cli.arguments import Parser, wrapped
+from fastmeta.cli.config_help import config_help
+from fastmeta.cli.near_miss import flags_of, unknown_option
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
@@ -30,16 +34,16 @@ which come out right), 30 clean ones."""
 @dataclass(frozen=True)
 class _Arguments:
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    config: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    config: str | None = None
     """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again."""
-    resume: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    resume: str | None = None
     """Run directory to go on with where it stopped; it knows its own config, so only --trust-code goes with it."""
-    auto_resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    auto_resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Begin the run in --out, or go on with it where it has begun there: one line for a scheduler to run again."""
-    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Import and run the model package.module:factory that a run directory or config file names; needed for no other,
     and not for one that this line names."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the resolved config, the splits, memory and estimated time; train nothing, write nothing."""
 
 
@@ -69,7 +73,7 @@ def _main(argv: list[str]) -> int:
     if arguments.dry_run:
         from fastmeta.training.estimate import dry_run
 
-        print(printable_lines(dry_run(config)))
+        print(wrapped(printable_lines(dry_run(config)), 10 * " "))
         return 0
     keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
@@ -91,21 +95,23 @@ def parse(argv: list[str]) -> _Arguments:
     file = _value_of(argv, "--config")
     if file is not None:
         default = TrainConfig.read(file)
+    options: dict[str, Any] = {
+        "default": _Arguments(default),
+        "prog": PROG,
+        "description": DESCRIPTION,
+        "registry": _registry(),
+    }
+    if {"-h", "--help"} & set(argv):
+        print(_help(default))
+        raise SystemExit(0)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            arguments = tyro.cli(
-                _Arguments,
-                args=argv,
-                default=_Arguments(default),
-                prog=PROG,
-                description=DESCRIPTION,
-                registry=_registry(),
-            )
+            arguments = tyro.cli(_Arguments, args=argv, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(_one_line(errors.getvalue())) from None
+        raise InputError(_one_line(errors.getvalue(), flags_of(_help(default)))) from None
     alone = replace(_Arguments(TrainConfig()), resume=arguments.resume, trust_code=arguments.trust_code)
     if arguments.resume is not None and arguments != alone:
         raise InputError("--resume goes on with the run's own config: give no other flag with it")
@@ -121,16 +127,19 @@ def _value_of(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def _one_line(message: str) -> str:
+def _help(default: TrainConfig) -> str:
+    """In the style of the other commands; tyro's own frames its options."""
+    return config_help(Parser(prog=PROG, description=DESCRIPTION), _Arguments(default), default)
+
+
+def _one_line(message: str, known: Sequence[str]) -> str:
     """The sentence inside tyro's box, which it draws with lines or, where the terminal has none, with dashes."""
     lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()][1:]  # the first is the box's title
     parts = "\n".join("" if re.fullmatch("[─-]+", line) else line for line in lines).strip().split("\n\n")
     text = " ".join(parts[0].split())
-    close = re.search(r"Perhaps you meant:\s+(--\S+)", message.replace("│", " "))
-    if close:
-        text += f"; did you mean {close[1]}?"
     text, of_config = re.subn(r"^Error parsing run\.\w+: ", "", text)  # a value that the config refuses by name
-    text = re.sub(r"^Unrecognized options: ", "unknown option ", text)
+    if text.startswith("Unrecognized options: "):
+        text = unknown_option(text.removeprefix("Unrecognized options: ").split(", "), known)
     return text if of_config else f"{text} ({PROG} --help lists the options)"
 
 

@@ -1,6 +1,8 @@
 """The command line: one line and exit code 2 for what the user got wrong, nothing half-written, help that reads."""
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import pytest
 
 import fastmeta
 from fastmeta.cli import COMMANDS, main
+from fastmeta.cli.near_miss import near, unknown_option
 from fastmeta.training import load_run
 from tests.support.runs import two_classes
 
@@ -36,7 +39,7 @@ def npz(tmp_path_factory):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--epoch 3", "unknown option --epoch, 3; did you mean --epochs?"),
+        ("--epoch 3", "unknown option --epoch; did you mean --epochs?"),
         ("extra", "unknown option extra"),
         ("--epochs three", "Error parsing --epochs: expected a whole number, got 'three'"),
         ("--epochs", "Missing value for argument '--epochs'"),
@@ -67,7 +70,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys, tmp_path):
 
 
 DRAWN = """╭─ Unrecognized options ──────╮
-│ Unrecognized options: --epoch  │
+│ Unrecognized options: --epoch, 3 │
 │ ────────────────────────────── │
 │ Perhaps you meant:             │
 │     --epochs INT               │
@@ -75,7 +78,7 @@ DRAWN = """╭─ Unrecognized options ──────╮
 """
 DASHED = """ Unrecognized options
  ----------------------
-  Unrecognized options: --epoch
+  Unrecognized options: --epoch, 3
   ----------------------
   Perhaps you meant:
       --epochs INT
@@ -85,7 +88,7 @@ DASHED = """ Unrecognized options
 @pytest.mark.parametrize("box", [DRAWN, DASHED])
 def test_the_parsers_box_becomes_one_line(box):
     expected = "unknown option --epoch; did you mean --epochs? (fastmeta train --help lists the options)"
-    assert _one_line(box) == expected
+    assert _one_line(box, ["--epochs", "--seed"]) == expected
 
 
 def test_a_broken_config_file_names_the_key(capsys, tmp_path):
@@ -102,6 +105,66 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         assert run.optim.milestones == (0.1, 0.2)
         assert run.optim.nesterov
     assert not parse(["--config", "c.toml", "--optim.no-nesterov"]).run.optim.nesterov
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--lr", ["--optim.lr"]),
+        ("--optim-lr", ["--optim.lr"]),
+        ("--labels.lr", ["--labels.label-lr"]),
+        ("--label-lr=3", ["--labels.label-lr"]),
+        ("--batch_size", ["--data.batch-size"]),
+        ("--momentum", ["--optim.momentum"]),
+        ("--lrr", ["--optim.lr"]),
+        ("--optimizer.gamma", ["--optim.gamma"]),
+        ("--noise.rate", ["--noise"]),
+        ("--epoch", ["--epochs"]),
+        ("--zzz", []),
+    ],
+)
+def test_near_misses_of_options(word, meant, capsys):
+    assert main(["train", word, "1"]) == 2
+    name = word.split("=")[0]
+    hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
+    listed = "(fastmeta train --help lists the options)"
+    assert capsys.readouterr().err == f"fastmeta train: unknown option {name}{hint} {listed}\n"
+
+
+def test_two_groups_may_have_an_option_of_one_name():
+    assert near("--lr", ["--optim.lr", "--method.lr", "--seed"]) == ["--optim.lr", "--method.lr"]
+    assert unknown_option(["3", "--lr"], ["--a.lr", "--b.lr"]) == "unknown option --lr; did you mean --a.lr or --b.lr?"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("check --model mlp --optim.lr 1", "fastmeta check: unknown option --optim.lr; did you mean --lr?\n"),
+        ("bench step --label_lr 1", "fastmeta bench: unknown option --label_lr; did you mean --label-lr?\n"),
+        ("bench ops --variants sgd", "fastmeta bench: unknown option --variants\n"),
+    ],
+)
+def test_near_misses_of_other_commands(line, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("line", ["", "train", "check", "bench", "bench ops", "bench step", "bench approx"])
+def test_helps_have_one_style_and_80_columns(line, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")  # whatever the terminal has
+    with contextlib.suppress(SystemExit):
+        main([*line.split(), "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {' '.join(['fastmeta', *line.split()])} ")
+    assert text.splitlines()[0].endswith("[OPTIONS]")
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search("[│╭]|MISSING|None|INT|FLOAT", text)
+    if line not in ("", "bench"):
+        assert re.search(r"\n  -h, --help {8,12}Print this and exit\.\n", text)
+        sentences = re.split(r"\n  --\S.*?(?:  +|\n +)", text.split("\n\nexamples:")[0])[1:]
+        assert all(re.search(r"\.$|\)$|image\.$", " ".join(s.split("\n\n")[0].split())) for s in sentences), sentences
 
 
 def test_help_reads(capsys):

@@ -197,14 +197,23 @@ def encoded(batch):
     return tokens(batch)
 
 
+def image_and_table(batch):
+    return tuple(x.float() for x in parts(batch).values())
+
+
 def classifier(num_classes):
     return Classifier()
 
 
-def test_the_benchmark_gives_them_to_every_variant():
+def of_two(num_classes):
+    return OfTwo()
+
+
+@pytest.mark.parametrize(("model", "inputs"), [("classifier", "encoded"), ("of_two", "image_and_table")])
+def test_the_benchmark_gives_them_to_every_variant(model, inputs):
     config = StepConfig(
-        model=f"{__name__}:classifier",
-        inputs=f"{__name__}:encoded",
+        model=f"{__name__}:{model}",
+        inputs=f"{__name__}:{inputs}",
         batch=4,
         meta_batch=6,
         classes=C,
