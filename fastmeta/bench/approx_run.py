@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,10 @@ COMPARED = {
 }
 #: model -> (train batch, meta batch), others as ResNet-20
 BATCHES = {"mlp": (128, 256)}
+
+
+#: of distances, side by side in a table
+MOMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def run(config: ApproxConfig, say: Callable[[str], None] = print) -> dict[str, A
                     "distances": [asdict(d) for d in distances.get(name, [])],
                 }
             )
-        say(table(_header(config), [_cells(r, len(config.moments)) for r in rows]) + "\n")
+        say(_tables(rows, sorted(set(config.moments))) + "\n")
         results.append({"model": model, "batch": step.batch, "meta_batch": step.meta_batch, "rows": rows})
     say("\n".join(f"{kind:<11} {equation}" for kind, equation in EQUATIONS.items()))
     say(
@@ -126,14 +130,22 @@ def run(config: ApproxConfig, say: Callable[[str], None] = print) -> dict[str, A
     return {"config": asdict(config), "noise_rate": NOISE_RATE, "separation": SEPARATION, "models": results}
 
 
-def _header(config: ApproxConfig) -> list[str]:
-    return ["approx", "F", "ms", "x exact", "x plain", "compared", *(f"step {m}" for m in config.moments)]
-
-
-def _cells(row: dict[str, Any], count: int) -> list[str]:
-    figures = [number(row["forwards"]), number(row["milliseconds"]), number(row["to_exact"]), number(row["to_plain"])]
-    distances = [f"{d['cosine']:.6f} ×{d['length']:.3f}" for d in row["distances"]] or ["-"] * count
-    return [row["approx"], *figures, row["compared"], *distances]
+def _tables(rows: Sequence[dict[str, Any]], moments: Sequence[int]) -> str:
+    """Costs, and below them distances after some of the moments, as many as 80 columns have room for."""
+    costs = [
+        [r["approx"], *(number(r[key]) for key in ("forwards", "milliseconds", "to_exact", "to_plain")), r["compared"]]
+        for r in rows
+    ]
+    parts = [table(("approx", "F", "ms", "x exact", "x plain", "compared"), costs)]
+    for first in range(0, len(moments), MOMENTS):
+        shown = range(first, min(first + MOMENTS, len(moments)))
+        distances = [
+            [r["approx"], *(f"{d['cosine']:.6f} ×{d['length']:.3f}" for d in (r["distances"][k] for k in shown))]
+            for r in rows
+            if r["distances"]
+        ]
+        parts.append(table(("approx", *(f"step {moments[k]}" for k in shown)), distances))
+    return "\n\n".join(parts)
 
 
 def _costs(config: ApproxConfig, step: StepConfig) -> dict[str, dict[str, float]]:

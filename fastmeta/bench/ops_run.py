@@ -145,29 +145,30 @@ def cases(config: OpsConfig) -> Iterator[tuple[str, Callable[[float], OpsRow]]]:
                 yield f"{name} {n}x{C} {dtype}", partial(measure, name, n, C, dtype, config)
 
 
-HEADER = ("operation", "n", "C", "dtype", "µs", "GB/s", "of copy", "eager", "compiled", "others")
-_WIDTHS = (29, 7, 8, 8, 9, 7, 7, 8, 8, 0)
+HEADER = ("n", "C", "µs", "GB/s", "of copy", "eager", "compiled")
+_WIDTHS = (9, 10, 10, 9, 9, 9, 9)
 
 
 def line(texts: Sequence[str]) -> str:
     """One line of the table: printed as soon as it is measured, so the widths are fixed."""
-    first, *others = (text.rjust(width) for text, width in zip(texts, _WIDTHS, strict=True))
-    return "  ".join([first.strip().ljust(_WIDTHS[0]), *others])
+    return "  ".join(text.rjust(width) for text, width in zip(texts, _WIDTHS, strict=True))
 
 
 def cells(row: OpsRow) -> list[str]:
-    others = [f"{k} {v:.2f}x" for k, v in row.speedup.items() if k not in ("eager", "compiled")]
     return [
-        row.operation,
         str(row.n),
         str(row.C),
-        row.dtype,
         f"{row.microseconds['fused']:.1f}",
         f"{row.gigabytes_per_second:.1f}",
         f"{row.share_of_copy:.0%}",
         *(f"{number(row.speedup.get(k))}x" if k in row.speedup else "-" for k in ("eager", "compiled")),
-        ", ".join(others) or "-",
     ]
+
+
+def others(row: OpsRow) -> str:
+    """What other libraries take, or ""."""
+    told = [f"{k} {v:.2f}x" for k, v in row.speedup.items() if k not in ("eager", "compiled")]
+    return f"{'':>9}  others: {', '.join(told)}" if told else ""
 
 
 def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -183,6 +184,7 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]
         f"copy bandwidth of this {device.type}: {copy / 1e9:.1f} GB/s read + written, {torch.get_num_threads()} threads"
     )
     say(line(HEADER))
+    heading = ""
     measured: list[OpsRow] = []
     failures: list[str] = []
     left_out: list[str] = []
@@ -198,7 +200,10 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]
             say(f"{case}: FAILED, {failures[-1].splitlines()[0]}")
             continue
         measured.append(row)
-        say(line(cells(row)))
+        if heading != f"{row.operation} {row.dtype}":
+            heading = f"{row.operation} {row.dtype}"
+            say(heading)
+        say("\n".join(filter(None, (line(cells(row)), others(row)))))
     say("eager, compiled, others: how many times longer they take than the fused operation, paired")
     for peer, note in sorted({item for r in measured for item in r.notes.items()}):
         say(f"{peer}: {note}")

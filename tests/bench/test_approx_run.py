@@ -75,6 +75,7 @@ def test_json_and_table(tmp_path, capsys):
     text = capsys.readouterr().out
     for word in ("x exact", "x plain", "step 2", "every:4", "label movement", "u = (z(theta + e g)"):
         assert word in text
+    assert max(map(len, text.replace(str(tmp_path), "").splitlines())) <= 80
     document = json.loads(path.read_text())
     assert document["kind"] == "approx"
     assert document["environment"]["torch"] == torch.__version__

@@ -1,12 +1,14 @@
 """Whole steps as the benchmark takes them: the same step by all, wrong ones refused, others skipped by name."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastmeta.bench import peers, step_plain, step_run, step_variants
 from fastmeta.bench.step_problem import Problem, StepConfig, sizes
+from fastmeta.bench.step_row import StepRow
 from fastmeta.bench.step_variant import captured
 
 TINY = {"model": "mlp", "batch": 4, "meta_batch": 6, "classes": 3, "samples": 10, "input_shape": (2,), "rounds": 2}
@@ -74,6 +76,28 @@ def test_every_variant_takes_the_same_step():
     assert 0 < rows["fastmeta:trace"]["forwards"] <= rows["fastmeta:reverse"]["forwards"]
     # three of four steps are plain ones, which cost 3 of 13 F at 2 n = m
     assert rows["fastmeta:every:4"]["forwards"] < 0.6 * rows["fastmeta"]["forwards"]
+
+
+def test_tables_of_the_longest_names_and_figures_have_80_columns():
+    names = tuple(step_variants.VARIANTS)
+    row = StepRow(
+        "",
+        None,
+        "difference",
+        99999.9,
+        (1, 1),
+        9999999.0,
+        dict.fromkeys(names, 999.99),
+        1e9,
+        99.99,
+        1.0,
+        99999,
+        2**43,
+        1e-9,
+    )
+    lines = step_run.tables([replace(row, variant=name) for name in names], "sgd:captured").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 2 * (len(names) + 1) + 1
 
 
 def test_flops_of_the_exact_ways():

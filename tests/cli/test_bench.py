@@ -24,7 +24,8 @@ def test_step_writes_json(tmp_path, capsys):
     flags = ["step", *TINY_FLAGS, "--variants", "sgd", "fastmeta", "--threads", "1", "--json", str(path)]
     assert main(flags) == 0
     out = capsys.readouterr().out
-    assert out.index("forward F") < out.index("x reference")
+    assert out.index("forward F") < out.index("x ref")
+    assert max(map(len, out.replace(str(tmp_path), "").splitlines())) <= 80
     content = json.loads(path.read_text())
     assert content["kind"] == "step"
     assert content["environment"]["cpu"]["threads"] == content["config"]["threads"] == 1
@@ -36,7 +37,9 @@ def test_step_writes_json(tmp_path, capsys):
 def test_ops_prints_a_table(capsys):
     flags = ["ops", "--ops", "row_dot", "--sizes", "8x5", "--dtype", "float32", "--no-compile", "--seconds", "0.001"]
     assert main(flags) == 0
-    assert "row_dot" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "row_dot float32" in lines
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_factory_beside_the_caller_is_found(tmp_path, monkeypatch, capsys):
