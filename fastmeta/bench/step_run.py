@@ -82,9 +82,8 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> dict[str, Any]:
     unit = best_plain(rows)
     say("\n" + tables(rows, unit) + "\n")
     if unit is not None:
-        say(
-            f"x best: by the best plain step, {unit}; x ref: by the reference; launches: {LAUNCHES[problem.device.type]}"
-        )
+        say(f"x best: by the best plain step, {unit}; x ref: by the reference")
+        say(f"launches: {LAUNCHES[problem.device.type]}")
     for name, reason in skipped.items():
         say(f"skipped {name}: {reason}")
     rows += [StepRow(name, skipped=reason) for name, reason in (skipped | failures).items()]
