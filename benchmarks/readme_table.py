@@ -1,4 +1,4 @@
-"""Write the README's first table from the JSON files in results/: `python benchmarks/readme_table.py`."""
+"""Write the tables of README.md and docs/benchmarks.md from results/*.json: `python benchmarks/readme_table.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+MODELS = (("step-mlp-cpu.json", "MLP"), ("step-resnet20-cpu.json", "ResNet-20"))
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -60,7 +61,7 @@ def steps() -> list[str]:
         "higher": "higher",
         "torchopt": "TorchOpt",
     }
-    for name, title in (("step-mlp-cpu.json", "MLP"), ("step-resnet20-cpu.json", "ResNet-20")):
+    for name, title in MODELS:
         content = load(name)
         config = content["config"]
         title = f"{title} ({config['batch']} / {config['meta_batch']})"
@@ -84,16 +85,32 @@ def steps() -> list[str]:
     return lines
 
 
+SHORT = ("Digits", "| labels |", "|---", "| learned", "| fixed, as", "| as given", "| softened more")
+
+
+def short() -> list[str]:
+    """The README's: the rows of the main job that say most, and what a step costs."""
+    lines = main_job()
+    rows = [lines[0], "", *(line for line in lines[1:] if line.startswith(SHORT))]
+    costs = []
+    for name, title in MODELS:
+        full = next(row for row in load(name)["rows"] if row["variant"] == "fastmeta:full")["ratios"]
+        costs.append(f"{full['sgd']:.1f} on {title} ({1 / full['reference']:.1f}× faster than autograd)")
+    return [*rows, "", f"One exact compiled step, in plain SGD steps: {', '.join(costs)}."]
+
+
+def write(path: Path, lines: list[str]) -> None:
+    before, rest = path.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    path.write_text(before + "\n".join([BEGIN, *lines, END]) + after)
+
+
 def main() -> None:
     machine = load("step-mlp-cpu.json")["environment"]
-    readme = HERE.parent / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
     cpu = f"{machine['cpu']['model']}, {machine['cpu']['capability']}"
     hardware = f"Measured on {cpu}, torch {machine['torch']}; files and commands in `benchmarks/`."
-    lines = [BEGIN, *main_job(), *steps(), "", hardware, END]
-    readme.write_text(before + "\n".join(lines) + after)
+    write(HERE.parent / "docs" / "benchmarks.md", [*main_job(), *steps(), "", hardware])
+    write(HERE.parent / "README.md", short())
 
 
 if __name__ == "__main__":

@@ -1,83 +1,66 @@
-"""The README's code runs, its commands parse, its diff turns one loop into the other, its counts were measured."""
+"""The README's code runs, its commands parse, its tables are those of the measurements, and it is short."""
 
+import contextlib
+import importlib.util
+import io
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-import torch
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+from tests.support.commands import ROOT, parse
+from tests.support.guides import blocks
 
-
-def block(language):
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
-    assert len(found) == 1, f"the README has {len(found)} {language} blocks"
-    return found[0]
+README = ROOT / "README.md"
 
 
-def test_the_diff_belongs_to_the_loop_and_is_short():
-    lines = block("diff").splitlines()
-    before = [line[1:].rstrip() for line in lines if line[:1] in (" ", "-")]
-    assert before == [line.rstrip() for line in block("python").splitlines()]
-    assert sum(line[:1] in ("+", "-") for line in lines) <= 12
+def test_it_is_short():
+    assert len(README.read_text().split()) <= 600
 
 
-def test_the_loop_and_the_changed_loop_run():
+def test_its_figure_is_there_and_small():
+    (name,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README.read_text())
+    assert 1_000 < (ROOT / name).stat().st_size < 500_000
+
+
+def test_the_loop_runs_and_learns():
     pytest.importorskip("sklearn")
-    scores = []
-    for source in (
-        block("python"),
-        "\n".join(line[1:] for line in block("diff").splitlines() if line[:1] in (" ", "+")),
-    ):
-        torch.manual_seed(0)
-        names: dict = {}
-        exec(source, names)
-        test = slice(1200, 1700)
-        predicted = names["model"](names["x"][test]).argmax(1)
-        scores.append(float((predicted == names["y"][test]).float().mean()))
-    learned = names["learned"].argmax(1)
-    right = (learned == names["y"][:1200]).float().mean()
-    given = (names["noisy"][:1200] == names["y"][:1200]).float().mean()
-    assert right > given + 0.05
-    assert scores[1] > scores[0]
-
-
-def commands():
-    lines = "".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+    (block,) = [b for b in blocks(README) if b.language == "python"]
+    assert sum(bool(line.strip()) for line in block.text.splitlines()) <= 16
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block.text, {})
+    given, learned = map(int, re.findall(r"(\d+)%", printed.getvalue()))
+    assert learned > given + 20
 
 
 def test_the_commands_exist():
     pytest.importorskip("tyro")
-    from fastmeta.cli import bench, check, main, train
+    lines = [line for b in blocks(README) if b.language == "sh" for line in b.text.splitlines()]
+    inline = [
+        line for line in re.findall(r"`([^`\n]+)`", README.read_text()) if line.startswith(("fastmeta ", "./dev "))
+    ]
+    seen = {parse(words) for line in (*lines, *inline) if (words := shlex.split(line, comments=True))}
+    assert seen >= {"train", "test"}
 
-    seen = set()
-    for program, command, *flags in commands():
-        assert program in ("fastmeta", "./dev")
-        seen.add(command)
-        if "--help" in flags:
-            with pytest.raises(SystemExit) as stop:
-                main([command, *flags])
-            assert stop.value.code == 0
-        elif command == "train":
-            assert train.parse(flags).run
-        elif command == "check":
-            assert check.parser().parse_args(flags).model
-        elif command == "bench":
-            assert bench.parse(flags).command == flags[0]
-        elif command == "--version":
-            assert main([command, *flags]) == 0
-        else:
-            assert f"\n{command})\n" in (ROOT / "dev").read_text()
-    assert seen == {"train", "test", "check", "bench", "--version"}
+
+def test_the_tables_are_those_of_the_measurements():
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for page, made in (
+        (README, script.short()),
+        (ROOT / "docs" / "benchmarks.md", [*script.main_job(), *script.steps()]),
+    ):
+        there = page.read_text().split(script.BEGIN)[1].split(script.END)[0]
+        assert "\n".join(made).strip() in there, f"{page.name}: run benchmarks/readme_table.py"
 
 
 def test_the_counts_of_forwards_were_measured():
     """Of every way in the table: ResNet-20's, and the MLP's in brackets."""
-    rows = dict(re.findall(r"^\| (default|`(?:compile|approx)=\S+`) \| ([\d.]+ \([\d.]+\)) \|", README, re.M))
+    text = (ROOT / "docs" / "exact-and-approximate.md").read_text()
+    rows = dict(re.findall(r"^\| (default|`(?:compile|approx)=\S+`) \| ([\d.]+ \([\d.]+\)) \|", text, re.M))
     counted: dict[str, list[str]] = {}
     for model in ("resnet20", "mlp"):
         results = ROOT / "benchmarks" / "results"

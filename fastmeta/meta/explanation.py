@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastmeta.functional.network import Network
+from fastmeta.meta.engines.traced import GraphStep
+from fastmeta.meta.lookahead import LookAheadChoice
+
 if TYPE_CHECKING:
     from fastmeta.meta.step import MetaStep
 
 
-def explanation(step: MetaStep) -> str:
+def explanation(
+    step: MetaStep,
+    *,
+    lookahead: LookAheadChoice,
+    fixed_rate: bool,
+    network: Network | None,
+    graphs: GraphStep | None,
+    untraced: str,
+) -> str:
     """One line each on labels, look-ahead, tangent, approximation, batches, graphs and steps."""
     plan = step.plan
     tangent = f"not chosen before the first step ({step.tangent!r})"
@@ -16,26 +28,25 @@ def explanation(step: MetaStep) -> str:
         attention = ", attention as plain maths" if plan.math_attention else ""
         exact = "inexact" if plan.way == "difference" else "exact"
         tangent = f"{plan.way} ({exact}{attention}): {plan.reason}"
-    choice = step._lookahead.choice
     look = {
         "sgd": "plain SGD at the optimizer's current learning rate (Eq. 3)",
         "optimizer": "the optimizer's own step, with its momentum and weight decay",
-    }.get(str(choice), f"plain SGD at the fixed rate {choice}")
+    }.get(str(lookahead), f"plain SGD at the fixed rate {lookahead}")
     rate = "" if step.label_lr is None else f"{step.label_lr:g}"
-    if step._given_label_lr is None:
+    if not fixed_rate:
         rate += f"{' now, ' if rate else ''}set in each step from lambda and n"
     graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[step.compile]
     batches = "whole" if step.micro_batch is None else f"graphs of at most {step.micro_batch} rows at once"
-    if step._untraced:
-        graph = f"runs eagerly: {step._untraced}"
-    elif step._graphs is not None and step._graphs.record is not None:
-        refused = step._graphs.uncaptured
+    if untraced:
+        graph = f"runs eagerly: {untraced}"
+    elif graphs is not None and graphs.record is not None:
+        refused = graphs.uncaptured
         graph += f", not captured in a CUDA graph: {refused}" if refused else ", captured in a CUDA graph"
-    if step._network is not None and step._network.model is not step.model:
+    if network is not None and network.model is not step.model:
         graph += "; the model's own torch.compile is set aside"
     layers = ""
-    if step.approx.kind == "last" and step._network is not None:
-        layers = f": {', '.join(step.approx.moving(step._network))}"
+    if step.approx.kind == "last" and network is not None:
+        layers = f": {', '.join(step.approx.moving(network))}"
     return "\n".join(
         [
             f"labels:     {step.loss.family} ({step.loss.extra_repr()}), label_lr {rate}"

@@ -422,7 +422,14 @@ class MetaStep:
 
     def explain(self) -> str:
         """In words: how the tangent is made and why, which look-ahead, which label rate."""
-        return explanation(self)
+        return explanation(
+            self,
+            lookahead=self._lookahead.choice,
+            fixed_rate=self._given_label_lr is not None,
+            network=self._network,
+            graphs=self._graphs,
+            untraced=self._untraced,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
