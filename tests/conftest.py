@@ -2,6 +2,13 @@
 
 import os
 
+import torch
+
 # without it inductor asks the compiler what the processor can do, by compiling a file of torch's headers for each
 # instruction set: half a minute in a fresh cache
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
+# Autograd starts its threads, one for each device, in the first backward of a process, and no child may differentiate
+# after that. Where fake tensors came before, torch counts one CUDA device that is not there: a first backward now, on
+# the CPU alone, starts none, so that tests may fork whatever ran before them.
+torch.zeros((), requires_grad=True).backward()

@@ -7,6 +7,8 @@ import time
 import traceback
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmeta import train
 from fastmeta.data import InputError
@@ -141,6 +143,22 @@ def killed(at, path, **changes):
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_a_child_can_differentiate_whatever_this_process_did_before():
+    """See tests/conftest.py: its own first backward must come before any fake tensor."""
+    with FakeTensorMode():
+        torch.ones(2)
+    torch.ones((), requires_grad=True).backward()
+    child = os.fork()
+    if not child:
+        code = 3
+        try:
+            torch.ones((), requires_grad=True).backward()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def die_and_go_on(method, at, way, folder, whole):
