@@ -222,3 +222,12 @@ def test_health_sees_collapse_clamp_and_a_zero_gradient_once():
     assert health.look(clamped, 0.5, 0.6, 1.0) == []
     (text,) = health.look(clamped, 0.5, 0.7, 0.0)
     assert "label gradient is exactly zero" in text
+
+
+def test_average_precision_is_at_most_one():
+    """A perfect finder's is a sum of n shares of 1/n."""
+    for count in range(1, 60):
+        given = torch.arange(100) % 2
+        y_true = torch.where(torch.arange(100) < count, 1 - given, given)
+        assert average_precision(torch.arange(100) / 100, given, y_true) == pytest.approx(1)
+        assert average_precision(torch.arange(100) / 100, given, y_true) <= 1
