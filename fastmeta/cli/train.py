@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from fastmeta._text import printable, printable_lines, shown
+from fastmeta._train import train
 from fastmeta._trust import Untrusted
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
@@ -21,7 +22,7 @@ from fastmeta.cli.config_help import config_help
 from fastmeta.cli.near_miss import flags_of, unknown_option
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
-from fastmeta.training import Interrupted, TrainConfig, TrainingError, train
+from fastmeta.training import Interrupted, TrainConfig, TrainingError
 from fastmeta.training.build import names_code
 
 PROG = "fastmeta train"

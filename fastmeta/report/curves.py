@@ -1,0 +1,58 @@
+"""Figures over the epochs: test accuracy of all that was trained, and what became of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastmeta.report.style import axes_of, legend, line, target
+from fastmeta.report.table import title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def series(lines: Lines, key: str, scale: float = 1.0) -> tuple[list[int], list[float]]:
+    """Epochs, and `scale` times what stands under `key` there."""
+    points = [(r["epoch"], scale * r[key]) for r in lines if r.get(key) is not None]
+    return [e for e, _ in points], [v for _, v in points]
+
+
+def accuracy(metrics: Mapping[str, Lines]) -> Figure | None:
+    """Test accuracy of each stage."""
+    figure, axes = axes_of("epoch", "test accuracy, %", "Test accuracy")
+    drawn = False
+    for number, (name, lines) in enumerate(metrics.items()):
+        epochs, values = series(lines, "test_accuracy", 100)
+        if epochs:
+            drawn = True
+            line(axes, number, epochs, values, f"{title(name)}: {values[-1]:.1f}")
+    if not drawn:
+        return None
+    legend(figure)
+    return figure
+
+
+def labels(metrics: Mapping[str, Lines], summary: Mapping[str, Any]) -> Figure | None:
+    """How many labels are right, were put right, were spoiled; or how many have changed, where nobody knows."""
+    lines, size = metrics.get(summary["method"], []), summary["train_size"]
+    epochs, right = series(lines, "label_accuracy", 100)
+    if epochs:
+        figure, axes = axes_of("epoch", "share of training labels, %", "Labels over training")
+        line(axes, 0, epochs, right, f"right: {right[0]:.1f} → {right[-1]:.1f}")
+        for number, key, word in ((2, "labels_corrected", "wrong, put right"), (3, "labels_spoiled", "right, spoiled")):
+            x, y = series(lines, key, 100 / size)
+            line(axes, number, x, y, f"{word}: {y[-1]:.1f}")
+        if summary.get("noise_rate"):  # as many as can be put right
+            target(axes, 100 * summary["noise_rate"], f"wrong as given: {100 * summary['noise_rate']:.1f}")
+    else:
+        epochs, changed = series(lines, "labels_changed", 100 / size)
+        if not epochs:
+            return None
+        figure, axes = axes_of("epoch", "share of training labels, %", "Labels over training (right ones unknown)")
+        line(axes, 0, epochs, changed, f"changed: {changed[-1]:.1f}")
+    axes.set_ylim(bottom=0, top=max(1.0, axes.get_ylim()[1]))
+    legend(figure)
+    return figure
