@@ -21,13 +21,14 @@ from fastmeta.per_sample import per_sample
 
 if TYPE_CHECKING:
     from fastmeta._train import train
-    from fastmeta.training import TrainConfig, load_run
+    from fastmeta.training import Listener, TrainConfig, load_run
 
 
 __all__ = [
     "ClassLabels",
     "InstanceLabels",
     "LearnableLoss",
+    "Listener",
     "MetaStep",
     "StepResult",
     "TrainConfig",
@@ -41,7 +42,7 @@ __all__ = [
     "train",
 ]
 
-_TRAINER = ("TrainConfig", "load_run")
+_TRAINER = ("Listener", "TrainConfig", "load_run")
 
 
 def __getattr__(name: str) -> Any:

@@ -62,7 +62,7 @@ def wrapped(text: str, indent: str = "") -> str:
             return [line]
         own = line[: len(line) - len(line.lstrip())]
         return textwrap.wrap(
-            line, WIDTH, subsequent_indent=own + indent, break_long_words=False, break_on_hyphens=False
+            line, WIDTH, subsequent_indent=f"{own}  " if own else indent, break_long_words=False, break_on_hyphens=False
         )
 
     return "\n".join(part for line in text.split("\n") for part in wrap(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,26 @@ from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
 from fastmeta.report.table import percent, plain, result_table, title
 from fastmeta.training.listener import Listener
+from fastmeta.training.outlook import (
+    LONG,
+    PLAIN_FORWARDS,
+    by_arithmetic,
+    by_forwards,
+    clock,
+    end_at,
+    forwards,
+    ways_out,
+)
 
 if TYPE_CHECKING:
     from fastmeta.data import Splits
     from fastmeta.training import TrainConfig
     from fastmeta.training.stage import Stage
 
+#: seconds of steps after which the expected end is told, and seconds of a run after which it is told anyway
+SOON, LATE = 10.0, 40.0
+#: seconds left that are not worth a line
+SHORT = 30.0
 #: lines per stage where there is no terminal to draw a bar in
 LINES = 5
 #: a narrower terminal would cut the figures off, in the bar and in the table
@@ -50,15 +65,20 @@ class ConsoleListener(Listener):
         self.console = console or _Console(highlight=False)
         self._progress: Progress | None = None
         self._task: Any = None
+        self._config: TrainConfig | None = None  # until the expected end has been told
+        self._device = ""
+        self._first: tuple[int, float] | None = None  # the first step of this process, and when it was taken
+        self._began = time.monotonic()
 
     def begin(self, path: Path, config: TrainConfig, splits: Splits, device: str) -> None:
         rate = splits.noise_rate
         wrong = "" if rate is None else f" ({percent(rate)}% of the labels wrong)"
         test = "no test set" if splits.test is None else f"{len(splits.test):,} test"
+        self._config, self._device, self._began = config, device, time.monotonic()
         self._line(
-            f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes; "
-            f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}"
+            f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes"
         )
+        self._line(f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}")
         if self.console.is_terminal and self.console.width >= LEAST_WIDTH:
             self._progress = Progress(
                 TextColumn("{task.description:<20}"),
@@ -78,6 +98,36 @@ class ConsoleListener(Listener):
     def step(self, stage: Stage) -> None:
         if self._progress is not None:
             self._progress.update(self._task, completed=stage.step)
+        if self._config is not None:
+            self._tell_end(stage, self._config, time.monotonic())
+
+    def _tell_end(self, stage: Stage, config: TrainConfig, now: float) -> None:
+        """Once, in the first minute: when all of it will be done, and what would be sooner where that is far off."""
+        if self._first is None:  # which chooses the tangent and fills caches
+            self._first = stage.step, now
+        steps, seconds = stage.step - self._first[0], now - self._first[1]
+        if steps >= 2 and seconds >= SOON:
+            pace = seconds / steps
+        elif now - self._began >= LATE:
+            pace = (now - self._began) / (steps + 1)
+        else:
+            return
+        self._config = None
+        rest = (stage.total - stage.step) * pace
+        baselines = 0.0
+        if stage.name == config.method:  # and not in the middle of what it is compared with
+            plain = min(1.0, PLAIN_FORWARDS / forwards(config.approx))
+            baselines = len(config.baseline_names()) * stage.total * pace * plain
+        left = rest + baselines
+        if left < SHORT:
+            return
+        self._line(f"expected end: {end_at(left)}, in about {clock(left)}")
+        if self._device == "cpu" and left > LONG:
+            ways = by_arithmetic(left, baselines, config.epochs or 1)
+            if config.approx == "none" and stage.name == config.method:
+                ways += by_forwards(left, baselines, config.approx)
+            for line in ways_out(left, ways, "by ResNet-20's costs (--dry-run times yours)"):
+                self._line(f"  {line}")
 
     def epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
         if record.get("test_accuracy") is not None:

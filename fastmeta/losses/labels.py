@@ -21,6 +21,9 @@ from fastmeta.losses.label_heads import LabelHead, TracedLabels
 from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.traced import TracedLoss
 
+#: probabilities up to which repr() looks at all of them
+_SHOWN = 10**7
+
 
 def check_targets(targets: Any, num_classes: Any) -> tuple[Tensor, int]:
     values = _vector(targets)
@@ -98,6 +101,10 @@ class Labels(LearnableLoss):
         return TracedLabels(self)
 
     # What a family has: its label parameter as a batch sees it, and closed forms of that.
+
+    def probs(self, index: Tensor | None = None) -> Tensor:
+        """Label distributions (n, C) of the rows `index`, or (N, C) of all."""
+        raise NotImplementedError
 
     def value(self, index: Tensor) -> Tensor:
         """The label parameter as the rows `index` see it."""
@@ -188,3 +195,19 @@ class Labels(LearnableLoss):
 
     def extra_repr(self) -> str:
         return f"N={len(self)}, num_classes={self.num_classes}"
+
+    def __repr__(self) -> str:
+        """The table and, where it costs little, how far the labels have moved."""
+        value = getattr(self, self.parameter)
+        size = value.nbytes / 2**20
+        lines = [
+            f"{type(self).__name__}({self.extra_repr()})",
+            f"  {self.parameter}: {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, {value.device}, "
+            + (f"{size:,.1f} MiB" if size >= 0.1 else f"{value.nbytes:,} bytes"),
+        ]
+        if value.device.type == "cpu" and 0 < len(self) * self.num_classes <= _SHOWN:
+            probs = self.probs().detach()
+            given = probs.gather(1, self.targets.unsqueeze(1)).squeeze(1)
+            changed = int((probs.argmax(1) != self.targets).sum())
+            lines.append(f"  changed: {changed:,} of {len(self):,}; probability of the given class: {given.mean():.3f}")
+        return "\n".join(lines)

@@ -431,6 +431,13 @@ class MetaStep:
             untraced=self._untraced,
         )
 
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
+        head = (
+            f"MetaStep({type(self.model).__name__}, {parameters:,} trained parameters, {type(self.optimizer).__name__})"
+        )
+        return "\n".join([head, *(f"  {line}" for line in self.explain().splitlines())])
+
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
         return {

@@ -53,6 +53,7 @@ def _figure(title: str, panels: list[tuple[str, str, np.ndarray | None]], summar
     if count > MOST_CLASSES:
         return None
     side = min(12.0, max(4.8, 0.42 * count + 1.6)) if len(panels) == 1 else min(8.0, max(4.2, 0.36 * count + 1.2))
+    side += 0.07 * max(map(len, names)) if count <= NAMED else 0
     figure = Figure(figsize=(len(panels) * side + 0.9, side), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (rows, columns, share) in zip(grid, panels, strict=True):

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: so many rows and fewer say nothing about a precision, and are not drawn
+FEW = 10
+
+
 def precision_recall(wrong: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall of "wrong" for the rows whose `score` is at least each of its values, highest first.
 
@@ -36,9 +40,9 @@ def wrong_labels(
     precision, recall = precision_recall(wrong, 1.0 - given_probability.astype(np.float64))
     figure, axes = axes_of("recall: share of the wrong labels that are found, %", "precision, %", "Wrong labels found")
     area = float(np.sum(np.diff(recall, prepend=0.0) * precision))
-    # the first point also holds to the left: of fewer rows, of the same score
-    x, y = np.insert(recall, 0, 0.0), np.insert(precision, 0, precision[0])
-    axes.plot(100 * x, 100 * y, color=COLOURS[0], linewidth=1.8, clip_on=False, label=f"average precision: {area:.3f}")
+    begin = min(FEW, len(recall)) - 1
+    x, y = 100 * recall[begin:], 100 * precision[begin:]
+    axes.plot(x, y, color=COLOURS[0], linewidth=1.8, clip_on=False, label=f"average precision: {area:.3f}")
     changed = learned != given
     if changed.any():
         hit = int((changed & wrong).sum())

@@ -2,6 +2,7 @@
 
 from fastmeta.data import InputError
 from fastmeta.training.config import DataConfig, LabelConfig, OptimConfig, TrainConfig
+from fastmeta.training.listener import Listener
 from fastmeta.training.run import Interrupted
 from fastmeta.training.rundir import Run, load_run
 from fastmeta.training.stage import TrainingError
@@ -12,6 +13,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "LabelConfig",
+    "Listener",
     "OptimConfig",
     "Run",
     "TrainConfig",

@@ -5,19 +5,32 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from fastmeta.data import load_batch
 from fastmeta.functional.network import Network
 from fastmeta.meta.memory import graph_bytes
+from fastmeta.training import generators
+from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, ways_out
 from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
 from fastmeta.training.rundir.layout import new_directory
 from fastmeta.training.stage import Stage
 
 WARM_UP, TIMED = 3, 5
+#: seconds that warming up, and then timing, may take before it is enough
+PATIENCE = 10.0
+#: model -> a smaller one that images of the same size fit into
+SMALLER = {
+    **dict.fromkeys(("resnet18", "resnet32", "vgg16_bn", "wrn28_10", "alexnet", "vit_tiny"), "resnet20"),
+    "resnet20": "small_conv",
+}
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -35,12 +48,12 @@ def _describe(prepared: Prepared) -> str:
     stages = [prepared.stage(name) for name in prepared.stages]
     timed: dict[bool, float] = {}
     for stage in stages:  # all stages with fixed labels cost the same
-        if stage.method.needs_meta not in timed:
-            timed[stage.method.needs_meta] = _seconds_per_step(stage)
+        if _kind(stage) not in timed:
+            timed[_kind(stage)] = _seconds_per_step(stage)
     figures_began = time.perf_counter()
     stages[0].figures()
     per_epoch = time.perf_counter() - figures_began
-    seconds = sum(s.total * timed[s.method.needs_meta] + (config.epochs or 0) * per_epoch for s in stages)
+    seconds = sum(s.total * timed[_kind(s)] + (config.epochs or 0) * per_epoch for s in stages)
 
     main = stages[0]
     # but for its count of steps, which are those of the trial
@@ -59,7 +72,9 @@ def _describe(prepared: Prepared) -> str:
         ("method", "\n          ".join(explained)),
         ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
-        ("time", f"{', '.join(_stage_line(s, timed[s.method.needs_meta]) for s in stages)}; about {_clock(seconds)}"),
+        ("time", f"{', '.join(_stage_line(s, timed[_kind(s)]) for s in stages)}"),
+        ("end", f"after about {clock(seconds)}; begun now, at {end_at(seconds)}"),
+        *(("", line) for line in _ways_out(prepared, stages, timed, seconds)),
         ("run", f"{path} (not made now)"),
         *(("note", note) for note in prepared.notes),
     ]
@@ -68,15 +83,53 @@ def _describe(prepared: Prepared) -> str:
 
 
 def _seconds_per_step(stage: Stage) -> float:
+    began = time.perf_counter()
     for _ in range(min(WARM_UP, stage.total)):
         stage.take_step()
+        if time.perf_counter() - began > PATIENCE:
+            break
     stage.check()  # waits for the device
-    count = max(1, min(TIMED, stage.total - stage.step))
-    began = time.perf_counter()
-    for _ in range(count):
+    began, count = time.perf_counter(), 0
+    while count < max(1, min(TIMED, stage.total - stage.step)) and time.perf_counter() - began < PATIENCE:
         stage.take_step()
+        count += 1
     stage.check()
     return (time.perf_counter() - began) / count
+
+
+def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, float], seconds: float) -> list[str]:
+    """Where the run is long on a CPU: what would be shorter, each timed here as the run itself was."""
+    config, main = prepared.config, stages[0]
+    if seconds <= LONG or prepared.device.type != "cpu":
+        return []
+    own, *others = (stage.total * timed[_kind(stage)] for stage in stages)
+    baselines = sum(others)
+    ways = by_arithmetic(seconds, baselines, config.epochs or 1)
+
+    def measured(option: str, price: str, other: Prepared, with_baselines: bool) -> float | None:
+        try:
+            step = _seconds_per_step(other.stage(main.name))
+        except (RuntimeError, ValueError):  # the model cannot do it, memory is short
+            return None
+        factor = step / timed[_kind(main)]
+        shorter = seconds * factor if with_baselines else seconds - own * (1 - factor)
+        ways.append(Way(option, shorter, price))
+        return step
+
+    with generators.kept():
+        if main.method.needs_meta and config.approx == "none":
+            for approx, price in PRICES.items():
+                measured(f"--approx {approx}", price, replace(prepared, config=replace(config, approx=approx)), False)
+        if (smaller := SMALLER.get(str(config.model))) is not None:
+            other = replace(config, model=smaller)
+            model = build_model(other, prepared.splits.num_classes, prepared.splits.train.x.shape[1:])
+            measured(f"--model {smaller}", "another network", replace(prepared, config=other, initial=model), True)
+    return ways_out(seconds, ways, "timed here")
+
+
+def _kind(stage: Stage) -> bool:
+    """Stages of one kind cost the same."""
+    return stage.method.needs_meta
 
 
 def _batches(stage: Stage) -> str:
@@ -118,9 +171,3 @@ def _size(tensor: torch.Tensor) -> int:
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f} MiB"
-
-
-def _clock(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run. The default is silent but for warnings."""
+"""Who is told what happens in a run: the hook for loggers, progress bars and callbacks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,40 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Override what you want to hear; nothing here may wait for the device."""
+    """Is told what happens in a run: ``fastmeta.train(config, listener=MyListener())``.
+
+    A subclass overrides what it wants to hear; the default says nothing but the warnings. Events come in this order, in
+    the thread that trains::
+
+        begin  (stage  (step ...  epoch) ...) ...  end         and note and warning wherever there is one
+
+    The method's own stage comes first, then each baseline's. Epochs count from 1; the line of metrics.jsonl for
+    epoch 0, before the first step, is no event. A run that is resumed begins anew and goes on in the middle of a stage.
+    A run that is stopped or fails has no `end`. An exception of a listener ends the run as an error of the training
+    would: what was saved stays, and ``--resume`` goes on.
+
+    Nothing here should wait for the device in `step`: ``stage.step`` and ``stage.total`` are plain numbers, while
+    figures of the device come with `epoch`, once per epoch.
+    """
 
     def begin(self, path: Path, config: TrainConfig, splits: Splits, device: str) -> None:
-        """The run starts or goes on; nothing has been trained yet."""
+        """The run starts or goes on; nothing has been trained yet.
+
+        Args:
+            path: the run directory.
+            config: resolved, without a value left to the data set.
+            splits: the data: ``len(splits.train)``, `splits.class_names`, `splits.noise_rate`.
+            device: "cpu", "cuda:0".
+        """
 
     def stage(self, stage: Stage) -> None:
-        """A stage starts or goes on."""
+        """A stage starts or goes on: `stage.name` is the method's, or noisy, union, clean; see also `step`."""
 
     def step(self, stage: Stage) -> None:
-        """A step was taken."""
+        """A step was taken: `stage.step` of `stage.total`, `stage.steps_per_epoch` in each epoch."""
 
     def epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
-        """An epoch ended; `record` is its line of metrics.jsonl."""
+        """An epoch ended; `record` is its line of metrics.jsonl, plain numbers and None: run, epoch, step, lr, ..."""
 
     def note(self, text: str) -> None:
         """Something good to know."""
@@ -38,4 +59,4 @@ class Listener:
         warnings.warn(printable(text), stacklevel=3)
 
     def end(self, path: Path, summary: Mapping[str, Any]) -> None:
-        """The run is finished and its files are written."""
+        """The run is finished and its files are written; `summary` is its summary.json."""

@@ -255,7 +255,8 @@ class Session:
             if stage.step % stage.steps_per_epoch == 0:
                 record, warnings = stage.end_epoch()
                 stage.seconds = time.perf_counter() - began
-                self._write_line(record | {"seconds": stage.seconds})
+                record |= {"seconds": stage.seconds}
+                self._write_line(record)
                 for text in warnings:
                     self._warn(f"{stage.name}: {text}")
                 self.listener.epoch(stage, record)

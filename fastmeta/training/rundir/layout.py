@@ -8,7 +8,7 @@ labels.npz           per training row: index (row in the data set), given, learn
 labels.safetensors   the label parameters themselves (methods that learn labels)
 model.safetensors    weights after the last step, never the best on test
 checkpoint/          state of the run, for --resume
-figures/             PNGs, made from the files above
+figures/             PNG and SVG, made from the files above
 """
 
 from __future__ import annotations

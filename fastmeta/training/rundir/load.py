@@ -21,7 +21,9 @@ from fastmeta.training.config import TrainConfig
 from fastmeta.training.module_state import ModuleState, load_state
 from fastmeta.training.rundir.checkpoint import header, unpack
 from fastmeta.training.rundir.files import is_sealed, read, user_path
+from fastmeta.training.rundir.in_words import in_words
 from fastmeta.training.rundir.labels import load_labels
+from fastmeta.training.rundir.labels_table import labels_table
 from fastmeta.training.rundir.layout import CONFIG, SUMMARY, resume_command
 from fastmeta.training.rundir.summary import read_summary
 
@@ -38,6 +40,22 @@ class Run:
     config: TrainConfig  #: resolved
     model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
     labels: InstanceLabels | ClassLabels | None  #: the learned labels; None for methods with fixed ones
+
+    def __repr__(self) -> str:
+        """What was trained on what, and what came out, in a few lines."""
+        return in_words(self.path, self.summary)
+
+    def labels_table(self) -> Any:
+        """labels.npz as a pandas DataFrame, one row per training sample, by its row in the data set.
+
+        Columns: given and learned (class names, as categories), probability (of the learned class), given_probability,
+        entropy (nats); true where the right classes are known.
+
+        Raises:
+            ImportError: without pandas.
+            InputError: the file is gone or damaged.
+        """
+        return labels_table(self.path / "labels.npz", self.summary["class_names"])
 
 
 def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bool = False) -> Run:
