@@ -118,7 +118,7 @@ def commands():
                         yield pytest.param(words, id=f"{page.stem}: {line[:40]}")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_a_command_of_a_page_parses(words):
     from tests.support.commands import parse
 

@@ -105,7 +105,7 @@ def broken(num_classes):
             {"name": "os.path:join"},
             r"is called as factory\(num_classes=10\) and failed: TypeError: join",
         ),
-        ({"name": "tests.test_models:broken"}, "and failed: RuntimeError: no weights here"),
+        ({"name": "tests.models.test_models:broken"}, "and failed: RuntimeError: no weights here"),
         ({"name": "builtins:dict"}, "'builtins:dict' must return a torch.nn.Module, got dict"),
         ({"name": "mlp", "num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"name": "vgg16_bn", "input_shape": (1, 8, 8)}, r"at least 32 pixels a side, got \(1, 8, 8\)"),
