@@ -30,7 +30,15 @@ class Evaluated:
             self.loss = loss = function(self.logits)
             check_loss(loss, logits, name)
             total = (loss if weight is None else loss * weight).sum()
-            (self.v,) = torch.autograd.grad(total, self.logits, create_graph=True)
+            v = None
+            if loss.requires_grad:
+                (v,) = torch.autograd.grad(total, self.logits, create_graph=True, allow_unused=True)
+            if v is None:
+                raise ValueError(
+                    f"{name}.forward must be differentiable in logits, but its result does not hang on them: do not "
+                    "detach the logits, nor compute under no_grad"
+                )
+            self.v = v
 
     def terms(self) -> LabelLoss:
         loss = self.loss.detach()
@@ -63,11 +71,6 @@ def check_loss(loss: Any, logits: Tensor, name: str) -> None:
         raise ValueError(
             f"{name}.forward must give one loss per row, a floating vector ({len(logits)},), got {got}; "
             'reduce over classes and not over rows (reduction="none")'
-        )
-    if not loss.requires_grad:
-        raise ValueError(
-            f"{name}.forward must be differentiable in logits, but its result hangs on nothing: "
-            "do not detach the logits, nor compute under no_grad"
         )
 
 
