@@ -8,6 +8,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+#: whose sums are taken as they are, on a CPU
+_PLAIN = (torch.float32, torch.float64)
+
 
 def all_finite(tensors: Iterable[Tensor], device: torch.device | None = None) -> Tensor:
     """0-d bool: none of these holds a NaN or an infinity. It waits for no device.
@@ -16,11 +19,18 @@ def all_finite(tensors: Iterable[Tensor], device: torch.device | None = None) ->
     CPU). A sum is not finite either where the number of entries times their size passes 1e38 (1e308 on CUDA, where the
     wider type costs nothing). Without tensors it is true, on `device`.
     """
-    sums = [_sum(t) for t in tensors if t.is_floating_point() or t.is_complex()]
+    sums = [
+        t.detach().sum() if t.dtype in _PLAIN and t.layout == torch.strided and not t.is_cuda else _sum(t)
+        for t in tensors
+        if t.is_floating_point() or t.is_complex()
+    ]
     if not sums:
         return torch.ones((), dtype=torch.bool, device=device)
-    wide = reduce(torch.promote_types, {t.dtype for t in sums})
-    return torch.stack([t.to(wide) for t in sums]).isfinite().all()
+    dtypes = {t.dtype for t in sums}
+    if len(dtypes) > 1:
+        wide = reduce(torch.promote_types, dtypes)
+        sums = [t.to(wide) for t in sums]
+    return torch.stack(sums).isfinite().all()
 
 
 def _sum(t: Tensor) -> Tensor:

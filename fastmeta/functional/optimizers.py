@@ -32,6 +32,13 @@ def state_tensors(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> lis
     return [t for p in params for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
 
 
+def drop_grads(optimizer: torch.optim.Optimizer) -> None:
+    """Every ``.grad`` is None: ``zero_grad`` without its record for torch's profiler, which costs 10 us."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None
+
+
 class Snapshot:
     """Parameters and all that their optimizer keeps of them, as they are now.
 
@@ -91,13 +98,13 @@ def _put(target: Tensor, value: Tensor, keep: Tensor | None) -> None:
 
 def step_along(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
     """One step; parameters that `grads` lacks stay, and the parameters' ``.grad`` is None then."""
-    optimizer.zero_grad(set_to_none=True)
+    drop_grads(optimizer)
     for name, grad in grads.items():
         params[name].grad = grad
     try:
         optimizer.step()
     finally:
-        optimizer.zero_grad(set_to_none=True)
+        drop_grads(optimizer)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -155,7 +155,9 @@ class InstanceLabels(Labels):
         self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
-        return ranks.sum(grad.float().square().sum()).sqrt()
+        if ranks.size == 1:
+            return torch.linalg.vector_norm(grad)
+        return ranks.sum(torch.linalg.vector_norm(grad).square()).sqrt()
 
     def counters(self) -> list[Tensor]:
         return [] if self.seed is None else [self.label_step]

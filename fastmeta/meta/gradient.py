@@ -84,8 +84,16 @@ def check_batch(
     return (train[0], index), (meta[0], y_meta)
 
 
+def _inside(numbers: Tensor, size: int) -> bool:
+    """All in [0, size)."""
+    low, high = torch.aminmax(numbers)
+    return bool(low >= 0) and bool(high < size)
+
+
 def _int64(numbers: Any) -> Any:
     """A vector of another integer dtype as int64; what is none as it is."""
+    if isinstance(numbers, Tensor) and numbers.dtype == torch.int64:
+        return numbers
     whole = isinstance(numbers, Tensor) and not (numbers.is_floating_point() or numbers.is_complex())
     return numbers.to(torch.int64) if whole and numbers.dtype != torch.bool else numbers
 

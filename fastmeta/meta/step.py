@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.functional.call import plain
 from fastmeta.functional.network import Network, functional_module, recorded
+from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import LearnableLoss, Move
 from fastmeta.meta.approximation import Approximation
@@ -189,7 +190,7 @@ class MetaStep:
         train, meta = check_batch(self.loss, train, meta, weight)
         train, meta = (plain(self.model, train[0]), train[1]), (plain(self.model, meta[0]), meta[1])
         network = self._current_network()
-        self.optimizer.zero_grad(set_to_none=True)  # what is left there would move a parameter that this step does not
+        drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
         turn = TURN if self._ranks.size == 1 else nullcontext()
         with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():

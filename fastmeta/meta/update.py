@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.network import Network, Tensors, copy_all_
+from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.state import State
 
 
@@ -20,7 +21,7 @@ def update(
     """
     if keep is not None and not network.takes_in_place(state):
         if not bool(keep):
-            optimizer.zero_grad(set_to_none=True)
+            drop_grads(optimizer)
             return
         keep = None
     params = list(network.params.values())
@@ -31,7 +32,7 @@ def update(
     for name, g in grads.items():
         network.params[name].grad = g
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    drop_grads(optimizer)
     network.write_state(state)
     if keep is None:
         return
