@@ -28,7 +28,7 @@ from fastmeta.losses import LearnableLoss
 from fastmeta.measure import interleave, peak_bytes
 from fastmeta.meta.gradient import check_batch, planned_gradient
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.tangents import TangentChoice, TangentPlan, Way, plan_tangent
+from fastmeta.meta.tangents import TangentChoice, TangentKind, TangentPlan, plan_tangent
 from fastmeta.meta.tangents.culprit import first_failing_layer
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
@@ -39,9 +39,9 @@ CLOSE = 1e-2
 
 @dataclass
 class CheckRow:
-    """One way of making the tangent, held against the truth."""
+    """One kind of tangent, held against the truth."""
 
-    way: str
+    tangent: str
     verdict: str  #: "exact", "inexact", "WRONG", "cannot" or "timed"
     error: float | None = None  #: relative error of the label gradient in float64
     cosine: float | None = None
@@ -63,7 +63,7 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         """No way gives a wrong gradient, some way gives a right one, and so does "auto" if it was tried."""
-        verdicts = {row.way.split()[0]: row.verdict for row in self.rows}
+        verdicts = {row.tangent.split()[0]: row.verdict for row in self.rows}
         right = [way for way, verdict in verdicts.items() if verdict in ("exact", "inexact")]
         return "WRONG" not in verdicts.values() and bool(right) and ("auto" in right or "auto" not in verdicts)
 
@@ -71,13 +71,13 @@ class CheckReport:
         def cell(value: float | None, form: str) -> str:
             return "-" if value is None else format(value, form)
 
-        lines = [f"{'way':<22}{'verdict':<9}{'rel. error':>11}{'cosine':>11}{'ms':>10}{'peak MiB':>10}"]
+        lines = [f"{'tangent':<22}{'verdict':<9}{'rel. error':>11}{'cosine':>11}{'ms':>10}{'peak MiB':>10}"]
         for r in self.rows:
             lines.append(
-                f"{r.way:<22}{r.verdict:<9}{cell(r.error, '.1e'):>11}{cell(r.cosine, '.7f'):>11}"
+                f"{r.tangent:<22}{r.verdict:<9}{cell(r.error, '.1e'):>11}{cell(r.cosine, '.7f'):>11}"
                 f"{cell(r.milliseconds, '.1f'):>10}{cell(r.peak_mib, '.1f'):>10}"
             )
-        notes = [printable(f"  {r.way}: {r.note}") for r in self.rows if r.note]
+        notes = [printable(f"  {r.tangent}: {r.note}") for r in self.rows if r.note]
         suspect = [printable(f"suspect: {self.suspect}")] if self.suspect else []
         suspect += [printable(f"warning: {self.warning}")] if self.warning else []
         verdict = "the meta-gradient of this model is right" if self.ok else "NOT OK: see the rows above"
@@ -301,12 +301,12 @@ def _check_way(
     try:
         plan = plan_tangent(double.network, double.train[0], tangent)
     except RuntimeError as error:
-        way: Way = "forward" if tangent == "forward" else "reverse"
-        layer = first_failing_layer(double.network, double.train[0], way, random)
+        kind: TangentKind = "forward" if tangent == "forward" else "reverse"
+        layer = first_failing_layer(double.network, double.train[0], kind, random)
         return CheckRow(tangent, "cannot", note=f"first layer in the way: {layer}" if layer else str(error))
     relative, cosine = truth.compare(double.gradient(plan, random))
-    bound, good = (CLOSE, "inexact") if plan.way == "difference" else (truth.exact, "exact")
-    name = f"auto ({plan.way})" if tangent == "auto" else plan.way
+    bound, good = (CLOSE, "inexact") if plan.kind == "difference" else (truth.exact, "exact")
+    name = f"auto ({plan.kind})" if tangent == "auto" else plan.kind
     row = CheckRow(name, good if relative <= bound else "WRONG", relative, cosine, warning=plan.warning)
     notes = [plan.reason] if tangent == "auto" else []
     if plan.math_attention:

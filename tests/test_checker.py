@@ -20,7 +20,7 @@ def run(model, case, family=fastmeta.InstanceLabels, **kw):
 
 
 def rows(report):
-    return {row.way: row for row in report.rows}
+    return {row.tangent: row for row in report.rows}
 
 
 @pytest.mark.parametrize("name", cases.NAMES)
@@ -30,8 +30,8 @@ def test_healthy_models(name, family):
     report = run(case.model, case, family, timing=False)
     assert report.ok, report
     for row in report.rows:
-        assert row.verdict == ("inexact" if row.way == "difference" else "exact")
-        assert row.error < (1e-5 if row.way == "difference" else 1e-10)
+        assert row.verdict == ("inexact" if row.tangent == "difference" else "exact")
+        assert row.error < (1e-5 if row.tangent == "difference" else 1e-10)
         assert row.cosine == pytest.approx(1)
 
 

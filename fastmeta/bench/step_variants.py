@@ -64,7 +64,7 @@ def fastmeta_variant(
         labels.label_logits,
         exact=tangent != "difference" and approx is None,
         period=period,
-        note=lambda: "" if meta_step.plan is None else meta_step.plan.way,
+        note=lambda: "" if meta_step.plan is None else meta_step.plan.kind,
         finite=lambda: int(meta_step.nonfinite_steps) == 0,
         visible=None if compile == "off" else graphs,
     )

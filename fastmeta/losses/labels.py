@@ -85,6 +85,9 @@ class Labels(LearnableLoss):
         """Cross-entropy of each row with its label distribution (n,), in plain torch."""
         return self.loss_of(self.value(index), logits, self.given(index))
 
+    def title(self) -> str:
+        return f"labels:     {self.family} ({self.extra_repr()})"
+
     def learned(self) -> Tensors:
         return {self.parameter: getattr(self, self.parameter)}
 

@@ -84,6 +84,10 @@ class LearnableLoss(nn.Module):
         # an index out of range must not reach torch's gather on CUDA, which would kill the context
         return torch.where(inside, targets[index.clamp(0, len(targets) - 1)], -1)
 
+    def title(self) -> str:
+        """What a step says of the loss."""
+        return f"loss:       {type(self).__name__}"
+
     def default_label_lr(self, lr: float, batch_size: int, visits: int = 100) -> float:
         """A rate for a loss that moves itself, at look-ahead rate `lr` and `batch_size` rows."""
         raise NotImplementedError(f"{type(self).__name__} has no rate of its own")

@@ -105,11 +105,11 @@ def look_ahead(
     """theta* moves the parameters `names`; the tangent is along the meta gradient there. Nothing is written."""
     first = train.gradient(head, names)
     grads = _mean(first.grads, ranks)
-    star = lookahead.star(train.network.params, grads)  # Eq. (3)
+    ahead = lookahead.ahead(train.network.params, grads)  # Eq. (3)
     kept = grads if keep_grads else {}
     del grads
-    meta_loss, g = meta_gradient(train.network, star, names, train.state, meta, cut)  # Eq. (4)
-    del star
+    meta_loss, g = meta_gradient(train.network, ahead, names, train.state, meta, cut)  # Eq. (4)
+    del ahead
     direction = lookahead.direction(g := _mean(g, ranks))
     u = train.tangent(direction)
     n, before = len(first.logits), first.before
@@ -129,16 +129,16 @@ def look_ahead(
 
 
 def meta_gradient(
-    network: Network, star: Tensors, names: list[str], state: State, meta: tuple[Any, Tensor], cut: Cut = WHOLE
+    network: Network, ahead: Tensors, names: list[str], state: State, meta: tuple[Any, Tensor], cut: Cut = WHOLE
 ) -> tuple[Tensor, Tensors]:
     """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); `state` is left alone."""
     # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
     moved = set(names)
-    star = {k: t.detach().requires_grad_(k in moved) for k, t in star.items()}
+    ahead = {k: t.detach().requires_grad_(k in moved) for k, t in ahead.items()}
     (x, y), losses, g = meta, [], Tensors()
-    for rows in pieces_of(len(y), cut.most):
+    for rows in pieces_of(len(y), cut.max_rows):
         piece = take(x, rows, len(y), cut.per_row_meta, "x_meta")
-        logits = network(star, state.clone(), piece)
+        logits = network(ahead, state.clone(), piece)
         if len(logits) != rows.stop - rows.start:
             raise ValueError(
                 f"{rows.stop - rows.start} rows of x_meta gave {len(logits)} rows of logits; x_meta and y_meta must "
@@ -147,8 +147,8 @@ def meta_gradient(
         loss = torch.nn.functional.cross_entropy(logits, y[rows])
         if len(logits) < len(y):
             loss = loss * (len(logits) / len(y))
-        with network.held(star, state):
-            add_up(g, names, torch.autograd.grad(loss, [star[k] for k in names], allow_unused=True))
+        with network.held(ahead, state):
+            add_up(g, names, torch.autograd.grad(loss, [ahead[k] for k in names], allow_unused=True))
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), g
 

@@ -1,7 +1,7 @@
 """What a step finds out about itself: does a repeated forward give the same logits, is u still the adjoint of J'v?
 
 A plan is chosen for the model as it is at the first step. A schedule may switch on a layer that draws numbers which
-nothing can replay, or one that has no rule for the planned way. Both show in what a step has at hand anyway, at the
+nothing can replay, or one that has no rule for the planned tangent. Both show in what a step has at hand anyway, at the
 cost of a few sums. On CUDA, where nothing may wait for the device, a step in doubt changes nothing and a later one says
 so.
 """
@@ -36,10 +36,10 @@ class Unrepeatable(RuntimeError):
 class Unfit(RuntimeError):
     """The tangent is not the adjoint of the gradient; nothing was changed. `wrong`: by more than rounding can do."""
 
-    def __init__(self, way: str, wrong: bool) -> None:
+    def __init__(self, kind: str, wrong: bool) -> None:
         self.wrong = wrong
         super().__init__(
-            f"the {way} tangent is not the adjoint of the gradient of the same step: a layer that the model runs by "
+            f"the {kind} tangent is not the adjoint of the gradient of the same step: a layer that the model runs by "
             "now has a wrong rule for it, or a hook clamps gradients by now, with which the backward is not linear; "
             'use tangent="auto", and run fastmeta.check on the model as it is. Nothing was changed'
         )
@@ -97,13 +97,13 @@ class Doubts:
         return Doubts()
 
     def settle(
-        self, way: str, same: Tensor | None, found: Tensor | None, arithmetic: torch.dtype, ranks: Ranks
+        self, kind: str, same: Tensor | None, found: Tensor | None, arithmetic: torch.dtype, ranks: Ranks
     ) -> Tensor | bool:
         """Whether the step may move anything: on CUDA a 0-d bool, elsewhere True, or the error is raised.
 
         `same` is of :func:`repeats`, `found` of :func:`adjoint`; None where there was nothing to see.
         """
-        found = None if self.bends and way == "reverse" else found
+        found = None if self.bends and kind == "reverse" else found
         if same is None and found is None:
             return True
         bound, wrong = adjoint_bounds(arithmetic)
@@ -111,30 +111,30 @@ class Doubts:
         flags = [True if same is None else same, _not(gap > bound * self._room), _not(gap > wrong)]
         device = next(t.device for t in (same, found) if t is not None)
         if device.type != "cuda" and ranks.size == 1:
-            self._raise(way, *map(bool, flags))
+            self._raise(kind, *map(bool, flags))
             return True
         votes = ranks.all(torch.stack([torch.as_tensor(f, device=device) for f in flags]))
         if votes.is_cuda:
             done = torch.cuda.Event()
-            self._asked = way, votes.to("cpu", non_blocking=True), done
+            self._asked = kind, votes.to("cpu", non_blocking=True), done
             done.record()
             return votes[0] & votes[2]
-        self._raise(way, *votes.tolist())
+        self._raise(kind, *votes.tolist())
         return True
 
     def recall(self) -> None:
         """Raise what the last step on CUDA found out, if that is known by now."""
         if self._asked is not None and self._asked[2].query():
-            (way, found, _), self._asked = self._asked, None
-            self._raise(way, *found.tolist())
+            (kind, found, _), self._asked = self._asked, None
+            self._raise(kind, *found.tolist())
 
     def rounding(self) -> None:
         """The plan was right: look less closely."""
         self._room *= 4
 
     @staticmethod
-    def _raise(way: str, same: bool, fits: bool, nearly: bool) -> None:
+    def _raise(kind: str, same: bool, fits: bool, nearly: bool) -> None:
         if not same:
             raise Unrepeatable
         if not fits:
-            raise Unfit(way, wrong=not nearly)
+            raise Unfit(kind, wrong=not nearly)

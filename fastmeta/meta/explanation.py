@@ -26,8 +26,8 @@ def explanation(
     tangent = f"not chosen before the first step ({step.tangent!r})"
     if plan is not None:
         attention = ", attention as plain maths" if plan.math_attention else ""
-        exact = "inexact" if plan.way == "difference" else "exact"
-        tangent = f"{plan.way} ({exact}{attention}): {plan.reason}"
+        exact = "inexact" if plan.kind == "difference" else "exact"
+        tangent = f"{plan.kind} ({exact}{attention}): {plan.reason}"
     look = {
         "sgd": "plain SGD at the optimizer's current learning rate (Eq. 3)",
         "optimizer": "the optimizer's own step, with its momentum and weight decay",
@@ -47,11 +47,11 @@ def explanation(
     layers = ""
     if step.approx.kind == "last" and network is not None:
         layers = f": {', '.join(step.approx.moving(network))}"
+    how = f"label_lr {rate}" if step.loss.moves_itself else f"moved by {type(step.loss_optimizer).__name__}"
+    moved = f"{step.loss.title()}, {how}"
     return "\n".join(
         [
-            f"labels:     {step.loss.family} ({step.loss.extra_repr()}), label_lr {rate}"
-            if step.loss.moves_itself
-            else f"loss:       {type(step.loss).__name__}, moved by {type(step.loss_optimizer).__name__}",
+            moved,
             f"look-ahead: {look}",
             f"tangent:    {tangent}",
             f"approx:     {step.approx}{layers}",

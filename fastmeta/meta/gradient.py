@@ -123,7 +123,7 @@ class LabelGradient:
     logits: Tensor  #: (n, C) at theta
     tangent: Tensor  #: (n, C) u = J g
     alignment: Tensor  #: (n,) <q_i - p_i, u_i> = <grad_theta L_i, g>: positive where the sample pulls with the meta set
-    plan: TangentPlan  #: which way made u, and why
+    plan: TangentPlan  #: how u was made, and why
 
 
 def meta_gradient(
@@ -264,7 +264,7 @@ def planned_gradient(
     graphs = train_graphs(network, plan, train, meta, loss.num_classes, WHOLE, all_move=moving is None)
     head = loss.head(train[1], train[0], weight)
     try:
-        out = look_ahead(graphs, head, lookahead, meta, names, weight=weight, judge=plan.way != "difference")
+        out = look_ahead(graphs, head, lookahead, meta, names, weight=weight, judge=plan.kind != "difference")
         same = graphs.same()
         if same is not None and not bool(same):
             raise Unrepeatable

@@ -164,7 +164,7 @@ class LookAhead:
 
 
 class PreparedLookAhead:
-    """One step's look-ahead: ``star`` gives theta*, ``direction`` the tangent direction of the label gradient.
+    """One step's look-ahead: ``ahead`` gives theta*, ``direction`` the tangent direction of the label gradient.
 
     Rates may be floats or 0-d tensors (a compiled step reads them on the device).
     """
@@ -184,28 +184,28 @@ class PreparedLookAhead:
         """g; where parameters have slopes of their own, g times slope, and then ``scale`` is 1."""
         return g if self.uniform else {name: t * self.rules[name].slope for name, t in g.items()}
 
-    def star(self, params: Tensors, grads: Tensors) -> Tensors:
+    def ahead(self, params: Tensors, grads: Tensors) -> Tensors:
         """theta*, detached; a parameter that `grads` lacks stays, as the optimizer would leave it."""
-        star = {name: p.detach() for name, p in params.items()}
+        ahead = {name: p.detach() for name, p in params.items()}
         # a step that is traced for a CPU has its rates as tensors; inductor fuses plain operations into its loops
-        on_cuda = any(p.is_cuda for p in star.values())
+        on_cuda = any(p.is_cuda for p in ahead.values())
         traced = not on_cuda and any(isinstance(rule.lr, Tensor) for rule in self.rules.values())
         with torch.no_grad():
             if traced:
                 for name, grad in grads.items():
                     rule = self.rules[name]
                     held = [] if rule.buffer is None else [rule.buffer]
-                    (star[name],), _ = sgd(rule, [star[name]], [grad], held)
-                return star
-            for names in self._alike(star, list(grads)):
+                    (ahead[name],), _ = sgd(rule, [ahead[name]], [grad], held)
+                return ahead
+            for names in self._alike(ahead, list(grads)):
                 rule = self.rules[names[0]]
-                thetas, deltas = [star[name] for name in names], [grads[name] for name in names]
+                thetas, deltas = [ahead[name] for name in names], [grads[name] for name in names]
                 if not (on_cuda or rule.carry or rule.weight_decay):
-                    star.update(zip(names, torch._foreach_add(thetas, deltas, alpha=-float(rule.slope)), strict=True))
+                    ahead.update(zip(names, torch._foreach_add(thetas, deltas, alpha=-float(rule.slope)), strict=True))
                     continue
                 buffers = [b for name in names if (b := self.rules[name].buffer) is not None]
-                star.update(zip(names, _fused_star(rule, thetas, deltas, buffers), strict=True))
-        return star
+                ahead.update(zip(names, _fused_ahead(rule, thetas, deltas, buffers), strict=True))
+        return ahead
 
     def _alike(self, params: Tensors, names: list[str]) -> Iterable[list[str]]:
         """The names in groups of one rule, dtype and device; nearly always one group."""
@@ -215,7 +215,7 @@ class PreparedLookAhead:
         return groups.values()
 
 
-def _fused_star(rule: Rule, thetas: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
+def _fused_ahead(rule: Rule, thetas: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
     """theta* of parameters of one rule: one launch, or one for each term whose factor is a tensor."""
     if not rule.in_graph:
         held = buffers if rule.carry else []

@@ -45,12 +45,12 @@ class Saved(saved_tensors_hooks):
         return sum(t.untyped_storage().nbytes() for t in self._kept.values())
 
 
-def graph_bytes(network: Network, x: Any, count: int, most: int | None, per_row: Any = None) -> int | None:
-    """Bytes that one forward makes and keeps for its backward: of the largest piece of `most` rows, of `count`.
+def graph_bytes(network: Network, x: Any, count: int, max_rows: int | None, per_row: Any = None) -> int | None:
+    """Bytes that one forward makes and keeps for its backward: of the largest piece of `max_rows` rows, of `count`.
 
     Counted on fake tensors: nothing is computed, drawn or allocated. None for a model that does not run on them.
     """
-    largest = max(pieces_of(count, most), key=lambda rows: rows.stop - rows.start)
+    largest = max(pieces_of(count, max_rows), key=lambda rows: rows.stop - rows.start)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
@@ -105,7 +105,7 @@ def _message(
     both_graphs: bool,
     error: RuntimeError,
 ) -> str:
-    n, m, micro_batch = len(train[1]), len(meta[1]), cut.most
+    n, m, micro_batch = len(train[1]), len(meta[1]), cut.max_rows
     sizes: list[int | None] = [None]
     with suppress(RuntimeError):  # not even the inputs may fit
         x, x_meta = inputs(train[0], meta[0])

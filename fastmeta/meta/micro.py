@@ -7,9 +7,9 @@ of its own for each. Both are exact, up to the order of additions, but for piece
 other rows. That is train-mode BatchNorm: its statistics are then those of each piece, and its running statistics move
 once per piece, in order.
 
-It costs, beside the whole step's work, 1 F (train forwards) for the second train graph; the reverse way of the tangent
-builds it and J'v once more, 3 F. A batch that is whole costs nothing the forward way, whose tangent needs a second
-forward anyhow: where that one can leave the graph (`TangentPlan.joined`), eager steps go this way unasked.
+It costs, beside the whole step's work, 1 F (train forwards) for the second train graph; the reverse tangent
+builds it and J'v once more, 3 F. A batch that is whole costs nothing the forward one, which needs a second
+forward anyhow: where that one can leave the graph (`TangentPlan.leaves_graph`), eager steps do so unasked.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fastmeta.meta.tangents import (
 
 
 class Cut(NamedTuple):
-    """How a step is cut: graphs of at most `most` rows at once, and what of x and x_meta is per row (see `rows`)."""
+    """How a step is cut: graphs of at most `max_rows` rows at once, and what of x and x_meta is per row."""
 
-    most: int | None = None
+    max_rows: int | None = None
     per_row: Any = None
     per_row_meta: Any = None
 
@@ -39,15 +39,15 @@ class Cut(NamedTuple):
 WHOLE = Cut()
 
 
-def pieces_of(count: int, most: int | None) -> list[slice]:
-    """The fewest runs of at most `most` rows, whose sizes differ by one at most: no piece of a single odd row."""
-    number = 1 if most is None else -(-count // most)
+def pieces_of(count: int, max_rows: int | None) -> list[slice]:
+    """The fewest runs of at most `max_rows` rows, whose sizes differ by one at most: no piece of a single odd row."""
+    number = 1 if max_rows is None else -(-count // max_rows)
     return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
 
 
-def fits(train: Any, meta: Any, most: int | None) -> bool:
+def fits(train: Any, meta: Any, max_rows: int | None) -> bool:
     """Whether the graphs of both batches (pairs whose second has the rows) may be held at once."""
-    return most is None or len(train[1]) + len(meta[1]) <= most
+    return max_rows is None or len(train[1]) + len(meta[1]) <= max_rows
 
 
 def add_up(total: Tensors, names: list[str], grads: tuple[Tensor | None, ...]) -> None:
@@ -68,7 +68,7 @@ def refuse_coupled_rows(network: Network, x: Any, count: int, cut: Cut) -> None:
 
     A model that draws random numbers is not asked, nor one that has no room for the whole forward.
     """
-    like, rows = next(iter(network.params.values())), pieces_of(count, cut.most)[-1]
+    like, rows = next(iter(network.params.values())), pieces_of(count, cut.max_rows)[-1]
     piece, state = take(x, rows, count, cut.per_row), network.random_state(like.device)
     try:
         with torch.no_grad():

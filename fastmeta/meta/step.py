@@ -40,72 +40,41 @@ _NO_RATE = 1e-30
 
 
 class MetaStep:
-    """One iteration of label learning, Eqs. (3)-(6), as a callable.
+    """One iteration of learning a loss, Eqs. (3)-(6): the loss moves, then the model under the moved loss.
 
-        theta* = theta - (lambda/n) sum_i grad L_i(theta, p_i)              look-ahead with the labels as they are
-        label  <- constrain(label - label_lr * d L_meta(theta*)/d label)    only the rows of the batch
-        theta  <- optimizer step along (1/n) sum_i grad L_i(theta, p_i_new) same theta, same batch, NEW labels
+        theta* = theta - (lambda/n) sum_i grad l_i(theta, phi)      look-ahead with the loss as it is
+        phi    <- a step along dL_meta(theta*)/dphi                  of labels: only the rows of the batch
+        theta  <- optimizer step along (1/n) sum_i grad l_i(theta, phi_new)        same theta, same batch
 
-    The gradient is exact: no Hessian of the network is ever formed, because labels enter grad L linearly.
+    The gradient is exact and forms no Hessian of the network. What the forward moves or draws counts once per step; a
+    step that is not finite, or runs out of memory, changes nothing. docs/method-notes.md has every contract in full.
 
     Args:
-        model: any nn.Module with logits (n, C); it stays the caller's, in its own mode. A dict given as x goes to it as
-            keyword arguments, a tuple as positional ones, anything else as the one: fastmeta.functional.call.
-            Parameters that move are those that require a gradient and belong to `optimizer`. What torch.compile
-            returned runs as the module inside; DataParallel, DistributedDataParallel and scripts are refused.
-        labels: InstanceLabels or ClassLabels over the training set, on the batch's device.
+        model: any nn.Module with logits (n, C). A dict given as x goes to it as keyword arguments, a tuple as
+            positional ones. Parameters that require a gradient and belong to `optimizer` move.
+        loss: InstanceLabels, ClassLabels or any other :class:`fastmeta.LearnableLoss`, on the batch's device.
         optimizer: the model's. Its ``param_groups`` may change between steps (schedules).
-        label_lr: eta, a constant SGD rate; 25-200 is normal for instance labels, because the gradient carries lambda/n.
-            None takes ``labels.default_label_lr(lambda, n)`` in each step, so that eta lambda / n is the same all along
-            a schedule; where parameter groups have rates of their own, lambda is the largest, because the gradient sums
-            over all parameters and a smaller one would let labels run too far (a warning says so). May be assigned to
-            later.
-        lookahead: ``"sgd"`` is Eq. (3) at the optimizer's current rates; ``"optimizer"`` follows torch.optim.SGD's
-            momentum, Nesterov, dampening and weight decay exactly; a float is a fixed rate, and what an optimizer
-            other than SGD needs.
-        tangent: how u = J g is made: ``"reverse"`` (double-vjp), ``"forward"`` (dual numbers), ``"difference"``
-            (inexact), or ``"auto"``: by the model's layers, held against the gradient on the first batch, and again
-            where parameters are frozen or freed, or modes or autocast change; :meth:`explain` tells.
+        loss_optimizer: of the loss's parameters; label families have an SGD of their own and take none.
+        label_lr: the rate of label families. None takes ``labels.default_label_lr(lambda, n)`` in each step.
+        lookahead: ``"sgd"``, Eq. (3) at the optimizer's current rates; ``"optimizer"``, its own step with momentum and
+            weight decay; or a fixed rate, which an optimizer other than SGD needs.
+        tangent: ``"reverse"`` (double-vjp), ``"forward"`` (dual numbers), ``"difference"`` (inexact), or ``"auto"``.
         logits_of: picks the logits from the model's output; default the output itself, else its ``.logits``.
-        unique_index: a promise that no batch holds a row twice, which selects the one-pass kernel. A broken promise
-            loses updates. Without it, repeated rows get the sum of their gradients, as autograd would give.
+        unique_index: a promise that no batch holds a row twice, for a faster kernel; a broken one loses updates.
         on_grad: called with {name: gradient} before the optimizer's step, to clip or record; in-place changes count.
-        process_group: data parallelism, each rank with its own rows of the batch, equally many;
-            see fastmeta.meta.distributed.
-        compile: ``"off"`` runs eagerly; ``"trace"`` runs the whole step as one graph without its dead and doubled work
-            (12.96 instead of 13.96 train forwards for a ResNet); ``"full"`` compiles that graph with inductor.
-            One graph per batch shape and state of what the model reads as Python (attributes of any kind, globals,
-            hooks), at most 8. What has no faithful graph (an optimizer that is not plain SGD, hooks and `on_grad`,
-            ranks, draws of Python's or NumPy's generators, iterators, clocks, a model that traces badly) runs eagerly,
-            with a warning; :meth:`explain` has the reason. Of the model's own Python, forward hooks included, a graph
-            keeps what it computes, not what it does.
-            On CUDA the compiled step, its gathers and writes included, is captured in a CUDA graph and replayed.
-        approx: None is the exact step. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and
-            change what is computed: see fastmeta.meta.approximation for each equation and cost.
-        transform: makes network input of `x` and `x_meta` inside the step, as part of its graph: see
-            :class:`fastmeta.meta.inputs.InputTransform`; None takes them as they are.
-        totals: sums over steps on the device, such as an epoch's mean loss: ``totals.values`` becomes
-            ``totals.added(totals.values, result, given targets)`` in every step, as part of its graph.
-        micro_batch: None, or the most rows whose graphs are held at once, train and meta. Below n + m the two graphs
-            are held in turn: as in every eager step whose tangent is forward, and for 4 F more where it is reverse. A
-            batch that is larger itself is taken in pieces, for 1 F more where the tangent is forward. Either changes
-            nothing, unless pieces meet random layers, which draw for each piece, or BatchNorm in training mode, whose
-            statistics are then those of each piece (a warning says so).
-        per_row: which tensors of an `x` that is no tensor are per row, for `micro_batch` to cut: True for all, or the
-            structure of x (or the upper part of it) with True for these and False for what all rows share, such as a
-            support set. Lists and arrays of one entry per row are cut like tensors. None is enough where a single
-            tensor has as many rows as the batch; else a ValueError asks.
+        process_group: data parallelism, each rank with its own rows of the batch, equally many.
+        compile: ``"off"``; ``"trace"``, the step as one graph; ``"full"``, that graph through inductor and captured on
+            CUDA. What has no faithful graph runs eagerly, with a warning.
+        approx: None is exact. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and change
+            what is computed: see :mod:`fastmeta.meta.approximation`.
+        transform: makes network input of `x` and `x_meta` inside the step: see :class:`fastmeta.meta.InputTransform`.
+        totals: sums over steps on the device, as part of the step: see :class:`fastmeta.meta.Totals`.
+        micro_batch: the most rows whose graphs are held at once, train and meta; None holds all.
+        per_row: which tensors of an `x` that is no tensor `micro_batch` cuts; None is enough where one has n rows.
         per_row_meta: the same of `x_meta`; None takes `per_row`.
 
-    BatchNorm's running statistics move exactly once per step, by the train batch (once per piece of it, in pieces). So
-    does all else that the forward moves beside trained parameters: buffers of any form, parameters without gradient
-    (momentum encoders, codebooks), plain attributes and what they hold: see fastmeta.functional.state.
-    Random layers draw once: the tangent sees the masks of the train forward, whether they draw from torch's generators,
-    Python's, NumPy's or generators that hang on modules, in what they hold, in hooks, closures and globals. A draw that
-    cannot be replayed raises fastmeta.meta.doubts.Unrepeatable. A step of which the loss, the meta loss, g, u, the
-    final gradient (after `on_grad`) or a new buffer is not finite changes nothing and is counted in `nonfinite_steps`.
-    A step that runs out of memory changes nothing and raises fastmeta.meta.memory.OutOfMemory. Gradients that lie in
-    ``.grad`` are dropped, as zero_grad does; after a step the parameters' ``.grad`` is None.
+    Raises:
+        TypeError, ValueError: arguments that do not fit each other, named at once.
     """
 
     def __init__(
@@ -137,8 +106,8 @@ class MetaStep:
         check_parameters(model, optimizer)
         check_loss(loss)
         self._learned = check_loss_optimizer(loss, loss_optimizer, model, label_lr)
-        most = None if micro_batch is None else as_whole(micro_batch)
-        if micro_batch is not None and (most is None or most < 1):
+        max_rows = None if micro_batch is None else as_whole(micro_batch)
+        if micro_batch is not None and (max_rows is None or max_rows < 1):
             raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
         if tangent not in get_args(TangentChoice):
             raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {tangent!r}")
@@ -151,7 +120,7 @@ class MetaStep:
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
-        self._cut = Cut(most, per_row, per_row if per_row_meta is None else per_row_meta)
+        self._cut = Cut(max_rows, per_row, per_row if per_row_meta is None else per_row_meta)
         self.on_grad = on_grad
         self.plan: TangentPlan | None = None
         self.steps = 0
@@ -255,7 +224,7 @@ class MetaStep:
 
     @property
     def micro_batch(self) -> int | None:
-        return self._cut.most
+        return self._cut.max_rows
 
     @property
     def graphs(self) -> tuple[fx.GraphModule, ...]:
@@ -334,9 +303,9 @@ class MetaStep:
             raise Untraceable("on_grad is Python between the gradient and the update")
         if self._ranks.size > 1:
             raise Untraceable("collectives are not in the graph")
-        if plan.once:
+        if plan.one_backward:
             raise Untraceable("a graph bears one backward only, by the model's selective checkpointing")
-        if plan.way == "difference":
+        if plan.kind == "difference":
             raise Untraceable("tangent by differences")
         if self._graphs is None or self._graphs.network is not network:
             self._graphs = GraphStep(
@@ -360,7 +329,7 @@ class MetaStep:
     def _both_graphs(self) -> bool:
         """Whether a step that `micro_batch` lets do so holds the graphs of both batches at once."""
         eager = self.compile == "off" or bool(self._untraced)
-        return not (eager and self.plan is not None and self.plan.joined)
+        return not (eager and self.plan is not None and self.plan.leaves_graph)
 
     def _network_inputs(self, *batches: Any) -> tuple[Any, ...]:
         return network_inputs(self.transform, tensors_of(self.transform), *batches)
@@ -449,7 +418,7 @@ class MetaStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue as the step that gave `state`: same label rate, same way of making the tangent."""
+        """Continue as the step that gave `state`: same label rate, same kind of tangent."""
         if missing := self.state_dict().keys() - state.keys():
             raise ValueError(f"this is not the state of a MetaStep: it lacks {', '.join(sorted(missing))}")
         self.label_lr = state["label_lr"]

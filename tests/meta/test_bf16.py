@@ -30,7 +30,7 @@ def test_what_stays_float32(name, mode):
     _, exact, _, _, _ = run(case, start, bf16=False)
     moved, labels, optimizer, results, step = run(case, start, bf16=True, **mode)
     assert step._untraced == ""
-    assert step.plan.way != "difference"
+    assert step.plan.kind != "difference"
     state = [*moved.model.parameters(), labels.label_logits]
     state += [s["momentum_buffer"] for s in optimizer.state.values()]
     assert {t.dtype for t in state} == {torch.float32}

@@ -55,7 +55,7 @@ def test_a_clamp_that_never_clips_changes_nothing(convolutional, tangent):
     case.model.most = 1.5 * most
     out = label_gradient(case.model, labels, case.train, case.meta, lr=0.3, tangent=tangent)
     assert relative(out.grad, truth) < 1e-10
-    assert out.plan.way != "difference"
+    assert out.plan.kind != "difference"
 
 
 @pytest.mark.parametrize("where", ["parameter", "module"])
@@ -97,7 +97,7 @@ def test_a_clamp_that_clips_is_followed_in_reverse(convolutional):
     case.model.most = 0.4 * most
     truth = reference_gradient(case, labels, reference.SGDState(0.3)).grad
     out = label_gradient(case.model, labels, case.train, case.meta, lr=0.3)
-    assert out.plan.way == "reverse"
+    assert out.plan.kind == "reverse"
     assert relative(out.grad, truth) < 1e-10
     with pytest.raises(RuntimeError, match="or a hook clamps gradients by now"):
         label_gradient(case.model, labels, case.train, case.meta, lr=0.3, tangent="forward")

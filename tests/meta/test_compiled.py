@@ -166,7 +166,7 @@ def test_dropout_sees_one_mask(name):
         assert relative(a, b) < 1e-10
     (graph,) = step._graphs.graphs
     assert len(random_nodes(graph.graph)) == 2  # one draw for the train forward, one for the meta forward
-    assert step._graphs.plan.way == "reverse"
+    assert step._graphs.plan.kind == "reverse"
 
 
 @pytest.mark.parametrize("where", ["train", "meta"])

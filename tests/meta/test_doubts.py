@@ -71,7 +71,7 @@ def test_the_step_finds_another_way(kind, convolutional, ways, dtype):
                 case.model, rows, reference.instance_probs, case.x, *case.meta, lookahead=truth_of
             ).grad
         step(case.train, case.meta)
-        made.append(step.plan.way)
+        made.append(step.plan.kind)
         if grad is not None:
             assert relative(labels.rows(case.index), rows - 5.0 * grad) < (1e-10 if dtype == F64 else 1e-5)
     assert made == [ways[0]] * 2 + [ways[1]] * 3

@@ -109,7 +109,7 @@ def test_on_cuda_the_look_ahead_is_one_operation_for_each_term(lookahead):
             rules = {name: Rule(lr, lr, 0.0, True, lr, buffers[name]) for name in names}
             if lookahead == "sgd":
                 rules = dict.fromkeys(names, Rule(lr))
-            return list(PreparedLookAhead(rules).star(params, grads).values())
+            return list(PreparedLookAhead(rules).ahead(params, grads).values())
 
         count, calls = updates(trace(star, [torch.empty((), device="cuda"), *tensors]))
     assert count == (4 if lookahead == "optimizer" else 1)

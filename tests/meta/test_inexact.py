@@ -84,7 +84,7 @@ def test_a_step_warns_once_and_names_the_layer(name, dtype):
         step(case.train, case.meta)
         case.model.eval()  # another plan, the same trouble
         step(case.train, case.meta)
-    assert step.plan.way == "difference"
+    assert step.plan.kind == "difference"
 
 
 @pytest.mark.parametrize("name", MODELS)

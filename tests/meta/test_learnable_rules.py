@@ -129,7 +129,7 @@ def test_check_holds_it_against_the_reference(name):
         case.model.float(), _single(LOSSES[name](case.targets, 5)), *_singles(case), 0.3, timing=False
     )
     assert report.ok, str(report)
-    assert {row.verdict for row in report.rows if row.way != "difference"} == {"exact"}
+    assert {row.verdict for row in report.rows if row.tangent != "difference"} == {"exact"}
 
 
 def _single(loss):

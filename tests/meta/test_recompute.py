@@ -56,7 +56,7 @@ def test_the_label_gradient_is_that_without(name, tangent, nested):
     labels, before = make_labels(fastmeta.InstanceLabels, case), copy.deepcopy(model.state_dict())
     truth = reference_gradient(case, labels, reference.SGDState(2.0)).grad
     out = label_gradient(model, labels, case.train, case.meta, lr=2.0, tangent=tangent)
-    assert out.plan.way != "difference"
+    assert out.plan.kind != "difference"
     assert relative(out.grad, truth) < 1e-10
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     case.model = model
@@ -116,7 +116,7 @@ def test_a_backward_that_reads_its_weights_anew_reads_the_right_ones(tangent):
     labels, before = make_labels(fastmeta.InstanceLabels, case), copy.deepcopy(model.state_dict())
     own = [(id(p), p.data_ptr()) for p in model.parameters()]
     out = label_gradient(model, labels, case.train, case.meta, lr=0.3, tangent=tangent)
-    assert out.plan.way == "reverse"
+    assert out.plan.kind == "reverse"
     case.model = plain
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -251,7 +251,7 @@ def test_every_kind_of_checkpointing(body, way):
             for _ in range(2):
                 result = step(case.train, case.meta)
                 assert bool(result.finite)
-            assert step.plan.way != "difference"
+            assert step.plan.kind != "difference"
             ends.append([*labels.buffers(), *own.state_dict().values()])
     for end in ends[1:]:
         for a, b in zip(end, ends[0], strict=True):

@@ -7,7 +7,7 @@ import torch
 
 import fastmeta
 from fastmeta.functional.optimizers import sgd
-from fastmeta.meta.lookahead import PreparedLookAhead, Rule, _fused_star
+from fastmeta.meta.lookahead import PreparedLookAhead, Rule, _fused_ahead
 from tests.support import cases
 from tests.support.capture import Recorder
 from tests.support.meta import make_labels, relative
@@ -88,9 +88,9 @@ def test_theta_star_of_numbers_in_a_graph(decay, buffered, nesterov):
     buffer = held if buffered else None
     floats = Rule(0.1, 0.9, 0.0, nesterov, decay, buffer)
     tensors = Rule(lr, mu, 0.0, nesterov, wd if decay else 0.0, buffer)
-    (truth,) = _fused_star(floats, [theta], [grad], [held] if buffered else [])
+    (truth,) = _fused_ahead(floats, [theta], [grad], [held] if buffered else [])
     for got in (
-        _fused_star(tensors, [theta], [grad], [held] if buffered else [])[0],
+        _fused_ahead(tensors, [theta], [grad], [held] if buffered else [])[0],
         sgd(tensors, [theta], [grad], [held] if buffered else [])[0][0],
     ):
         assert relative(got, truth) < 1e-14

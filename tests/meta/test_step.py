@@ -391,7 +391,7 @@ def test_bf16_autocast_trains_batchnorm():
     assert bool(first.finite)
     assert bool(second.finite)
     assert step.plan is not None
-    assert step.plan.way != "difference", step.plan
+    assert step.plan.kind != "difference", step.plan
     assert labels.label_logits.dtype == torch.float32
     assert not torch.equal(start, labels.label_logits)
     # a stale cache of cast weights would repeat the first logits

@@ -26,7 +26,7 @@ def gradient(model, case, **kw):
 def test_layers_without_a_double_backward_go_forward():
     case = cases.make("mlp")
     out, _ = gradient(nn.Sequential(nn.Linear(6, 16), nn.Hardsigmoid(), nn.Linear(16, 10)), case)
-    assert out.plan.way == "forward"
+    assert out.plan.kind == "forward"
     assert "reverse raises" in out.plan.reason
 
 
@@ -60,7 +60,7 @@ def test_what_remains_is_a_difference_and_says_so():
             return self.head(torch.tanh(self.bag(tokens)))
 
     out, _ = gradient(Bag(), case)
-    assert out.plan.way == "difference"
+    assert out.plan.kind == "difference"
     assert "inexact, the last resort: reverse" in out.plan.reason
     with pytest.raises(RuntimeError, match="tangent='reverse' does not work on this model"):
         gradient(Bag(), case, tangent="reverse")
@@ -76,12 +76,12 @@ def test_a_silently_wrong_rule_is_not_believed():
     with pytest.raises(RuntimeError, match="forward is not the adjoint"):
         gradient(net(SilentZero), case, tangent="forward")
     out, labels = gradient(net(SilentZero), case)
-    assert out.plan.way == "reverse"
+    assert out.plan.kind == "reverse"
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
     with pytest.raises(RuntimeError, match="reverse is not the adjoint"):
         gradient(net(SilentOnce), case, tangent="reverse")
     out, _ = gradient(net(SilentOnce), case)
-    assert out.plan.way == "difference"
+    assert out.plan.kind == "difference"
 
 
 def test_custom_operators_lose_tangents_and_are_caught():
@@ -101,7 +101,7 @@ def test_custom_operators_lose_tangents_and_are_caught():
     case = cases.make("resnet")  # convolutions: forward is tried first
     torch.manual_seed(0)
     out, labels = gradient(nn.Sequential(nn.Conv2d(2, 4, 3), Cube(), nn.Flatten(), nn.Linear(16, 10)), case)
-    assert out.plan.way == "reverse"
+    assert out.plan.kind == "reverse"
     assert "forward" in out.plan.reason
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(0.3)).grad) < 1e-10
 
@@ -142,7 +142,7 @@ def test_the_forward_with_tangents_leaves_the_graph_of_the_last_backward():
                 truth, rows, reference.instance_probs, case.x, *case.meta, label_lr=5.0, optimizer=sgd
             )
         assert step.plan is not None
-        assert (step.plan.way, step.plan.joined) == ("forward", joined)
+        assert (step.plan.kind, step.plan.leaves_graph) == ("forward", joined)
         assert relative(labels.rows(case.index), rows) < 1e-10
         for a, b in zip(case.model.parameters(), truth.parameters(), strict=True):
             assert relative(a, b) < 1e-10
@@ -190,7 +190,7 @@ def test_a_wrong_backward_of_the_forward_with_tangents_is_not_believed():
     optimizer = torch.optim.SGD(faced.parameters(), lr=0.3)
     step = fastmeta.MetaStep(faced, labels, optimizer, label_lr=5.0, tangent="forward")
     step(case.train, case.meta)
-    assert (step.plan.way, step.plan.joined) == ("forward", False)
+    assert (step.plan.kind, step.plan.leaves_graph) == ("forward", False)
     assert "the train graph is held, because that of the forward with tangents gives 0.weight another" in step.explain()
     assert relative(labels.rows(case.index), rows) < 1e-10
     for a, b in zip(faced.parameters(), plain.parameters(), strict=True):
@@ -218,13 +218,13 @@ def test_the_way_is_chosen_anew_when_the_model_changes(change):
     first = step.plan
     step(case.train, case.meta)
     assert first is step.plan
-    assert first.way == "reverse"
+    assert first.kind == "reverse"
     model.requires_grad_().train()
     case.model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 10)).to(F64)
     case.model.load_state_dict(model.state_dict())
     truth, before = reference_gradient(case, labels, reference.SGDState(0.3)).grad, labels.rows(case.index)
     step(case.train, case.meta)
-    assert step.plan.way == "difference"
+    assert step.plan.kind == "difference"
     assert relative((before - labels.rows(case.index)) / 5.0, truth) < 1e-6
 
 
@@ -249,7 +249,7 @@ def test_a_wrong_rule_behind_a_gain_of_zero_is_seen(dtype):
         with pytest.raises(RuntimeError, match=f"{way} is not the adjoint"):
             label_gradient(Gated(Activation(function)).to(dtype), labels, *(case.train, case.meta), lr=0.3, tangent=way)
     out = label_gradient(Gated(nn.Tanh()).to(dtype), labels, case.train, case.meta, lr=0.3)
-    assert out.plan.way == "reverse"
+    assert out.plan.kind == "reverse"
 
 
 @pytest.mark.parametrize("compile", ["off", "trace"])
@@ -269,7 +269,7 @@ def test_a_batch_that_is_not_finite_shows_nothing(compile):
             step(case.train, case.meta)
     else:
         step(case.train, case.meta)
-    assert step.plan.way == "difference"
+    assert step.plan.kind == "difference"
     assert step.plan.tried
 
 
@@ -285,7 +285,7 @@ def test_a_model_that_bears_no_noise_is_tried_where_it_is():
     case = cases.make("mlp")
     case.model, labels = Root().to(F64), make_labels(fastmeta.InstanceLabels, case)
     out = label_gradient(case.model, labels, case.train, case.meta, lr=1e-7)
-    assert out.plan.way == "reverse"
+    assert out.plan.kind == "reverse"
     assert out.plan.tried
     assert relative(out.grad, reference_gradient(case, labels, reference.SGDState(1e-7)).grad) < 1e-10
 

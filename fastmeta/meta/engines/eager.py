@@ -41,7 +41,7 @@ def train_graphs(
 
     `all_move` says that theta* moves all parameters, `keep_graph` that a backward follows the tangent.
     """
-    if not fits(train, meta, cut.most) or plan.once or (plan.joined and all_move):
+    if not fits(train, meta, cut.max_rows) or plan.one_backward or (plan.leaves_graph and all_move):
         return InTurn(network, plan, *train, num_classes, cut, keep_graph=keep_graph and all_move)
     return WholeGraph(network, plan, *train, num_classes)
 
@@ -52,16 +52,16 @@ def plan_through(
     """A plan for a batch on which hooks bend the backward: double-vjp, which takes their derivative where they bend.
 
     So does autograd through the look-ahead. The other ways, and pieces, take the backward for linear. Raises Unfit
-    where it is, because then `plan` is wrong, and for another way that was named by hand.
+    where it is, because then `plan` is wrong, and for another kind that was named by hand.
     """
     random = network.random_state(device)
-    if plan.once or not (plan.way == "reverse" or choice == "auto"):
-        raise Unfit(plan.way, wrong=True)
+    if plan.one_backward or not (plan.kind == "reverse" or choice == "auto"):
+        raise Unfit(plan.kind, wrong=True)
     with random.replay(), torch.no_grad():
         logits = network(network.params, network.state(), x)
     if not bends(network, x, head.loss(logits).v / len(logits), random):
-        raise Unfit(plan.way, wrong=True)
-    return plan if plan.way == "reverse" else plan_tangent(network, x, "reverse")
+        raise Unfit(plan.kind, wrong=True)
+    return plan if plan.kind == "reverse" else plan_tangent(network, x, "reverse")
 
 
 @dataclass
@@ -99,8 +99,8 @@ class EagerEngine:
     def look(self, head: Head) -> tuple[LookedAhead, Tensor | bool]:
         """The pass and whether to believe it, as a bool or, on CUDA, as a 0-d tensor.
 
-        Where the planned way raises or is wrong by now (a schedule may have switched on a layer), once more by the plan
-        of the model as it is; once more too where the forward did not repeat, which may have made a generator.
+        Where the planned tangent raises or is wrong by now (a schedule may have switched on a layer), once more by the
+        plan of the model as it is; once more too where the forward did not repeat, which may have made a generator.
         """
         network, last, delayed = self.network, self.approx.kind == "last", self.approx.kind == "delayed"
         again, like = False, next(iter(network.params.values()))
@@ -126,10 +126,10 @@ class EagerEngine:
                     weight=self.weight,
                     ranks=self.ranks,
                     cut=self.cut,
-                    judge=self.plan.way != "difference",
+                    judge=self.plan.kind != "difference",
                     keep_grads=delayed,
                 )
-                sure = self.doubts.settle(self.plan.way, graphs.same(), out.found, arithmetic_of(like), self.ranks)
+                sure = self.doubts.settle(self.plan.kind, graphs.same(), out.found, arithmetic_of(like), self.ranks)
                 return out, sure
             except RuntimeError as error:
                 together = isinstance(error, Unfit | Unrepeatable)  # on all ranks, or on one alone
@@ -143,10 +143,10 @@ class EagerEngine:
     def _replan(self, head: Head, error: RuntimeError) -> None:
         x, index = self.train
         now = self.choose_plan(x, len(index))
-        same = now.kind == self.plan.kind
+        same = now.key == self.plan.key
         if same and isinstance(error, Unfit) and not error.wrong:
             self.doubts.rounding()
-        elif same and isinstance(error, Unfit) and self.cut.most is None:
+        elif same and isinstance(error, Unfit) and self.cut.max_rows is None:
             now = plan_through(self.network, head, x, self.plan, self.choice, index.device)
             self.doubts.bends = True
         elif same:

@@ -53,7 +53,7 @@ class InTurn:
             num_classes,
             keep_graph,
         )
-        self.rows = pieces_of(len(index), cut.most)
+        self.rows = pieces_of(len(index), cut.max_rows)
         self._x = [take(x, rows, len(index), cut.per_row) for rows in self.rows]
         self.state = network.state()  # after the forwards so far
         self._starts: list[State] = []
@@ -122,15 +122,15 @@ class InTurn:
         self._same.append(repeats(self._first[piece], again, arithmetic_of(like), spread))
 
     def tangent(self, direction: Tensors) -> Tensor:
-        """u = J d (n, C), piece by piece in the planned way."""
+        """u = J d (n, C), piece by piece by the planned tangent."""
         u = []
-        if self.keep_graph and self.plan.joined and len(self.rows) == 1:
+        if self.keep_graph and self.plan.leaves_graph and len(self.rows) == 1:
             start = self._starts[0].clone()
             with math_attention(self.plan.math_attention), self._random[0].replay():
                 self._graph, only = forward_with_graph(self.network, start, self._x[0], direction)
             self._compare(0, self._graph)
             return only
-        if self.plan.way == "reverse":
+        if self.plan.kind == "reverse":
             params = [self.network.params[k] for k in direction]
             for piece, z in enumerate(self._again()):
                 v = torch.zeros_like(z).requires_grad_()  # anywhere: J'v is linear in v
@@ -141,7 +141,7 @@ class InTurn:
             return torch.cat(u)
         for piece, (x, start, random) in enumerate(zip(self._x, self._starts, self._random, strict=True)):
             with math_attention(self.plan.math_attention):
-                if self.plan.way == "forward":
+                if self.plan.kind == "forward":
                     with random.replay():
                         made = forward_tangent(self.network, start.clone(), x, direction)
                 else:

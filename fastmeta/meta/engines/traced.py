@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -14,18 +14,17 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from fastmeta._text import reason
 from fastmeta.functional.network import Network, copy_all_
-from fastmeta.functional.optimizers import steps_as_sgd
 from fastmeta.functional.precision import without_autocast
-from fastmeta.functional.pure_optimizers import Scalars, refuse_hooks
 from fastmeta.functional.watch import Watch
 from fastmeta.losses import LearnableLoss, Unsupported
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.engines.caches import fill_caches
 from fastmeta.meta.engines.captured import Captured, Record, record_cuda
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable, random_nodes, through_inductor, trace
-from fastmeta.meta.engines.pure import GroupNumbers, PureStep, StepInputs, Terms
+from fastmeta.meta.engines.pure import PureStep, StepInputs
 from fastmeta.meta.engines.reads import HOST_DRAWS, settled
-from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
+from fastmeta.meta.engines.step_tensors import Batch, StepTensors
+from fastmeta.meta.inputs import InputTransform, network_inputs
 from fastmeta.meta.lookahead import LookAhead, Rate
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.tangents import TangentPlan
@@ -34,20 +33,6 @@ CompileMode = Literal["off", "trace", "full"]
 
 Graph = Callable[..., Sequence[Tensor]]
 _RESULTS = len(fields(StepResult))
-
-
-@dataclass
-class _Batch:
-    """What is new in every step."""
-
-    x: Any
-    index: Tensor
-    x_meta: Any
-    y_meta: Tensor
-    weight: list[Tensor]  # none or one
-
-    def tree(self) -> tuple[Any, ...]:
-        return tuple(vars(self).values())
 
 
 def _channels_last(x: Any) -> Any:
@@ -84,7 +69,7 @@ class _Graphs(dict[Any, list[_Kept]]):
         return sum(map(len, self.values()))
 
 
-class GraphStep:
+class GraphStep(StepTensors):
     """Graphs of one (network, labels, optimizer), one per shape and dtype of the batches and state of the model.
 
     What a graph runs without is the model's Python. So each is bound to all that this read when it was traced (see
@@ -122,11 +107,8 @@ class GraphStep:
         record: Record | None = None,
         replan: Callable[[Any, int], TangentPlan] | None = None,
     ) -> None:
-        self.network, self.optimizer, self.lookahead = network, optimizer, lookahead
-        self.loss_module, self.loss_optimizer = loss, loss_optimizer
-        self._read_loss()
-        self.plan, self.mode, self.unique, self.cap = plan, mode, unique, cap
-        self.approx, self.totals, self.transform = approx, totals, transform
+        super().__init__(network, loss, loss_optimizer, optimizer, lookahead, totals, transform)
+        self.plan, self.mode, self.unique, self.cap, self.approx = plan, mode, unique, cap, approx
         self.record = (
             record_cuda if record is None and mode == "full" and next(iter(network.params.values())).is_cuda else record
         )
@@ -138,8 +120,6 @@ class GraphStep:
         self.graphs: list[fx.GraphModule] = []
         self.replan = replan
         self._graphs = _Graphs()
-        self._scalars = Scalars()
-        self._terms = self._read_terms()
 
     def __call__(
         self,
@@ -154,7 +134,7 @@ class GraphStep:
         self._terms = self._read_terms()  # which terms there are; their numbers are inputs
         if not self.loss.stands():
             self._read_loss()
-        batch = _Batch(*train, *meta, [] if weight is None else [weight])
+        batch = Batch(*train, *meta, [] if weight is None else [weight])
         self._set_rates(label_lr)
         run = self._captured_run if self.record is not None and not self.uncaptured else self._run
         result = StepResult(*run(batch, loss_moves))
@@ -163,7 +143,7 @@ class GraphStep:
 
     # -- one step ----------------------------------------------------------------------------------------
 
-    def _run(self, batch: _Batch, loss_moves: bool) -> Sequence[Tensor]:
+    def _run(self, batch: Batch, loss_moves: bool) -> Sequence[Tensor]:
         """The results; state is written in place. Captured, this is the whole content of the CUDA graph."""
         inputs, leaves, kept = self._prepared(batch, loss_moves)
         graph = kept.graph
@@ -181,7 +161,7 @@ class GraphStep:
                 total.copy_(value)
         return results
 
-    def _captured_run(self, batch: _Batch, loss_moves: bool) -> Sequence[Tensor]:
+    def _captured_run(self, batch: Batch, loss_moves: bool) -> Sequence[Tensor]:
         assert self.record is not None
         leaves, spec = tree_flatten(batch.tree())
         key, state = self._key(leaves, spec, loss_moves), self._state()
@@ -192,7 +172,7 @@ class GraphStep:
             undo = self._undo(batch.index)
             try:
                 captured = Captured(
-                    lambda flat: self._run(_Batch(*tree_unflatten(list(flat), spec)), loss_moves),
+                    lambda flat: self._run(Batch(*tree_unflatten(list(flat), spec)), loss_moves),
                     leaves,
                     state,
                     undo,
@@ -225,7 +205,7 @@ class GraphStep:
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _prepared(self, batch: _Batch, loss_moves: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
+    def _prepared(self, batch: Batch, loss_moves: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
         """What the step reads, as a tree and flat, and the graph for it."""
         inputs = self._read(batch)
         leaves, spec = tree_flatten(inputs.tree())
@@ -263,7 +243,7 @@ class GraphStep:
                     if not plan.tried:
                         raise Unsettled("a batch that is not finite shows nothing of the layers")
                     self.plan = plan
-                    if self.plan.way == "difference":
+                    if self.plan.kind == "difference":
                         raise Untraceable("tangent by differences")
                     watch = self._settle(leaves, spec)
                 kept = _Kept(watch, self._build(leaves, spec, loss_moves, watch))
@@ -299,7 +279,7 @@ class GraphStep:
         random = self.network.random_state(leaves[0].device)
         try:
             graph = trace(function, leaves, is_known)
-            if self.plan.way == "forward" and random_nodes(graph.graph):
+            if self.plan.kind == "forward" and random_nodes(graph.graph):
                 # a second forward would draw other masks than the first; double-vjp looks at the first one's graph
                 reason = "random layers are traced from double-vjp"
                 self.plan = TangentPlan("reverse", self.plan.math_attention, reason)
@@ -356,105 +336,8 @@ class GraphStep:
         except Unsupported as error:
             raise Untraceable(str(error)) from None
 
-    def _read_loss(self) -> None:
-        """The loss as a pure function, of the tensors that it has by now."""
-        try:
-            self.loss = self.loss_module.traced(self.loss_optimizer)
-        except Unsupported as error:
-            raise Untraceable(str(error)) from None
-
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
         self._set_rates(1.0)
-        leaves, spec = tree_flatten(self._read(_Batch(*train, *meta, [])).tree())
+        leaves, spec = tree_flatten(self._read(Batch(*train, *meta, [])).tree())
         return self._trace(leaves, spec, self._settle(leaves, spec))
-
-    # -- what a step reads -------------------------------------------------------------------------------
-
-    def _read_terms(self) -> list[Terms]:
-        if not steps_as_sgd(self.optimizer):
-            raise Untraceable(f"the graph holds torch.optim.SGD, not {type(self.optimizer).__name__}")
-        try:
-            refuse_hooks(self.optimizer, list(self.network.params.values()))
-        except NotImplementedError as error:
-            raise Untraceable(str(error)) from None
-        by_id: dict[int, Terms] = {}
-        for number, group in enumerate(self.optimizer.param_groups):
-            if group["dampening"] or group.get("maximize"):
-                raise Untraceable("the graph holds SGD without dampening and maximize")
-            rule = Terms(number, group["momentum"] != 0, bool(group["nesterov"]), group["weight_decay"] != 0)
-            by_id.update((id(p), rule) for p in group["params"])
-        return [by_id[id(p)] for p in self.network.params.values()]
-
-    def _read(self, batch: _Batch) -> StepInputs:
-        network, index, scalars = self.network, batch.index, self._scalars
-        return StepInputs(
-            params=[p.detach() for p in network.params.values()],
-            frozen=[p.detach() for p in network.frozen().values()],
-            state=list(network.own_state().values()),
-            momentum=self._momenta(),
-            loss=self.loss.read(index),
-            given=[] if self.totals is None else [self.loss_module.given(index)],
-            index=index,
-            x=batch.x,
-            x_meta=batch.x_meta,
-            y_meta=batch.y_meta,
-            data=tensors_of(self.transform),
-            groups=[
-                GroupNumbers(*(scalars[f"{key} of group {k}"] for key in GroupNumbers._fields))
-                for k in range(len(self.optimizer.param_groups))
-            ],
-            lookahead_lr=scalars["lookahead"],
-            label_lr=scalars["label_lr"],
-            weight=batch.weight,
-            totals=[] if self.totals is None else [self.totals.values],
-        )
-
-    def _set_rates(self, label_lr: Rate | None) -> None:
-        """Rates and the like as 0-d tensors that stay where they are, by fills: a copy from the host would wait."""
-        choice = self.lookahead.choice
-        rates = {
-            f"{key} of group {k}": group[key]
-            for k, group in enumerate(self.optimizer.param_groups)
-            for key in GroupNumbers._fields
-        }
-        rates |= {
-            "lookahead": 0.0 if isinstance(choice, str) else choice,
-            "label_lr": 0.0 if label_lr is None else label_lr,
-        }
-        self._scalars.set(rates, next(iter(self.network.params.values())))
-        self.loss.set_rates()
-
-    def _momenta(self) -> list[Tensor]:
-        """The optimizer's momentum buffers, of the parameters that have one; zeros where it has none yet."""
-        momenta = []
-        for p, rule in zip(self.network.params.values(), self._terms, strict=True):
-            if rule.momentum:
-                state = self.optimizer.state[p]
-                if state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                momenta.append(state["momentum_buffer"])
-        return momenta
-
-    def _written(self) -> list[Tensor]:
-        """What a step writes in place, besides labels."""
-        params = [p.detach() for p in self.network.params.values()]
-        totals = [] if self.totals is None else [self.totals.values]
-        return [*params, *self._momenta(), *self.network.writable_state(), *totals]
-
-    def _state(self) -> list[Tensor]:
-        """Every tensor that a step reads or writes where it lies."""
-        rates = self._scalars.tensors()
-        read = [*self.loss.state(), *self.network.frozen().values(), *tensors_of(self.transform)]
-        return [*self._written(), *read, *rates]
-
-    def _undo(self, index: Tensor) -> Callable[[], None]:
-        """Puts back what a step on the rows `index` writes."""
-        written, undo_loss = self._written(), self.loss.undo(index)
-        before = [t.clone() for t in written]
-
-        def undo() -> None:
-            copy_all_(written, before)
-            undo_loss()
-
-        return undo

@@ -45,7 +45,7 @@ class WholeGraph:
         network, plan, n = self.network, self.plan, len(self.index)
         params = network.params
         # double-vjp looks at the train graph itself, so it needs no second draw of the same masks
-        again = self.replay and plan.way != "reverse" and not last
+        again = self.replay and plan.kind != "reverse" and not last
         self._random = network.random_state(self.index.device) if again else None
         self._start = self.state.again()
         with math_attention(plan.math_attention):
@@ -54,7 +54,7 @@ class WholeGraph:
         sound = stay_finite(self._start, self.state)  # now: the tangent's forward may write into `start`
         before = head.loss(self._logits.detach())
         self._v, self._names = before.v / n, names
-        linear = plan.way == "reverse" and not last
+        linear = plan.kind == "reverse" and not last
         if linear:
             self._v.requires_grad_()
         with network.held(params, self._start), math_attention(plan.math_attention):
@@ -72,11 +72,11 @@ class WholeGraph:
 
     def tangent(self, direction: Tensors) -> Tensor:
         network, plan, start = self.network, self.plan, self._start
-        if plan.way == "reverse":
+        if plan.kind == "reverse":
             grads, self._linear = self._linear, []
             with network.held(network.params, start), math_attention(plan.math_attention):
                 return reverse_tangent(grads, self._v, [direction.get(k) for k in self._names]).detach()
-        if plan.way == "forward":
+        if plan.kind == "forward":
             replay = nullcontext() if self._random is None else self._random.replay()
             with math_attention(plan.math_attention), replay:
                 made = forward_tangent(network, start, self.x, direction)

@@ -4,14 +4,14 @@ from fastmeta.meta.tangents.choose import plan_tangent
 from fastmeta.meta.tangents.difference import difference_tangent
 from fastmeta.meta.tangents.double_vjp import reverse_tangent
 from fastmeta.meta.tangents.dual import forward_tangent, forward_with_graph
-from fastmeta.meta.tangents.plan import Tangent, TangentChoice, TangentPlan, Way, arithmetic_of
+from fastmeta.meta.tangents.plan import Tangent, TangentChoice, TangentKind, TangentPlan, arithmetic_of
 from fastmeta.meta.tangents.probe import bends
 
 __all__ = [
     "Tangent",
     "TangentChoice",
+    "TangentKind",
     "TangentPlan",
-    "Way",
     "arithmetic_of",
     "bends",
     "difference_tangent",

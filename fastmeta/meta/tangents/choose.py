@@ -12,22 +12,22 @@ from fastmeta.functional.network import Network, Tensors
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.recompute import refuse_reentrant
 from fastmeta.meta.tangents.culprit import first_failing_layer
-from fastmeta.meta.tangents.plan import TangentChoice, TangentPlan, Way, arithmetic_of
+from fastmeta.meta.tangents.plan import TangentChoice, TangentKind, TangentPlan, arithmetic_of
 from fastmeta.meta.tangents.probe import BOUND, Displaced, Probe, noise, normals, other_gradient
 
 _CONVOLUTIONAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
 
 def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan:
-    """Choose the way for this model and try it on this batch. Nothing of the caller's changes, generators included.
+    """Choose the kind for this model and try it on this batch. Nothing of the caller's changes, generators included.
 
-    "auto" prefers the cheaper way for the model's layers (forward for convolutions and BatchNorm, reverse otherwise),
+    "auto" prefers the cheaper kind for the model's layers (forward for convolutions and BatchNorm, reverse otherwise),
     takes the other where that one raises or is not the adjoint of the gradient, repeats both with attention as plain
-    maths, and ends at differences. A way that was named by hand is tried likewise but never replaced.
+    maths, and ends at differences. A kind that was named by hand is tried likewise but never replaced.
 
     Raises:
         ValueError: an unknown choice.
-        RuntimeError: a named way that this model's layers cannot do, or do wrongly; reentrant checkpointing.
+        RuntimeError: a named kind that this model's layers cannot do, or do wrongly; reentrant checkpointing.
     """
     if choice not in get_args(TangentChoice):
         raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {choice!r}")
@@ -51,29 +51,33 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
 
 def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
     if choice == "difference":
-        return TangentPlan("difference", False, "asked for; inexact", once=Probe(network, beside, x, random).once)
+        return TangentPlan(
+            "difference", False, "asked for; inexact", one_backward=Probe(network, beside, x, random).one_backward
+        )
     convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
-    order: list[Way] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
-    kind = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
-    preferred = f"{kind}, where {order[0]} is the cheaper exact way"
+    order: list[TangentKind] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
+    layers = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
+    preferred = f"{layers}, where {order[0]} is the cheaper exact way"
     if choice != "auto":
         order, preferred = [choice], "asked for"
 
     failures: list[str] = []
     probe = Probe(network, beside, x, random)
     for attention in (False, True):
-        for way in order:
-            failure = probe.failure(way, attention)
+        for kind in order:
+            failure = probe.failure(kind, attention)
             if failure is None:
-                notes = [preferred, *failures] if way == order[0] and not attention else list(failures)
-                apart = probe.failure(way, attention, joined=True) if way == "forward" else None
+                notes = [preferred, *failures] if kind == order[0] and not attention else list(failures)
+                apart = probe.failure(kind, attention, leaves_graph=True) if kind == "forward" else None
                 if apart is not None:
                     notes.append(f"the train graph is held, because that of the forward with tangents {apart}")
                 if not probe.finite:
                     notes.append("not tried yet: the gradient of this batch is not finite")
-                joined = way == "forward" and apart is None
-                return TangentPlan(way, attention, "; ".join(notes), joined, tried=probe.finite, once=probe.once)
-            failures.append(f"{way}{' with math attention' if attention else ''} {failure}")
+                leaves_graph = kind == "forward" and apart is None
+                return TangentPlan(
+                    kind, attention, "; ".join(notes), leaves_graph, tried=probe.finite, one_backward=probe.one_backward
+                )
+            failures.append(f"{kind}{' with math attention' if attention else ''} {failure}")
     if choice != "auto":
         raise RuntimeError(
             f"tangent={choice!r} does not work on this model: {'; '.join(failures)}. "
@@ -81,10 +85,10 @@ def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, ra
         )
     if failure := probe.failure("difference", False):
         raise RuntimeError(f"no tangent works on this model: {'; '.join(failures)}; difference {failure}")
-    found = (first_failing_layer(network, x, way, random) for way in order)
+    found = (first_failing_layer(network, x, kind, random) for kind in order)
     blamed = "; ".join(dict.fromkeys(layer for layer in found if layer)) or "; ".join(failures)
     reason = "inexact, the last resort: " + "; ".join(failures)
-    return TangentPlan("difference", False, reason, once=probe.once, inexact=blamed)
+    return TangentPlan("difference", False, reason, one_backward=probe.one_backward, inexact=blamed)
 
 
 def _refuse_hidden_weights(network: Network, beside: Displaced, x: Any, random: RandomState) -> None:

@@ -17,8 +17,8 @@ from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.turns import dual_level
 
 
-def first_failing_layer(network: Network, x: Any, way: str, random: RandomState) -> str:
-    """The first innermost module, in the order of the forward, that `way` cannot differentiate; "" if none alone."""
+def first_failing_layer(network: Network, x: Any, kind: str, random: RandomState) -> str:
+    """The first innermost module, in the order of the forward, that `kind` cannot differentiate; "" if none alone."""
     calls: list[tuple[str, nn.Module, Any, Any]] = []
     handles = [
         module.register_forward_pre_hook(
@@ -40,15 +40,15 @@ def first_failing_layer(network: Network, x: Any, way: str, random: RandomState)
         if name in failing:
             continue
         with network.held(network.params):  # a layer that moves something moves a copy
-            reason = _layer_failure(module, args, kwargs, way, random)
+            reason = _layer_failure(module, args, kwargs, kind, random)
         if reason:
             failing[name] = f"{name or 'the model itself'} ({type(module).__name__}): {reason}"
     inner = [n for n in failing if not any(o != n and o.startswith(n + "." if n else "") for o in failing)]
     return failing[inner[0]] if inner else ""
 
 
-def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: str, random: RandomState) -> str:
-    """Why `way` fails on one call of one module, or ""; the truth is a central difference in float64."""
+def _layer_failure(module: nn.Module, args: Any, kwargs: Any, kind: str, random: RandomState) -> str:
+    """Why `kind` fails on one call of one module, or ""; the truth is a central difference in float64."""
     leaves, spec = tree_flatten((args, kwargs))
     where = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.is_floating_point()]
     params = dict(module.named_parameters())
@@ -79,7 +79,7 @@ def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: str, random: 
         except Exception:  # of a layer that does not run in float64, or not alone
             return ""
         try:
-            made = torch.cat([t.flatten() for t in _layer_tangent(outputs, point, step, way)])
+            made = torch.cat([t.flatten() for t in _layer_tangent(outputs, point, step, kind)])
         except RuntimeError as error:
             return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160].rstrip('.')}"
     if float((made - truth).norm()) > 1e-3 * float(truth.norm()) + 1e-9:
@@ -88,9 +88,9 @@ def _layer_failure(module: nn.Module, args: Any, kwargs: Any, way: str, random: 
 
 
 def _layer_tangent(
-    outputs: Callable[[list[Tensor]], list[Tensor]], point: list[Tensor], step: list[Tensor], way: str
+    outputs: Callable[[list[Tensor]], list[Tensor]], point: list[Tensor], step: list[Tensor], kind: str
 ) -> list[Tensor]:
-    if way == "forward":
+    if kind == "forward":
         with torch.no_grad(), dual_level():
             duals = outputs([forward_ad.make_dual(t, d) for t, d in zip(point, step, strict=True)])
             pairs = [forward_ad.unpack_dual(t) for t in duals]

@@ -1,14 +1,14 @@
 """The logit tangent u = J g: how the train logits at theta move along a direction in parameter space.
 
-| way          | how                                                        | exact |
+| kind         | how                                                        | exact |
 |--------------|------------------------------------------------------------|-------|
 | reverse      | double-vjp: u = d<J'v, g>/dv through the kept train graph  | yes   |
 | forward      | dual numbers: one more forward with tangents, which makes  | yes   |
-|              | the graph of the last backward too where it can (`joined`) |       |
+|              | the graph of the last backward too where it can            |       |
 | difference   | central difference of the logits, two more forwards        | no    |
 
 Which one works and which is cheaper depends on the model's layers, and a layer without a rule can give *silent zeros*
-instead of an error (custom operators do). So a way is never trusted unseen: before its first use it is held against the
+instead of an error (custom operators do). So none is trusted unseen: before its first use it is held against the
 gradient of the same logits, of which it must be the adjoint (:mod:`fastmeta.meta.tangents.probe`).
 """
 
@@ -20,26 +20,26 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Way = Literal["reverse", "forward", "difference"]
+TangentKind = Literal["reverse", "forward", "difference"]
 TangentChoice = Literal["auto", "reverse", "forward", "difference"]
 
 
 @dataclass(frozen=True)
 class TangentPlan:
-    """The chosen way, whether attention runs as plain maths for it, and why, in words for people."""
+    """The chosen kind, whether attention runs as plain maths for it, and why, in words for people."""
 
-    way: Way
+    kind: TangentKind
     math_attention: bool
     reason: str
-    joined: bool = False  # forward: its graph is good for a backward, see forward_with_graph
-    once: bool = False  # a graph bears one backward (selective checkpointing), so that each one gets a graph of its own
+    leaves_graph: bool = False  # forward: its graph is good for a backward, see forward_with_graph
+    one_backward: bool = False  # a graph bears one alone (selective checkpointing), so that each gets one of its own
     tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
-    inexact: str = ""  # the layers that leave nothing but differences, where an exact way was asked for
+    inexact: str = ""  # the layers that leave nothing but differences, where an exact one was asked for
 
     @property
-    def kind(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[Any, ...]:
         """What a step by this plan does, without the reasons."""
-        return self.way, self.math_attention, self.joined, self.once
+        return self.kind, self.math_attention, self.leaves_graph, self.one_backward
 
     @property
     def warning(self) -> str:

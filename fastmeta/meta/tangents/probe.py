@@ -17,7 +17,7 @@ from fastmeta.functional.state import State
 from fastmeta.meta.tangents.difference import difference_tangent
 from fastmeta.meta.tangents.double_vjp import reverse_tangent
 from fastmeta.meta.tangents.dual import forward_tangent, forward_with_graph
-from fastmeta.meta.tangents.plan import Way, arithmetic_of
+from fastmeta.meta.tangents.plan import TangentKind, arithmetic_of
 
 #: random covectors of the adjoint test
 _PROBES = 4
@@ -131,7 +131,7 @@ class Probe:
         logits = self._logits()
         self.vs = [normal(logits) * _covector_size(logits) for _ in range(_PROBES)]
         products: list[Any] = []
-        self.once = False
+        self.one_backward = False
         for v in self.vs:
             with self.network.held(self.network.params):
                 try:
@@ -140,8 +140,8 @@ class Probe:
                 except RuntimeError as error:
                     if is_out_of_memory(error) or not products:
                         raise
-                    self.once = True
-            if self.once:
+                    self.one_backward = True
+            if self.one_backward:
                 logits = self._logits()
                 with self.network.held(self.network.params):
                     self.grads = torch.autograd.grad(logits, params, v, allow_unused=True)
@@ -159,18 +159,18 @@ class Probe:
         self._sound = all(map(bool, stay_finite(before, after)))
         return logits
 
-    def failure(self, way: Way, attention: bool, joined: bool = False) -> str | None:
-        """None if `way` satisfies the identity, else what went wrong."""
+    def failure(self, kind: TangentKind, attention: bool, leaves_graph: bool = False) -> str | None:
+        """None if this kind satisfies the identity, else what went wrong."""
         try:
             with math_attention(attention):
-                if joined:
-                    return self._joined_failure()
-                u = self._tangent(way).double()
+                if leaves_graph:
+                    return self._graph_failure()
+                u = self._tangent(kind).double()
         except (RuntimeError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
             return f"raises {reason(error, 200)}"
-        return self._gap(u, max(self.bound, 0.05) if way == "difference" else self.bound)
+        return self._gap(u, max(self.bound, 0.05) if kind == "difference" else self.bound)
 
     def _gap(self, u: Tensor, bound: float) -> str | None:
         made = torch.stack([(v.double() * u).sum() for v in self.vs])
@@ -185,7 +185,7 @@ class Probe:
             reason = BENDS
         return f"is not the adjoint of the gradient (off by {gap / scale:.0%}): {reason}"
 
-    def _joined_failure(self) -> str | None:
+    def _graph_failure(self) -> str | None:
         """Activation checkpointing, for one, gives a right u and a graph that raises in its backward.
 
         A graph that does not raise must give the gradient of the plain one.
@@ -199,12 +199,12 @@ class Probe:
             return f"gives {other}"
         return self._gap(u.double(), self.bound)
 
-    def _tangent(self, way: Way) -> Tensor:
+    def _tangent(self, kind: TangentKind) -> Tensor:
         network, state = self.network, self.network.state()
-        if way == "difference":
+        if kind == "difference":
             return difference_tangent(network, state, self.x, self.direction, self.random).u
         with self.random.replay():
-            if way == "forward":
+            if kind == "forward":
                 return forward_tangent(network, state, self.x, self.direction).u
             logits = network(network.params, state, self.x)
         v = torch.zeros_like(logits).requires_grad_()
