@@ -35,7 +35,7 @@ def read_labels(path: Path) -> dict[str, np.ndarray]:
         return file.read({name: file.declared(name) for name in names})
 
 
-def write_figures(path: Path, summary: Mapping[str, Any], images: np.ndarray | None = None) -> list[Path]:
+def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -> list[Path]:
     """Write under path/figures, as PNG and SVG, what the run has the figures for, and return the files.
 
     accuracy        test accuracy over the epochs
@@ -43,7 +43,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], images: np.ndarray | N
     label_matrix    learned classes of each given class; up to 1,000 classes, like the next
     confusion       given and learned classes of each true class, where those are known
     wrong_labels    precision and recall of the wrong labels that were found, where those are known
-    changed         the images whose labels have changed most, where `images` (N, H, W, 1 or 3) uint8 are given
+    changed         the images whose labels have changed most, where the train `samples` are images (N, H, W, C) uint8
     """
     metrics, table = read_metrics(path / "metrics.jsonl"), read_labels(path / "labels.npz")
     given, learned, true = table["given"], table["learned"], table.get("true")
@@ -56,7 +56,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], images: np.ndarray | N
     }
     if probability is not None:
         figures["wrong_labels"] = None if true is None else wrong_labels(true, given, learned, probability)
-        figures["changed"] = changed_images(images, table, summary)
+        figures["changed"] = changed_images(samples, table, summary)
     written = []
     for name, figure in figures.items():
         if figure is not None:

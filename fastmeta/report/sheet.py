@@ -24,19 +24,19 @@ def most_changed(table: Mapping[str, np.ndarray], most: int) -> np.ndarray:
     return rows[np.argsort(table["given_probability"][rows], kind="stable")][:most]
 
 
-def changed_images(
-    images: np.ndarray | None, table: Mapping[str, np.ndarray], summary: Mapping[str, Any]
-) -> Figure | None:
+def changed_images(images: Any, table: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Figure | None:
     """A sheet of the most changed rows; None where nothing has changed, or the samples are no images.
 
     Args:
-        images: (N, H, W, 1 or 3) uint8, in the order of the table.
+        images: (N, H, W, 1 or 3) uint8, in the order of the table; anything else is no images.
         table: given, learned, given_probability, and true where it is known.
         summary: with `class_names`.
     """
     from matplotlib.figure import Figure
 
-    if images is None or images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        return None
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) != len(table["given"]):
         return None
     rows = most_changed(table, ROWS * COLUMNS)
     if not len(rows):

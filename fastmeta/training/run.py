@@ -57,8 +57,8 @@ from fastmeta.training.rundir.summary import failed_summary, stage_summary, summ
 from fastmeta.training.signals import Stop
 from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
 
-#: draws a finished run's figures from its directory and summary
-Draw = Callable[[Path, Mapping[str, Any]], Any]
+#: draws a finished run's figures from its directory, its summary and the train samples, where they are in memory
+Draw = Callable[[Path, Mapping[str, Any], Any], Any]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -293,7 +293,7 @@ class Session:
     def _write_results(self) -> None:
         try:
             if self.draw is not None:
-                self.draw(self.path, self._summary())
+                self.draw(self.path, self._summary(), getattr(self.prepared.splits.train, "x", None))
         except OSError:
             raise
         except Exception as error:  # matplotlib's, or of files that somebody else wrote: pictures are not worth a run

@@ -46,8 +46,8 @@ def train(
         trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
             is named in Python needs no trust.
         listener: is told of progress; the default says nothing but the warnings.
-        draw: makes the figures of a run that is done, from its directory and summary; ``fastmeta.train`` gives
-            :func:`fastmeta.report.write_figures`.
+        draw: makes the figures of a run that is done, from its directory, summary and train samples;
+            ``fastmeta.train`` gives :func:`fastmeta.report.write_figures`.
 
     Returns:
         Run with `summary`, `labels`, `model`, `path`.

@@ -27,7 +27,7 @@ BEGINNING = 13  # calls that a run makes before it has begun, and some more
 def plain_figures(monkeypatch):
     """matplotlib's take half a second."""
 
-    def write_figures(path, summary):
+    def write_figures(path, summary, samples):
         files.write_atomically(path / "figures" / "accuracy.png", b"\x89PNG")
 
     monkeypatch.setattr("fastmeta.report.write_figures", write_figures)

@@ -10,6 +10,7 @@ import torch
 
 import fastmeta
 from fastmeta.data import InputError
+from fastmeta.training import LabelConfig
 from tests.support.runs import config, two_classes
 
 
@@ -109,3 +110,12 @@ def test_without_pandas_and_without_the_file(run, monkeypatch):
             run.labels_table()
     finally:
         moved.rename(run.path / "labels.npz")
+
+
+def test_the_figures_of_a_run_show_its_images(tmp_path):
+    config_of = config(str(tmp_path / "run"), baselines="none", labels=LabelConfig(label_lr=1e4))
+    run = fastmeta.train(config_of, data=two_classes())
+    assert run.summary["labels_changed"]
+    names = {path.name for path in (run.path / "figures").iterdir()}
+    stems = ("accuracy", "labels", "label_matrix", "confusion", "wrong_labels", "changed")
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
