@@ -234,7 +234,7 @@ def test_reading_a_run_leaves_the_callers_draws_alone(unbroken):
 
 
 def test_figures_that_cannot_be_drawn_lose_no_run(tmp_path, monkeypatch):
-    def broken(path, summary):
+    def broken(path, summary, samples):
         raise KeyError("of matplotlib")
 
     monkeypatch.setattr("fastmeta.report.write_figures", broken)
