@@ -147,28 +147,28 @@ class AutogradHead(Head):
         self.module, self.learned, self.index, self.x, self.weight = loss, learned, index, x, weight
         self.name = type(loss).__name__
         self._before: Evaluated | None = None
-        self._buffers: Buffers | None = None
+        self._held: Buffers | None = None
         self._undo: Snapshot | None = None
 
     def _evaluated(self, logits: Tensor) -> Evaluated:
         try:
             made = Evaluated(lambda z: self.module(z, self.index, self.x), logits, self.weight, self.name)
-            self._known_buffers.settle()
+            self._holding.settle()
         except BaseException:
-            self._known_buffers.restore()
+            self._holding.restore()
             raise
         return made
 
     @property
-    def _known_buffers(self) -> Buffers:
-        assert self._buffers is not None
-        return self._buffers
+    def _holding(self) -> Buffers:
+        assert self._held is not None
+        return self._held
 
     def loss(self, logits: Tensor, rows: slice | None = None) -> LabelLoss:
-        if self._buffers is not None:  # the pass is taken again
-            self._buffers.restore()
+        if self._held is not None:  # the pass is taken again
+            self._held.restore()
         self._random = RandomState(logits.device, generators_of(self.module))
-        self._buffers = Buffers(self.module)
+        self._held = Buffers(self.module)
         self._before = self._evaluated(logits)
         return self._before.terms()
 
@@ -193,7 +193,7 @@ class AutogradHead(Head):
         if finite.is_cuda or bool(finite):
             self._undo = Snapshot(move.optimizer, list(self.learned.values()))
             step_along(move.optimizer, self.learned, grads)
-            self._known_buffers.restore()
+            self._holding.restore()
             with self._random.replay():
                 after = self._evaluated(logits)
         terms = after.terms()
@@ -202,8 +202,8 @@ class AutogradHead(Head):
     def undo(self, keep: Tensor | None = None) -> None:
         if self._undo is not None:
             self._undo.restore(keep)
-        if self._buffers is not None:
-            self._buffers.restore(keep)
+        if self._held is not None:
+            self._held.restore(keep)
 
 
 def norm_of(grads: Tensors) -> Tensor:

@@ -47,7 +47,7 @@ class MetaStep:
         theta  <- optimizer step along (1/n) sum_i grad l_i(theta, phi_new)        same theta, same batch
 
     The gradient is exact and forms no Hessian of the network. What the forward moves or draws counts once per step; a
-    step that is not finite, or runs out of memory, changes nothing. docs/method-notes.md has every contract in full.
+    step that is not finite, or runs out of memory, changes nothing. docs/step-contracts.md has every contract in full.
 
     Args:
         model: any nn.Module with logits (n, C). A dict given as x goes to it as keyword arguments, a tuple as
