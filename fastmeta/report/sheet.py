@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS, COLUMNS = 5, 8
+#: inches of an image
+SIDE = 1.2
 #: characters of a class name below an image
 NAME_LENGTH = 12
 
@@ -45,24 +47,30 @@ def changed_images(images: Any, table: Mapping[str, np.ndarray], summary: Mappin
     columns = min(COLUMNS, len(rows))
     lines = -(-len(rows) // columns)
     short = max(map(len, names)) <= 3  # both names fit into one line
-    figure = Figure(figsize=(max(1.25 * columns, 5.2), (1.5 if short else 1.7) * lines + 0.5), layout="constrained")
-    for axes in figure.subplots(lines, columns, squeeze=False).flat:
-        axes.set_axis_off()
-    brightest = _brightest(images[rows])
-    for row, axes in zip(rows, figure.axes, strict=False):
-        picture = images[row]
-        grey = picture.shape[2] == 1
-        axes.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=brightest if grey else None)
+    above = 0.18 if short else 0.33  # inches for the names of an image
+    wide, high = max(SIDE * columns, 6.4), (SIDE + above) * lines + 0.4
+    figure = Figure(figsize=(wide, high))
+    # one picture of all, because axes of their own for so many would take seconds
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, wide), ylim=(high, 0))
+    grey = images.shape[3] == 1
+    # of few levels, such as the digits' 16, all would be black
+    brightest = max(1, int(images[rows].max())) if grey else None
+    inner = SIDE - 0.08
+    width, height = (inner * side / max(images.shape[1:3]) for side in (images.shape[2], images.shape[1]))
+    for number, row in enumerate(rows):
+        x, y = (number % columns) * SIDE + 0.04, 0.4 + above + (number // columns) * (SIDE + above)
+        picture = images[row][..., 0] if grey else images[row]
+        left = x + (inner - width) / 2
+        extent = (left, left + width, y + height, y)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=brightest, extent=extent, aspect="auto", interpolation="nearest")
         given, learned = names[table["given"][row]], names[table["learned"][row]]
         told = f"{given} → {learned}" if short else f"{given}\n→ {learned}"
         colour = "black" if true is None else RIGHT if true[row] == table["learned"][row] else WRONG
         told += "" if true is None or true[row] == table["learned"][row] else f" ({names[true[row]]})"
-        axes.set_title(told, fontsize=8, color=colour, parse_math=False, pad=3)
+        axes.text(x + inner / 2, y - 0.03, told, fontsize=8, color=colour, ha="center", va="bottom", parse_math=False)
+    axes.set(xlim=(0, wide), ylim=(high, 0))  # imshow has moved them
     known = "" if true is None else "; green is right, else the right class in brackets"
-    figure.suptitle(f"Labels changed most: given → learned{known}", x=0.02, ha="left", fontsize=11)
+    axes.text(0.06, 0.22, f"Labels changed most: given → learned{known}", fontsize=10)
     return figure
-
-
-def _brightest(images: np.ndarray) -> int:
-    """White: images of few levels, such as the digits' 0 to 16, would be black otherwise."""
-    return max(1, int(images.max()))

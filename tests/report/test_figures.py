@@ -127,12 +127,17 @@ def test_the_sheet_shows_the_most_changed_first_and_what_is_right():
     assert sheet.most_changed(table, 10).tolist() == [2, 1]
     figure = sheet.changed_images(images, table, summary(["a", "$b"]))
     figure.draw_without_rendering()
-    assert [axes.get_title() for axes in figure.axes] == ["$b → a", "a → $b (a)"]
-    colours = [axes.title.get_color() for axes in figure.axes]
-    assert colours[0] != colours[1]
+    first, second, title = figure.axes[0].texts
+    assert [first.get_text(), second.get_text()] == ["$b → a", "a → $b (a)"]
+    assert first.get_color() != second.get_color()
+    assert title.get_text().startswith("Labels changed most")
+    assert [image.get_extent()[0] < 1.2 for image in figure.axes[0].images] == [True, False]
+    for text in figure.axes[0].texts:
+        assert figure.bbox.contains(*text.get_window_extent().min)
+        assert figure.bbox.contains(*text.get_window_extent().max)
     del table["true"]
     figure = sheet.changed_images(images.repeat(3, 3), table, summary(["a long name", "another long name"]))
-    assert figure.axes[0].get_title() == "another lon…\n→ a long name"
+    assert figure.axes[0].texts[0].get_text() == "another lon…\n→ a long name"
     assert sheet.changed_images(images.astype(np.float32), table, summary(["a", "b"])) is None
     assert sheet.changed_images(None, table, summary(["a", "b"])) is None
     table["learned"] = GIVEN

@@ -2,7 +2,19 @@
 
 import pytest
 
-from fastmeta import train
+from fastmeta import report, train
+
+#: a folder of this name has runs with their figures
+REAL = "with figures"
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quick_figures():
+    """Pictures of each of hundreds of runs would take minutes; tests/report and test_in_words.py look at real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = report.write_figures
+        patch.setattr(report, "write_figures", lambda path, *rest: real(path, *rest) if REAL in path.parts else [])
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ def test_without_pandas_and_without_the_file(run, monkeypatch):
 
 
 def test_the_figures_of_a_run_show_its_images(tmp_path):
-    config_of = config(str(tmp_path / "run"), baselines="none", labels=LabelConfig(label_lr=1e4))
+    config_of = config(str(tmp_path / "with figures" / "run"), baselines="none", labels=LabelConfig(label_lr=1e4))
     run = fastmeta.train(config_of, data=two_classes())
     assert run.summary["labels_changed"]
     names = {path.name for path in (run.path / "figures").iterdir()}
