@@ -85,6 +85,10 @@ class Labels(LearnableLoss):
         """Cross-entropy of each row with its label distribution (n,), in plain torch."""
         return self.loss_of(self.value(index), logits, self.given(index))
 
+    @property
+    def device(self) -> torch.device:
+        return self.targets.device
+
     def title(self) -> str:
         return f"labels:     {self.family} ({self.extra_repr()})"
 

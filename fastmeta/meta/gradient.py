@@ -76,9 +76,10 @@ def check_batch(
     if weight is not None and (not isinstance(weight, Tensor) or weight.shape != index.shape):
         got = str(tuple(weight.shape)) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"weight must be None or a vector ({len(index)},), one weight for each row, got {got}")
-    if loss.device not in (None, index.device):
+    device = loss.device
+    if device not in (None, index.device):
         raise ValueError(
-            f"index must be on the labels' device, {loss.device}, got {index.device}; "
+            f"index must be on the labels' device, {device}, got {index.device}; "
             "move one of them, e.g. labels.to(device)"
         )
     return (train[0], index), (meta[0], y_meta)
@@ -87,7 +88,7 @@ def check_batch(
 def _inside(numbers: Tensor, size: int) -> bool:
     """All in [0, size)."""
     low, high = torch.aminmax(numbers)
-    return bool(low >= 0) and bool(high < size)
+    return int(low) >= 0 and int(high) < size
 
 
 def _int64(numbers: Any) -> Any:

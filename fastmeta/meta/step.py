@@ -219,7 +219,10 @@ class MetaStep:
         self.plan = plan
 
     def _count(self, result: StepResult) -> None:
-        self.nonfinite_steps += ~result.finite
+        if result.finite.is_cuda:
+            self.nonfinite_steps += ~result.finite
+        elif not bool(result.finite):
+            self.nonfinite_steps += 1
         self.steps += 1
 
     @property

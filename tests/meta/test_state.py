@@ -142,7 +142,7 @@ def test_the_label_gradient_leaves_it(how, large, monkeypatch):
             assert relative(out.grad, truth.grad) < 1e-10
         same(snapshot(model), before)
     report = fastmeta.check(model, labels, case.train, case.meta, LR, timing=False)
-    assert report.rows[0].way == "auto (reverse)"
+    assert report.rows[0].tangent == "auto (reverse)"
     same(snapshot(model), before)
 
 

@@ -209,11 +209,13 @@ class GraphStep(StepTensors):
         """What the step reads, as a tree and flat, and the graph for it."""
         inputs = self._read(batch)
         leaves, spec = tree_flatten(inputs.tree())
-        if self._graphs.find(self._key(leaves, spec, loss_moves)) is None:
+        kept = self._graphs.find(self._key(leaves, spec, loss_moves))
+        if kept is None:
             self._fill_caches(leaves, spec)
             inputs = self._read(batch)
             leaves, spec = tree_flatten(inputs.tree())
-        return inputs, leaves, self._graph(leaves, spec, loss_moves)
+            kept = self._graph(leaves, spec, loss_moves)
+        return inputs, leaves, kept
 
     def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
         """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still."""

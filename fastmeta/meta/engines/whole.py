@@ -91,7 +91,9 @@ class WholeGraph:
     def pull(self, v: Tensor) -> Tensors:
         grads: Tensors = {}
         params = self.network.params
-        with self.network.held(params), math_attention(self.plan.math_attention):
+        # the tangent's forward has written into `start`, where there was one
+        start = self._start if self.plan.kind == "reverse" else None
+        with self.network.held(params, start), math_attention(self.plan.math_attention):
             made = torch.autograd.grad(self._logits, list(params.values()), v, allow_unused=True)
             add_up(grads, list(params), made)
         return grads
