@@ -3,8 +3,8 @@ and tables lives.
 
     python benchmarks/small_step.py [--seconds 5] [--json FILE]
 
-One CPU thread, paired: the variants take turns. `naive` is plain autograd through the look-ahead, `plain` a step without
-labels. The goals are ratios to naive: the eager step at most 0.8, "full" at most 0.5.
+One CPU thread, paired: the variants take turns. `naive` is plain autograd through the look-ahead, `plain` a step
+without labels. The goals are ratios to naive: the eager step at most 0.8, "full" at most 0.5.
 """
 
 from __future__ import annotations

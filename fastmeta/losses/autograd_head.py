@@ -53,7 +53,9 @@ class Evaluated:
             grads = torch.autograd.grad(pull, list(learned.values()), allow_unused=True, retain_graph=True)
         if all(g is None for g in grads):
             raise ValueError(no_influence(name))
-        return {k: g.detach() * -scale for k, g in zip(learned, grads, strict=True) if g is not None}
+        found = [(k, g) for k, g in zip(learned, grads, strict=True) if g is not None]
+        dense = [(k, g if g.layout == torch.strided else g.to_dense()) for k, g in found]
+        return {k: g.detach() * -scale for k, g in dense}
 
     def alignment(self, u: Tensor) -> Tensor:
         """<d loss_i / dz_i, u_i>, without the weights of the rows."""

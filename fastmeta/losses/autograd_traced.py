@@ -27,12 +27,15 @@ class TracedAutograd(TracedLoss):
 
     def __init__(self, loss: LearnableLoss, optimizer: torch.optim.Optimizer | None) -> None:
         assert optimizer is not None
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.loss, self.optimizer = loss, optimizer
-        self.learned = {name: p for name, p in loss.learned().items() if id(p) in held}
+        self.learned = self._learned_now()
         self.pure: PureOptimizer = self._pure()
         rest = [(n, p) for n, p in loss.named_parameters() if n not in self.learned]
         self._constant = dict([*rest, *loss.named_buffers()])
+
+    def _learned_now(self) -> Tensors:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.loss.learned().items() if id(p) in held}
 
     def _pure(self) -> PureOptimizer:
         try:
@@ -48,6 +51,8 @@ class TracedAutograd(TracedLoss):
     def stands(self) -> bool:
         rest = [*self.loss.named_parameters(), *self.loss.named_buffers()]
         known = self.learned | self._constant
+        if self._learned_now().keys() != self.learned.keys():
+            return False
         return len(rest) == len(known) and all(known.get(name) is t for name, t in rest)
 
     def read(self, index: Tensor) -> list[Tensor]:

@@ -71,13 +71,18 @@ def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         )
 
 
+def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The parameters of `loss` that `optimizer` moves now, by name: those that require a gradient."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in loss.learned().items() if id(p) in held}
+
+
 def check_loss_optimizer(
     loss: LearnableLoss, optimizer: torch.optim.Optimizer | None, model: nn.Module, label_lr: object
-) -> dict[str, Tensor] | None:
-    """The parameters of `loss` that `optimizer` moves, by name; None of a loss that moves itself, at `label_lr`.
+) -> None:
+    """Raise a TypeError or ValueError for an optimizer or a rate of the loss that is missing or too much.
 
-    Raises TypeError or ValueError for an optimizer or a rate too much or too few, and for parameters that are not the
-    loss's, or the model's too.
+    And for parameters that are not the loss's, or that are the model's too.
     """
     name = type(loss).__name__
     if loss.moves_itself:
@@ -86,7 +91,7 @@ def check_loss_optimizer(
                 f"loss_optimizer is for losses that an optimizer moves; {name} move by an SGD of their own: leave it "
                 "out, and give label_lr"
             )
-        return None
+        return
     if label_lr is not None:
         raise TypeError(f"label_lr is the rate of label families; {name} moves by loss_optimizer, which has its own")
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -96,7 +101,7 @@ def check_loss_optimizer(
         )
     check_optimizer(optimizer, "loss_optimizer")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    learned: dict[str, Tensor] = {key: p for key, p in loss.named_parameters() if p.requires_grad and id(p) in held}
+    learned = learned_by(loss, optimizer)
     if not learned:
         raise ValueError(f"loss_optimizer moves no parameter of {name}; build it from loss.parameters()")
     if strange := len(held - {id(p) for p in loss.parameters()}):
@@ -109,7 +114,6 @@ def check_loss_optimizer(
             )
         if (kind := _strange_kind(p)) is not None and key in learned:
             raise ValueError(f"parameter {key} of {name} is {kind}; the meta-gradient moves real dense tensors")
-    return learned
 
 
 def _strange_kind(p: Tensor) -> str | None:

@@ -19,7 +19,7 @@ from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import LearnableLoss, Move
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.demands import check_loss_optimizer, check_optimizer, check_parameters
+from fastmeta.meta.demands import check_loss_optimizer, check_optimizer, check_parameters, learned_by
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
@@ -105,7 +105,7 @@ class MetaStep:
         check_optimizer(optimizer)
         check_parameters(model, optimizer)
         check_loss(loss)
-        self._learned = check_loss_optimizer(loss, loss_optimizer, model, label_lr)
+        check_loss_optimizer(loss, loss_optimizer, model, label_lr)
         max_rows = None if micro_batch is None else as_whole(micro_batch)
         if micro_batch is not None and (max_rows is None or max_rows < 1):
             raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
@@ -209,7 +209,8 @@ class MetaStep:
             choose_plan=self._choose_plan,
             new_plan=self._take_plan,
         )
-        head = self.loss.head(train[1], train[0], weight, self._learned)
+        learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
+        head = self.loss.head(train[1], train[0], weight, learned)
         move = Move(self._ranks, label_lr, self.unique_index, self.loss_optimizer)
         result = engine.step(head, move, moves=self._loss_moves())
         self._count(result)
@@ -250,6 +251,10 @@ class MetaStep:
         eta = None if rate is None else as_real(rate)
         if rate is not None and (eta is None or not 0 <= eta < float("inf")):
             raise ValueError(f"label_lr must be None or a finite number >= 0, got {shown(rate)}")
+        if rate is not None and not self.loss.moves_itself:
+            raise TypeError(
+                f"label_lr is the rate of label families; set the rate of {type(self.loss_optimizer).__name__}"
+            )
         self._given_label_lr = eta
         self._default_label_lr: Rate | None = None  # that of the last step
 

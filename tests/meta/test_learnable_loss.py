@@ -212,3 +212,16 @@ def test_draws_and_buffers_of_a_loss_count_once(approx, compile):
     fastmeta.meta_gradient(case.model, loss, case.train, case.meta, lr=0.1)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(t, state[key]) for key, t in loss.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weighting net", "transition"])
+def test_through_inductor(name):
+    case = case_of()
+    plain, other = built(name, case), built(name, case, compile="full")
+    for _ in range(3):
+        plain(case.train, case.meta)
+        other(case.train, case.meta)
+    assert not other.eager_because
+    same(other.loss, plain.loss)
+    same(other.model, plain.model)

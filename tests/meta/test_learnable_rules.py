@@ -248,6 +248,28 @@ def test_parameters_that_the_optimizer_leaves_out_stay():
     assert "WeightingNet" in step.explain()
 
 
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_parameters_may_be_frozen_and_freed_on_the_way(compile):
+    case = make("mlp", 5)
+    loss = WeightingNet(case.targets, 5)
+    step = step_of(loss, case, "adam", compile=compile)
+    step(case.train, case.meta)
+    for frozen in (True, False):
+        loss.net[0].requires_grad_(not frozen)
+        before = copy.deepcopy(loss.state_dict())
+        step(case.train, case.meta)
+        moved = {k for k, t in loss.state_dict().items() if not torch.equal(t, before[k])}
+        assert moved == {"net.2.weight", "net.2.bias"} | (set() if frozen else {"net.0.weight", "net.0.bias"})
+    assert not step.eager_because
+
+
+def test_the_rate_of_labels_is_not_that_of_another_loss():
+    case = make("mlp", 5)
+    step = built("transition", case)
+    with pytest.raises(TypeError, match="label_lr is the rate of label families; set the rate of Adam"):
+        step.label_lr = 3.0
+
+
 def test_totals_see_the_given_labels():
     case = make("mlp", 5)
 
