@@ -11,7 +11,7 @@ from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.head import Collective, LabelMove
-from fastmeta.losses.labels import Labels, check_dtype, check_targets
+from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
 
 
 def class_gradient(
@@ -104,6 +104,20 @@ class ClassLabels(Labels):
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
         return ranks.sum(grad).norm()
+
+    def movement(self, target_prob: float) -> Movement:
+        moved = float((self.alpha - (1 - target_prob)).abs().double().mean())
+        return Movement(moved, 0.1, "class smoothing values")
+
+    def stuck(self, target_prob: float) -> tuple[str, str] | None:
+        share = float(((self.alpha <= 0) | (self.alpha >= 1)).double().mean())
+        if share > 0.5:
+            ends = "0 (one-hot)" if float(self.alpha.mean()) < 0.5 else "1 (never the given class)"
+            return "clamp", (
+                f"{share:.0%} of the class smoothing values stand at the clamp, mostly {ends}: either the labels want "
+                "to be there, or labels.label_lr is too large"
+            )
+        return None
 
     def undo(self, index: Tensor) -> Callable[..., None]:
         """What puts back all that a label step writes; given a 0-d bool, where that is False."""

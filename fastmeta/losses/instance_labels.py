@@ -12,10 +12,13 @@ from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.head import Collective, LabelMove
-from fastmeta.losses.labels import Labels, check_dtype, check_targets
+from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
 from fastmeta.losses.table import put_rows_, take_rows
 from fastmeta.ops.arguments import seed_of
 from fastmeta.rng import round_stochastically
+
+#: label logits so far apart leave nothing of the smaller one, and no gradient
+_RUN_AWAY = 100
 
 
 def instance_gradient(rows: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None = None) -> Tensor:
@@ -74,7 +77,7 @@ class InstanceLabels(Labels):
                 "softmax reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
                 "or ClassLabels for a one-hot start"
             )
-        margin = math.log(p0 * (self.num_classes - 1) / (1 - p0))
+        margin = self._margin(p0)
         table = torch.zeros(len(targets), self.num_classes, dtype=dtype, device=targets.device)
         table.scatter_(1, targets.unsqueeze(1), margin)
         self.register_buffer("targets", targets)
@@ -158,6 +161,36 @@ class InstanceLabels(Labels):
         if ranks.size == 1:
             return torch.linalg.vector_norm(grad)
         return ranks.sum(torch.linalg.vector_norm(grad).square()).sqrt()
+
+    def movement(self, target_prob: float) -> Movement:
+        """A label changes when the logit of another class has come up by the margin."""
+        margin = self._margin(target_prob)
+        rows = self.rows(sample := self._sample()).double()
+        start = torch.zeros_like(rows).scatter_(1, self.targets[sample][:, None], margin)
+        return Movement(float((rows - start).abs().amax(1).mean()), max(margin, 1.0), "label logits")
+
+    def stuck(self, target_prob: float) -> tuple[str, str] | None:
+        """Labels that started soft and have all become hard: the gradient of a softmax vanishes there."""
+        if target_prob > 0.98:
+            return None
+        mean = float(torch.special.entr(self.probs(self._sample())).sum(1).double().mean())
+        if mean < 0.01 * math.log(self.num_classes):
+            return "entropy", (
+                f"the labels' entropy has collapsed to {mean:.2g} nats (log C = {math.log(self.num_classes):.2f}): "
+                "hard labels have no gradient any more; lower labels.label_lr or labels.target_prob"
+            )
+        return None
+
+    def run_away(self) -> float:
+        rows = self.rows(self._sample()).double()
+        return float((~(rows.amax(1) - rows.amin(1) < _RUN_AWAY)).double().mean())
+
+    def _margin(self, target_prob: float) -> float:
+        return math.log(target_prob * (self.num_classes - 1) / (1 - target_prob))
+
+    def _sample(self) -> Tensor:
+        """At most 65,536 rows, evenly spread: enough for a mean, and small beside a large table."""
+        return torch.arange(0, len(self), max(1, len(self) // 65536), device=self.targets.device)
 
     def counters(self) -> list[Tensor]:
         return [] if self.seed is None else [self.label_step]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,14 @@ def _vector(values: Any) -> Tensor | None:
 def check_dtype(dtype: torch.dtype, allowed: tuple[torch.dtype, ...]) -> None:
     if dtype not in allowed:
         raise ValueError(f"dtype must be one of {', '.join(map(str, allowed))}, got {dtype!r}")
+
+
+class Movement(NamedTuple):
+    """How far labels have come from their start, on average, and how far one must come to change."""
+
+    moved: float
+    wanted: float
+    what: str  # the parameters, for people
 
 
 class Labels(LearnableLoss):
@@ -172,6 +180,20 @@ class Labels(LearnableLoss):
     def undo(self, index: Tensor) -> Callable[..., None]:
         """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
         raise NotImplementedError
+
+    # What a look at the labels tells; it waits for the device.
+
+    def movement(self, target_prob: float) -> Movement:
+        """From a start at `target_prob`."""
+        raise NotImplementedError
+
+    def stuck(self, target_prob: float) -> tuple[str, str] | None:
+        """Why labels that started at `target_prob` move no more, as a kind and in words; None where they may."""
+        return None
+
+    def run_away(self) -> float:
+        """Share of labels that no gradient leads back to the other classes."""
+        return 0.0
 
     def counters(self) -> list[Tensor]:
         """The number of label steps, where draws depend on it."""
