@@ -21,22 +21,24 @@ _WORDS: dict[Any, str] = {int: "N", float: "NUMBER", str: "TEXT"}
 def config_help(parser: Parser, own: object, tree: object) -> str:
     """`parser`'s help with an option for each field of `own`, which has no defaults to tell, and of `tree`.
 
-    A field that is a dataclass is a group of options, ``--group.option``, with its docstring above it. What an option
-    means is the string below its field.
+    A field that is a dataclass is a group of options, ``--group.option``, with its docstring above it; the group has
+    the name that the field's metadata gives under "flags", or the field's own. What an option means is the string below
+    its field.
     """
     for field, text in _fields(own):
         if not dataclasses.is_dataclass(getattr(own, field.name)):
             _add(parser, field.name, _hint(own, field), text, None)
     for field, text in _fields(tree):
         value = getattr(tree, field.name)
-        if not dataclasses.is_dataclass(value):
+        if not dataclasses.is_dataclass(value) and "flags" not in field.metadata:
             _add(parser, field.name, _hint(tree, field), text, _told(value))
     for field, _ in _fields(tree):
         value = getattr(tree, field.name)
-        if dataclasses.is_dataclass(value):
-            group = parser.add_argument_group(f"{field.name} options", inspect.getdoc(type(value)))
+        if dataclasses.is_dataclass(value) and dataclasses.fields(value):
+            name_of_group = field.metadata.get("flags", field.name)
+            group = parser.add_argument_group(f"{name_of_group} options", inspect.getdoc(type(value)))
             for part, text in _fields(value):
-                name = f"{field.name}.{part.name}"
+                name = f"{name_of_group}.{part.name}"
                 _add(group, name, _hint(value, part), text, _told(getattr(value, part.name)))
     return parser.format_help().rstrip()
 

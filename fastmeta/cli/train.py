@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any
 
 import tyro
@@ -22,8 +22,9 @@ from fastmeta.cli.config_help import config_help
 from fastmeta.cli.near_miss import flags_of, unknown_option
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
+from fastmeta.methods import METHODS, NoOptions
 from fastmeta.training import Interrupted, TrainConfig, TrainingError
-from fastmeta.training.build import names_code
+from fastmeta.training.config import NAMES_OF_CODE, is_code
 
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.
@@ -42,8 +43,8 @@ class _Arguments:
     auto_resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Begin the run in --out, or go on with it where it has begun there: one line for a scheduler to run again."""
     trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Import and run the model package.module:factory that a run directory or config file names; needed for no other,
-    and not for one that this line names."""
+    """Import and run the code package.module:name that a run directory or config file names; needed for no other, and
+    not for what this line names."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the resolved config, the splits, memory and estimated time; train nothing, write nothing."""
 
@@ -68,9 +69,7 @@ def _fail(code: int, text: str) -> int:
 
 def _main(argv: list[str]) -> int:
     arguments = parse(argv)
-    config = arguments.run.trusted() if arguments.trust_code else arguments.run
-    if arguments.trust_code or (names_code(config.model) and not isinstance(config.model, Untrusted)):
-        find_code_here()
+    config = arguments.run
     if arguments.dry_run:
         from fastmeta.training.estimate import dry_run
 
@@ -92,31 +91,61 @@ def _main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> _Arguments:
     """Flags over the file of --config over the defaults. InputError in one line for whatever is wrong."""
+    trust = "--trust-code" in argv
+    if trust or any(is_code(name, _value_of(argv, f"--{name}")) for name in NAMES_OF_CODE):
+        find_code_here()
     default = TrainConfig()
     file = _value_of(argv, "--config")
     if file is not None:
         default = TrainConfig.read(file)
-    options: dict[str, Any] = {
-        "default": _Arguments(default),
-        "prog": PROG,
-        "description": DESCRIPTION,
-        "registry": _registry(),
-    }
+        default = default.trusted() if trust else default
+    kind, start = _with_options(default, _value_of(argv, "--method"))
     if {"-h", "--help"} & set(argv):
-        print(_help(default))
+        print(_help(start.run))
         raise SystemExit(0)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            arguments = tyro.cli(_Arguments, args=argv, **options)
+            arguments = tyro.cli(
+                kind,
+                args=argv,
+                default=start,
+                prog=PROG,
+                description=DESCRIPTION,
+                registry=_registry(),
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(_one_line(errors.getvalue(), flags_of(_help(default)))) from None
+        raise InputError(_one_line(errors.getvalue(), flags_of(_help(start.run)))) from None
+    run = TrainConfig(**{f.name: getattr(arguments.run, f.name) for f in fields(TrainConfig)})
+    arguments = _Arguments(run, **{f.name: getattr(arguments, f.name) for f in fields(_Arguments) if f.name != "run"})
     alone = replace(_Arguments(TrainConfig()), resume=arguments.resume, trust_code=arguments.trust_code)
     if arguments.resume is not None and arguments != alone:
         raise InputError("--resume goes on with the run's own config: give no other flag with it")
     return arguments
+
+
+def _with_options(default: TrainConfig, method: str | None) -> tuple[type, Any]:
+    """`_Arguments` whose config has the options of its method as flags, and what stands there without any flag."""
+    named = default.method if method is None else method
+    if isinstance(named, Untrusted) and named not in METHODS:  # a run of it is refused
+        options: Any = NoOptions()
+    elif method in (None, default.method):
+        options = default.options
+    else:
+        options = TrainConfig(method=named).options
+    flags: Any = Annotated[type(options), tyro.conf.arg(name="method")]
+    own = [("options", flags, field(default=options, metadata={"flags": "method"}))]
+    run: Any = make_dataclass("TrainConfig", own, bases=(TrainConfig,), frozen=True)
+    of_run: Any = Annotated[run, tyro.conf.arg(name="")]
+    kind: Any = make_dataclass("_Arguments", [("run", of_run)], bases=(_Arguments,), frozen=True)
+    # not through __init__: what a file and half of a line say need not fit each other yet
+    start = object.__new__(run)
+    vars(start).update({**vars(default), "options": options})
+    arguments = object.__new__(kind)
+    vars(arguments).update({**vars(_Arguments(default)), "run": start})
+    return kind, arguments
 
 
 def _value_of(argv: list[str], flag: str) -> str | None:

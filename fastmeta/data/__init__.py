@@ -1,23 +1,35 @@
-"""Image sets with an index: where they come from, their splits and noise, and batches of them on the device."""
+"""Samples with given labels: where they come from, their splits and noise, and batches of them on the device."""
 
-from fastmeta.data.batches import EpochSampler, TrainBatches, Transform, load_batch
 from fastmeta.data.dataset import Dataset
-from fastmeta.data.device import DeviceData
 from fastmeta.data.errors import InputError
+from fastmeta.data.given import as_dataset, is_data
+from fastmeta.data.images import TrainBatches, Transform, load_batch
+from fastmeta.data.pool import Pool
+from fastmeta.data.resident import Features, Images
+from fastmeta.data.sampler import EpochSampler
 from fastmeta.data.seeds import derived_seed
+from fastmeta.data.source import Settings, Source
 from fastmeta.data.sources import load_dataset
 from fastmeta.data.splits import Part, Splits, split
+from fastmeta.data.stream import Stream
 
 __all__ = [
     "Dataset",
-    "DeviceData",
     "EpochSampler",
+    "Features",
+    "Images",
     "InputError",
     "Part",
+    "Pool",
+    "Settings",
+    "Source",
     "Splits",
+    "Stream",
     "TrainBatches",
     "Transform",
+    "as_dataset",
     "derived_seed",
+    "is_data",
     "load_batch",
     "load_dataset",
     "split",

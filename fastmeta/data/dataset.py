@@ -1,4 +1,4 @@
-"""A labelled image set as arrays, checked once where it enters."""
+"""A labelled data set, checked once where it enters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from fastmeta.data.arrays import as_array, class_numbers, entries, names_in, texts
 from fastmeta.data.errors import InputError
+from fastmeta.data.resident import Features, Images
+from fastmeta.data.source import Source
 
 #: what an .npz file or a mapping of arrays may hold; other names are left alone
 FIELDS = ("x_train", "y_train", "y_true", "x_meta", "y_meta", "meta_index", "x_test", "y_test", "class_names")
@@ -21,56 +23,91 @@ _LABELS_OF = {"y_train": "x_train", "y_true": "x_train", "y_meta": "x_meta", "y_
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images as uint8 (N, H, W, channels), labels as int64 (N,), all on the host.
+    """Labelled samples in up to three parts, and what is known beside them.
 
-    Build it with :meth:`from_arrays`, which checks everything. `y_true` are the right labels of the training rows where
-    somebody knows them; they are for measuring alone and never reach training. The clean meta set is either
-    `x_meta`, `y_meta` or rows `meta_index` of the training set, or absent.
+    Build it with :meth:`from_arrays` or :meth:`from_sources`, which check everything. `y_true` are the right labels of
+    the training rows where somebody knows them; they are for measuring alone and never reach training. The clean meta
+    set is either `meta` or the rows `meta_index` of the training set, or absent.
     """
 
     name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
+    train: Source
     num_classes: int
     class_names: tuple[str, ...]
     y_true: np.ndarray | None = None
-    x_meta: np.ndarray | None = None
-    y_meta: np.ndarray | None = None
+    meta: Source | None = None
     meta_index: np.ndarray | None = None
-    x_test: np.ndarray | None = None
-    y_test: np.ndarray | None = None
+    test: Source | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], *, name: str = "arrays") -> Dataset:
         """Check and take over arrays under the names of `FIELDS`; `x_train` and `y_train` must be there.
 
-        Images are uint8, (N, H, W, channels) or (N, H, W); labels any integer dtype. The number of classes is that of
-        `class_names`, else one more than the largest label. An array may be a list of rows, a tensor of any device, a
-        column of pandas, or anything else that NumPy makes an array of.
+        Samples are images, uint8 (N, H, W, channels) or (N, H, W), or features, floats (N, ...) of any shape; labels
+        are of any integer dtype. The number of classes is that of `class_names`, else one more than the largest label.
+        An array may be a list of rows, a tensor of any device, a column of pandas, or anything else that NumPy makes an
+        array of.
 
         Raises:
-            InputError: a missing, misshapen or contradictory array, labels out of range, or fewer than two classes.
+            InputError: a missing, misshapen or contradictory array, labels out of range, features that are not finite,
+                or fewer than two classes.
         """
         found = entries(arrays, FIELDS, name)
         names = texts(found.pop("class_names"), f"{name}: class_names") if "class_names" in found else None
         given = {k: as_array(value, f"{name}: {k}") for k, value in found.items()}
         check_forms(name, given, known=lambda: names_in(arrays))
-        images = {k: _channels_last(given[k]) for k in _LABELS_OF.values() if k in given}
         labels = {k: class_numbers(given[k].reshape(-1), f"{name}: {k}") for k in _LABELS_OF if k in given}
         class_names, num_classes = _classes(name, names, labels)
+
+        def part(x: str, y: str) -> Source | None:
+            if x not in given:
+                return None
+            if given[x].dtype == np.uint8:
+                return Images(_channels_last(given[x]), labels[y], class_names)
+            return Features(_finite(name, x, given[x]), labels[y], class_names)
+
+        train = part("x_train", "y_train")
+        assert train is not None
         return cls(
             name=name,
-            x_train=images["x_train"],
-            y_train=labels["y_train"],
+            train=train,
             num_classes=num_classes,
             class_names=class_names,
             y_true=labels.get("y_true"),
-            x_meta=images.get("x_meta"),
-            y_meta=labels.get("y_meta"),
-            meta_index=_meta_index(name, given.get("meta_index"), len(images["x_train"])),
-            x_test=images.get("x_test"),
-            y_test=labels.get("y_test"),
+            meta=part("x_meta", "y_meta"),
+            meta_index=_meta_index(name, given.get("meta_index"), len(train)),
+            test=part("x_test", "y_test"),
         )
+
+    @classmethod
+    def from_sources(
+        cls,
+        name: str,
+        train: Source,
+        meta: Source | None = None,
+        test: Source | None = None,
+        *,
+        class_names: tuple[str, ...] | None = None,
+        y_true: np.ndarray | None = None,
+        meta_index: np.ndarray | None = None,
+    ) -> Dataset:
+        """The same of sources of any kind. InputError where they do not fit each other."""
+        labels = {"y_train": train.targets}
+        labels |= {k: s.targets for k, s in (("y_meta", meta), ("y_test", test)) if s is not None}
+        if y_true is not None:
+            if y_true.shape != train.targets.shape:
+                raise InputError(f"{name}: y_true has shape {y_true.shape} for {len(train)} training samples")
+            labels["y_true"] = y_true
+        if meta is not None and meta_index is not None:
+            raise InputError(f"{name}: both 'meta' and 'meta_index' name a clean set; keep one of them")
+        for word, source in (("meta", meta), ("test", test)):
+            shapes = [] if source is None else [source.input_shape, train.input_shape]
+            if shapes and None not in shapes and shapes[0] != shapes[1]:
+                raise InputError(
+                    f"{name}: {word} has samples of shape {shapes[0]}, train of {shapes[1]}; bring all to one shape"
+                )
+        names, num_classes = _classes(name, class_names or train.class_names, labels)
+        return cls(name, train, num_classes, names, y_true, meta, _meta_index(name, meta_index, len(train)), test)
 
 
 class Form(Protocol):
@@ -97,7 +134,7 @@ def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str
         raise InputError(f"{name}: both 'x_meta' and 'meta_index' name a clean set; keep one of them")
     for label, image in _LABELS_OF.items():
         if image in given:
-            _check_images(name, image, given[image])
+            _check_samples(name, image, given[image])
         if label in given:
             _check_labels(name, label, given[label])
             if given[label].shape[0] != given[image].shape[0]:
@@ -106,10 +143,19 @@ def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str
                     f"{image}"
                 )
     for image in ("x_meta", "x_test"):
-        if image in given and _one_image(given[image]) != _one_image(given["x_train"]):
+        if image not in given:
+            continue
+        if (given[image].dtype == np.uint8) != (given["x_train"].dtype == np.uint8):
             raise InputError(
-                f"{name}: {image} has images of shape {_one_image(given[image])}, x_train of "
-                f"{_one_image(given['x_train'])}; bring all to one shape (height, width, channels)"
+                f"{name}: {image} is {given[image].dtype}, x_train {given['x_train'].dtype}; uint8 is images, "
+                "floats are features: bring all to one kind"
+            )
+        if _one_sample(given[image]) != _one_sample(given["x_train"]):
+            kind = "images" if given[image].dtype == np.uint8 else "samples"
+            way = " (height, width, channels)" if kind == "images" else ""
+            raise InputError(
+                f"{name}: {image} has {kind} of shape {_one_sample(given[image])}, x_train of "
+                f"{_one_sample(given['x_train'])}; bring all to one shape{way}"
             )
     if "meta_index" in given:
         index, size = given["meta_index"], given["x_train"].shape[0]
@@ -122,15 +168,17 @@ def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str
             raise InputError(f"{name}: meta_index names {index.shape[0]} rows, x_train has {size}")
 
 
-def _one_image(x: Form) -> tuple[int, ...]:
-    return (*x.shape[1:], 1) if x.ndim == 3 else x.shape[1:]
+def _one_sample(x: Form) -> tuple[int, ...]:
+    return (*x.shape[1:], 1) if x.ndim == 3 and x.dtype == np.uint8 else x.shape[1:]
 
 
-def _check_images(name: str, key: str, x: Form) -> None:
+def _check_samples(name: str, key: str, x: Form) -> None:
+    if x.dtype.kind == "f" and x.ndim >= 2 and 0 not in x.shape:
+        return
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
         raise InputError(
-            f"{name}: {key} must be uint8 images (N, height, width, channels), none empty, "
-            f"got {x.dtype} of shape {x.shape}; scale to 0..255 and convert with .astype(np.uint8)"
+            f"{name}: {key} must be uint8 images (N, height, width, channels) or float features (N, ...), none empty, "
+            f"got {x.dtype} of shape {x.shape}; convert images with .astype(np.uint8), numbers with .astype(np.float32)"
         )
     if x.ndim == 4 and x.shape[3] > 4 and x.shape[1] <= 4:
         raise InputError(
@@ -145,6 +193,21 @@ def _check_labels(name: str, key: str, y: Form) -> None:
             f"{name}: {key} must be class numbers (N,) of an integer dtype, got {y.dtype} of shape {y.shape}; "
             "number the classes 0, 1, 2, …" + (" and convert with .astype(np.int64)" if y.dtype.kind == "f" else "")
         )
+
+
+def _finite(name: str, key: str, x: np.ndarray) -> np.ndarray:
+    """As float32; InputError that names the first number that is none, or too large."""
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(x, dtype=np.float32)
+    bad = ~np.isfinite(features)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        rows = int(bad.reshape(len(x), -1).any(1).sum())
+        raise InputError(
+            f"{name}: {key} holds {x[first]} in row {first[0]} (at {first}), in {rows:,} row(s) in all; "
+            "fill such numbers, or drop the rows"
+        )
+    return features
 
 
 def _channels_last(x: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import corrupt, parse
 from fastmeta.data.seeds import numpy_generator
+from fastmeta.data.source import Source, digest_of
 
 #: characters of a class name in a note
 NAME_LENGTH = 40
@@ -19,15 +20,20 @@ NAME_LENGTH = 40
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one part. `row` numbers them in the data set's own arrays; `y_true` is None where nobody knows."""
+    """Rows of one part. `row` numbers them in the data set's own order; `y_true` is None where nobody knows."""
 
-    x: np.ndarray  # (N, H, W, channels) uint8
-    y: np.ndarray  # (N,) int64, given
+    source: Source
+    y: np.ndarray  # (N,) int64, given; those of the source before any noise
     row: np.ndarray  # (N,) int64
     y_true: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def x(self) -> Any:
+        """The samples as an array (N, ...), or one by one as ``x[i]``."""
+        return self.source.x
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,9 @@ class Splits:
     notes: tuple[str, ...]
 
     def fingerprint(self) -> str:
-        """Changes when any image or label of any part does: a resumed run must see the data that it began with."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.train, self.meta, self.test):
-            for array in () if part is None else (part.x, part.y, part.row):
-                digest.update(repr((array.shape, str(array.dtype))).encode())
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        """Changes when any sample or label of any part does: a resumed run must see the data that it began with."""
+        parts = [part for part in (self.train, self.meta, self.test) if part is not None]
+        return digest_of(*(v for part in parts for v in (part.source.fingerprint(), part.y, part.row)))
 
 
 def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, seed: int = 0) -> Splits:
@@ -60,59 +62,65 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
         InputError: an image of the meta set that also stands in train, a part that ends up empty, an unknown noise.
     """
     parse(noise)
-    rows = np.arange(len(data.y_train))
+    rows, targets = np.arange(len(data.train)), data.train.targets
     notes: list[str] = []
-    if data.x_meta is not None and data.y_meta is not None:
-        _check_overlap(data)
+    if data.meta is not None:
+        notes += _check_overlap(data, data.meta)
         train_rows = rows
-        meta = Part(data.x_meta, data.y_meta, np.arange(len(data.y_meta)))
+        meta = Part(data.meta, data.meta.targets, np.arange(len(data.meta)))
     else:
         if data.meta_index is not None:
             meta_rows = data.meta_index
         else:
-            meta_rows = held_out(data.y_train, meta_fraction, seed)
+            meta_rows = held_out(targets, meta_fraction, seed)
             if not len(meta_rows):
                 raise InputError(
-                    f"{data.name}: no clean set can be held out, because no class has two images; bring x_meta and "
-                    "y_meta, or more images"
+                    f"{data.name}: no clean set can be held out, because no class has two "
+                    f"{data.train.noun}; bring x_meta and y_meta, or more {data.train.noun}"
                 )
             notes.append(
                 f"{data.name} has no clean set (x_meta, y_meta or meta_index): {len(meta_rows):,} training rows, "
                 f"{meta_fraction:.0%} of each class, are held out as one, and their labels are trusted as they are"
             )
         train_rows = np.setdiff1d(rows, meta_rows)
-        meta = Part(data.x_train[meta_rows], data.y_train[meta_rows], meta_rows)
+        meta = Part(data.train.take(meta_rows), targets[meta_rows], meta_rows)
     if not len(train_rows):
         raise InputError(f"{data.name}: no training row is left beside the clean set; name fewer rows in meta_index")
 
-    before = data.y_train[train_rows]
-    given = corrupt(before, data.num_classes, noise, numpy_generator(seed, "noise"))
+    before = targets[train_rows]
+    train = data.train if len(train_rows) == len(rows) else data.train.take(train_rows)
+    given = corrupt(before, train.x, data.num_classes, noise, numpy_generator(seed, "noise"))
     # labels that we corrupt ourselves were right as far as anybody knows
     y_true = data.y_true[train_rows] if data.y_true is not None else before if noise != "none" else None
     if len(np.unique(given)) < 2:
         raise InputError(f"{data.name}: one class only is left to train on, class {given[0]}; check the labels")
     present = set(np.unique(before).tolist())
+    one = data.train.noun.removesuffix("s")
     empty = [data.class_names[c] for c in range(data.num_classes) if c not in present]
     if empty:
         notes.append(
-            f"train has no image of {len(empty)} of {data.num_classes} classes: {_some(empty)}; the network has an "
+            f"train has no {one} of {len(empty)} of {data.num_classes} classes: {_some(empty)}; the network has an "
             "output for each all the same: is that how the labels are numbered?"
         )
     absent = [data.class_names[c] for c in sorted(present - set(meta.y.tolist()))]
     if absent:
         notes.append(
-            f"the clean set has no image of {len(absent)} class(es): {_some(absent)}; it learns from the others"
+            f"the clean set has no {one} of {len(absent)} class(es): {_some(absent)}; it learns from the others"
         )
-    test = None if data.x_test is None or data.y_test is None else _test(data.x_test, data.y_test)
+    test = None if data.test is None else Part(data.test, data.test.targets, np.arange(len(data.test)))
     if test is not None:
-        seen = _digests(data.x_train) | _digests(meta.x)
-        known = sum(digest in seen for digest in map(_digest, test.x))
-        if known:
-            notes.append(
-                f"{known:,} of {len(test):,} test images stand in train or the clean set too: test figures flatter"
-            )
+        looked_at = [source.digests() for source in (data.train, meta.source, test.source)]
+        if all(found is not None for found in looked_at):
+            train_digests, meta_digests, test_digests = (list(found or ()) for found in looked_at)
+            seen = {*train_digests, *meta_digests}
+            known = sum(digest in seen for digest in test_digests)
+            if known:
+                notes.append(
+                    f"{known:,} of {len(test):,} test {test.source.noun} stand in train or the clean set too: test "
+                    "figures flatter"
+                )
     return Splits(
-        train=Part(data.x_train[train_rows], given, train_rows, y_true),
+        train=Part(train, given, train_rows, y_true),
         meta=meta,
         test=test,
         num_classes=data.num_classes,
@@ -138,24 +146,19 @@ def _some(names: list[str]) -> str:
     return ", ".join(printable(name, NAME_LENGTH) for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
-def _test(x: np.ndarray, y: np.ndarray) -> Part:
-    return Part(x, y, np.arange(len(y)))
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-
-
-def _digests(images: np.ndarray) -> set[bytes]:
-    return set(map(_digest, images))
-
-
-def _check_overlap(data: Dataset) -> None:
-    assert data.x_meta is not None
-    seen = _digests(data.x_meta)
-    shared = [row for row, image in enumerate(data.x_train) if _digest(image) in seen]
-    if shared:
-        raise InputError(
-            f"{data.name}: the clean set and train share {len(shared)} image(s), the first at row {shared[0]} of "
-            "x_train; a leak would flatter every result: drop these rows, or name them with meta_index"
-        )
+def _check_overlap(data: Dataset, meta: Source) -> list[str]:
+    """InputError for images of the clean set that stand in train too; a note for other rows, which may be equal."""
+    of_meta, of_train = meta.digests(), data.train.digests()
+    if of_meta is None or of_train is None:
+        return []
+    seen = set(of_meta)
+    shared = [row for row, digest in enumerate(of_train) if digest in seen]
+    if not shared:
+        return []
+    noun = data.train.noun
+    text = f"the clean set and train share {len(shared)} {noun.removesuffix('s')}(s), the first at row {shared[0]} of"
+    if noun != "images":
+        return [f"{data.name}: {text} train; where they are the same sample and not two equal ones, results flatter"]
+    raise InputError(
+        f"{data.name}: {text} x_train; a leak would flatter every result: drop these rows, or name them with meta_index"
+    )

@@ -1,14 +1,6 @@
-"""What decides the training target of a batch: one small class per method, found by name in `METHODS`."""
+"""What decides the training target of a batch: one file per method, found by name or as ``package.module:Class``."""
 
-from fastmeta.methods.base import Batch, Method, Outcome
-from fastmeta.methods.learned import ClassLabelMethod, InstanceLabelMethod
-from fastmeta.methods.onehot import OneHot
+from fastmeta.methods.base import Batch, Context, Labels, Method, NoOptions, Outcome
+from fastmeta.methods.registry import METHODS, method_class
 
-#: every method by its name in a config
-METHODS: dict[str, type[Method]] = {
-    "onehot": OneHot,
-    "class_labels": ClassLabelMethod,
-    "instance_labels": InstanceLabelMethod,
-}
-
-__all__ = ["METHODS", "Batch", "Method", "Outcome"]
+__all__ = ["METHODS", "Batch", "Context", "Labels", "Method", "NoOptions", "Outcome", "method_class"]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.losses import ClassLabels, InstanceLabels
-from fastmeta.meta import InputTransform, Totals
+from fastmeta.meta import InputTransform
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The config of a method without options of its own."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data on the device; the meta pair is None for methods that need none."""
+    """One step's data on the device; the meta pair is None for methods that use none."""
 
-    x: Any  # what the method's transform takes
+    x: Any  # what the context's transform takes
     index: Tensor  # (n,) int64 rows of the method's training set, none twice
     meta: tuple[Any, Tensor] | None  # x, (m,) int64
 
@@ -25,67 +31,114 @@ class Batch:
 class Outcome(NamedTuple):
     """Device tensors of one step; None where the method has no such thing."""
 
-    logits: Tensor  # (n, C) at theta, before the step
+    logits: Tensor  # (n, C) of the training batch, before the step
     train_loss: Tensor  # 0-d
-    finite: Tensor  # 0-d bool; False: a step that should not count, and with learned labels moved nothing
+    finite: Tensor | None = None  # 0-d bool; False: a step that should not count. None: whether train_loss is finite
     meta_loss: Tensor | None = None  # 0-d
     entropy: Tensor | None = None  # (n,) of the labels
     label_grad_norm: Tensor | None = None  # 0-d
     skipped: Tensor | None = None  # 0-d, rows that the kernels left out
+    counted: bool = False  # whether the step has added itself to the context's totals
 
 
-class StepSums(Totals, Protocol):
-    """Sums over steps, of fixed and of learned labels alike."""
+class Labels(Protocol):
+    """What the trainer reads of learned labels, which are a torch.nn.Module too."""
 
-    def add(self, outcome: Outcome, targets: Tensor) -> None:
-        """One step more; `targets` (n,) are the given labels of its batch."""
+    targets: Tensor  # (N,) int64, given
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def probs(self, index: Tensor) -> Tensor:
+        """Label distributions (n, C) of the rows `index`."""
+        ...
+
+
+class Context(Protocol):
+    """What a method may ask of the trainer in :meth:`Method.setup`. All tensors are on the device to train on."""
+
+    targets: Tensor  #: (N,) int64, the given labels of the rows that this method trains on
+    num_classes: int
+    device: torch.device
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    transform: InputTransform  #: makes network input of a batch's x; for :class:`fastmeta.MetaStep`
+    totals: Any  #: :class:`fastmeta.meta.Totals`, for a step that counts itself inside of its graph
+    config: Any  #: the run's whole resolved :class:`fastmeta.TrainConfig`, to read
+
+    def network_input(self, x: Any) -> Any:
+        """What a model takes, of `Batch.x` or of the x of `Batch.meta`."""
+        ...
+
+    def model(self, name: str = "model") -> nn.Module:
+        """A network as the config names it. "model" is the run's; any other name has initial weights of its own."""
+        ...
+
+    def optimizer(self, params: Iterable[Tensor], name: str = "optimizer") -> torch.optim.Optimizer:
+        """The optimizer that the config names, over `params`; the trainer sets its learning rate by the schedule."""
+        ...
+
+    def teacher(self, path: str | Path, model: nn.Module | None = None) -> nn.Module:
+        """The trained model of a finished run, frozen and in evaluation mode; see :func:`fastmeta.load_run`."""
         ...
 
 
 class Method(ABC):
-    """Trains `model` on rows of a training set whose given labels are `targets`.
+    """One way to train, found by its name or as ``package.module:Class``.
 
-    Args:
-        model, optimizer: on the device of `targets`; the optimizer's learning rate is the trainer's business.
-        targets: (N,) int64 given labels.
-        num_classes: C.
-        transform: makes network input of a batch's x; with learned labels inside the step.
-        sums: takes in the outcome of each step; with learned labels inside the step's graph, where it has one.
-        options: what the config says about labels and their steps: target_prob, label_dtype, label_seed, label_lr,
-            lookahead, tangent, compile, approx, micro_batch. A method takes what it needs.
+    The trainer makes it with its `Config`, calls :meth:`setup` once, then :meth:`step` for each batch. Models and
+    optimizers that it gets from the context are saved and resumed; whatever else its steps move, it names in
+    :meth:`stateful`.
     """
 
-    #: does :meth:`step` want a meta batch?
-    needs_meta: ClassVar[bool] = False
-    #: the learned labels, None for methods with fixed ones
-    labels: InstanceLabels | ClassLabels | None = None
+    #: a frozen dataclass: the table [method] of a config file, and the flags --method.NAME
+    Config: ClassVar[type] = NoOptions
+    #: does :meth:`step` want a batch of clean samples?
+    uses_meta_batch: ClassVar[bool] = False
+    #: does it learn the labels of the training set? Then `labels` holds them, and they are a result of the run
+    learns_labels: ClassVar[bool] = False
+    #: which of the trainer's options it follows, of compile, approx and micro_batch; a run with another is refused
+    supports: ClassVar[frozenset[str]] = frozenset()
+    #: the learned labels, once :meth:`setup` has made them
+    labels: Any = None
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        targets: Tensor,
-        num_classes: int,
-        *,
-        transform: InputTransform,
-        sums: StepSums,
-        **options: Any,
-    ) -> None:
-        self.model, self.optimizer, self.targets, self.num_classes = model, optimizer, targets, num_classes
-        self.transform, self.sums = transform, sums
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
         self.warnings: list[str] = []  # of the steps so far, for the trainer to take away
 
     @abstractmethod
-    def step(self, batch: Batch) -> Outcome:
-        """One optimizer step, added to `sums`; nothing here waits for the device."""
+    def setup(self, context: Context) -> None:
+        """Make models, optimizers and everything else that :meth:`step` needs."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values beside the tensors of `labels`, as JSON can hold them."""
+    @abstractmethod
+    def step(self, batch: Batch) -> Outcome:
+        """One optimizer step. Nothing here should wait for the device."""
+
+    @abstractmethod
+    def predictor(self) -> nn.Module:
+        """The model that is evaluated, and saved as the run's; built as the config's model is."""
+
+    def stateful(self) -> Mapping[str, Any]:
+        """What the steps move beside models and optimizers of the context: objects with state_dict, load_state_dict.
+
+        A state_dict holds tensors, arrays, numbers, texts, random generators, and lists and dicts of these.
+        """
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  (nothing to load by default)
-        """Continue as the method that gave `state`."""
+    def figures(self) -> Mapping[str, Any]:
+        """Numbers of this method's own, asked for at the end of each epoch; None for what is unknown."""
+        return {}
 
     def explain(self) -> str:
         """One or more lines for people: what this method does to the labels here."""
-        return "labels: fixed as given"
+        return "labels: learned" if self.learns_labels else "labels: fixed as given"
+
+    @classmethod  # noqa: B027 (nothing to check by default)
+    def check(cls, config: Any, num_classes: int | None = None) -> None:
+        """Raise a ValueError where a run's config does not fit this method; C is None before the data are there."""
+
+    @classmethod
+    def default_label_lr(cls, lookahead_lr: float, batch_size: int, visits: int, num_classes: int) -> float | None:
+        """labels.label_lr where the config leaves it open; None for a method without."""
+        return None

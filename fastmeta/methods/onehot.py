@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite, stay_finite
-from fastmeta.functional.network import Network, pick_logits
+from fastmeta.functional.network import Network
 from fastmeta.meta.micro import pieces_of
 from fastmeta.meta.update import update
-from fastmeta.methods.base import Batch, Method, Outcome
+from fastmeta.methods.base import Batch, Context, Method, Outcome
 
 
 class OneHot(Method):
-    """theta <- SGD step along the gradient of the mean cross-entropy with the given labels.
+    """theta <- a step of the optimizer along the gradient of the mean cross-entropy with the given labels.
 
     A batch of more than `micro_batch` rows is taken in pieces, whose gradients are added up. A step whose loss,
     gradient or new running statistics are not finite changes nothing, as with learned labels.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        targets: Tensor,
-        num_classes: int,
-        *,
-        micro_batch: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, optimizer, targets, num_classes, **options)
-        self.micro_batch = micro_batch
-        self.network = Network(model, [p for group in optimizer.param_groups for p in group["params"]])
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+
+    def setup(self, context: Context) -> None:
+        self.model = context.model()
+        self.optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        self.targets, self.network_input = context.targets, context.network_input
+        self.micro_batch = context.config.micro_batch
+        self.network = Network(self.model, [p for group in self.optimizer.param_groups for p in group["params"]])
+
+    def predictor(self) -> nn.Module:
+        return self.model
 
     def step(self, batch: Batch) -> Outcome:
-        x = self.transform(batch.x, self.transform.tensors)
+        x = self.network_input(batch.x)
         n, targets = len(batch.index), self.targets[batch.index]
         self.optimizer.zero_grad(set_to_none=True)
         # the model runs as it is, on its own weights and buffers: as a function of them it would take 5% longer
         before = self.network.state()
         made: list[Tensor] = []
         loss: Tensor | None = None
+        whole = self.micro_batch is None or n <= self.micro_batch
         for rows in pieces_of(n, self.micro_batch):
-            logits = pick_logits(self.model(x[rows]))
+            logits = pick_logits(call_model(self.model, x if whole else x[rows]))
             logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
             part = cross_entropy(logits, targets[rows])
             if len(logits) < n:
@@ -62,6 +62,4 @@ class OneHot(Method):
             finite = finite & flag
         if finite.is_cuda or bool(finite):
             update(self.network, self.optimizer, grads, after, keep=finite if finite.is_cuda else None)
-        outcome = Outcome(torch.cat(made) if len(made) > 1 else made[0], loss, finite)
-        self.sums.add(outcome, targets)
-        return outcome
+        return Outcome(torch.cat(made) if len(made) > 1 else made[0], loss, finite)

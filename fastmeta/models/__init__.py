@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import nn
 from fastmeta._memory import check_room
 from fastmeta._numbers import as_whole
 from fastmeta._text import reason, shown
-from fastmeta._trust import Untrusted
+from fastmeta._trust import load_object
 from fastmeta.models.plain import alexnet, mlp, small_conv, vgg16_bn
 from fastmeta.models.resnet import resnet18, resnet20, resnet32
 from fastmeta.models.vit import vit_tiny
@@ -161,32 +160,8 @@ def names_code(name: str) -> bool:
     return ":" in name and zoo_of(name) is None and name not in _OWN_FACTORIES
 
 
-def load_object(spec: str) -> Any:
-    """What ``package.module:name`` stands for; ValueError in one line where it cannot be had.
-
-    The import runs code. So a name that comes from a file (:class:`fastmeta._trust.Untrusted`) is refused.
-    """
-    if isinstance(spec, Untrusted) and names_code(spec):
-        raise ValueError(
-            f"{spec!r} names code and comes from a file: if you trust whoever wrote it, have it imported and run with "
-            "--trust-code (in Python trust_code=True)"
-        )
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"expected package.module:name, got {spec!r}")
-    try:
-        found = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a module of the user's may raise anything, a script even that
-        raise ValueError(f"cannot import {module_name!r} for {spec!r}: {reason(error)}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{module_name!r} has no {attribute!r}, asked for by {spec!r}")
-        found = getattr(found, part)
-    return found
-
-
 def _from_factory(spec: str, num_classes: int) -> nn.Module:
-    factory = load_object(spec)
+    factory = load_object(str(spec) if spec in _OWN_FACTORIES else spec)
     try:
         model = factory(num_classes=num_classes)
     except (Exception, SystemExit) as error:  # of the user's

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmeta.data.npz import NpzFile
+from fastmeta.data.npz_file import NpzFile
 from fastmeta.report import curves
 from fastmeta.report.matrices import given_to_learned, true_to_learned
 from fastmeta.report.sheet import changed_images

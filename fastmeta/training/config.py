@@ -13,32 +13,42 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastmeta._numbers import as_real
-from fastmeta._text import printable, shown
+from fastmeta._text import shown
 from fastmeta._trust import Untrusted
-from fastmeta.data.errors import InputError
+from fastmeta.data import InputError
 from fastmeta.data.noise import parse as parse_noise
+from fastmeta.data.sources import parse as parse_dataset
 from fastmeta.training.toml_file import read_toml
 from fastmeta.training.values import LARGEST_RATE, at_least, check_types, hints_of, one_of, positive, within
 
+if TYPE_CHECKING:
+    from fastmeta.methods import Method
+
+#: before the class of a module that was given in Python
+CUSTOM = "custom:"
+#: what may be ``package.module:name``
+NAMES_OF_CODE = ("model", "method", "dataset", "noise")
 BASELINES = ("noisy", "union", "clean")
 MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Plain SGD on the model, and its learning rate over the run."""
+    """The optimizer of the model, and its learning rate over the run."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD, or AdamW; labels are learned with a look-ahead of a fixed rate then."""
     lr: float | None = None
-    """Learning rate at the start."""
+    """Learning rate at the start; by default 0.1 for sgd and 0.001 for adamw."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of sgd."""
     nesterov: bool = False
-    """Nesterov's form of the momentum."""
+    """Nesterov's form of the momentum of sgd."""
     weight_decay: float | None = None
-    """L2 penalty, on every parameter."""
+    """L2 penalty of sgd, decay of adamw, on every parameter."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Cosine to zero, or ×gamma at each milestone, or constant; by step, not by epoch."""
     milestones: tuple[float, ...] = (0.5, 0.75)
@@ -56,6 +66,10 @@ class OptimConfig:
         within("optim.gamma", self.gamma, 0, 1)
         for m in self.milestones:
             within("optim.milestones", m, 0, 1)
+        for key in ("momentum", "nesterov"):
+            value = getattr(self, key)
+            if self.name == "adamw" and value != getattr(OptimConfig, key):
+                raise InputError(f"optim.{key}={value} is about sgd, and optim.name is adamw; leave it out")
         if self.nesterov and not self.momentum:
             raise InputError("optim.nesterov needs a momentum above 0, got optim.momentum=0")
 
@@ -70,8 +84,9 @@ class LabelConfig:
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
     label_lr: float | None = None
     """Learning rate of the labels, constant; the default adapts to learning rate, batch size and epochs."""
-    lookahead: str = "sgd"
-    """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate."""
+    lookahead: str | None = None
+    """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate.
+    By default sgd for sgd and 0.1 for adamw."""
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
     """How the logit tangent is computed; auto goes by the model's layers."""
 
@@ -81,7 +96,7 @@ class LabelConfig:
         check_types(self, "labels.")
         within("labels.target_prob", self.target_prob, 0, 1)
         positive("labels.label_lr", self.label_lr)
-        if self.lookahead not in ("sgd", "optimizer"):
+        if self.lookahead not in (None, "sgd", "optimizer"):
             try:
                 rate = float(self.lookahead)
             except ValueError:
@@ -93,8 +108,14 @@ class LabelConfig:
 
     @property
     def lookahead_choice(self) -> Any:
-        """`lookahead` as :class:`fastmeta.MetaStep` wants it."""
-        return self.lookahead if self.lookahead in ("sgd", "optimizer") else float(self.lookahead)
+        """`lookahead` as :class:`fastmeta.MetaStep` wants it; resolved."""
+        rate = self.lookahead_rate
+        return self.lookahead if rate is None else rate
+
+    @property
+    def lookahead_rate(self) -> float | None:
+        """The fixed rate of the look-ahead; None where it follows the optimizer."""
+        return None if self.lookahead in (None, "sgd", "optimizer") else float(self.lookahead or 0)
 
 
 @dataclass(frozen=True)
@@ -102,9 +123,9 @@ class DataConfig:
     """Batches, the clean set, augmentation."""
 
     batch_size: int | None = None
-    """Training images per step; a pass drops its partial last batch."""
+    """Training samples per step; a pass drops its partial last batch."""
     meta_batch_size: int | None = None
-    """Clean images per step; all of them if there are fewer."""
+    """Clean samples per step; all of them if there are fewer."""
     meta_fraction: float = 0.2
     """Share of each class held out as clean set where the data set brings none."""
     augment: Literal["none", "crop", "crop_flip"] | None = None
@@ -117,12 +138,17 @@ class DataConfig:
     """Array of an npz file with the labels to train on."""
     truth: str = "y_true"
     """Array of an npz file with the right labels, for measuring alone."""
+    standardise: bool = True
+    """Features alone: each number less its mean, over its deviation, of the training rows."""
+    workers: int = 0
+    """Processes that read samples ahead, of a data set that is not held in memory."""
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
         at_least("data.batch_size", self.batch_size, 1)
         at_least("data.meta_batch_size", self.meta_batch_size, 1)
         at_least("data.padding", self.padding, 0)
+        within("data.workers", self.workers, 0, MOST_THREADS)
         if not 0 < self.meta_fraction < 1:
             raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
 
@@ -132,12 +158,15 @@ class TrainConfig:
     """One run: a data set, a method that decides the labels, a model, a schedule, and baselines beside it."""
 
     dataset: str = "digits"
-    """digits or npz:PATH, a file with x_train (uint8, NHWC) and y_train;
-    optional are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names."""
+    """digits; npz:PATH, a file with x_train (uint8 images, NHWC, or float features of any shape) and y_train, optional
+    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; or package.module:factory."""
     noise: str | None = None
-    """Label noise to add: none or uniform:RATE. By default uniform:0.4 for the digits and none for all else."""
+    """Label noise to add: none, uniform:RATE, or your own as package.module:function:RATE.
+    By default uniform:0.4 for the digits and none for all else."""
     method: str = "instance_labels"
-    """onehot, class_labels or instance_labels."""
+    """onehot, class_labels or instance_labels, or your own as package.module:Class."""
+    options: Any = field(default=None, metadata={"flags": "method"})
+    """What the method's own Config holds: the table [method] of a file, flags --method.NAME."""
     model: str | None = None
     """resnet18, resnet20, resnet32, vgg16_bn, alexnet, wrn28_10, small_conv, vit_tiny, mlp,
     torchvision:NAME, timm:NAME, or your own as package.module:factory."""
@@ -163,7 +192,7 @@ class TrainConfig:
     every:K (labels move on one step in K); last:L (look-ahead through the last L layers alone);
     difference (of logits, in place of a derivative)."""
     micro_batch: int | None = None
-    """Most images whose graphs are held at once, train and clean, for batches that do not fit. By default all.
+    """Most samples whose graphs are held at once, train and clean, for batches that do not fit. By default all.
     The same steps for one more forward, but BatchNorm takes the statistics of pieces where a batch is larger."""
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
@@ -174,16 +203,10 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
-        # here and not at the top: the registry of methods imports torch
-        from fastmeta.methods import METHODS
-
         check_types(self, "")
-        if self.dataset != "digits" and not re.match("npz:.", self.dataset):
-            hint = f"; did you mean npz:{printable(self.dataset, 80)}?" if self.dataset.endswith(".npz") else ""
-            raise InputError(f"dataset must be digits or npz:PATH, got {shown(self.dataset)}{hint}")
+        parse_dataset(self.dataset)
         if self.noise is not None:
             parse_noise(self.noise)
-        one_of("method", self.method, tuple(METHODS))
         at_least("epochs", self.epochs, 1)
         at_least("seed", self.seed, 0)
         # some OpenMP runtimes crash on what they cannot start
@@ -195,16 +218,17 @@ class TrainConfig:
                 raise InputError(f"{name} is empty; leave it out for the default")
         if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", self.device):
             raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {shown(self.device)}")
-        if self.method == "instance_labels" and self.labels.target_prob in (0, 1):
+        if self.optim.name != "sgd" and self.labels.lookahead in ("sgd", "optimizer"):
             raise InputError(
-                f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got "
-                f"{self.labels.target_prob}: no gradient leads back from an infinite logit; take 0.9"
+                f"labels.lookahead={self.labels.lookahead} follows an sgd, and optim.name is {self.optim.name}; leave "
+                "it out, or give the rate of the look-ahead"
             )
-        self._check_step()
+        self._check_method()
         self.baseline_names()
 
-    def _check_step(self) -> None:
-        """What is said about steps that learn labels, and whether there are any."""
+    def _check_method(self) -> None:
+        """The method's own options, and the trainer's about its steps. A method of a file that is not trusted waits."""
+        # here and not at the top: the registry of methods imports torch
         from fastmeta.meta.approximation import Approximation
         from fastmeta.methods import METHODS
 
@@ -214,13 +238,34 @@ class TrainConfig:
             raise InputError(
                 f"approx must be none, delayed, every:K, last:L or difference with K, L >= 1, got {shown(self.approx)}"
             ) from None
-        if not METHODS[self.method].needs_meta:
-            for name, value, without in (("compile", self.compile, "off"), ("approx", self.approx, "none")):
-                if value != without:
-                    raise InputError(
-                        f"{name}={value} is about steps that learn labels, and method={self.method} takes none; "
-                        f"leave it at {without}"
-                    )
+        if ":" not in self.method:
+            one_of("method", self.method, tuple(METHODS))
+        if isinstance(self.method, Untrusted) and self.method not in METHODS:
+            return
+        method = self.method_class()
+        object.__setattr__(self, "options", _options_of(method.Config, self.options, self.method))
+        learning = "steps that learn labels"
+        about = {"compile": ("off", learning), "approx": ("none", learning), "micro_batch": (None, "steps in pieces")}
+        for name, (without, steps) in about.items():
+            value = getattr(self, name)
+            if value != without and name not in method.supports:
+                raise InputError(
+                    f"{name}={value} is about {steps}, and method={self.method} takes none; "
+                    f"leave it {'out' if without is None else f'at {without}'}"
+                )
+        try:
+            method.check(self)
+        except ValueError as error:
+            raise InputError(error) from error
+
+    def method_class(self) -> type[Method]:
+        """The class that `method` names; InputError where there is none, or a file names code that is not trusted."""
+        from fastmeta.methods import method_class
+
+        try:
+            return method_class(self.method)
+        except ValueError as error:
+            raise InputError(error if str(error).startswith("method ") else f"method: {error}") from error
 
     @property
     def approx_choice(self) -> str | None:
@@ -245,14 +290,19 @@ class TrainConfig:
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
         """From nested mappings, as TOML gives them. InputError for an unknown key or a value of a wrong type.
 
-        A model that is named ``package.module:factory`` is not imported for such a config, unless it is `trusted`.
+        A name ``package.module:name`` is not imported for such a config, unless it is `trusted`.
         """
         config: TrainConfig = _build(cls, values, source)
-        return config if config.model is None else dataclasses.replace(config, model=Untrusted(config.model))
+        return config
 
     def trusted(self) -> TrainConfig:
-        """The same config, whose model may be code that is imported wherever its name comes from."""
-        return self if self.model is None else dataclasses.replace(self, model=str(self.model))
+        """The same config, whose names may be of code that is imported wherever they come from."""
+        named: dict[str, Any] = {k: str(v) for k in NAMES_OF_CODE if (v := getattr(self, k)) is not None}
+        return dataclasses.replace(self, **named)
+
+    def names_code(self) -> tuple[str, ...]:
+        """Those of `NAMES_OF_CODE` that stand for code that would have to be imported."""
+        return tuple(name for name in NAMES_OF_CODE if is_code(name, getattr(self, name)))
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
@@ -264,8 +314,11 @@ class TrainConfig:
         return cls.from_mapping(read_toml(Path(path)), source=str(path))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Nested dicts without the values that are None."""
-        return _prune(dataclasses.asdict(self))
+        """Nested dicts without the values that are None; a method with options is a table with its `name`."""
+        values = dataclasses.asdict(self)
+        if options := values.pop("options"):
+            values["method"] = {"name": self.method, **options}
+        return _prune(values)
 
     def to_toml(self) -> str:
         import tomli_w
@@ -273,13 +326,52 @@ class TrainConfig:
         return tomli_w.dumps(self.to_mapping())
 
 
+def is_code(name: str, value: str | None) -> bool:
+    """Whether a config's `value` under `name`, one of `NAMES_OF_CODE`, stands for code; False for what is refused."""
+    from fastmeta import models
+    from fastmeta.methods import METHODS
+
+    if value is None:
+        return False
+    if name == "model":
+        return not value.startswith(CUSTOM) and models.names_code(value)
+    if name == "method":
+        return value not in METHODS
+    try:
+        return parse_dataset(value).names_code if name == "dataset" else parse_noise(value).names_code
+    except InputError:
+        return False
+
+
 def _prune(values: dict[str, Any]) -> dict[str, Any]:
     kept = {k: _prune(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
+def _options_of(cls: type, options: Any, method: str) -> Any:
+    """`options` as the method's Config, which a mapping of some of its values or None is made."""
+    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise InputError(f"method {method}: Config must be a frozen dataclass, got {shown(cls)}")
+    if options is None or isinstance(options, Mapping):
+        options = _nested(cls, options or {}, "method.")
+    if type(options) is not cls:
+        raise InputError(
+            f"options must be a {cls.__qualname__} or a mapping, as method={method} wants it, got {shown(options)}"
+        )
+    check_types(options, "method.")
+    return options
+
+
 def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
     try:
+        if isinstance(values, Mapping):
+            values = dict(values)
+            if isinstance(values.get("method"), Mapping):
+                options = dict(values["method"])
+                values |= {"method": options.pop("name", TrainConfig.method), "options": options}
+            elif "options" in values:
+                raise InputError("unknown key 'options'; options of a method stand in its table [method]")
+            values |= {k: Untrusted(values[k]) for k in NAMES_OF_CODE if isinstance(values.get(k), str)}
         return _nested(cls, values, "")
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
@@ -292,12 +384,13 @@ def _nested(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     for key in values:
         if key not in hints:
             close = difflib.get_close_matches(str(key)[:80], hints, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(hints)}"
+            known = f"known are {', '.join(hints)}" if hints else "there are none"
+            hint = f"did you mean {prefix}{close[0]}?" if close else known
             raise InputError(f"unknown key {shown(f'{prefix}{key}')}; {hint}")
     arguments = {}
     for key, value in values.items():
         name = prefix + key
-        if dataclasses.is_dataclass(hints[key]):
+        if isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{name} must be a table [{name}], got {shown(value)}")
             value = _nested(cast(type, hints[key]), value, f"{name}.")

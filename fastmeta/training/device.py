@@ -30,6 +30,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels-last is how images lie, and what tensor cores want; oneDNN prefers the plain order."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 @contextmanager
 def arithmetic(config: TrainConfig) -> Iterator[None]:
     """The config's float32 products, and cuDNN's repeatable algorithms, without which resumed runs would differ."""

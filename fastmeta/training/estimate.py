@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.data import load_batch
+from fastmeta.data import Splits
 from fastmeta.functional.network import Network
 from fastmeta.meta.memory import graph_bytes
 from fastmeta.training import generators
@@ -46,8 +46,8 @@ def _describe(prepared: Prepared) -> str:
     splits, config = prepared.splits, prepared.config
     path = new_directory(config)
     stages = [prepared.stage(name) for name in prepared.stages]
-    timed: dict[bool, float] = {}
-    for stage in stages:  # all stages with fixed labels cost the same
+    timed: dict[Any, float] = {}
+    for stage in stages:  # all stages of one method cost the same
         if _kind(stage) not in timed:
             timed[_kind(stage)] = _seconds_per_step(stage)
     figures_began = time.perf_counter()
@@ -63,14 +63,14 @@ def _describe(prepared: Prepared) -> str:
     labels = 0 if main.method.labels is None else sum(_size(b) for b in main.method.labels.buffers())
     parameters = sum(p.numel() for p in main.model.parameters())
     rows = [
-        ("train", f"{len(splits.train):,} images {splits.train.x.shape[1:]}, wrong labels: {rate}"),
+        ("train", f"{len(splits.train):,} {splits.train.source.noun}{_shape(splits)}, wrong labels: {rate}"),
         ("clean", f"{len(splits.meta):,}"),
         ("test", test),
         ("classes", f"{splits.num_classes}"),
         ("batches", _batches(main)),
         ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
         ("method", "\n          ".join(explained)),
-        ("memory", f"images and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
+        ("memory", f"{splits.train.source.noun} and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[_kind(s)]) for s in stages)}"),
         ("end", f"after about {clock(seconds)}; begun now, at {end_at(seconds)}"),
@@ -80,6 +80,14 @@ def _describe(prepared: Prepared) -> str:
     ]
     body = "\n".join(f"{name:<9} {text}" for name, text in rows)
     return f"{config.to_toml().strip()}\n\n{body}\ndry run: nothing was written"
+
+
+def _shape(splits: Splits) -> str:
+    """(height, width, channels) of images, the shape of other tensors."""
+    shape = splits.train.source.input_shape
+    if shape is None:
+        return ""
+    return f" {(*shape[1:], shape[0]) if splits.train.source.noun == 'images' else shape}"
 
 
 def _seconds_per_step(stage: Stage) -> float:
@@ -117,39 +125,38 @@ def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, f
         return step
 
     with generators.kept():
-        if main.method.needs_meta and config.approx == "none":
+        if "approx" in main.method.supports and config.approx == "none":
             for approx, price in PRICES.items():
                 measured(f"--approx {approx}", price, replace(prepared, config=replace(config, approx=approx)), False)
         if (smaller := SMALLER.get(str(config.model))) is not None:
             other = replace(config, model=smaller)
-            model = build_model(other, prepared.splits.num_classes, prepared.splits.train.x.shape[1:])
+            model = build_model(other, prepared.splits.num_classes, prepared.splits.train.source.input_shape)
             measured(f"--model {smaller}", "another network", replace(prepared, config=other, initial=model), True)
     return ways_out(seconds, ways, "timed here")
 
 
-def _kind(stage: Stage) -> bool:
+def _kind(stage: Stage) -> type:
     """Stages of one kind cost the same."""
-    return stage.method.needs_meta
+    return type(stage.method)
 
 
 def _batches(stage: Stage) -> str:
     dropped = stage.data.train_size - stage.steps_per_epoch * stage.sampler.batch_size
     return (
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
-        f"{stage.meta_sampler.batch_size} clean images"
+        f"{stage.meta_sampler.batch_size} clean {stage.data.source.noun}"
         + (f"; each pass drops its last {dropped} rows, others each time" if dropped else "")
     )
 
 
 def _graphs(stage: Stage) -> str:
     """What the graphs of one step keep, counted and not measured; a step holds them together or in turn."""
-    network, images, most = Network(stage.model), stage.data.images, stage.config.micro_batch
+    network, most = Network(stage.model), stage.config.micro_batch
     counts = {"train": stage.sampler.batch_size, "meta": stage.meta_sampler.batch_size}
     said = []
-    for name, count in list(counts.items())[: 2 if stage.method.needs_meta else 1]:
-        rows = torch.arange(count, device=images.device)
+    for name, count in list(counts.items())[: 2 if stage.method.uses_meta_batch else 1]:
         with stage.autocast():
-            size = graph_bytes(network, load_batch(images, rows, stage.data.transform), count, most)
+            size = graph_bytes(network, stage.data.few(count), count, most)
         said.append(f"{name} graph {'unknown' if size is None else _mib(size)}")
     return ", ".join(said)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import Transform, load_batch
+from fastmeta.data import Source
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.meta import StepResult
 from fastmeta.methods import Outcome
@@ -20,7 +20,7 @@ _SUMS = ("rows", "fits", "steps", "train_loss", "entropy", *_OF_LABEL_STEPS, "in
 _STATE = (*_SUMS, "streak", "longest_streak")
 
 
-class Accumulator:
+class StepTotals:
     """Sums over the steps since :meth:`reset`, in one float64 vector on the device; adding never waits for it.
 
     Steps that were not finite count in `index_skips`, `nonfinite` and the streaks alone; steps that left the labels be
@@ -36,7 +36,8 @@ class Accumulator:
 
     def added(self, values: Tensor, outcome: Outcome | StepResult, targets: Tensor) -> Tensor:
         """`values` and one step more; pure, so that a graph can hold it (:class:`fastmeta.meta.Totals`)."""
-        finite = outcome.finite.to(torch.float64)
+        is_finite = outcome.train_loss.isfinite() if outcome.finite is None else outcome.finite
+        finite = is_finite.to(torch.float64)
         zero = torch.zeros_like(finite)
         # fits: how often the network already gives the given label
         fits = (outcome.logits.argmax(1) == targets).sum()
@@ -54,7 +55,7 @@ class Accumulator:
             grad_norm.nan_to_num(0.0),
         ]
         counted = torch.stack([t.to(torch.float64) for t in of_finite_steps])
-        sums = torch.where(outcome.finite, counted, 0.0)
+        sums = torch.where(is_finite, counted, 0.0)
         # The kernels also skip rows whose logits or tangent are not finite. A row whose logits are fine and whose loss
         # is NaN all the same had an index outside the label table, or a label row that is not finite.
         astray = outcome.train_loss.isnan() & outcome.logits.isfinite().all()
@@ -74,15 +75,16 @@ class Accumulator:
         self.values[-1] = self.values[-2]
 
 
-def means(sums: dict[str, float], *, learned: bool) -> dict[str, float | None]:
-    """Means per step or row of what :meth:`Accumulator.read` gave; None where nothing was counted."""
+def means(sums: dict[str, float], *, meta: bool, learned: bool) -> dict[str, float | None]:
+    """Means per step or row of what :meth:`StepTotals.read` gave; None where nothing was counted."""
     steps, rows, label_steps = sums["steps"], sums["rows"], sums["label_steps"]
     figures: dict[str, float | None] = {
         "train_loss": sums["train_loss"] / steps if steps else None,
         "train_fit": sums["fits"] / rows if rows else None,
     }
-    if learned:
+    if meta:
         figures["meta_loss"] = sums["meta_loss"] / label_steps if label_steps else None
+    if learned:
         figures["label_entropy"] = sums["entropy"] / rows if rows else None
         figures["label_grad_norm"] = sums["label_grad_norm"] / label_steps if label_steps else None
     return figures
@@ -90,7 +92,7 @@ def means(sums: dict[str, float], *, learned: bool) -> dict[str, float | None]:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, images: Tensor, targets: Tensor, transform: Transform, *, batch_size: int, autocast: Any
+    model: nn.Module, source: Source, targets: Tensor, *, batch_size: int, autocast: Any
 ) -> dict[str, float | None]:
     """Accuracy, mean negative log-likelihood and expected calibration error in evaluation mode.
 
@@ -99,14 +101,14 @@ def evaluate(
     A row without a softmax (a NaN or +inf among its logits) counts as wrong; where there is one, nll and ece are None,
     and so is an nll that is infinite.
     """
-    device = images.device
+    device = targets.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
     # per bin: right ones, sum of confidences
     bins = torch.zeros(2, ECE_BINS, dtype=torch.float64, device=device)
     without = torch.zeros((), dtype=torch.int64, device=device)  # rows without a softmax
     with evaluation(model):
-        for rows in torch.arange(len(images), device=device).split(batch_size):
-            x, y = load_batch(images, rows, transform), targets[rows]
+        for rows in torch.arange(len(source), device="cpu" if source.rows_on_host else device).split(batch_size):
+            x, y = source.network_input(rows, None, device), targets[rows.to(device)]
             with autocast():
                 logits = pick_logits(call_model(model, x))
             log_q = logits.double().log_softmax(1)
@@ -118,7 +120,7 @@ def evaluate(
             in_bin = (member == torch.arange(ECE_BINS, device=device)[:, None]).double()  # (bins, n)
             bins += torch.stack([in_bin @ (sound & (predicted == y)).double(), in_bin @ confidence.nan_to_num(0.0)])
     right, confident = bins.cpu()
-    total = len(images)
+    total = len(source)
     mean = float(nll) / total
     return {
         "test_accuracy": float(right.sum()) / total,

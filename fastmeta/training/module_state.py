@@ -76,7 +76,7 @@ class Watch:
         state: dict[str, Tensor] = {}
         others, moved, unsaved, present = [], [], [], set()
         for name, value in self.model.state_dict().items():
-            if _is_plain(value):
+            if is_plain(value):
                 state[name] = value
                 continue
             try:
@@ -251,7 +251,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((t.device for _, t in _own(model)), torch.device("cpu"))
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """What safetensors holds."""
     return (
         type(value) in (Tensor, nn.Parameter, nn.Buffer)
@@ -385,8 +385,8 @@ def _drop(module: nn.Module, place: list[Any]) -> None:
 def _fits(old: Any, new: Any) -> bool:
     """Whether a tensor can be written into the one that is there."""
     return (
-        _is_plain(old)
-        and _is_plain(new)
+        is_plain(old)
+        and is_plain(new)
         and (old.shape, old.dtype) == (new.shape, new.dtype)
         and not (0 in old.stride() and old.numel() > 1)
     )

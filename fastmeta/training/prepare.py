@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from fastmeta.data import Dataset, DeviceData, InputError, Splits, derived_seed, load_batch, load_dataset, split
-from fastmeta.data.sources import npz_path
+from fastmeta.data import (
+    InputError,
+    Pool,
+    Settings,
+    Splits,
+    as_dataset,
+    derived_seed,
+    is_data,
+    load_dataset,
+    split,
+)
+from fastmeta.data.sources import lasting as lasting_name
 from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
 from fastmeta.training import generators
-from fastmeta.training.build import CUSTOM, build_model, inner_module, kind_of
-from fastmeta.training.config import TrainConfig
+from fastmeta.training.build import build_model, inner_module, kind_of, with_other_weights
+from fastmeta.training.config import CUSTOM, TrainConfig
 from fastmeta.training.copies import copy_of
-from fastmeta.training.device import pick_device
+from fastmeta.training.device import memory_format, pick_device
 from fastmeta.training.modes import wholly_in_eval
+from fastmeta.training.module_state import is_plain
 from fastmeta.training.presets import preset_noise, resolve
+from fastmeta.training.rundir.checkpoint import pack
+from fastmeta.training.rundir.files import new_digest
 from fastmeta.training.stage import Stage
 from fastmeta.training.trial import Trial, with_weights
 
-Data = Dataset | Mapping[str, Any]
+Data = Any  # of `fastmeta.data.as_dataset`
 
 
 @dataclass
@@ -33,9 +46,10 @@ class Prepared:
 
     config: TrainConfig  # resolved
     splits: Splits
-    data: DeviceData
+    data: Pool
     initial: nn.Module  # each stage starts from a copy
     device: torch.device
+    few: Any  # network input of a few training samples
     found: tuple[str, ...] = ()  # of the model, for `notes`
 
     @property
@@ -59,55 +73,84 @@ class Prepared:
     def fingerprint(self) -> str:
         return self.splits.fingerprint()
 
+    @cached_property
+    def initial_digest(self) -> str | None:
+        """Of the initial weights of a module that was given; a config's own come from its seed."""
+        if not str(self.config.model).startswith(CUSTOM):
+            return None
+        state = {k: v for k, v in self.initial.state_dict().items() if is_plain(v)}
+        return new_digest(pack(state, {})).hexdigest()
+
     def stage(self, name: str) -> Stage:
-        return Stage(name, self.config, self.data, copy_of(self.initial))
+        return Stage(name, self.config, self.data, self.build)
+
+    def build(self, name: str) -> nn.Module:
+        """A network of a stage's own: "model" is a copy of the initial one, every other name has other weights."""
+        if name == "model":
+            return copy_of(self.initial)
+        with generators.kept():
+            generators.seed_all(derived_seed(self.config.seed, f"weights of {name}"))
+            if not str(self.config.model).startswith(CUSTOM):
+                made = build_model(self.config, self.splits.num_classes, self.splits.train.source.input_shape)
+                return with_weights(made, tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, self.few))
+            return with_other_weights(copy_of(self.initial))
 
 
 def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
     """Load, split, resolve, build. Raises InputError and writes nothing."""
     if model is not None and not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
-    if data is not None and not isinstance(data, Dataset | Mapping):
-        raise InputError(f"data must be a fastmeta.data.Dataset or a mapping of arrays, got {kind_of(data)}")
+    if data is not None and not is_data(data):
+        raise InputError(
+            f"data must be a mapping of arrays, a map-style data set of (x, y) or a fastmeta.data.Dataset, got "
+            f"{kind_of(data)}"
+        )
     device = pick_device(config.device)
+    config.method_class()  # or an error before the data are read
     if data is None:
         dataset = load_dataset(config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth)
     else:
-        dataset = data if isinstance(data, Dataset) else Dataset.from_arrays(data)
-        config = replace(config, dataset=f"npz:{dataset.name}")
-    if config.dataset.startswith("npz:") and data is None:
-        # the run directory must find the file again from any folder
-        config = replace(config, dataset=f"npz:{npz_path(config.dataset).resolve()}")
+        dataset = as_dataset(data)
+        config = replace(config, dataset=f"{CUSTOM}{dataset.name}")
+    config = replace(config, dataset=type(config.dataset)(lasting_name(config.dataset)))
     splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
-    config = resolve(config, splits)
     notes: tuple[str, ...] = ()
-    if model is None:
-        generators.seed_all(derived_seed(config.seed, "weights"))
-        model = build_model(config, splits.num_classes, splits.train.x.shape[1:])
-    else:
+    if model is not None:
         model, notes = inner_module(model)
         config = replace(config, model=CUSTOM + type(model).__name__)
-    on_device = DeviceData.of(
-        splits,
-        device,
-        augment=config.data.augment or "none",
-        padding=config.data.padding,
-        pad_mode=config.data.pad_mode,
-    )
+    config = resolve(config, splits)
+    if model is None:
+        generators.seed_all(derived_seed(config.seed, "weights"))
+        model = build_model(config, splits.num_classes, splits.train.source.input_shape)
+    pool = Pool.of(splits, device, _settings(config, device))
     sizes = config.data.batch_size, config.data.meta_batch_size
-    few = torch.arange(min(2, *(size or 1 for size in sizes)), device=device)
-    x = load_batch(on_device.images, few, on_device.transform)
+    x: Any = pool.few(min(2, *(size or 1 for size in sizes)))
     with generators.kept():
         generators.seed_all(derived_seed(config.seed, "weights"))
-        model = with_weights(model, x)
+        model = with_weights(model, x, splits.train.source.noun)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"model {config.model} has no parameter to train: none requires a gradient")
     bf16 = config.precision == "bf16"
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
-    notes += Trial(model, str(config.model), x, splits.num_classes, autocast)()
-    prepared = Prepared(config, splits, on_device, model, device, notes)
+    notes += Trial(model, str(config.model), x, splits.num_classes, autocast, device, splits.train.source.noun)()
+    prepared = Prepared(config, splits, pool, model, device, x, notes)
     _check_layers(prepared)
     return prepared
+
+
+def _settings(config: TrainConfig, device: torch.device) -> Settings:
+    on_cuda = device.type == "cuda"
+    return Settings(
+        seed=config.seed,
+        augment=config.data.augment or "none",
+        padding=config.data.padding,
+        pad_mode=config.data.pad_mode,
+        standardise=config.data.standardise,
+        workers=config.data.workers,
+        # what the first layer would round its input to under autocast
+        dtype=torch.bfloat16 if on_cuda and config.precision == "bf16" else torch.float32,
+        memory_format=memory_format(device),
+    )
 
 
 def _check_layers(prepared: Prepared) -> None:

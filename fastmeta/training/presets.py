@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
-
-from fastmeta.data import InputError, Splits
-from fastmeta.methods import METHODS
-from fastmeta.methods.learned import LearnedLabels
-from fastmeta.training.config import TrainConfig
+from fastmeta.data import Features, InputError, Source, Splits
+from fastmeta.training.config import DataConfig, TrainConfig
 
 T = TypeVar("T")
 
@@ -59,6 +55,9 @@ ARRAYS = Preset(
     threads=None,
 )
 
+#: torch's own of AdamW; the presets' are of SGD
+ADAMW_LR, ADAMW_WEIGHT_DECAY = 1e-3, 1e-2
+
 
 def preset_noise(config: TrainConfig) -> str:
     """The label noise of a run: only the bundled digits are corrupted without being asked to."""
@@ -78,15 +77,20 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     """`config` with every None replaced, but for `out`, `threads` where torch chooses, and label_lr of fixed labels.
 
     Raises:
-        InputError: settings that do not fit the images.
+        InputError: settings that do not fit the samples.
     """
     preset = _preset(config)
-    height, width, channels = splits.train.x.shape[1:]
-    augment = config.data.augment or ("crop_flip" if channels >= 3 and min(height, width) >= 16 else "none")
-    if augment != "none" and config.data.padding >= min(height, width):
-        raise InputError(
-            f"data.padding must be smaller than the image, got {config.data.padding} for {height}×{width} pixels"
-        )
+    source = splits.train.source
+    check_options(config, source)
+    side, channels = _image(source.input_shape)
+    augment = config.data.augment
+    if "augment" in source.options:
+        augment = augment or ("crop_flip" if channels >= 3 and side >= 16 else "none")
+        if augment != "none" and config.data.padding >= side:
+            _, height, width = source.input_shape or ()
+            raise InputError(
+                f"data.padding must be smaller than the image, got {config.data.padding} for {height}×{width} pixels"
+            )
     batch_size = min(_or(config.data.batch_size, preset.batch_size), len(splits.train))
     data = replace(
         config.data,
@@ -94,29 +98,26 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         meta_batch_size=min(_or(config.data.meta_batch_size, preset.meta_batch_size), len(splits.meta)),
         augment=augment,
     )
+    sgd = config.optim.name == "sgd"
     optim = replace(
         config.optim,
-        lr=_or(config.optim.lr, preset.lr),
-        weight_decay=_or(config.optim.weight_decay, preset.weight_decay),
+        lr=_or(config.optim.lr, preset.lr if sgd else ADAMW_LR),
+        weight_decay=_or(config.optim.weight_decay, preset.weight_decay if sgd else ADAMW_WEIGHT_DECAY),
     )
     target_prob = _or(config.labels.target_prob, preset.target_prob)
-    if config.method == "instance_labels" and target_prob <= 1 / splits.num_classes:
-        raise InputError(
-            f"labels.target_prob must be above 1/C = {1 / splits.num_classes:g}, got {target_prob}: the given class "
-            "would not lead at the start"
-        )
-    labels = replace(config.labels, target_prob=target_prob)
+    lookahead = _or(config.labels.lookahead, "sgd" if sgd else repr(preset.lr))
+    labels = replace(config.labels, target_prob=target_prob, lookahead=lookahead)
     assert optim.lr is not None
-    method = METHODS[config.method]
-    if labels.label_lr is None and issubclass(method, LearnedLabels):
+    if labels.label_lr is None:
+        rate = labels.lookahead_rate or optim.lr
         if preset.instance_rate is not None and config.method == "instance_labels":
-            label_lr = preset.instance_rate * batch_size / optim.lr
+            label_lr: float | None = preset.instance_rate * batch_size / rate
         else:
-            one = method.family(torch.zeros(1, dtype=torch.int64), splits.num_classes, 0.5)
-            label_lr = one.default_label_lr(optim.lr, batch_size, max(1, _or(config.epochs, preset.epochs)))
+            visits = _or(config.epochs, preset.epochs)
+            label_lr = config.method_class().default_label_lr(rate, batch_size, visits, splits.num_classes)
         labels = replace(labels, label_lr=label_lr)
-    model = config.model or (preset.model if config.dataset == "digits" or min(height, width) >= 16 else "small_conv")
-    return replace(
+    model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
+    resolved = replace(
         config,
         noise=preset_noise(config),
         model=model,
@@ -127,6 +128,44 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         labels=labels,
         data=data,
     )
+    try:
+        resolved.method_class().check(resolved, splits.num_classes)
+    except ValueError as error:
+        raise InputError(error) from error
+    return resolved
+
+
+def check_options(config: TrainConfig, source: Source) -> None:
+    """InputError for an option of [data] that samples of this kind do not follow, by name."""
+    without = DataConfig()
+    about = {
+        "augment": "images",
+        "padding": "images",
+        "pad_mode": "images",
+        "standardise": "features",
+        "workers": "data sets that are not held in memory",
+    }
+    for name, kind in about.items():
+        value, default = getattr(config.data, name), getattr(without, name)
+        if name not in source.options and value not in (default, "none"):
+            raise InputError(
+                f"data.{name}={value} is about {kind}, and {config.dataset} holds others; leave it out (--data.{name})"
+            )
+
+
+def default_model(source: Source, of_images: str) -> str:
+    """For images by their size; an mlp for features; InputError where a source does not tell the shape of a sample."""
+    if source.input_shape is None:
+        raise InputError("samples that are no tensors need a model of your own: model= or package.module:factory")
+    side, _ = _image(source.input_shape)
+    if isinstance(source, Features) or not side:
+        return "mlp"
+    return of_images if side >= 16 else "small_conv"
+
+
+def _image(shape: tuple[int, ...] | None) -> tuple[int, int]:
+    """Shorter side and channels of (channels, height, width), zeros for other shapes."""
+    return (min(shape[1:]), shape[0]) if shape is not None and len(shape) == 3 else (0, 0)
 
 
 def _or(value: T | None, default: T) -> T:

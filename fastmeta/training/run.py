@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fastmeta._text import reason
 from fastmeta._version import __version__
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
-from fastmeta.methods import METHODS
+from fastmeta.training.config import TrainConfig
 from fastmeta.training.copies import copy_of
 from fastmeta.training.listener import Listener
 from fastmeta.training.prepare import Prepared
@@ -64,21 +64,21 @@ Draw = Callable[[Path, Mapping[str, Any], Any], Any]
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run: the first one at a step boundary, after its state was saved; a second one at once."""
 
-    def __init__(self, path: Path, signum: int, where: str, model: str | None = None) -> None:
+    def __init__(self, path: Path, signum: int, where: str, config: TrainConfig) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
         self.path, self.signum = path, signum
-        self.way = resume_command(path, model)  #: what to type to go on
+        self.way = resume_command(path, config)  #: what to type to go on
 
 
 @contextmanager
-def _writing(path: Path, model: str | None) -> Iterator[None]:
+def _writing(path: Path, config: TrainConfig) -> Iterator[None]:
     """A full disk ends the run at `path` in one line; what was saved before stays, and so does --resume."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
             f"cannot write {error.filename or path}: {error.strerror}; mend that and go on with: "
-            f"{resume_command(path, model)}"
+            f"{resume_command(path, config)}"
         ) from error
 
 
@@ -134,6 +134,16 @@ class Session:
                 f"the data are not those that {self.path} began with (other images, labels or order); "
                 "bring them back, or start a new run"
             )
+        if values["initial"] != self.prepared.initial_digest:
+            begun = {*values["done"], *([] if values["stage"] is None else [values["stage"]["name"]])}
+            to_come = [name for name in self.prepared.stages if name not in begun]
+            said = f"model= has other initial weights than the one that {self.path} began with"
+            if to_come:
+                raise InputError(
+                    f"{said}, and {', '.join(to_come)} would start from them; give the same one, such as made behind "
+                    "the same torch.manual_seed"
+                )
+            self._warn(f"{said}; the run's own go on")
         here = self._environment()
         for key, word in (("threads", "CPU threads"), ("device", "device"), ("torch", "torch")):
             if values["environment"][key] != here[key]:
@@ -155,15 +165,15 @@ class Session:
         self.saved = self._position()
 
     def _finished_files(self) -> tuple[str, ...]:
-        method = self.prepared.config.method
-        return result_files(METHODS[method].needs_meta) if method in self.done else ()
+        config = self.prepared.config
+        return result_files(config.method_class().learns_labels) if config.method in self.done else ()
 
     @property
     def _checkpoint(self) -> Path:
         return self.path / STATE
 
     def _writing(self) -> AbstractContextManager[None]:
-        return _writing(self.path, self.prepared.config.model)
+        return _writing(self.path, self.prepared.config)
 
     def _environment(self) -> dict[str, Any]:
         device = self.prepared.device
@@ -172,14 +182,15 @@ class Session:
 
     def _save(self) -> None:
         stage = self.stage
-        tensors = {} if stage is None else stage.tensors()
+        tensors, of_stage = ({}, None) if stage is None else stage.save()
         said = any("will not be bitwise" in text for text in (*self.warnings, *self.prepared.notes))
-        if stage is not None and stage.watch.unsaved and not said:
-            places = ", ".join(stage.watch.unsaved[:3])
+        if stage is not None and stage.parts.unsaved and not said:
+            places = ", ".join(stage.parts.unsaved[:3])
             self._warn(f"{stage.name}: a resumed run will not be bitwise: forward moves what cannot be saved: {places}")
         values = {
             "config": lasting(self.prepared.config),
             "fingerprint": self.prepared.fingerprint,
+            "initial": self.prepared.initial_digest,
             "environment": self._environment(),
             "done": self.done,
             "labels": self.labels,
@@ -187,7 +198,7 @@ class Session:
             "warnings": self.warnings,
             "metrics_bytes": self.metrics_bytes,
             "metrics_digest": self.metrics_digest.hexdigest(),
-            "stage": None if stage is None else stage.values(),
+            "stage": of_stage,
         }
         checkpoint.save(self._checkpoint, tensors, values)
         self.saved_at, self.saved = time.monotonic(), self._position()
@@ -210,7 +221,8 @@ class Session:
                 self.stage = prepared.stage(name)
             try:
                 try:
-                    self._run_stage(self.stage)
+                    with closing(self.stage):
+                        self._run_stage(self.stage)
                 except Diverged as error:
                     if name == config.method:
                         raise
@@ -243,7 +255,7 @@ class Session:
                 else:
                     saved = f"its weights are no longer finite; the last good state, {self.saved}, is"
                 where = f"in {stage.name} at step {stage.step} of {stage.total}; {saved}"
-                raise Interrupted(self.path, self.stop.signum, where, self.prepared.config.model)
+                raise Interrupted(self.path, self.stop.signum, where, self.prepared.config)
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
@@ -283,7 +295,7 @@ class Session:
     def _keep_main(self, stage: Stage) -> None:
         values: dict[str, Any] = {"model": self.prepared.config.model, "step": stage.step}
         # what only the forward keeps is beside the state_dict, where training has moved it: see module_state
-        module = stage.watch.state(constants=False)
+        module = stage.result.state(constants=False)
         values["beside"] = module.values
         tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
         write_atomically(self.path / "model.safetensors", checkpoint.pack(tensors, values))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import DeviceData, EpochSampler, TrainBatches, derived_seed, load_batch
+from fastmeta._numbers import as_real
+from fastmeta._text import reason, shown
+from fastmeta.data import EpochSampler, InputError, Pool, derived_seed
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
-from fastmeta.functional.network import pick_logits
-from fastmeta.methods import METHODS, Batch
+from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.meta.memory import OutOfMemory
+from fastmeta.methods import METHODS, Batch, Method
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.context import StageContext
+from fastmeta.training.device import memory_format
 from fastmeta.training.encoding import Decoder, Encoder
 from fastmeta.training.generators import host_state, seed_all, set_host_state
 from fastmeta.training.health import Health, label_rate_to_blame
 from fastmeta.training.label_metrics import label_figures
-from fastmeta.training.metrics import Accumulator, evaluate, means
+from fastmeta.training.metrics import evaluate, means
 from fastmeta.training.modes import looked_at
-from fastmeta.training.module_state import ModuleState, Watch, load_state
+from fastmeta.training.module_state import Watch
+from fastmeta.training.parts import Parts
 from fastmeta.training.schedule import lr_at, lr_share
 
 #: steps between two looks at the guards, each of which waits for the device
@@ -37,83 +45,126 @@ class Diverged(TrainingError):
 
 
 class Stage:
-    """Model, optimizer, method and position of one stage.
+    """Method and position of one stage.
 
     Args:
         name: the config's method, or noisy, union, clean: fixed labels on these rows.
         config: resolved.
         data: on the device to train on.
-        model: freshly initialised and this stage's own; moved to the device here.
+        build: makes a freshly initialised network by its name, this stage's own.
     """
 
-    def __init__(self, name: str, config: TrainConfig, data: DeviceData, model: nn.Module) -> None:
-        assert config.epochs is not None
+    def __init__(self, name: str, config: TrainConfig, data: Pool, build: Callable[[str], nn.Module]) -> None:
         assert config.data.batch_size is not None
         assert config.data.meta_batch_size is not None
         self.name, self.config, self.data = name, config, data
-        self.device = data.images.device
-        # channels-last is how the images lie, and what tensor cores want; oneDNN prefers the plain order
-        on_cuda = self.device.type == "cuda"
-        memory_format = torch.channels_last if on_cuda else torch.contiguous_format
-        self.model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
-        optim = config.optim
-        assert optim.lr is not None
-        assert optim.weight_decay is not None
-        self.optimizer = torch.optim.SGD(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=optim.lr,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-            weight_decay=optim.weight_decay,
-        )
+        self.device = data.device
+
+        def place(model: nn.Module) -> nn.Module:
+            return model.to(device=self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
+
         self.first, last = data.rows(name)
-        self.sums = Accumulator(self.device)
-        self.method = METHODS[config.method if name == config.method else "onehot"](
-            self.model,
-            self.optimizer,
-            data.targets[self.first : last],
-            data.num_classes,
-            target_prob=config.labels.target_prob,
-            label_dtype=getattr(torch, config.labels.dtype),
-            label_seed=derived_seed(config.seed, "label-rounding"),
-            label_lr=config.labels.label_lr,
-            lookahead=config.labels.lookahead_choice,
-            tangent=config.labels.tangent,
-            transform=TrainBatches(
-                data.images,
-                data.transform,
-                derived_seed(config.seed, "crops"),
-                # what the first layer would round its input to under autocast
-                dtype=torch.bfloat16 if on_cuda and config.precision == "bf16" else torch.float32,
-                memory_format=memory_format,
-            ),
-            sums=self.sums,
-            compile=config.compile,
-            approx=config.approx_choice,
-            micro_batch=config.micro_batch,
-        )
+        self.sampler, self.meta_sampler = self._samplers()
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
         self.steps_per_epoch = data.train_size // min(config.data.batch_size, data.train_size)
-        self.total = self.steps_per_epoch * config.epochs
-        seed, device = config.seed, self.device
-        self.sampler = EpochSampler(
-            last - self.first, config.data.batch_size, seed=seed, stream="train-order", device=device
+        self.total = self.steps_per_epoch * (config.epochs or 0)
+        self.method = self._method()
+        self.context = StageContext(
+            config,
+            data.targets[self.first : last],
+            data.num_classes,
+            batch_size=self.sampler.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            transform=data.source.transform,
+            build=build,
+            place=place,
         )
-        self.meta_sampler = EpochSampler(
-            data.meta_size, config.data.meta_batch_size, seed=seed, stream="meta-order", device=device
-        )
+        self.totals = self.context.totals
+        self._setup()
         self.step = 0
         self.seconds = 0.0
         self.best: tuple[float, int] | None = None  # test accuracy, epoch
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
         self.health = Health()
-        self.watch = Watch(self.model)
-        seed_all(derived_seed(seed, "random-layers"))
+        self._following = False  # whether the source has been told which batches will come
+        seed_all(derived_seed(config.seed, "random-layers"))
+
+    def _samplers(self) -> tuple[EpochSampler, EpochSampler]:
+        data, batches = self.data, self.config.data
+        device = torch.device("cpu") if data.source.rows_on_host else self.device
+        sizes = (data.rows(self.name)[1] - self.first, batches.batch_size), (data.meta_size, batches.meta_batch_size)
+        train, meta = (
+            EpochSampler(size, count or 1, seed=self.config.seed, stream=stream, device=device)
+            for (size, count), stream in zip(sizes, ("train-order", "meta-order"), strict=True)
+        )
+        return train, meta
+
+    def _follow(self) -> None:
+        """Tell the source which batches will come, from samplers of its own: it may be ahead of the steps."""
+        train, meta = self._samplers()
+
+        def plan(step: int) -> list[Tensor]:
+            rows = [train(step) + self.first]
+            return [*rows, meta(step) + self.data.train_size] if self.method.uses_meta_batch else rows
+
+        self.data.source.follow(plan, self.step, self.total)
+        self._following = True
+
+    def _method(self) -> Method:
+        if self.name != self.config.method:
+            return METHODS["onehot"]()
+        try:
+            return self.config.method_class()(self.config.options)
+        except InputError:
+            raise
+        except Exception as error:  # of a class of the user's
+            raise InputError(f"method {self.name} cannot be made: {reason(error)}") from error
+
+    def _setup(self) -> None:
+        """The method's models and optimizers, and what of them is saved; InputError for a method that cannot begin."""
+        try:
+            self.method.setup(self.context)
+            self.model = self.method.predictor()
+            named = dict(self.method.stateful())
+        except (InputError, OutOfMemory):
+            raise
+        except Exception as error:
+            if self.name in METHODS or self.name != self.config.method:
+                raise
+            raise InputError(f"method {self.name} fails in its setup: {reason(error)}") from error
+        if not isinstance(self.model, nn.Module):
+            raise InputError(f"method {self.name}: predictor() must return a torch.nn.Module, got {shown(self.model)}")
+        if self.method.learns_labels and not isinstance(self.method.labels, nn.Module):
+            raise InputError(f"method {self.name} learns labels and has none in self.labels behind its setup")
+        made = self.context.parts()
+        for name in named:
+            if name in made and named[name] is not made[name]:
+                raise InputError(
+                    f"method {self.name}: stateful() gives {name!r} to something else than the context did"
+                )
+        if self.method.labels is not None and not any(v is self.method.labels for v in named.values()):
+            named["labels"] = self.method.labels
+        if not any(self.model is v for v in (*made.values(), *named.values())):
+            named["predictor"] = self.model
+        self.parts = Parts({**made, **named})
+        self.result = Watch(self.model)  # what training will have moved of the run's model
+
+    def close(self) -> None:
+        """No more steps are taken: what reads samples ahead ends, and with it its hold on the run's directory."""
+        self.data.source.close()
+        self._following = False
 
     @property
     def epoch(self) -> int:
         """Whole epochs done."""
         return self.step // self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share (0, 1] of the way that labels go in a run, which is in proportion to the look-ahead's rate."""
+        if self.config.labels.lookahead_rate is not None:
+            return self.step / self.total
+        return lr_share(self.config.optim, self.step, self.total)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -121,21 +172,29 @@ class Stage:
     def take_step(self) -> None:
         """One optimizer step. Nothing waits for the device."""
         lr = lr_at(self.config.optim, self.step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        index = self.sampler(self.step)
-        step = torch.full((), self.step, device=self.device)  # by a fill: a copy from the host would wait
+        for optimizer in self.context.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        if not self._following:
+            self._follow()
+        source, index = self.data.source, self.sampler(self.step)
+        # by a fill: a copy from the host would wait
+        step = self.step if source.rows_on_host else torch.full((), self.step, device=self.device)
+        x = source.fetch(index + self.first, step, self.device)
         meta = None
-        if self.method.needs_meta:
+        if self.method.uses_meta_batch:
             rows = self.meta_sampler(self.step) + self.data.train_size
-            meta = (rows, step), self.data.targets[rows]
+            meta = source.fetch(rows, step, self.device), self.data.targets[rows.to(self.device)]
+        index = index.to(self.device)
         with self.autocast():
-            self.method.step(Batch((index + self.first, step), index, meta))
+            outcome = self.method.step(Batch(x, index, meta))
+        if not outcome.counted:
+            self.totals.add(outcome, self.context.targets[index])
         self.step += 1
 
     def check(self) -> None:
         """Raise a TrainingError if the last steps went wrong. Waits for the device."""
-        sums = self.sums.read()
+        sums = self.totals.read()
         if sums["index_skips"]:
             raise TrainingError(
                 f"{self.name}: {sums['index_skips']:.0f} rows of training batches were skipped: they pointed outside "
@@ -150,18 +209,21 @@ class Stage:
 
     def finite(self) -> bool:
         """Whether weights, momentum and labels are finite: a rate that is too large overflows in a finite step."""
-        params = self._optimized()
-        state = [t for p in params for t in self.optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
+        state: list[Tensor] = []
+        for optimizer in self.context.optimizers.values():
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                state += [p, *(t for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor))]
         labels = [] if self.method.labels is None else list(self.method.labels.state_dict().values())
-        return bool(all_finite([*params, *state, *labels]))
+        return bool(all_finite([*self.model.parameters(), *state, *labels]))
 
     def _which_rate(self) -> str:
         """The rate to lower, for an error; waits for the device."""
         optim, labels = self.config.optim, self.config.labels
-        if self.method.labels is not None and labels.label_lr is not None:
+        if isinstance(self.method.labels, InstanceLabels | ClassLabels) and labels.label_lr is not None:
             assert optim.lr is not None
             assert self.config.epochs is not None
-            usual = self.method.labels.default_label_lr(optim.lr, self.sampler.batch_size, self.config.epochs)
+            rate = labels.lookahead_rate or optim.lr
+            usual = self.method.labels.default_label_lr(rate, self.sampler.batch_size, self.config.epochs)
             if (why := label_rate_to_blame(self.method.labels, labels.label_lr, usual)) is not None:
                 return why
         return f"lower optim.lr, now {optim.lr}"
@@ -171,42 +233,43 @@ class Stage:
 
         A finite step may have thrown the weights so far that no further one is: logits tell.
         """
-        if self.sums.read()["streak"] or not self.finite():
+        if self.totals.read()["streak"] or not self.finite():
             return False
-        few = torch.arange(min(512, self.data.train_size), device=self.device)
+        few = self.data.few(min(512, self.data.train_size))
         # as if nobody had looked, because when this is asked goes by the clock
         with looked_at(self.model, self.device), torch.no_grad(), self.autocast():
-            logits = pick_logits(self.model(load_batch(self.data.images, few, self.data.transform)))
+            logits = pick_logits(call_model(self.model, few))
         return bool(logits.isfinite().all())
 
     def end_epoch(self) -> tuple[dict[str, Any], list[str]]:
         """Figures of the epoch that just ended, for one line of metrics, and new health warnings."""
         self.check()
-        learned = self.method.labels is not None
-        sums = self.sums.read()
+        sums = self.totals.read()
         record: dict[str, Any] = {
             "run": self.name,
             "epoch": self.epoch,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": lr_at(self.config.optim, self.step - 1, self.total),
             "nonfinite_steps": int(sums["nonfinite"]),
-            **means(sums, learned=learned),
+            **means(sums, meta=self.method.uses_meta_batch, learned=self.method.learns_labels),
         }
-        self.sums.reset()
+        self.totals.reset()
         record |= self.figures()
+        if own := self._own_figures():
+            record["method_figures"] = own
         warnings: list[str] = []
         if record["nonfinite_steps"]:
             warnings.append(f"{record['nonfinite_steps']} steps of epoch {self.epoch} were not finite and were skipped")
         if record.get("test_accuracy") is not None and record["ece"] is None:
             warnings.append(
-                f"at the end of epoch {self.epoch} some test images have logits that are not finite: they count as "
+                f"at the end of epoch {self.epoch} some test samples have logits that are not finite: they count as "
                 "wrong, and nll and ece are null"
             )
-        if self.method.labels is not None:
+        if isinstance(self.method.labels, InstanceLabels | ClassLabels):
             warnings += self.health.look(
                 self.method.labels,
                 self.config.labels.target_prob or 0.0,
-                lr_share(self.config.optim, self.step, self.total),
+                self.progress,
                 record["label_grad_norm"],
             )
         accuracy = record.get("test_accuracy")
@@ -220,47 +283,47 @@ class Stage:
         figures: dict[str, Any] = {}
         if self.data.test is not None:
             batch_size = max(512, self.config.data.batch_size or 0)
-            images, targets = self.data.test
-            figures |= evaluate(
-                self.model, images, targets, self.data.transform, batch_size=batch_size, autocast=self.autocast
-            )
+            source, targets = self.data.test
+            figures |= evaluate(self.model, source, targets, batch_size=batch_size, autocast=self.autocast)
         if self.method.labels is not None:
             figures |= label_figures(self.method.labels, self.data.y_true)
         return figures
 
+    def _own_figures(self) -> dict[str, float | None]:
+        """What the method measures of itself; InputError for what is no number."""
+        figures: dict[str, float | None] = {}
+        for name, value in self.method.figures().items():
+            number = None if value is None else as_real(value)
+            if value is not None and number is None:
+                raise InputError(
+                    f"method {self.name}: figure {shown(name)} must be a number or None, got {shown(value)}"
+                )
+            figures[str(name)] = number
+        return figures
+
     # -- state --------------------------------------------------------------------------------------------
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that :meth:`load` needs to go on bitwise."""
-        module = self.watch.state()
-        self._beside = module.values
-        state = {f"model.{k}": v for k, v in module.state.items()}
-        state |= {f"beside.{k}": v for k, v in module.beside.items()}
-        for i, p in enumerate(self._optimized()):
-            state |= {f"optimizer.{i}.{k}": v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)}
-        if self.method.labels is not None:
-            state |= {f"labels.{k}": v for k, v in self.method.labels.state_dict().items()}
-        state["sums"] = self.sums.values
+    def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Every tensor that :meth:`load` needs to go on bitwise, and the rest as JSON holds it."""
+        tensors, parts = self.parts.save()
+        tensors = {f"parts/{k}": v for k, v in tensors.items()}
+        tensors["totals"] = self.totals.values
         host = Encoder()
-        self._host = host(host_state())
-        state |= {f"host.{k}": v for k, v in host.tensors.items()}
-        state["rng.cpu"] = torch.get_rng_state()
+        host_values = host(host_state())
+        tensors |= {f"host/{k}": v for k, v in host.tensors.items()}
+        tensors["rng/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
-            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def values(self) -> dict[str, Any]:
-        """The rest of the state, as JSON holds it, beside what :meth:`tensors` has just given."""
-        return {
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        return tensors, {
             "name": self.name,
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
             "last": self.last,
             "warned": self.health.given,
-            "method": self.method.state_dict(),
-            "model": self._beside,
-            "host": self._host,
+            "parts": parts,
+            "teachers": self.context.teachers,
+            "host": host_values,
         }
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -269,23 +332,16 @@ class Stage:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        load_state(self.model, ModuleState(under("model."), under("beside."), values["model"]))
-        for i, p in enumerate(self._optimized()):
-            for key, value in under(f"optimizer.{i}.").items():
-                like = torch.empty_like(p) if value.shape == p.shape else value.to(p.device)
-                self.optimizer.state[p][key] = like.copy_(value)
-        if self.method.labels is not None:
-            self.method.labels.load_state_dict(under("labels."))
-        self.sums.values.copy_(tensors["sums"])
-        set_host_state(Decoder(under("host."))(values["host"]))
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        for path, seal in values["teachers"].items():
+            if self.context.teachers.get(path) != seal:
+                raise InputError(f"the teacher {path} is not the one that the run began with; bring that back")
+        self.parts.load(under("parts/"), values["parts"])
+        self.totals.values.copy_(tensors["totals"])
+        set_host_state(Decoder(under("host/"))(values["host"]))
+        torch.set_rng_state(tensors["rng/cpu"])
+        if self.device.type == "cuda" and "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
         self.step, self.seconds = values["step"], values["seconds"]
         self.best = None if values["best"] is None else (values["best"][0], values["best"][1])
         self.last = values["last"]
         self.health.given = list(values["warned"])
-        self.method.load_state_dict(values["method"])
-
-    def _optimized(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]

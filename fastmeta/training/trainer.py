@@ -107,4 +107,4 @@ def train(
                 if isinstance(interrupt, Interrupted):
                     raise
                 where = f"at once; the last saved state, {session.saved}, is"
-                raise Interrupted(path, signal.SIGINT, where, prepared.config.model) from None
+                raise Interrupted(path, signal.SIGINT, where, prepared.config) from None

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fastmeta.data import InputError
+from fastmeta.functional.call import call_model
 from fastmeta.training import generators
 from fastmeta.training.copies import copy_of
 from fastmeta.training.modes import evaluation
@@ -21,18 +23,18 @@ from fastmeta.training.rundir.checkpoint import pack
 _SEED = 1
 
 
-def with_weights(model: nn.Module, x: Tensor) -> nn.Module:
+def with_weights(model: nn.Module, x: Any, noun: str = "samples") -> nn.Module:
     """`model` itself, or for lazy layers a copy whose parameters have been made by a forward of `x`."""
     if not any(nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         return model
-    model = copy_of(model).to(x.device)
+    model = copy_of(model).to(_device_of(x))
     try:
         with torch.no_grad(), evaluation(model):
-            model(x)
+            call_model(model, x)
     except Exception as error:  # a module of the user's may raise anything
         raise InputError(
-            f"model {type(model).__name__} has lazy layers, whose weights a forward makes, and it fails on {len(x)} "
-            f"images of shape {tuple(x.shape[1:])}: {one_line(error)}"
+            f"model {type(model).__name__} has lazy layers, whose weights a forward makes, and it fails on "
+            f"{described(x, noun)}: {one_line(error)}"
         ) from error
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(t):
@@ -44,17 +46,21 @@ def with_weights(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 class Trial:
-    """A model on a few images `x`, (n, channels, height, width) on the device to train on."""
+    """A model on a few samples `x`, as it takes them, on the device to train on; `noun` is what people call these."""
 
     def __init__(
         self,
         model: nn.Module,
         name: str,
-        x: Tensor,
+        x: Any,
         num_classes: int,
         autocast: Callable[[], AbstractContextManager[Any]],
+        device: torch.device,
+        noun: str,
     ) -> None:
         self.initial, self.name, self.x, self.num_classes, self.autocast = model, name, x, num_classes, autocast
+        self.device, self.noun = device, noun
+        self.count = len(tree_leaves(x)[0])
 
     def __call__(self) -> tuple[str, ...]:
         """What the user should know before it starts. InputError, in one line, for what would fail later."""
@@ -98,7 +104,7 @@ class Trial:
         )
 
     def _copy(self) -> tuple[nn.Module, Watch]:
-        model = copy_of(self.initial).to(self.x.device)
+        model = copy_of(self.initial).to(self.device)
         return model, Watch(model)
 
     def _saved(self, watch: Watch, constants: bool) -> ModuleState:
@@ -148,10 +154,10 @@ class Trial:
         x, name = self.x, self.name
         try:
             with self.autocast():
-                output = model(x)
+                output = call_model(model, x)
         except Exception as error:
             raise InputError(
-                f"model {name} fails on {len(x)} images of shape {_of_image(x)} in {mode} mode: {one_line(error)}"
+                f"model {name} fails on {described(x, self.noun)} in {mode} mode: {one_line(error)}"
             ) from error
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
@@ -159,14 +165,15 @@ class Trial:
                 f"model {name} must return logits as a tensor or in an attribute .logits, got "
                 f"{type(output).__name__} in {mode} mode; wrap it in a module that returns the logits"
             )
-        if logits.shape != (len(x), self.num_classes):
+        if logits.shape != (self.count, self.num_classes):
             raise InputError(
                 f"model {name} must return logits (batch, {self.num_classes}), "
-                f"got {tuple(logits.shape)} for a batch of {len(x)}"
+                f"got {tuple(logits.shape)} for a batch of {self.count}"
             )
-        if not logits.is_floating_point() or logits.device != x.device:
+        if not logits.is_floating_point() or logits.device != self.device:
             raise InputError(
-                f"model {name} must return floating-point logits on {x.device}, got {logits.dtype} on {logits.device}"
+                f"model {name} must return floating-point logits on {self.device}, got {logits.dtype} on "
+                f"{logits.device}"
             )
         return logits
 
@@ -179,10 +186,16 @@ def _move(model: nn.Module) -> None:
                 p.mul_(1 + 2**-5).add_(2**-6)
 
 
-def _of_image(x: Tensor) -> tuple[int, ...]:
-    """(height, width, channels), as the user's arrays have it."""
-    channels, height, width = x.shape[1:]
-    return height, width, channels
+def described(x: Any, noun: str) -> str:
+    """A batch for messages: 2 images of shape (height, width, channels), as the user's arrays have it."""
+    if not isinstance(x, Tensor):
+        return f"a batch of {len(tree_leaves(x)[0])} {noun} of type {type(x).__name__}"
+    shape = tuple(x.shape[1:])
+    return f"{len(x)} {noun} of shape {(*shape[1:], shape[0]) if noun == 'images' else shape}"
+
+
+def _device_of(x: Any) -> torch.device:
+    return next((t.device for t in tree_leaves(x) if isinstance(t, Tensor)), torch.device("cpu"))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -40,6 +40,8 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     Numbers, truth values and texts of NumPy, pandas and torch are as good as Python's; an int counts as a float, any
     row of numbers as a tuple, a Path as a text.
     """
+    if hint is Any:
+        return value
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         (member,) = (m for m in get_args(hint) if m is not type(None))

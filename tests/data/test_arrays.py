@@ -44,7 +44,7 @@ def images_of_pil(mode="RGB"):
     ids=lambda x: type(x).__name__,
 )
 def test_images_in_other_containers(images):
-    assert np.array_equal(Dataset.from_arrays(arrays(x_train=images)).x_train, X_TRAIN)
+    assert np.array_equal(Dataset.from_arrays(arrays(x_train=images)).train.x, X_TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_images_in_other_containers(images):
 def test_labels_in_other_containers(labels):
     expected = np.arange(12) if isinstance(labels, range) else Y_TRAIN
     data = Dataset.from_arrays(arrays(y_train=labels, meta_index=[1], y_true=labels))
-    assert data.y_train.dtype == np.int64
-    assert np.array_equal(data.y_train, expected)
+    assert data.train.targets.dtype == np.int64
+    assert np.array_equal(data.train.targets, expected)
 
 
 class Column:
@@ -94,7 +94,7 @@ class Missing:
 
 def test_columns_of_pandas():
     data = Dataset.from_arrays(arrays(y_train=Column(Y_TRAIN.tolist())))
-    assert np.array_equal(data.y_train, Y_TRAIN)
+    assert np.array_equal(data.train.targets, Y_TRAIN)
     for given in (Column, list):
         refused(r"y_train\[3\] must be a class number, got <NA>", y_train=given([0, 1, 2, Missing(), *[0] * 8]))
     refused(r"y_train\[0\] must be a class number, got 'cat'", y_train=Column(["cat", "dog"] * 6))
@@ -106,8 +106,8 @@ def test_pandas_itself():
     pandas = pytest.importorskip("pandas")
     for dtype in ("int8", "Int64", "UInt16", "category", "object"):
         data = Dataset.from_arrays(arrays(y_train=pandas.Series(Y_TRAIN, index=np.arange(12)[::-1]).astype(dtype)))
-        assert np.array_equal(data.y_train, Y_TRAIN), dtype
-    assert np.array_equal(Dataset.from_arrays(arrays(y_train=pandas.DataFrame({"y": Y_TRAIN}))).y_train, Y_TRAIN)
+        assert np.array_equal(data.train.targets, Y_TRAIN), dtype
+    assert np.array_equal(Dataset.from_arrays(arrays(y_train=pandas.DataFrame({"y": Y_TRAIN}))).train.targets, Y_TRAIN)
     for names in (pandas.Series(list("abc")), pandas.Index(list("abc")), pandas.Categorical(list("abc"))):
         assert Dataset.from_arrays(arrays(class_names=names)).class_names == ("a", "b", "c")
     column = pandas.Series([0, 1, None] * 4, dtype="Int64")
@@ -138,7 +138,7 @@ def test_pandas_itself():
         ),
         ({"x_train": images_of_pil("P")}, r"x_train\[0\] is an image of PIL with a palette"),
         ({"x_train": images_of_pil("RGBA")[:2] + images_of_pil()[2:]}, r"x_train\[2\] is uint8 of shape \(5, 6, 3\)"),
-        ({"x_train": torch.tensor(X_TRAIN).float().requires_grad_()}, "must be uint8 images .* got float32"),
+        ({"x_train": torch.tensor(X_TRAIN).float().requires_grad_()}, "x_train float32; .* bring all to one kind"),
         ({"x_train": torch.empty(12, 5, 6, 3, dtype=torch.uint8, device="meta")}, "x_train cannot be made an array"),
         ({"x_train": torch.zeros(12, 5, 6, 3, dtype=torch.bfloat16)}, "x_train cannot be made an array"),
         ({"x_train": torch.zeros(12, 5).to_sparse()}, "x_train cannot be made an array"),
@@ -210,7 +210,7 @@ class Lazy(Mapping):
 
 
 def test_mappings_that_are_read_when_asked():
-    assert np.array_equal(Dataset.from_arrays(Lazy(None)).x_train, X_TRAIN)
+    assert np.array_equal(Dataset.from_arrays(Lazy(None)).train.x, X_TRAIN)
     for fail in ("x_train", "y_test", "class_names", "contains"):
         for error in (OSError("truncated file\nmore"), KeyError("no such key")):
             with pytest.raises(InputError, match=r"^arrays: \w+ cannot be read \((OSError|KeyError): ") as caught:

@@ -10,7 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from fastmeta.data import Dataset, InputError, load_dataset, npz
+from fastmeta.data import Dataset, InputError, load_dataset
+from fastmeta.data import npz_file as npz
 from tests.support.arrays import arrays
 
 
@@ -57,7 +58,8 @@ def at(tmp_path):
 
 
 def same(a: Dataset, b: Dataset):
-    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("x_train", "y_train", "x_test", "y_test"))
+    pairs = ((a.train, b.train), (a.test, b.test))
+    return all(np.array_equal(p.x, q.x) and np.array_equal(p.targets, q.targets) for p, q in pairs)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -75,7 +77,7 @@ def test_what_numpy_can_write_is_read(at, method, version):
     archive(at, method, **{k: npy(v, version=version) for k, v in turned.items()})
     data = load_dataset(f"npz:{at}")
     assert same(data, Dataset.from_arrays(given))
-    assert data.x_train.flags.c_contiguous
+    assert data.train.x.flags.c_contiguous
     assert data.class_names == ("a", "ü", "c")
 
 
@@ -265,8 +267,8 @@ def test_every_flipped_bit_and_every_length(at, tmp_path):
                 told = str(error)
                 assert told.isprintable() and str(other) in told  # noqa: PT018
             else:  # a flip may hide an array by its name: the two that must be there are whole
-                assert np.array_equal(data.x_train, whole.x_train)
-                assert np.array_equal(data.y_train, whole.y_train)
+                assert np.array_equal(data.train.x, whole.train.x)
+                assert np.array_equal(data.train.targets, whole.train.targets)
 
 
 def peak_of(call):

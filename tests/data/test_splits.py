@@ -6,7 +6,7 @@ import pytest
 from fastmeta.data import Dataset, InputError, split
 from fastmeta.data.noise import corrupt, parse
 from fastmeta.data.seeds import derived_seed, numpy_generator
-from fastmeta.data.sources import digits
+from fastmeta.data.sources.digits import digits
 
 
 def dataset(count=40, classes=4, **changes):
@@ -19,9 +19,9 @@ def test_digits_parts_share_no_row_and_noise_stays_out_of_the_clean_set():
     parts = split(data, noise="uniform:0.4", seed=0)
     assert (len(parts.train), len(parts.meta), len(parts.test)) == (1370, 30, 397)
     assert not set(parts.train.row) & set(parts.meta.row)
-    assert np.array_equal(parts.meta.y, data.y_train[parts.meta.row])
-    assert np.array_equal(parts.train.y_true, data.y_train[parts.train.row])
-    assert np.array_equal(parts.train.x, data.x_train[parts.train.row])
+    assert np.array_equal(parts.meta.y, data.train.targets[parts.meta.row])
+    assert np.array_equal(parts.train.y_true, data.train.targets[parts.train.row])
+    assert np.array_equal(parts.train.x, data.train.x[parts.train.row])
     wrong = (parts.train.y != parts.train.y_true).mean()
     assert parts.noise_rate == pytest.approx(wrong)
     # 0.4 * 9/10 with a standard deviation of sqrt(.36 * .64 / 1370) = 0.013
@@ -59,14 +59,14 @@ def test_clean_arrays_of_their_own_and_their_overlap_with_train():
     assert len(parts.train) == 40
     assert np.array_equal(parts.meta.x, x)
     assert parts.notes == ("the clean set has no image of 1 class(es): 3; it learns from the others",)
-    leak = np.concatenate([x, dataset().x_train[7:8]])
+    leak = np.concatenate([x, dataset().train.x[7:8]])
     with pytest.raises(InputError, match=r"share 1 image.*row 7 of x_train.*drop these rows"):
         split(dataset(x_meta=leak, y_meta=[0, 1, 2, 3]))
 
 
 def test_test_images_that_were_trained_on_are_said():
     """Of train, of the rows held out as clean, and of a clean set of its own."""
-    x = dataset().x_train
+    x = dataset().train.x
     own = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 1), dtype=np.uint8)
     new = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
     test = np.concatenate([new, x[5:7], own[:1]])
@@ -100,7 +100,7 @@ def test_a_clean_set_that_leaves_too_little():
 
 
 def test_uniform_noise_reaches_every_class_and_may_hit_the_true_one():
-    given = corrupt(np.zeros(20000, int), 10, "uniform:1", numpy_generator(0, "noise"))
+    given = corrupt(np.zeros(20000, int), None, 10, "uniform:1", numpy_generator(0, "noise"))
     counts = np.bincount(given, minlength=10)
     # binomial(20000, 0.1): standard deviation 42
     assert np.all(np.abs(counts - 2000) < 5 * 42)
@@ -110,7 +110,7 @@ def test_uniform_noise_reaches_every_class_and_may_hit_the_true_one():
     "spec", ["uniform", "uniform:2", "uniform:x", "pairs:0.4", "", "uniform:nan", None, 0.4, "x" * 10**6]
 )
 def test_unknown_noise(spec):
-    with pytest.raises(InputError, match="expected none or uniform:RATE"):
+    with pytest.raises(InputError, match=r"expected none, uniform:RATE or package.module:function:RATE"):
         parse(spec)
 
 

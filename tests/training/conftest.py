@@ -3,6 +3,7 @@
 import pytest
 
 from fastmeta import report, train
+from tests.support.plugs import plug  # noqa: F401
 
 #: a folder of this name has runs with their figures
 REAL = "with figures"

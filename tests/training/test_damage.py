@@ -81,9 +81,9 @@ HEAD = '"schema": "fastmeta.run", "schema_version"'
     ("name", "how", "message"),
     [
         ("summary.json", "cut", "summary.json cannot be read .* damaged"),
-        ("summary.json", "[]", "schema None None, this fastmeta reads fastmeta.run 1"),
-        ("summary.json", f"{{{HEAD}: 99}}", "schema fastmeta.run 99, this fastmeta reads fastmeta.run 1"),
-        ("summary.json", f"{{{HEAD}: 1}}", "num_classes is missing"),
+        ("summary.json", "[]", "schema None None, this fastmeta reads fastmeta.run 2"),
+        ("summary.json", f"{{{HEAD}: 99}}", "schema fastmeta.run 99, this fastmeta reads fastmeta.run 2"),
+        ("summary.json", f"{{{HEAD}: 2}}", "num_classes is missing"),
         ("model.safetensors", "cut", "model.safetensors cannot be read .* damaged"),
         ("model.safetensors", "bit", "its content and its digest differ"),
         ("model.safetensors", "gone", "model.safetensors cannot be read .*No such file"),

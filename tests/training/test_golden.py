@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastmeta.methods import METHODS, Batch
-from fastmeta.training.metrics import Accumulator
+from fastmeta.training.metrics import StepTotals
 
 FILE = Path(__file__).parent / "golden" / "curves.json"
 STEPS, ROWS, META, N, CLASSES, FEATURES = 20, 12, 10, 48, 5, 6
@@ -37,6 +37,38 @@ def network(kind):
     return model
 
 
+class Settings:
+    """The parts of a config that methods read."""
+
+    class labels:
+        target_prob, dtype, lookahead_choice, tangent = 0.7, "float64", "sgd", "auto"
+
+    seed, approx_choice, micro_batch = 0, None, None
+
+    def __init__(self, label_lr, compile):
+        self.labels.label_lr, self.compile = label_lr, compile
+
+
+class Given:
+    """The context of a method without a trainer."""
+
+    device, num_classes = torch.device("cpu"), CLASSES
+
+    def __init__(self, model, optimizer, targets, data, config):
+        self.made, self.targets, self.config = (model, optimizer), targets, config
+        self.transform, self.totals = Rows(data), StepTotals(self.device)
+
+    def network_input(self, x):
+        return self.transform(x, self.transform.tensors)
+
+    def model(self):
+        return self.made[0]
+
+    def optimizer(self, params):
+        assert [id(p) for p in params] == [id(p) for p in self.made[0].parameters()]
+        return self.made[1]
+
+
 class Rows:
     """The transform of the trainer's steps: row numbers into network input."""
 
@@ -56,10 +88,9 @@ def curve(name, compile, kind):
     x = centres[true] + 0.5 * wave(N + META, FEATURES, a=0.37)
     targets = true[:N].clone()
     targets[::4] = (targets[::4] + 1) % CLASSES
-    sums = Accumulator(torch.device("cpu"))
     rate = 40.0 if name == "instance_labels" else 0.3
-    options = {"label_dtype": torch.float64, "label_lr": rate, "compile": compile, "target_prob": 0.7}
-    method = METHODS[name](model, optimizer, targets, CLASSES, transform=Rows(x), sums=sums, **options)
+    method = METHODS[name]()
+    method.setup(Given(model, optimizer, targets, x, Settings(rate, compile)))
     if method.labels is not None:
         method.labels.to(torch.float64)
     records, norms = [], []
@@ -67,7 +98,7 @@ def curve(name, compile, kind):
         for group in optimizer.param_groups:
             group["lr"] = 0.2 * (1 + math.cos(math.pi * step / STEPS)) / 2
         index = (torch.arange(ROWS) * 5 + 7 * step) % N
-        meta = (torch.arange(N, N + META), true[N:]) if method.needs_meta else None
+        meta = (torch.arange(N, N + META), true[N:]) if method.uses_meta_batch else None
         out = method.step(Batch(index, index, meta))
         assert bool(out.finite)
         figures = [out.train_loss, out.meta_loss, None if out.entropy is None else out.entropy.mean()]

@@ -9,13 +9,17 @@ import torch
 from torch import nn
 
 from fastmeta import ClassLabels, InstanceLabels
-from fastmeta.data import Transform
+from fastmeta.data import Images, Settings
 from fastmeta.methods import Outcome
 from fastmeta.training.health import Health
 from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
-from fastmeta.training.metrics import Accumulator, evaluate, means
+from fastmeta.training.metrics import StepTotals, evaluate, means
 
 CPU = torch.device("cpu")
+
+
+def placed(images, targets):
+    return Images(images.numpy(), targets.numpy()).placed(Settings(), CPU, None)
 
 
 def test_evaluation_equals_a_plain_one_and_leaves_the_model_as_it_was():
@@ -25,9 +29,10 @@ def test_evaluation_equals_a_plain_one_and_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3))
     with torch.no_grad():
         model[1].weight *= 5
-    transform = Transform.of(images)
+    source = placed(images, targets)
+    transform = source.transform.transform
     buffers = [b.clone() for b in model.buffers()]
-    got = evaluate(model, images, targets, transform, batch_size=33, autocast=contextlib.nullcontext)
+    got = evaluate(model, source, targets, batch_size=33, autocast=contextlib.nullcontext)
     assert model.training
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
 
@@ -62,7 +67,7 @@ def test_rows_without_a_softmax_are_wrong_and_have_no_calibration():
         logits = whole.clone()
         logits[0] = torch.tensor(changed)
         model = Given(logits)
-        return evaluate(model, images, targets, Transform.of(images), batch_size=4, autocast=contextlib.nullcontext)
+        return evaluate(model, placed(images, targets), targets, batch_size=4, autocast=contextlib.nullcontext)
 
     assert figures([2.0, 0.0, 0.0])["test_accuracy"] == 1
     for bad in ([math.nan, 0, 0], [math.inf, 0, 0], [0, math.nan, 0], [math.nan] * 3, [-math.inf] * 3):
@@ -94,11 +99,11 @@ TARGETS = torch.tensor([0, 1, 2, 0])
 
 
 def test_means_leave_out_steps_that_were_not_finite():
-    sums = Accumulator(CPU)
+    sums = StepTotals(CPU)
     for o in (outcome(1.0), outcome(math.nan, finite=False), outcome(2.0)):
         sums.add(o, TARGETS)
     read = sums.read()
-    assert means(read, learned=True) == {
+    assert means(read, meta=True, learned=True) == {
         "train_loss": 1.5,
         "train_fit": 0.75,
         "meta_loss": 3.0,
@@ -109,17 +114,17 @@ def test_means_leave_out_steps_that_were_not_finite():
 
 
 def test_means_of_label_figures_are_over_the_steps_that_moved_labels():
-    sums = Accumulator(CPU)
+    sums = StepTotals(CPU)
     nothing = torch.tensor(math.nan)
     for o in (outcome(1.0), outcome(4.0)._replace(meta_loss=nothing, label_grad_norm=nothing), outcome(2.0)):
         sums.add(o, TARGETS)
-    figures = means(sums.read(), learned=True)
+    figures = means(sums.read(), meta=True, learned=True)
     assert (figures["train_loss"], figures["meta_loss"], figures["label_grad_norm"]) == (7 / 3, 3.0, 3.0)
     assert sums.read()["nonfinite"] == 0
 
 
 def test_streaks_run_on_over_the_end_of_an_interval():
-    sums = Accumulator(CPU)
+    sums = StepTotals(CPU)
     for finite in (False, False, True, False, False, False):
         sums.add(outcome(finite=finite), TARGETS)
     assert sums.read()["longest_streak"] == 3
@@ -133,7 +138,7 @@ def test_streaks_run_on_over_the_end_of_an_interval():
 
 
 def test_rows_skipped_for_their_logits_are_no_index_errors():
-    sums = Accumulator(CPU)
+    sums = StepTotals(CPU)
     sums.add(outcome(math.nan, finite=False, skipped=2, bad_rows=2), TARGETS)
     sums.add(outcome(1.0, finite=False, skipped=4), TARGETS)  # a tangent that is not finite
     assert sums.read()["index_skips"] == 0

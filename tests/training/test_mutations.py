@@ -122,7 +122,7 @@ def test_any_value_of_a_summary_that_is_signed(finished):
             place.pop(key, None)
             place[key] = before
     taken = {key for key, _ in passed}
-    assert not taken & {"schema", "num_classes", "image_shape", "class_names", "train_size", "model", "method", "seed"}
+    assert not taken & {"schema", "num_classes", "input_shape", "class_names", "train_size", "model", "method", "seed"}
     assert "nll" in taken  # which may be any number
 
 
@@ -141,7 +141,7 @@ def test_a_summary_that_claims_much_takes_no_memory(finished, monkeypatch):
         ({"num_classes": 5_000_000}, r"num_classes must be a whole number from 2 to 65536, got 5000000"),
         ({"num_classes": 60_000}, r"class_names has 2 names for num_classes 60000"),
         ({"num_classes": 60_000, "class_names": ["a"] * 60_000}, r"model.safetensors does not fit the ConvNet"),
-        ({"image_shape": [4, 4, 2**20]}, r"model.safetensors does not fit the ConvNet"),
+        ({"input_shape": [2**20, 4, 4]}, r"model.safetensors does not fit the ConvNet"),
         ({"train_size": 10**12}, r"its tables are not those of 1,000,000,000,000 labels of 2 classes"),
     ):
         claimed = true | changes
@@ -218,7 +218,13 @@ def test_a_checkpoint_that_somebody_made_by_hand(stopped):
         changed = {**values, "stage": {k: v for k, v in values["stage"].items() if k != key}}
         file.write_bytes(checkpoint.pack(tensors, changed))
         assert refused(train, resume=stopped, data=two_classes(), listener=Warnings()), key
-    for key in ("model.linear.weight", "model.features.1.running_mean", "sums", "rng.cpu"):
+    parts = values["stage"]["parts"]
+    for key in parts:
+        for value in (..., [], "text"):
+            changed = {k: v for k, v in parts.items() if k != key} | ({} if value is ... else {key: value})
+            file.write_bytes(checkpoint.pack(tensors, {**values, "stage": {**values["stage"], "parts": changed}}))
+            assert refused(train, resume=stopped, data=two_classes(), listener=Warnings()), (key, value)
+    for key in ("parts/model/state.linear.weight", "parts/labels/state.label_logits", "totals", "rng/cpu"):
         assert key in tensors
         for other in ({}, {key: torch.zeros(7, 5)}):
             file.write_bytes(checkpoint.pack({k: v for k, v in tensors.items() if k != key} | other, values))

@@ -44,7 +44,7 @@ def test_directory_holds_every_file(digits_run):
 def test_summary(digits_run):
     s = json.loads((digits_run.path / "summary.json").read_text())
     assert s == digits_run.summary
-    assert (s["schema"], s["schema_version"]) == ("fastmeta.run", 1)
+    assert (s["schema"], s["schema_version"]) == ("fastmeta.run", 2)
     assert (s["train_size"], s["meta_size"], s["test_size"], s["num_classes"]) == (1370, 30, 397, 10)
     assert list(s["baselines"]) == ["noisy", "union", "clean"]
     for stage in (s, *s["baselines"].values()):
@@ -77,9 +77,9 @@ def test_labels_file(digits_run):
         np.testing.assert_allclose(t["probability"], probs.max(1), rtol=1e-6)
         np.testing.assert_allclose(t["given_probability"], probs[np.arange(1370), t["given"]], rtol=1e-6)
         np.testing.assert_allclose(t["entropy"], -(probs * np.log(probs)).sum(1), rtol=1e-5)
-        from fastmeta.data.sources import digits
+        from fastmeta.data.sources.digits import digits
 
-        assert np.array_equal(digits(0).y_train[t["index"]], t["true"])
+        assert np.array_equal(digits(0).train.targets[t["index"]], t["true"])
 
 
 def test_load_run_gives_back_the_same(digits_run):
@@ -185,7 +185,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(method, compile, 
     # the first step threw the weights away, though it was finite itself: what was saved is the start
     assert f"the last good state, of {method} at step 0, is in {tmp_path / 'run/checkpoint'}" in str(caught.value)
     tensors, _ = checkpoint.load(tmp_path / "run/checkpoint/state.safetensors")
-    weights = [t for k, t in tensors.items() if k.startswith("model.")]
+    weights = [t for k, t in tensors.items() if k.startswith("parts/model/")]
     assert max(float(w.abs().max()) for w in weights) < 10
     assert not (tmp_path / "run/summary.json").exists()
     with pytest.raises(InputError, match="is not finished; go on with: fastmeta train --resume"):
@@ -226,7 +226,7 @@ def test_ten_bad_steps_leave_the_state_of_before(compile, tmp_path):
     tensors, values = checkpoint.load(tmp_path / "run/checkpoint/state.safetensors")
     assert values["stage"]["step"] == 10
     assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
-    assert float(tensors["model.calls"]) == 10
+    assert float(tensors["parts/model/state.calls"]) == 10
 
 
 def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):

@@ -22,7 +22,7 @@ def stage_of(method, tmp_path, model, **changes):
 
 
 def state(stage):
-    tensors = {k: v.clone() for k, v in stage.tensors().items() if not k.startswith(("rng", "sums"))}
+    tensors = {k: v.clone() for k, v in stage.save()[0].items() if not k.startswith(("rng", "totals"))}
     return tensors
 
 
@@ -38,18 +38,19 @@ def test_a_bad_step_changes_nothing_and_is_counted(method, compile, micro_batch,
     for _ in range(2):
         stage.take_step()
     before, bad = state(stage), [0, 0]
-    assert any(k.startswith("optimizer.") for k in before)
+    assert any(k.startswith("parts/optimizer/") for k in before)
     stage.model.bad = True
     for k in range(2):
         stage.take_step()
         after = state(stage)
-        bad[k] = int(stage.sums.read()["nonfinite"])
+        bad[k] = int(stage.totals.read()["nonfinite"])
         assert {k for k in before if not torch.equal(before[k], after[k])} == set()
     assert bad == [1, 2]
     stage.model.bad = False
     stage.take_step()
-    assert not torch.equal(stage.tensors()["model.head.weight"], before["model.head.weight"])
-    assert int(stage.sums.read()["nonfinite"]) == 2
+    weight = "parts/model/state.head.weight"
+    assert not torch.equal(stage.save()[0][weight], before[weight])
+    assert int(stage.totals.read()["nonfinite"]) == 2
     assert all(bool(p.isfinite().all()) for p in stage.model.parameters())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import reprlib
 import zipfile
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
     """labels.npz, and labels.safetensors for learned ones; returns the label figures of the summary."""
-    given = stage.method.targets
+    given = stage.context.targets
     y_true = stage.data.y_true
     labels = stage.method.labels
     if labels is None:
@@ -32,7 +33,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
         table = {"learned": given, "probability": one, "given_probability": one, "entropy": zero}
     else:
         table = learned_labels(labels)
-        write_atomically(path / "labels.safetensors", pack(labels.state_dict(), {"family": labels.family}))
+        write_atomically(path / "labels.safetensors", pack(labels.state_dict(), {"family": _family(labels)}))
     arrays = {
         "index": splits.train.row,
         "given": given.cpu().numpy(),
@@ -71,12 +72,22 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def load_labels(path: Path, size: int, num_classes: int) -> InstanceLabels | ClassLabels:
+def _family(labels: Any) -> str:
+    if isinstance(labels, InstanceLabels | ClassLabels):
+        return labels.family
+    return f"{type(labels).__module__}:{type(labels).__qualname__}"
+
+
+def load_labels(path: Path, size: int, num_classes: int) -> InstanceLabels | ClassLabels | None:
+    """None for a table of another family, which only its own method could read: labels.npz has what it says."""
     shapes, values = header(path)
     tables = {
         InstanceLabels.family: {"targets": (size,), "label_logits": (size, num_classes)},
         ClassLabels.family: {"targets": (size,), "alpha": (num_classes,)},
     }
+    if re.fullmatch(r"[\w.]+:[\w.<>]+", str(values.get("family"))):
+        unpack(path)
+        return None
     if values.get("family") not in tables:
         raise ValueError(f"it holds no labels but {reprlib.repr(values)}")
     if {k: v for k, v in shapes.items() if k != "label_step"} != tables[values["family"]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmeta.data.npz import NpzFile
+from fastmeta.data.npz_file import NpzFile
 from fastmeta.training.rundir.files import read
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastmeta.data import InputError
-from fastmeta.training.build import names_code
+from fastmeta.data.sources import parse
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
 
@@ -53,9 +53,9 @@ def result_files(learns_labels: bool) -> tuple[str, ...]:
     return ("model.safetensors", "labels.npz", *(["labels.safetensors"] if learns_labels else []))
 
 
-def resume_command(path: Path, model: str | None = None) -> str:
-    """What to type to go on with the run at `path` of the user's own `model`, where that is known."""
-    return command("--resume", str(path), *(["--trust-code"] if names_code(model) else []))
+def resume_command(path: Path, config: TrainConfig | None = None) -> str:
+    """What to type to go on with the run at `path`, which may need its code to be trusted, where that is known."""
+    return command("--resume", str(path), *(["--trust-code"] if config is not None and config.names_code() else []))
 
 
 def new_directory(config: TrainConfig) -> Path:
@@ -69,11 +69,12 @@ def new_directory(config: TrainConfig) -> Path:
 
 def _numbered(config: TrainConfig) -> Iterator[Path]:
     """runs/DATASET-METHOD-seedN, then the same with -2, -3, …"""
-    stem = Path(config.dataset.removeprefix("npz:")).stem
+    stem = parse(config.dataset).short
     source = "".join(c if c.isprintable() else "_" for c in stem)
+    method = config.method.rpartition(":")[2]
     number = 1
     while True:
-        end = f"-{config.method}-seed{config.seed}" + (f"-{number}" if number > 1 else "")
+        end = f"-{method}-seed{config.seed}" + (f"-{number}" if number > 1 else "")
         room = max(1, _MOST_NAME - len(end))
         # cut by characters, so that none is torn
         while len(os.fsencode(source)) > room:

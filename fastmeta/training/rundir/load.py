@@ -14,9 +14,8 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.losses import ClassLabels, InstanceLabels
-from fastmeta.methods import METHODS
 from fastmeta.training import generators
-from fastmeta.training.build import build_model, inner_module, kind_of, names_code
+from fastmeta.training.build import build_model, inner_module, kind_of
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.module_state import ModuleState, load_state
 from fastmeta.training.rundir.checkpoint import header, unpack
@@ -39,7 +38,7 @@ class Run:
     summary: dict[str, Any]  #: summary.json
     config: TrainConfig  #: resolved
     model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
-    labels: InstanceLabels | ClassLabels | None  #: the learned labels; None for methods with fixed ones
+    labels: InstanceLabels | ClassLabels | None  #: the learned labels; None for fixed ones, and for tables of others
 
     def __repr__(self) -> str:
         """What was trained on what, and what came out, in a few lines."""
@@ -88,7 +87,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
     _check_same_run(path, config, summary)
     model = _load_model(path, config, summary, model)
     labels = None
-    if METHODS[config.method].needs_meta:
+    if summary["learns_labels"]:
         size, num_classes = summary["train_size"], summary["num_classes"]
         labels = read(path / "labels.safetensors", lambda p: load_labels(p, size, num_classes))
     for name, seal in summary.get("files", {}).items():
@@ -121,8 +120,8 @@ def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], giv
 
     model = None if given is None else inner_module(given)[0]
     if model is None:
-        of_run = config, summary["num_classes"], summary["image_shape"]
-        bare = None if names_code(config.model) else _without_memory(*of_run)
+        of_run = config, summary["num_classes"], summary["input_shape"]
+        bare = None if "model" in config.names_code() else _without_memory(*of_run)
         if bare is not None and _shapes(bare) != shapes:
             raise misfit(bare)
         with generators.kept():  # reading a run leaves the caller's draws alone
@@ -137,11 +136,11 @@ def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], giv
     return model
 
 
-def _without_memory(config: TrainConfig, num_classes: int, image_shape: list[int]) -> nn.Module | None:
+def _without_memory(config: TrainConfig, num_classes: int, input_shape: list[int] | None) -> nn.Module | None:
     """The network as shapes alone; None for the few of torchvision's that cannot be had so."""
     try:
         with torch.device("meta"):
-            return build_model(config, num_classes, image_shape)
+            return build_model(config, num_classes, input_shape)
     except InputError:
         raise
     except Exception:

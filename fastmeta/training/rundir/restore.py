@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastmeta.data import InputError
-from fastmeta.training.build import CUSTOM
-from fastmeta.training.config import TrainConfig
+from fastmeta.training.config import CUSTOM, TrainConfig
 from fastmeta.training.rundir.files import digest_of, is_sealed, new_digest, parse_json, part_of, read
 from fastmeta.training.rundir.layout import STATE, SUMMARY, result_files
 from fastmeta.training.rundir.schema import anything, each, maybe, record, table, text, whole
@@ -28,7 +27,7 @@ _WAY = "bring it back, or start a new run"
 
 def check_same_kind(path: Path, config: TrainConfig, model: nn.Module | None, data: Data | None) -> None:
     """A resumed run needs the caller's own module and arrays again where it began with them, and only there."""
-    own_data = config.dataset.startswith("npz:") and not Path(config.dataset.removeprefix("npz:")).is_absolute()
+    own_data = config.dataset.startswith(CUSTOM)
     for own, given, what in (
         ((config.model or "").startswith(CUSTOM), model is not None, "model"),
         (own_data, data is not None, "data"),
@@ -71,6 +70,7 @@ _STATE_FORM = record(
     {
         "config": table(anything),
         "fingerprint": text,
+        "initial": maybe(text),
         "environment": record({"device": text, "threads": whole(1), "torch": text}),
         "done": table(STAGE_FORM),
         "labels": table(anything),  # of LABELS_FORM once the method's own stage is done

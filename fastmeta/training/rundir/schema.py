@@ -22,6 +22,17 @@ def text(value: Any, name: str) -> None:
         _refuse(value, name, "a text")
 
 
+def truth(value: Any, name: str) -> None:
+    if not isinstance(value, bool):
+        _refuse(value, name, "true or false")
+
+
+def real(value: Any, name: str) -> None:
+    """Any finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        _refuse(value, name, "a number")
+
+
 def one_of(*values: str) -> Form:
     def form(value: Any, name: str) -> None:
         if value not in values:

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta.data import Splits
 from fastmeta.data.dataset import MOST_CLASSES
-from fastmeta.methods import METHODS
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import new_digest, parse_json, read_bytes, to_json
 from fastmeta.training.rundir.layout import result_files
-from fastmeta.training.rundir.schema import anything, each, maybe, number, one_of, record, table, text, whole
+from fastmeta.training.rundir.schema import anything, each, maybe, number, real, record, table, text, truth, whole
 
 if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
 
 SCHEMA = "fastmeta.run"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def stage_summary(stage: Stage) -> dict[str, Any]:
@@ -32,6 +31,7 @@ def stage_summary(stage: Stage) -> dict[str, Any]:
         "nll": record.get("nll"),
         "ece": record.get("ece"),
         "train_fit": record.get("train_fit"),
+        **({"method_figures": record["method_figures"]} if "method_figures" in record else {}),
         "seconds": stage.seconds,
         "failed": None,
     }
@@ -59,13 +59,18 @@ def summary_of(
     labels_changed                  learned class differs from the given one
     labels_corrected, _spoiled      wrong labels put right, right ones made wrong
     wrong_label_average_precision   of 1 - p_learned[given] as a finder of wrong given labels
+    input_shape                     of one sample as the network takes it; null where that is no tensor
     noise_rate                      share of wrong given labels
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
+    lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without meta batch
+    uses_meta_batch, learns_labels  what the method does
+    method_figures                  what the method has measured of itself at the end
     files                           sizes and digests of the files that the run has written
     digest                          of all of this but the seconds: equal runs have equal ones
     """
+    method, shape = config.method_class(), splits.train.source.input_shape
     summary = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -73,16 +78,20 @@ def summary_of(
         "noise": splits.noise,
         "noise_rate": splits.noise_rate,
         "method": config.method,
+        "uses_meta_batch": method.uses_meta_batch,
+        "learns_labels": method.learns_labels,
         "model": config.model,
         "epochs": config.epochs,
         "seed": config.seed,
+        "optimizer": config.optim.name,
+        "lookahead": config.labels.lookahead if method.uses_meta_batch else None,
         "label_lr": config.labels.label_lr,
         "train_size": len(splits.train),
         "meta_size": len(splits.meta),
         "test_size": None if splits.test is None else len(splits.test),
         "num_classes": splits.num_classes,
         "class_names": list(splits.class_names),
-        "image_shape": list(splits.train.x.shape[1:]),
+        "input_shape": None if shape is None else list(shape),
         **main,
         **labels,
         "baselines": dict(baselines),
@@ -101,6 +110,7 @@ _STAGE = {
     "train_fit": _RATE,
     "seconds": number(0),
 }
+_BESIDE = {"failed": maybe(text), "method_figures": table(maybe(real))}
 _LABELS = {
     "label_accuracy_initial": _RATE,
     "label_accuracy_final": _RATE,
@@ -112,19 +122,23 @@ _LABELS = {
 }
 SEAL_FORM = record({"bytes": whole(), "digest": text})
 #: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
-STAGE_FORM, LABELS_FORM = record(_STAGE, {"failed": maybe(text)}), record(_LABELS)
+STAGE_FORM, LABELS_FORM = record(_STAGE, _BESIDE), record(_LABELS)
 SUMMARY_FORM = record(
     {
         "num_classes": whole(2, MOST_CLASSES),
-        "image_shape": each(whole(1, 2**20), 3),
+        "input_shape": maybe(each(whole(1, 2**20))),
         "class_names": each(text),
         "dataset": text,
         "noise": text,
         "noise_rate": _RATE,
-        "method": one_of(*METHODS),
+        "method": text,
+        "uses_meta_batch": truth,
+        "learns_labels": truth,
         "model": text,
         "epochs": whole(1),
         "seed": whole(),
+        "optimizer": text,
+        "lookahead": maybe(text),
         "label_lr": maybe(number(0)),
         "train_size": whole(1),
         "meta_size": whole(),
@@ -137,7 +151,7 @@ SUMMARY_FORM = record(
         "threads": whole(1),
     },
     {
-        "failed": maybe(text),
+        **_BESIDE,
         "files": record({}, dict.fromkeys(result_files(True), SEAL_FORM)),
         "digest": anything,
     },

@@ -1,4 +1,4 @@
-"""Batches from a device-resident set: which rows come next, and how uint8 images become network input."""
+"""How uint8 images on the device become network input."""
 
 from __future__ import annotations
 
@@ -9,35 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastmeta.data.seeds import torch_generator
 from fastmeta.ops import acc_dtype, load_images
-
-
-class EpochSampler:
-    """Batch number `step` of an endless run through `size` rows, shuffled anew for each pass, without replacement.
-
-    No row stands twice in a batch. A pass drops the partial last batch: shapes stay fixed, and each pass shuffles
-    anew, so no row is left out for long. A set smaller than a batch is one batch. The order is a function of
-    (seed, stream, pass).
-    """
-
-    def __init__(self, size: int, batch_size: int, *, seed: int, stream: str, device: torch.device) -> None:
-        self.size = size
-        self.batch_size = min(batch_size, size)
-        self.batches = size // self.batch_size
-        self._key = (seed, stream)
-        self._device = device
-        self._pass = -1
-        self._order = torch.empty(0, dtype=torch.int64)
-
-    def __call__(self, step: int) -> Tensor:
-        """Row numbers (batch_size,) int64 on the device."""
-        number, position = divmod(step, self.batches)
-        if number != self._pass:
-            generator = torch_generator(self._device, *self._key, number)
-            self._order = torch.randperm(self.size, generator=generator, device=self._device)
-            self._pass = number
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
 @dataclass(frozen=True)
@@ -113,8 +85,10 @@ class TrainBatches:
         return self.images, self.transform.center, self.transform.scale
 
     def __call__(self, x: tuple[Tensor, Tensor], tensors: Sequence[Tensor]) -> Tensor:
-        """x: rows (n,) int64 and the step, a 0-d int64 tensor on the device."""
+        """x: rows (n,) int64 and the step, a 0-d int64 tensor on the device; None: as they are, in float32."""
         (rows, step), (images, center, scale) = x, tensors
         transform = replace(self.transform, center=center, scale=scale)
+        if step is None:
+            return load_batch(images, rows, transform)
         batch = load_batch(images, rows, transform, seed=self.seed, step=step, dtype=self.dtype)
         return batch.contiguous(memory_format=self.memory_format)

@@ -1,0 +1,129 @@
+"""Samples that lie on the device as one tensor: uint8 images behind their kernel, and float features of any shape."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmeta.data.images import TrainBatches, Transform
+from fastmeta.data.seeds import derived_seed
+from fastmeta.data.source import Settings, Source, digest_of
+
+
+class _Arrays(Source):
+    """`x`, (N, ...) on the host, and `table`, the same on the device once it is placed."""
+
+    rows_on_host = False
+
+    def __init__(self, x: np.ndarray, targets: np.ndarray, class_names: tuple[str, ...] | None = None) -> None:
+        self._x, self.targets, self.class_names = x, targets, class_names
+        self.table: Tensor | None = None
+
+    @property
+    def x(self) -> np.ndarray:
+        return self._x
+
+    def take(self, rows: np.ndarray) -> Source:
+        return type(self)(self._x[rows], self.targets[rows], self.class_names)
+
+    def join(self, other: Source) -> Source:
+        if type(other) is not type(self):
+            return super().join(other)
+        x, y = np.concatenate([self._x, other.x]), np.concatenate([self.targets, other.targets])
+        return type(self)(x, y, self.class_names)
+
+    def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
+        return rows, step
+
+    def fingerprint(self) -> str:
+        return digest_of(self._x, self.targets)
+
+    def digests(self) -> Iterator[bytes]:
+        return (hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).digest() for x in self._x)
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.table is None else self.table.numel() * self.table.element_size()
+
+
+class Images(_Arrays):
+    """uint8 images (N, H, W, channels): crop, flip and normalisation in one kernel, inside of the step."""
+
+    noun = "images"
+    options = frozenset({"augment", "padding", "pad_mode"})
+    transform: TrainBatches
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        height, width, channels = self._x.shape[1:]
+        return channels, height, width
+
+    def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
+        placed = Images(self._x, self.targets, self.class_names)
+        placed.table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
+        if isinstance(like, Images):
+            transform = like.transform.transform
+        else:
+            crop = settings.augment != "none"
+            transform = Transform.of(
+                placed.table[:fit],
+                padding=settings.padding if crop else 0,
+                pad_mode=settings.pad_mode,
+                flip=settings.augment == "crop_flip",
+            )
+        placed.transform = TrainBatches(
+            placed.table,
+            transform,
+            derived_seed(settings.seed, "crops"),
+            dtype=settings.dtype,
+            memory_format=settings.memory_format,
+        )
+        return placed
+
+
+class Features(_Arrays):
+    """float32 samples (N, ...) of any shape, each number standardised by its mean and deviation over the train rows."""
+
+    options = frozenset({"standardise"})
+    transform: _Rows
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._x.shape[1:]
+
+    def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
+        placed = Features(self._x, self.targets, self.class_names)
+        table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
+        if isinstance(like, Features):
+            placed.center, placed.scale = like.center, like.scale
+        elif settings.standardise:
+            # on the host and in float64: the figures depend on no device
+            rows = self._x[:fit].astype(np.float64)
+            deviation = rows.std(0)
+            center, scale = rows.mean(0), 1 / np.where(deviation > 1e-12 * np.abs(rows).max(0), deviation, 1.0)
+            placed.center, placed.scale = (torch.from_numpy(np.asarray(v)).float().to(device) for v in (center, scale))
+        else:
+            placed.center = placed.scale = None
+        if placed.center is not None and placed.scale is not None:
+            table = (table - placed.center) * placed.scale
+        placed.table, placed.transform = table, _Rows(table)
+        return placed
+
+    center: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class _Rows:
+    """Rows of a table, gathered inside of the step."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.tensors: Sequence[Tensor] = (table,)
+
+    def __call__(self, x: Any, tensors: Sequence[Tensor]) -> Tensor:
+        rows, _ = x
+        return tensors[0].index_select(0, rows)

@@ -1,0 +1,35 @@
+"""Which rows come next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastmeta.data.seeds import torch_generator
+
+
+class EpochSampler:
+    """Batch number `step` of an endless run through `size` rows, shuffled anew for each pass, without replacement.
+
+    No row stands twice in a batch. A pass drops the partial last batch: shapes stay fixed, and each pass shuffles
+    anew, so no row is left out for long. A set smaller than a batch is one batch. The order is a function of
+    (seed, stream, pass).
+    """
+
+    def __init__(self, size: int, batch_size: int, *, seed: int, stream: str, device: torch.device) -> None:
+        self.size = size
+        self.batch_size = min(batch_size, size)
+        self.batches = size // self.batch_size
+        self._key = (seed, stream)
+        self._device = device
+        self._pass = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, step: int) -> Tensor:
+        """Row numbers (batch_size,) int64 on the device."""
+        number, position = divmod(step, self.batches)
+        if number != self._pass:
+            generator = torch_generator(self._device, *self._key, number)
+            self._order = torch.randperm(self.size, generator=generator, device=self._device)
+            self._pass = number
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]

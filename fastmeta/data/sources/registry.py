@@ -1,0 +1,98 @@
+"""Schemes by name, and the one parser of what names a data set."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from fastmeta._text import printable, reason, shown
+from fastmeta._trust import load_object
+from fastmeta.data.dataset import Dataset
+from fastmeta.data.errors import InputError
+from fastmeta.data.given import as_dataset
+from fastmeta.data.sources import digits, npz
+from fastmeta.data.sources.scheme import Choice
+
+#: a module per scheme: FORM as it is written, HELP, read(argument, choice) -> Dataset, and maybe lasting(argument)
+SCHEMES: dict[str, ModuleType] = {"digits": digits, "npz": npz}
+#: of data that were given in Python
+CUSTOM = "custom"
+_CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+
+
+class Name(NamedTuple):
+    """What a text stands for."""
+
+    scheme: str  # of `SCHEMES`, "custom" for data of the caller's own, or "" for code
+    argument: str
+
+    @property
+    def names_code(self) -> bool:
+        return not self.scheme
+
+    @property
+    def short(self) -> str:
+        """For a folder's name and a table's head."""
+        if self.names_code:
+            return self.argument.rpartition(":")[2]
+        return Path(self.argument).stem or self.scheme
+
+
+def forms() -> str:
+    """For messages and help: digits, npz:PATH or package.module:factory."""
+    return f"{', '.join(module.FORM for module in SCHEMES.values())} or package.module:factory"
+
+
+def parse(spec: str) -> Name:
+    """The parts of what names a data set. InputError for what names none; nothing is read or imported."""
+    if not isinstance(spec, str):
+        raise InputError(f"a data set is named by a text, {forms()}, got {shown(spec)}")
+    scheme, colon, argument = spec.partition(":")
+    known = SCHEMES.get(scheme)
+    if (known is not None and bool(colon) == (":" in known.FORM) and bool(argument) == bool(colon)) or (
+        scheme == CUSTOM and argument
+    ):
+        return Name(scheme, argument)
+    if known is None and _CODE.fullmatch(spec):
+        return Name("", spec)
+    hint = f"; did you mean npz:{printable(spec, 80)}?" if spec.endswith(".npz") else ""
+    raise InputError(f"dataset must be {forms()}, got {shown(spec)}{hint}")
+
+
+def lasting(spec: str) -> str:
+    """`spec` as a run directory keeps it: it finds the same data from any folder."""
+    name = parse(spec)
+    resolve = getattr(SCHEMES.get(name.scheme), "lasting", None)
+    return spec if resolve is None else f"{name.scheme}:{resolve(name.argument)}"
+
+
+def load_dataset(spec: str, *, seed: int = 0, given: str = "y_train", truth: str = "y_true") -> Dataset:
+    """The data set that `spec` names, of a scheme or of ``package.module:factory``, which is called without arguments.
+
+    `seed` chooses the split of the digits. `given` and `truth` name the arrays of a file that hold the labels to train
+    on and the right ones; the second may be absent.
+
+    Raises:
+        InputError: an unknown spec, a file that is missing or broken, arrays that do not fit each other, or a factory
+            that cannot be imported or fails.
+    """
+    name = parse(spec)
+    if name.scheme in SCHEMES:
+        return SCHEMES[name.scheme].read(name.argument, Choice(seed, given, truth))
+    if not name.names_code:
+        raise InputError(f"{spec} are data of the caller's own: pass them as data= to fastmeta.train")
+    try:
+        factory = load_object(spec)
+    except ValueError as error:
+        raise InputError(f"dataset: {error}") from error
+    if (given, truth) != ("y_train", "y_true"):
+        raise InputError(f"data.given and data.truth choose arrays of an npz file, and {spec} is none")
+    try:
+        made = factory()
+    except InputError:
+        raise
+    except Exception as error:  # of the user's
+        raise InputError(f"dataset {spec} is called as factory() and failed: {reason(error)}") from error
+    return as_dataset(made, name.short)

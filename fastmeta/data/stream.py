@@ -1,0 +1,203 @@
+"""Samples that a map-style data set gives one by one, for what does not fit: read ahead by a DataLoader's workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
+
+from fastmeta._numbers import as_whole
+from fastmeta._text import reason, shown
+from fastmeta.data.errors import InputError
+from fastmeta.data.seeds import derived_seed
+from fastmeta.data.source import Settings, Source, digest_of
+
+#: samples that stand for all in a fingerprint
+SAMPLED = 64
+_numpy: Any = np.random  # the old global generator, which transforms draw from
+
+
+class Stream(Source):
+    """A map-style ``torch.utils.data.Dataset`` of (x, y), where x is what a model takes of one sample.
+
+    What its transforms draw from torch, Python and NumPy is a function of (seed, step, row), so that neither the number
+    of workers nor a resumed run changes a batch.
+    """
+
+    options = frozenset({"workers"})
+
+    def __init__(
+        self, dataset: Any, targets: np.ndarray, class_names: tuple[str, ...] | None = None, seed: int = 0
+    ) -> None:
+        self.dataset, self.targets, self.class_names, self._seed = dataset, targets, class_names, seed
+        self.workers = 0
+        self._ahead: Iterator[Any] | None = None
+
+    @classmethod
+    def of(cls, dataset: Any, name: str) -> Stream:
+        """With the labels in the data set's `targets` or `labels`, else those that its samples say, read once."""
+        try:
+            size = len(dataset)
+        except Exception as error:
+            raise InputError(
+                f"{name}: a data set must be map-style, with len() and dataset[i]; {type(dataset).__name__} has no "
+                f"len() ({reason(error)})"
+            ) from error
+        if not size:
+            raise InputError(f"{name} is empty")
+        targets = _declared(dataset, size)
+        source = cls(dataset, np.zeros(size, np.int64) if targets is None else targets)
+        if targets is None:
+            source.targets = np.array([source._pair(row, None, name)[1] for row in range(size)], np.int64)
+        x, y = source._pair(0, None, name)
+        if y != source.targets[0]:
+            raise InputError(f"{name}: sample 0 has label {y} and targets[0] is {source.targets[0]}; which is right?")
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names):
+            source.class_names = tuple(names)
+        first = source._collated([x], name)
+        source.input_shape = tuple(first.shape[1:]) if isinstance(first, Tensor) else None
+        return source
+
+    def take(self, rows: np.ndarray) -> Source:
+        taken = Stream(Subset(self.dataset, list(map(int, rows))), self.targets[rows], self.class_names, self._seed)
+        taken.input_shape = self.input_shape
+        return taken
+
+    def join(self, other: Source) -> Source:
+        if not isinstance(other, Stream):
+            return super().join(other)
+        both: Dataset[Any] = ConcatDataset([self.dataset, other.dataset])
+        joined = Stream(both, np.concatenate([self.targets, other.targets]), self.class_names, self._seed)
+        joined.input_shape = self.input_shape
+        return joined
+
+    def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
+        placed = Stream(self.dataset, self.targets, self.class_names, settings.seed)
+        placed.input_shape, placed.workers = self.input_shape, settings.workers
+        return placed
+
+    def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
+        wanted = rows.tolist()
+        step = None if step is None else int(step)
+        batch = None
+        if self._ahead is not None and step is not None:
+            key, batch = next(self._ahead, (None, None))
+            if key != (step, wanted):  # somebody asks for something else than the plan: from here on without it
+                self._ahead = batch = None
+        if batch is None:
+            with _kept():
+                batch = self._collated([self._pair(row, step, "data")[0] for row in wanted], "data")
+        return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, batch)
+
+    def follow(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
+        if not self.workers:
+            return
+        loader = DataLoader(
+            _Samples(self),
+            batch_sampler=_Plan(plan, start, stop),
+            num_workers=self.workers,
+            collate_fn=self._batch,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._ahead = iter(loader)
+
+    def _batch(self, samples: list[tuple[int | None, int, Any]]) -> tuple[tuple[int | None, list[int]], Any]:
+        return (samples[0][0], [row for _, row, _ in samples]), self._collated([x for *_, x in samples], "data")
+
+    def close(self) -> None:
+        self._ahead = None  # whose end is that of its workers
+
+    def fingerprint(self) -> str:
+        rows = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64)).tolist()
+        parts: list[Any] = [len(self), np.asarray(self.targets)]
+        with _kept():
+            for row in rows:
+                tree_map(lambda t: parts.append(t.numpy() if isinstance(t, Tensor) else t), self._x(row))
+        return digest_of(*parts)
+
+    def _x(self, row: int) -> Any:
+        return self._collated([self._pair(row, None, "data")[0]], "data")
+
+    def _pair(self, row: int, step: int | None, name: str) -> tuple[Any, int]:
+        seed = derived_seed(self._seed, "samples" if step is None else f"samples of step {step}", row)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        _numpy.seed(seed % 2**32)
+        try:
+            pair = self.dataset[row]
+        except Exception as error:  # of a class of the user's
+            raise InputError(f"{name}: sample {row} cannot be read: {reason(error)}") from error
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputError(f"{name}: a data set must give (x, y), got {type(pair).__name__} for sample {row}")
+        label = as_whole(pair[1])
+        if label is None:
+            raise InputError(f"{name}: the label of sample {row} must be a class number, got {shown(pair[1])}")
+        return pair[0], label
+
+    def _collated(self, samples: list[Any], name: str) -> Any:
+        try:
+            return default_collate(samples)
+        except Exception as error:
+            raise InputError(
+                f"{name}: samples of type {type(samples[0]).__name__} cannot be stacked to a batch ({reason(error)}); "
+                "give tensors or arrays of one shape, such as by a transform"
+            ) from error
+
+
+class _Samples(Dataset[Any]):
+    """(step, row) -> (step, row, x), for workers."""
+
+    def __init__(self, stream: Stream) -> None:
+        # without the plan's iterator, which no other process can have
+        self._stream = Stream(stream.dataset, stream.targets, None, stream._seed)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, Any]:
+        step, row = key
+        return step, row, self._stream._pair(row, step, "data")[0]
+
+
+class _Plan:
+    """The batches to come, as lists of (step, row)."""
+
+    def __init__(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
+        self._plan, self._start, self._stop = plan, start, stop
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self._start, self._stop):
+            for rows in self._plan(step):
+                yield [(step, row) for row in rows.tolist()]
+
+
+def _declared(dataset: Any, size: int) -> np.ndarray | None:
+    """Labels that a data set of torchvision or of its like holds beside its samples."""
+    for name in ("targets", "labels"):
+        values = getattr(dataset, name, None)
+        if values is None:
+            continue
+        try:
+            array = np.asarray(values)
+        except Exception:
+            continue
+        if array.shape == (size,) and array.dtype.kind in "iu":
+            return array.astype(np.int64)
+    return None
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """After, the generators that samples draw from stand where they stood."""
+    before = torch.get_rng_state(), random.getstate(), _numpy.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        _numpy.set_state(before[2])

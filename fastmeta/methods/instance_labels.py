@@ -1,0 +1,42 @@
+"""One learned distribution per training sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastmeta.data.seeds import derived_seed
+from fastmeta.losses import InstanceLabels
+from fastmeta.methods.base import Context
+from fastmeta.methods.learned import LearnedLabels
+
+
+class InstanceLabelMethod(LearnedLabels):
+    """:class:`fastmeta.InstanceLabels` moved by :class:`fastmeta.MetaStep`."""
+
+    family = InstanceLabels
+
+    def make_labels(self, context: Context) -> InstanceLabels:
+        config = context.config
+        return InstanceLabels(
+            context.targets,
+            context.num_classes,
+            config.labels.target_prob,
+            dtype=getattr(torch, config.labels.dtype),
+            seed=derived_seed(config.seed, "label-rounding"),
+        )
+
+    @classmethod
+    def check(cls, config: Any, num_classes: int | None = None) -> None:
+        target_prob = config.labels.target_prob
+        if target_prob in (0, 1):
+            raise ValueError(
+                f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got {target_prob}: no "
+                "gradient leads back from an infinite logit; take 0.9"
+            )
+        if num_classes is not None and target_prob <= 1 / num_classes:
+            raise ValueError(
+                f"labels.target_prob must be above 1/C = {1 / num_classes:g}, got {target_prob}: the given class "
+                "would not lead at the start"
+            )

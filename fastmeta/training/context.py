@@ -1,0 +1,80 @@
+"""What a stage offers its method: see :class:`fastmeta.methods.Context`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.data import InputError
+from fastmeta.meta import InputTransform
+from fastmeta.training import optimizers
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.metrics import StepTotals
+from fastmeta.training.rundir.files import seal_of
+from fastmeta.training.rundir.load import load_run
+
+
+class StageContext:
+    """Hands out models and optimizers of one stage, and keeps them by name.
+
+    Args:
+        config: resolved.
+        targets: (N,) int64 given labels of the rows that the stage trains on, on its device.
+        build: makes a network by its name, on the host.
+        place: moves a network to where the stage trains.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        targets: Tensor,
+        num_classes: int,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        transform: InputTransform,
+        build: Callable[[str], nn.Module],
+        place: Callable[[nn.Module], nn.Module],
+    ) -> None:
+        assert config.epochs is not None
+        self.config, self.targets, self.num_classes, self.device = config, targets, num_classes, targets.device
+        self.epochs, self.steps_per_epoch, self.batch_size = config.epochs, steps_per_epoch, batch_size
+        self.transform, self.totals = transform, StepTotals(targets.device)
+        self._build, self._place = build, place
+        self.models: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.teachers: dict[str, Any] = {}  # path -> size and digest of the weights
+
+    def network_input(self, x: Any) -> Any:
+        return self.transform(x, self.transform.tensors)
+
+    def model(self, name: str = "model") -> nn.Module:
+        _check_new(name, self.models)
+        self.models[name] = self._place(self._build(name))
+        return self.models[name]
+
+    def optimizer(self, params: Iterable[Tensor], name: str = "optimizer") -> torch.optim.Optimizer:
+        _check_new(name, self.optimizers)
+        self.optimizers[name] = optimizers.build(self.config.optim, params)
+        return self.optimizers[name]
+
+    def teacher(self, path: str | Path, model: nn.Module | None = None) -> nn.Module:
+        run = load_run(path, model=model)
+        if run.summary["num_classes"] != self.num_classes:
+            raise InputError(f"the teacher {path} knows {run.summary['num_classes']} classes, not {self.num_classes}")
+        self.teachers[str(path)] = seal_of(run.path / "model.safetensors")
+        return self._place(run.model.requires_grad_(False)).eval()
+
+    def parts(self) -> dict[str, Any]:
+        return {**self.models, **self.optimizers}
+
+
+def _check_new(name: str, known: Iterable[str]) -> None:
+    if not isinstance(name, str) or not name or "/" in name:
+        raise InputError(f"a model or optimizer of a method is named by a text without a slash, got {name!r}")
+    if name in known:
+        raise InputError(f"the method asks for {name!r} twice; give the second one a name of its own")
