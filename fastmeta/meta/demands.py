@@ -77,10 +77,8 @@ def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer) -> dict[st
     return {name: p for name, p in loss.learned().items() if id(p) in held}
 
 
-def check_loss_optimizer(
-    loss: LearnableLoss, optimizer: torch.optim.Optimizer | None, model: nn.Module, label_lr: object
-) -> None:
-    """Raise a TypeError or ValueError for an optimizer or a rate of the loss that is missing or too much.
+def check_loss_optimizer(loss: LearnableLoss, optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
+    """Raise a TypeError or ValueError for an optimizer of the loss that is missing or too much.
 
     And for parameters that are not the loss's, or that are the model's too.
     """
@@ -92,8 +90,6 @@ def check_loss_optimizer(
                 "out, and give label_lr"
             )
         return
-    if label_lr is not None:
-        raise TypeError(f"label_lr is the rate of label families; {name} moves by loss_optimizer, which has its own")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"{name} needs loss_optimizer, a torch.optim.Optimizer of its parameters such as "

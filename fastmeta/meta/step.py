@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 
-from fastmeta._numbers import as_real, as_whole, shown
+from fastmeta._numbers import as_whole, shown
 from fastmeta.functional.call import plain
 from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.optimizers import drop_grads
@@ -28,15 +28,13 @@ from fastmeta.meta.engines.traced import CompileMode, GraphStep
 from fastmeta.meta.explanation import explanation
 from fastmeta.meta.gradient import check_batch, check_loss
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
+from fastmeta.meta.label_rate import LabelRate
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
 from fastmeta.meta.memory import explained
 from fastmeta.meta.micro import Cut, couples_rows, fits, refuse_coupled_rows
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
 from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent
-
-#: a look-ahead rate at most this (the start of a warm-up, the end of a cosine) moves no label by a default label_lr
-_NO_RATE = 1e-30
 
 
 class MetaStep:
@@ -105,7 +103,7 @@ class MetaStep:
         check_optimizer(optimizer)
         check_parameters(model, optimizer)
         check_loss(loss)
-        check_loss_optimizer(loss, loss_optimizer, model, label_lr)
+        check_loss_optimizer(loss, loss_optimizer, model)
         max_rows = None if micro_batch is None else as_whole(micro_batch)
         if micro_batch is not None and (max_rows is None or max_rows < 1):
             raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
@@ -115,8 +113,7 @@ class MetaStep:
         self.loss = loss
         self.loss_optimizer = loss_optimizer
         self.optimizer = optimizer
-        self.label_lr = label_lr
-        self._unequal_rates_told = False
+        self._rate = LabelRate(label_lr, loss)
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
@@ -243,20 +240,11 @@ class MetaStep:
     @property
     def label_lr(self) -> float | None:
         """eta: as it was given, or what the last step took; None before the first step takes the default."""
-        rate = self._given_label_lr if self._given_label_lr is not None else self._default_label_lr
-        return None if rate is None else float(rate)
+        return self._rate.now
 
     @label_lr.setter
     def label_lr(self, rate: float | None) -> None:
-        eta = None if rate is None else as_real(rate)
-        if rate is not None and (eta is None or not 0 <= eta < float("inf")):
-            raise ValueError(f"label_lr must be None or a finite number >= 0, got {shown(rate)}")
-        if rate is not None and not self.loss.moves_itself:
-            raise TypeError(
-                f"label_lr is the rate of label families; set the rate of {type(self.loss_optimizer).__name__}"
-            )
-        self._given_label_lr = eta
-        self._default_label_lr: Rate | None = None  # that of the last step
+        self._rate = LabelRate(rate, self.loss, self._rate.told)
 
     @property
     def labels(self) -> Any:
@@ -264,37 +252,12 @@ class MetaStep:
         return self.loss
 
     def _label_rate(self, network: Network, n: int) -> Rate | None:
-        """eta of a step on `n` rows, those of all ranks together; None of a loss that an optimizer moves."""
-        if not self.loss.moves_itself:
-            return None
-        if self._given_label_lr is not None:
-            return self._given_label_lr
+        if doubt := self._rate.doubt(self.loss, self._lookahead, self.optimizer):
+            self._warn(doubt, 3)
+        if self._rate.given is not None or not self.loss.moves_itself:
+            return self._rate.given
         moving = {name: network.params[name] for name in self.approx.moving(network)}
-        rate = self._lookahead.largest_rate(moving)
-        if isinstance(rate, Tensor):
-            eta: Rate = torch.where(rate > _NO_RATE, self.loss.default_label_lr(1.0, n) / rate, 0.0)
-        else:
-            eta = self.loss.default_label_lr(rate, n) if rate > _NO_RATE else 0.0
-        self._warn_of_unequal_rates()
-        self._default_label_lr = eta
-        return eta
-
-    def _warn_of_unequal_rates(self) -> None:
-        """Once; where rates lie on a device, at the first step alone, for to compare them waits for it."""
-        groups = self.optimizer.param_groups
-        if self._unequal_rates_told or len(groups) < 2 or not isinstance(self._lookahead.choice, str):
-            return
-        on_device = any(isinstance(group["lr"], Tensor) and group["lr"].is_cuda for group in groups)
-        rates = [float(group["lr"]) for group in groups]
-        self._unequal_rates_told = on_device or min(rates) < max(rates)
-        if min(rates) < max(rates):
-            listed = ", ".join(f"{rate:g}" for rate in rates)
-            self._warn(
-                f"label_lr=None: the optimizer's parameter groups have different rates ({listed}); label_lr goes by "
-                "the largest that the look-ahead takes, so that labels move no further than they should; pass label_lr "
-                "to choose it yourself",
-                4,
-            )
+        return self._rate.default(self.loss, self._lookahead, moving, n)
 
     def _graph_step(
         self,
@@ -403,7 +366,7 @@ class MetaStep:
         return explanation(
             self,
             lookahead=self._lookahead.choice,
-            fixed_rate=self._given_label_lr is not None,
+            fixed_rate=self._rate.given is not None,
             network=self._network,
             graphs=self._graphs,
             untraced=self._untraced,
@@ -419,7 +382,7 @@ class MetaStep:
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
         return {
-            "label_lr": self._given_label_lr,  # None follows the schedule, also after a resume
+            "label_lr": self._rate.given,  # None follows the schedule, also after a resume
             "plan": None if self.plan is None else asdict(self.plan),
             "steps": self.steps,
             "nonfinite_steps": int(self.nonfinite_steps),

@@ -67,7 +67,7 @@ def test_a_rate_on_a_device_is_not_read(monkeypatch):
     monkeypatch.setattr(step._lookahead, "largest_rate", lambda params: torch.tensor(0.5, dtype=torch.float64))
     step(case.train, case.meta)
     explicit(twin.train, twin.meta)
-    assert isinstance(step._default_label_lr, torch.Tensor)
+    assert isinstance(step._rate.taken, torch.Tensor)
     assert relative(labels.label_logits, own.label_logits) < 1e-14
 
 

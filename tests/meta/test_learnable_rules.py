@@ -266,7 +266,7 @@ def test_parameters_may_be_frozen_and_freed_on_the_way(compile):
 def test_the_rate_of_labels_is_not_that_of_another_loss():
     case = make("mlp", 5)
     step = built("transition", case)
-    with pytest.raises(TypeError, match="label_lr is the rate of label families; set the rate of Adam"):
+    with pytest.raises(TypeError, match="label_lr is the rate of label families; Transition moves by loss_optimizer"):
         step.label_lr = 3.0
 
 
