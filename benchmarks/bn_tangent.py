@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastmeta.bench import environment, results
+from fastmeta.bench import environment, result_files
 from fastmeta.bench.step_problem import Problem, StepConfig
 from fastmeta.bench.step_variants import VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
@@ -137,7 +137,7 @@ def main() -> None:
 
     share, win = total("derived") - total("primal"), total("derived") - total("two_pass")
     lines = [[str(r["shape"]), str(r["layers"]), *(f"{r[f.__name__]:.3f}" for f in FORMS)] for r in rows]
-    print(results.table(["shape", "layers", "primal ms", "+ derived ms", "+ two passes ms"], lines))
+    print(result_files.table(["shape", "layers", "primal ms", "+ derived ms", "+ two passes ms"], lines))
     print(f"step {step * 1e3:.1f} ms; tangents of BatchNorm take {share:.1%} of it; two passes would win {win:.1%}")
     if args.json is not None:
         command = f"python benchmarks/bn_tangent.py --model {args.model} --batch {args.batch} --device {args.device}"
@@ -149,7 +149,7 @@ def main() -> None:
             "tangent_share_of_step": share,
             "win_share_of_step": win,
         }
-        results.write(args.json, "bn tangent", content)
+        result_files.write(args.json, "bn tangent", content)
 
 
 if __name__ == "__main__":

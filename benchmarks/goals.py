@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmeta.bench.ops_run import LARGE
-from fastmeta.bench.results import replace, table
+from fastmeta.bench.result_files import replace, table
 from fastmeta.bench.step_variants import REFERENCE, is_plain
 from fastmeta.cli import bench
 

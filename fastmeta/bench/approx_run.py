@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastmeta.bench.approx_distance import NOISE_RATE, SEPARATION, ShortTraining
-from fastmeta.bench.results import number, table
+from fastmeta.bench.result_files import number, table
 from fastmeta.bench.step_problem import Problem, StepConfig, sizes
 from fastmeta.bench.step_run import flops_of
 from fastmeta.bench.step_variant import Variant

@@ -32,7 +32,7 @@ from fastmeta.bench.ops_row import (
     timed,
 )
 from fastmeta.bench.rates import copy_bandwidth
-from fastmeta.bench.results import number
+from fastmeta.bench.result_files import number
 from fastmeta.measure import Body
 
 CLASSES_CUDA = (10, 100, 256, 1000, 10_000, 21_841, 50_257, 65_536)

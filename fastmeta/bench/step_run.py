@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta._text import reason as one_line
 from fastmeta.bench.rates import matrix_rate
-from fastmeta.bench.results import number, table
+from fastmeta.bench.result_files import number, table
 from fastmeta.bench.step_check import Check, Unchecked, WrongStep, build
 from fastmeta.bench.step_launches import launches
 from fastmeta.bench.step_problem import Problem, Sizes, StepConfig, sizes

@@ -13,7 +13,7 @@ import torch
 
 from fastmeta import models
 from fastmeta._text import printable, printable_lines, reason
-from fastmeta.bench import approx_run, environment, ops_row, ops_run, results, step_run
+from fastmeta.bench import approx_run, environment, ops_row, ops_run, result_files, step_run
 from fastmeta.bench.step_problem import DTYPES, StepConfig
 from fastmeta.bench.step_variants import PRESETS, VARIANTS
 from fastmeta.cli import find_code_here
@@ -219,7 +219,7 @@ def main(argv: list[str]) -> int:
         if args.json is not None and args.json.is_dir():
             raise ValueError(f"--json must name a file, got the directory {args.json}")
         if args.json is not None:
-            results.check_writable(args.json)  # now, and not behind minutes of measuring
+            result_files.check_writable(args.json)  # now, and not behind minutes of measuring
         named = [getattr(args, "model", None), getattr(args, "inputs", None), *getattr(args, "models", [])]
         if any(name is not None and models.names_code(name) for name in named):
             find_code_here()
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> int:
         return 2
     if args.json is not None:
         recorded["cpu"]["threads"] = torch.get_num_threads()  # as the run has set them
-        results.write(args.json, args.command, {"environment": recorded, **content})
+        result_files.write(args.json, args.command, {"environment": recorded, **content})
         _say(f"wrote {args.json}")
     failures = content.get("failures", [])
     for failure in failures:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
-from fastmeta.report.table import percent, plain, result_table, title
+from fastmeta.report.result_table import percent, plain, result_table, title
 from fastmeta.training.listener import Listener
 from fastmeta.training.outlook import (
     LONG,

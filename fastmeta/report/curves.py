@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastmeta.report.result_table import title
 from fastmeta.report.style import axes_of, legend, line, target
-from fastmeta.report.table import title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

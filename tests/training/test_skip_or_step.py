@@ -9,7 +9,7 @@ from torch import nn
 
 from fastmeta import train
 from fastmeta.methods import METHODS
-from fastmeta.report.table import result_table
+from fastmeta.report.result_table import result_table
 from fastmeta.training import DataConfig, OptimConfig, TrainingError, load_run
 from fastmeta.training.prepare import prepare
 from tests.support.runs import Faulty, Warnings, config, two_classes

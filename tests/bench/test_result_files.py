@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastmeta
-from fastmeta.bench import environment, results
+from fastmeta.bench import environment, result_files
 from fastmeta.bench.rates import copy_bandwidth, matrix_rate
 from fastmeta.bench.step_launches import launches
 
@@ -32,7 +32,7 @@ def test_environment_record():
 
 
 def test_results_are_written_whole(tmp_path):
-    results.write(tmp_path / "new" / "a.json", "ops", {"rows": [1]})
+    result_files.write(tmp_path / "new" / "a.json", "ops", {"rows": [1]})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"schema": 1, "kind": "ops", "rows": [1]}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]
 
