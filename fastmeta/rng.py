@@ -37,7 +37,13 @@ def random_bits(seed: int, step: int | Tensor, row: Tensor, block: int | Tensor 
         row: int64, of the training set.
         block: counts draws of four words within a row. `step`, `row` and `block` broadcast.
     """
-    step, block = (torch.as_tensor(x, dtype=torch.int64, device=row.device) for x in (step, block))
+    # numbers are filled in on the device: a copy from the host could not be captured in a CUDA graph
+    step, block = (
+        x.to(row.device, torch.int64)
+        if isinstance(x, Tensor)
+        else torch.full((), x, dtype=torch.int64, device=row.device)
+        for x in (step, block)
+    )
     counter = (block & _MASK, step & _MASK, row & _MASK, (row >> 32) & _MASK)
     return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
 

@@ -21,12 +21,15 @@ __global__ void __launch_bounds__(G::kBlock) row_dot_kernel(RowDotArgs a) {
   const T* x_row = row_of<T>(a.a, i);
   const T* y_row = row_of<T>(a.b, i);
   Piece<T, Cols> x, y;
-  A sum = 0;
+  A sums[Cols::kWidth] = {};  // one for each column of a slot: chains of additions are shorter, and so is their rounding
   for_chunks(Cols(x_row, a.C, group.rank()), Cols::chunks(x_row, a.C), [&](const Cols& cols) {
     x.load(x_row, cols, Fill::kZero);
     y.load(y_row, cols, Fill::kZero);
-    x.each(cols, [&](int s, int w) { sum += x.at(s, w) * y.at(s, w); });
+    x.each(cols, [&](int s, int w) { sums[w] += x.at(s, w) * y.at(s, w); });
   });
+  A sum = 0;
+#pragma unroll
+  for (int w = 0; w < Cols::kWidth; ++w) sum += sums[w];
   group.sum(sum);
   if (group.leader()) static_cast<A*>(a.out)[i] = sum;
 }

@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(G::kBlock) hvp_kernel(HvpArgs a) {
     v.load(v_row, cols, Fill::kZero);
     q.raise(z.max(cols, q.max));
     z.each(cols, [&](int s, int w) { q.add(z.at(s, w), v.at(s, w)); });
+    q.sum += z.poison(cols);
   });
   A mass = 0;
   if (!kLabelGrad && a.probs.data != nullptr) mass = thread_mass<A, GroupOf>(a.probs, i, a.C);

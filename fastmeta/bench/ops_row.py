@@ -63,6 +63,10 @@ class OpsRow:
     notes: dict[str, str]  # peer -> why it is absent, or was not timed like the others
 
 
+#: the fused operation launched from the host, for the ratio to what no CUDA graph holds
+FROM_HOST = "fused, from the host"
+
+
 class WrongResult(AssertionError):
     """A fused operation disagrees with its twin: it is not timed."""
 
@@ -104,7 +108,11 @@ def timed(case: Prepared, operation: str, n: int, C: int, dtype: str, *, config:
         C=C,
         dtype=dtype,
         microseconds={k: t.median * 1e6 for k, t in timings.items()},
-        speedup={k: t.ratio_to(fused) for k, t in timings.items() if k != "fused"},
+        speedup={
+            k: t.ratio_to(timings[FROM_HOST] if k in uncaptured else fused)
+            for k, t in timings.items()
+            if k not in ("fused", FROM_HOST)
+        },
         gigabytes_per_second=bandwidth / 1e9,
         share_of_copy=bandwidth / copy,
         error=case.errors,
@@ -128,6 +136,10 @@ def _time(
             if name == "fused":
                 raise
             captured[name] = calls, 1
-            notes[name] = f"timed from the host, not captured in a graph: {reason(error)}"
+            notes[name] = (
+                f"timed from the host, as the fused one beside it: no graph holds it, {reason(error)}"
+            )
+    if notes:
+        captured[FROM_HOST] = bodies["fused"], 1
     timings = interleave({k: calls for k, (calls, _) in captured.items()}, device, seconds=config.seconds)
     return {k: Timing(tuple(s / captured[k][1] for s in t.seconds)) for k, t in timings.items()}, notes

@@ -212,20 +212,34 @@ def budget(op: Op, b: Batch, name: str, truth: torch.Tensor) -> tuple[torch.Tens
     if op.name == "soft_cross_entropy_label_grad":
         return ulp(2 * pull.unsqueeze(1).expand_as(truth), b.dtype), b.dtype
     if op.name == "row_dot":
-        return ulp(2 * (logits * u).norm(dim=-1), wide), wide  # what the partial sums of a random walk reach
+        # what the partial sums of a random walk reach; a sum in another order than torch's walks as far from its own
+        return max(1, b.num_classes**0.5 / 32) * ulp(2 * (logits * u).norm(dim=-1), wide), wide
     if name == "loss":
         return ulp(logits.abs().amax(-1).maximum(truth.abs()), wide), wide
     if name == "entropy":
         labels = double(b.table) if op.name.startswith("instance") else double(b.alpha)
-        return ulp(labels.abs().amax().clamp_min(math.log(b.num_classes)).expand_as(truth), wide), wide
+        # of moved labels, which carry the rounding of their step; the slope in alpha is up to 1 + log C
+        size = labels.abs().amax().clamp_min(max(1 + math.log(b.num_classes), 1.0) * max(1.0, moved(op, b)))
+        return ulp(size.expand_as(truth), wide), wide
     if name == "alignment":
-        return ulp(pull, wide), wide
+        return ulp(2 * pull, wide), wide  # the difference of two means of u
     if name == "v":
-        return ulp(1.5 * torch.ones_like(truth), b.dtype), b.dtype  # weights go up to 1.5
+        return ulp(1.5 * max(1.0, moved(op, b)) * torch.ones_like(truth), b.dtype), b.dtype  # weights go up to 1.5
     assert name in WRITTEN
     label = b.alpha if op.name.startswith("class") else b.table[b.index] if name == "new_rows" else b.table
-    most = max(u.abs().max().item(), 1.0) * SCALE * LABEL_LR * 1.5  # of one gradient term
-    return ulp(double(label).abs().clamp_min(most), label.dtype), label.dtype
+    return ulp(double(label).abs().clamp_min(one_term(b)), label.dtype), label.dtype
+
+
+def one_term(b: Batch) -> float:
+    """The largest that one gradient term moves a label by."""
+    return max(double(b.u).abs().max().item(), 1.0) * SCALE * LABEL_LR * 1.5
+
+
+def moved(op: Op, b: Batch) -> float:
+    """What a step moves a label by: one term of a row, a random walk of the terms of a class."""
+    if "step" not in op.name:
+        return 0.0
+    return one_term(b) * (max(1.0, b.n / b.num_classes) ** 0.5 if op.name.startswith("class") else 1.0)
 
 
 def check(op: Op, b: Batch) -> None:

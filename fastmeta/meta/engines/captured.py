@@ -38,7 +38,12 @@ def record_cuda(body: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor],
                 outputs = body()
     finally:
         current.wait_stream(side)
-    return outputs, graph.replay
+
+    def replay() -> None:
+        graph.replay()
+
+    replay.reads = body  # type: ignore[attr-defined]  # memory that the graph reads lives as long as who made it
+    return outputs, replay
 
 
 class Captured:

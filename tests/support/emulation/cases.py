@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -210,6 +211,36 @@ def soft_cross_entropy_hvp() -> Iterator[Case]:
 
 def soft_cross_entropy_label_grad() -> Iterator[Case]:
     return _directions("soft_cross_entropy_label_grad", reference.soft_cross_entropy_label_grad)
+
+
+def bad_logits() -> Iterator[Case]:
+    """A row of logits that holds a NaN or an infinity has no result at all, and the others have theirs."""
+    outputs = {
+        "soft_cross_entropy": ("loss", "lse"),
+        "soft_cross_entropy_hvp": ("out",),
+        "soft_cross_entropy_label_grad": ("out",),
+    }
+    for seed, (launcher, value, (t, C)) in enumerate(
+        itertools.product(outputs, (NAN, INF, -INF), ((F32, 10), (BF16, 100), (F64, 33), (F32, 5000)))
+    ):
+        make = Maker(seed)
+        logits = make.normal(3, C, scale=3)
+        logits[1, C // 2] = value
+        tensors = {"logits": make.matrix(logits, t)}
+        if launcher == "soft_cross_entropy":
+            tensors["probs"] = make.matrix(make.normal(3, C).softmax(-1), t)
+            tensors |= {name: torch.full((3,), -77.0, dtype=acc(t)) for name in outputs[launcher]}
+        else:
+            tensors["v"] = make.matrix(make.normal(3, C), t)
+            tensors["out"] = empty_like(tensors["v"])
+
+        def check(out: dict, names: tuple = outputs[launcher]) -> None:
+            for name in names:
+                rows = out[name].reshape(3, -1)
+                assert rows.isnan().all(1).tolist() == [False, True, False], name
+                assert rows[::2].isfinite().all(), name
+
+        yield Case(f"{launcher} {value} {t} C={C}", Call(launcher, n=3, C=C, **tensors), check)
 
 
 def row_dot() -> Iterator[Case]:

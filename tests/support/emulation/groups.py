@@ -11,6 +11,7 @@ BOTH = [
     cases.soft_cross_entropy_backward,
     cases.soft_cross_entropy_hvp,
     cases.soft_cross_entropy_label_grad,
+    cases.bad_logits,
     cases.row_dot,
     cases.instance_loss,
     cases.instance_label_step,
