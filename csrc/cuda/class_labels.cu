@@ -53,7 +53,7 @@ __device__ void loss_of_row(Group& group, const Args& a, int64_t i, int64_t y, a
   if (bad) weight = quiet_nan<A>();  // and with it all of v
   if (group.leader()) {
     const A y_below = below(q.max, to_acc(z_row[y]));
-    static_cast<A*>(a.loss)[i] = bad ? quiet_nan<A>() : class_loss_from(alpha, a.C, y_below, others, log(q.sum));
+    static_cast<A*>(a.loss)[i] = bad ? quiet_nan<A>() : class_loss_from(alpha, a.C, y_below, others, q.log());
     static_cast<A*>(a.entropy)[i] = bad ? quiet_nan<A>() : class_entropy(alpha, a.C);
   }
   const A over = 1 / q.sum, p_y = 1 - alpha, p_other = class_other(alpha, a.C);
@@ -61,7 +61,7 @@ __device__ void loss_of_row(Group& group, const Args& a, int64_t i, int64_t y, a
     if constexpr (!G::kResident) z.load(z_row, cols, Fill::kLowest);
     write_row(row_of<T>(a.v, i), cols, [&](int s, int w) {
       const A p = cols.of(s) + w == static_cast<int>(y) ? p_y : p_other;
-      return dlogits(exp_below(z.at(s, w) - q.max) * over, p, A(1), weight);
+      return dlogits(exp_below(z.at(s, w), q.max) * over, p, A(1), weight);
     });
   });
 }
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(G::kBlock) class_update_kernel(ClassLabelStepA
 void class_loss(const ClassLossArgs& a, void* stream) {
   with_dtype(a.logits.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
-    with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
+    with_geometry<T>(a.n, a.C, max_lead<T>(a.logits), [&](auto g) {
       using G = decltype(g);
       launch<G>(class_loss_kernel<T, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream, "class_loss");
     });
@@ -198,7 +198,7 @@ void class_label_step(const ClassLabelStepArgs& a, void* stream) {
                   "class_label_step");
       });
     });
-    with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
+    with_geometry<T>(a.n, a.C, max_lead<T>(a.logits), [&](auto g) {
       using G = decltype(g);
       launch<G>(class_update_kernel<T, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream, "class_label_step");
     });

@@ -20,11 +20,61 @@ namespace {
 // Kernels
 // ---------------------------------------------------------------------------------------------------------
 
+// Where the operands of a resident row lie, and how many blocks a multiprocessor shall hold. Long rows leave room for
+// one or two blocks if registers hold them: what is read again waits in shared memory then (Parked).
+template <class G>
+constexpr bool parks() {
+  return G::kResident && G::kThreads >= 512;
+}
+template <bool kPark, class S, class Cols, class G>
+using Held = std::conditional_t<kPark, Parked<S, Cols, G::kBlock>, Piece<S, Cols>>;
+
+// A held operand, with its part of the block's shared memory
+template <class H>
+__device__ H held(unsigned char*& memory) {
+  if constexpr (requires { H::kBytes; }) {
+    H h(memory);
+    memory += H::kBytes;
+    return h;
+  } else {
+    return H();
+  }
+}
+template <class H>
+constexpr size_t held_bytes() {
+  if constexpr (requires { H::kBytes; }) {
+    return H::kBytes;
+  } else {
+    return 0;
+  }
+}
+
 template <class T, class L, class G>
-__global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossArgs a) {
+struct LossPlan {
+  using Cols = Columns<G, slot_width<T, L>()>;
+  using Labels = Held<parks<G>(), L, Cols, G>;
+  static constexpr int kBlocks = !parks<G>() ? 1 : G::kCluster > 1 ? 4 : 2;
+  static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
+  static constexpr size_t kSharedBytes = kGroupBytes + held_bytes<Labels>();
+};
+
+template <class T, class U, class L, class G>
+struct StepPlan {
+  using Cols = Columns<G, slot_width<T, U, L>()>;
+  using Tangents = Held<parks<G>(), U, Cols, G>;
+  using Labels = Held<parks<G>(), L, Cols, G>;
+  // one block less where rows are rounded with draws, which take registers
+  static constexpr int kBlocks = !parks<G>() ? 1 : (G::kCluster > 1 ? 3 : 2) - (sizeof(L) == 2 ? 1 : 0);
+  static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
+  static constexpr size_t kSharedBytes = kGroupBytes + held_bytes<Tangents>() + held_bytes<Labels>();
+};
+
+template <class T, class L, class G>
+__global__ void __launch_bounds__(G::kBlock, LossPlan<T, L, G>::kBlocks) instance_loss_kernel(InstanceLossArgs a) {
   using A = acc_t<T>;
   if constexpr (!Group<A, G>::kCompiled) return;
-  using Cols = Columns<G, slot_width<T, L>()>;
+  using Plan = LossPlan<T, L, G>;
+  using Cols = typename Plan::Cols;
   FASTMETA_SHARED(shared);
   Group<A, G> group(shared);
   const int64_t i = group.row();
@@ -44,22 +94,28 @@ __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossAr
   const L* l_row = row_of<L>(a.label_logits, r);
   A weight = weight_at<A>(a.weight, i);
 
+  unsigned char* memory = shared + Plan::kGroupBytes;
   Piece<T, Cols> z;
-  Piece<L, Cols> l;
+  auto l = held<typename Plan::Labels>(memory);
   SoftmaxSum<A> q;
   SoftmaxBelow<A> p;
   for_chunks(first, chunks, [&](const Cols& cols) {
-    z.load(z_row, cols, Fill::kLowest);
     l.load(l_row, cols, Fill::kLowest);
+    z.load(z_row, cols, Fill::kLowest);
     const A m = z.max(cols, q.max);
-    p.raise(l.max(cols, p.max), below(m, q.max));
+    l.arrive();
+    p.raise(max_of(l, cols, p.max), below(m, q.max));
     q.raise(m);
-    z.each(cols, [&](int j, int w) {
-      q.add(z.at(j, w));
-      p.other += p.add(l.at(j, w)) * below(m, z.at(j, w));
+    for_slots(cols, [&](int j) {
+      const auto slot = l.get(j);
+#pragma unroll
+      for (int w = 0; w < Cols::kWidth; ++w) {
+        q.add(z.at(j, w));
+        p.other += p.add(to_acc(slot.e[w])) * below(m, z.at(j, w));
+      }
+      q.sum += z.poison_of(z.slot[j], cols, j);
+      p.sum += Piece<L, Cols>::poison_of(slot, cols, j);
     });
-    q.sum += z.poison(cols);
-    p.sum += l.poison(cols);
   });
   A z_max = q.max, l_max = p.max;
   group.max(z_max, l_max);
@@ -70,8 +126,8 @@ __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossAr
   const bool bad = !is_finite(q.sum) || !is_finite(p.sum) || !is_finite(weight);
   if (bad) weight = quiet_nan<A>();  // and with it all of v
   if (group.leader()) {
-    *loss = bad ? quiet_nan<A>() : loss_from(p.other / p.sum, A(1), log(q.sum));
-    *entropy = bad ? quiet_nan<A>() : loss_from(p.own / p.sum, A(1), log(p.sum));
+    *loss = bad ? quiet_nan<A>() : loss_from(p.other / p.sum, A(1), q.log());
+    *entropy = bad ? quiet_nan<A>() : loss_from(p.own / p.sum, A(1), p.log());
   }
   const A over_q = 1 / q.sum, over_p = 1 / p.sum;
   for_chunks(first, chunks, [&](const Cols& cols) {
@@ -79,23 +135,16 @@ __global__ void __launch_bounds__(G::kBlock) instance_loss_kernel(InstanceLossAr
       z.load(z_row, cols, Fill::kLowest);
       l.load(l_row, cols, Fill::kLowest);
     }
-    write_row(v_row, cols, [&](int j, int w) {
-      return dlogits(exp_below(z.at(j, w) - q.max) * over_q, exp_below(l.at(j, w) - p.max) * over_p, A(1), weight);
+    write_slots(v_row, cols, [&](int j, auto put) {
+      const auto slot = l.get(j);
+#pragma unroll
+      for (int w = 0; w < Cols::kWidth; ++w) {
+        put(w,
+            dlogits(exp_below(z.at(j, w), q.max) * over_q, exp_below(to_acc(slot.e[w]), p.max) * over_p, A(1), weight));
+      }
     });
   });
 }
-
-// Two blocks of a cluster on a multiprocessor, so that one loads and stores while the other computes: 128 registers for
-// each thread. Three float32 operands of 32 columns leave too few of them, so u waits in shared memory for its second
-// use.
-template <class T, class U, class L, class G>
-struct StepPlan {
-  static constexpr int kBlocks = G::kCluster > 1 ? 2 : 1;
-  static constexpr bool kParks = G::kCluster > 1 && sizeof(T) + sizeof(U) + sizeof(L) >= 10;
-  static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
-  static constexpr size_t shared_bytes() { return kGroupBytes + (kParks ? G::kBlock * G::kColumns * sizeof(U) : 0); }
-  static_assert(kGroupBytes % 16 == 0 || !kParks);
-};
 
 template <class A>
 __device__ void set_results(const InstanceLabelStepArgs& a, int64_t i, A loss, A entropy, A alignment) {
@@ -104,17 +153,16 @@ __device__ void set_results(const InstanceLabelStepArgs& a, int64_t i, A loss, A
   static_cast<A*>(a.alignment)[i] = alignment;
 }
 
-// The usual case: rows fit registers and the caller promises that no label row comes twice.
+// The usual case: rows fit registers and shared memory, and the caller promises that no label row comes twice.
 template <class T, class U, class L, class G>
 __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
     instance_label_step_resident_kernel(InstanceLabelStepArgs a) {
   static_assert(G::kResident);
   using A = acc_t<T>;
   if constexpr (!Group<A, G>::kCompiled) return;
-  using Cols = Columns<G, slot_width<T, U, L>()>;
   using Plan = StepPlan<T, U, L, G>;
+  using Cols = typename Plan::Cols;
   FASTMETA_SHARED(shared);
-  uint4* place = reinterpret_cast<uint4*>(shared + Plan::kGroupBytes) + threadIdx.x;
   Group<A, G> group(shared);
   const int64_t i = group.row();
   if (i >= a.n) return;
@@ -131,50 +179,61 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
   const L* old_row = a.functional ? row_of<L>(a.rows_in, i) : new_row;
 
   // All loads leave before the first is waited for.
+  unsigned char* memory = shared + Plan::kGroupBytes;
   Piece<T, Cols> z;
-  Piece<U, Cols> u;
-  Piece<L, Cols> l;
-  z.load(z_row, cols, Fill::kLowest);
+  auto u = held<typename Plan::Tangents>(memory);
+  auto l = held<typename Plan::Labels>(memory);
   l.load(old_row, cols, Fill::kLowest);
   u.load(row_of<U>(a.u, i), cols, Fill::kZero);
+  z.load(z_row, cols, Fill::kLowest);
   A weight = weight_at<A>(a.weight, i);
   const A step = static_cast<A>(step_size(value_of(a.scale), value_of(a.label_lr))) * weight;
 
   // Softmax of both sides, <q, u>, <p, u>
   SoftmaxDot<A> q, p;
   q.max = z.max(cols, q.max);
-  p.max = l.max(cols, p.max);
+  l.arrive();  // and u with it
+  p.max = max_of(l, cols, p.max);
   group.max(q.max, p.max);
-  z.each(cols, [&](int s, int w) {
-    q.add(z.at(s, w), u.at(s, w));
-    p.add(l.at(s, w), u.at(s, w));
-    if (Plan::kParks && w == 0) u.template park<G::kBlock>(s, place);
+  for_slots(cols, [&](int j) {
+    const auto l_slot = l.get(j);
+    const auto u_slot = u.get(j);
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) {
+      q.add(z.at(j, w), to_acc(u_slot.e[w]));
+      p.add(to_acc(l_slot.e[w]), to_acc(u_slot.e[w]));
+    }
+    q.sum += z.poison_of(z.slot[j], cols, j);
+    p.sum += Piece<L, Cols>::poison_of(l_slot, cols, j);
   });
-  q.sum += z.poison(cols);
-  p.sum += l.poison(cols);
   group.sum(q.sum, q.dot, p.sum, p.dot);
   const A over_q = 1 / q.sum, over_p = 1 / p.sum;
   const A qu = q.dot * over_q, pu = p.dot * over_p;
 
   // The new row and its softmax; a row that turns out not finite stays as it was
   SoftmaxBelow<A> p_new;
-  const RowRounding<L, G::kCluster == 1> rounding(a.rounding, a.index, i);
-#pragma unroll
-  for (int s = 0; s < Cols::kSlots; ++s) {
-    if (cols.none(s)) break;
-    if constexpr (Plan::kParks) u.template take_back<G::kBlock>(s, place);
+  const RowRounding<L, !parks<G>()> rounding(a.rounding, a.index, i);
+  for_slots(cols, [&](int j) {
+    auto slot = l.get(j);
+    const auto u_slot = u.get(j);
     A next[Cols::kWidth];
 #pragma unroll
     for (int w = 0; w < Cols::kWidth; ++w) {
-      const A p_old = exp_below(l.at(s, w) - p.max) * over_p;
-      next[w] = stepped(l.at(s, w), step, softmax_jvp(p_old, u.at(s, w), pu, A(1)));
+      const A l_old = to_acc(slot.e[w]), p_old = exp_below(l_old, p.max) * over_p;
+      next[w] = stepped(l_old, step, softmax_jvp(p_old, to_acc(u_slot.e[w]), pu, A(1)));
     }
-    rounding(cols.of(s), next, l.slot[s].e);
-  }
-  p_new.max = l.max(cols, p_new.max);
+    rounding(cols.of(j), next, slot.e);
+    l.set(j, slot);
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) p_new.max = fmax(p_new.max, to_acc(slot.e[w]));
+  });
   group.max(p_new.max);
-  z.each(cols, [&](int s, int w) { p_new.other += p_new.add(l.at(s, w)) * below(q.max, z.at(s, w)); });
-  p_new.sum += l.poison(cols);
+  for_slots(cols, [&](int j) {
+    const auto slot = l.get(j);
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) p_new.other += p_new.add(to_acc(slot.e[w])) * below(q.max, z.at(j, w));
+    p_new.sum += Piece<L, Cols>::poison_of(slot, cols, j);
+  });
   group.sum(p_new.sum, p_new.own, p_new.other);
   const A over_new = 1 / p_new.sum;
 
@@ -185,20 +244,32 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
     weight = quiet_nan<A>();  // and with it all of v
     if (a.functional) {
       l.load(row_of<L>(a.rows_in, i), cols, Fill::kLowest);
+      l.arrive();
       l.store(new_row, cols);
     }
   }
-  write_row(v_row, cols, [&](int s, int w) {
-    return dlogits(exp_below(z.at(s, w) - q.max) * over_q, exp_below(l.at(s, w) - p_new.max) * over_new, A(1), weight);
+  write_slots(v_row, cols, [&](int j, auto put) {
+    const auto slot = l.get(j);
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) {
+      put(w, dlogits(exp_below(z.at(j, w), q.max) * over_q, exp_below(to_acc(slot.e[w]), p_new.max) * over_new, A(1),
+                     weight));
+    }
   });
   if (group.leader()) {
     if (bad) {
       set_results(a, i, quiet_nan<A>(), quiet_nan<A>(), quiet_nan<A>());
     } else {
-      set_results(a, i, loss_from(p_new.other * over_new, A(1), log(q.sum)),
-                  loss_from(p_new.own * over_new, A(1), log(p_new.sum)), qu - pu);
+      set_results(a, i, loss_from(p_new.other * over_new, A(1), q.log()),
+                  loss_from(p_new.own * over_new, A(1), p_new.log()), qu - pu);
     }
   }
+}
+
+template <class T, class U, class L, class G>
+void launch_resident(const InstanceLabelStepArgs& a, void* stream) {
+  launch<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C, StepPlan<T, U, L, G>::kSharedBytes, stream,
+            "instance_label_step");
 }
 
 }  // namespace
@@ -212,17 +283,16 @@ void instance_loss(const InstanceLossArgs& a, void* stream) {
     using T = typename decltype(t)::type;
     with_label_dtype<T>(a.label_logits.dtype, a.logits.dtype, [&](auto l) {
       using L = typename decltype(l)::type;
-      const int lead = max_lead(a.logits);
+      const int lead = max_lead<T, L>(a.logits);
       const bool launched = with_cluster_geometry<T>(a.C, lead, [&](auto g) {
         using G = decltype(g);
-        return launch_in_clusters<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes,
+        return launch_in_clusters<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, LossPlan<T, L, G>::kSharedBytes,
                                      stream, "instance_loss");
       });
       if (launched) return;
       with_geometry<T>(a.n, a.C, lead, [&](auto g) {
         using G = decltype(g);
-        launch<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream,
-                  "instance_loss");
+        launch<G>(instance_loss_kernel<T, L, G>, a, a.n, a.C, LossPlan<T, L, G>::kSharedBytes, stream, "instance_loss");
       });
     });
   });
@@ -242,18 +312,17 @@ void instance_label_step(const InstanceLabelStepArgs& a, void* stream) {
                     stream, "instance_label_step");
         };
         if (!a.unique) return with_streamed_geometry<T>(a.C, streamed);
-        const int lead = max_lead(a.logits);
+        const int lead = max_lead<T, U, L>(a.logits);
         const bool launched = with_cluster_geometry<T>(a.C, lead, [&](auto g) {
           using G = decltype(g);
           return launch_in_clusters<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C,
-                                       StepPlan<T, U, L, G>::shared_bytes(), stream, "instance_label_step");
+                                       StepPlan<T, U, L, G>::kSharedBytes, stream, "instance_label_step");
         });
         if (launched) return;
         with_geometry<T>(a.n, a.C, lead, [&](auto g) {
           using G = decltype(g);
           if constexpr (G::kResident) {
-            launch<G>(instance_label_step_resident_kernel<T, U, L, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes,
-                      stream, "instance_label_step");
+            launch_resident<T, U, L, G>(a, stream);
           } else {
             streamed(g);
           }

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
       if (cols.none(s)) break;
 #pragma unroll
       for (int w = 0; w < Cols::kWidth; ++w) {
-        const A p = exp_below(l.at(s, w) - l_max) * over_l;
+        const A p = exp_below(l.at(s, w), l_max) * over_l;
         total[s][w] = stepped(l.at(s, w), step, softmax_jvp(p, total[s][w], centre, A(1)));
       }
       rounding(cols.of(s), total[s], l.slot[s].e);
@@ -165,16 +165,16 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
       l.load(new_row, cols, Fill::kLowest);
       if (a.functional && j != i) l.store(row_of<L>(a.rows_out, j), cols);
       write_row(v_row, cols, [&](int s, int w) {
-        const A e = exp_below(l.at(s, w) - p.max);
+        const A e = exp_below(l.at(s, w), p.max);
         distance += e * below(z_max, z.at(s, w));
-        return dlogits(exp_below(z.at(s, w) - z_max) * over_q, e * over_p, A(1), weight);
+        return dlogits(exp_below(z.at(s, w), z_max) * over_q, e * over_p, A(1), weight);
       });
     });
     group.sum(distance);
     group.sync();  // every thread has read loss[j] and entropy[j], which now get their results
     if (group.leader()) {
-      loss[j] = bad ? quiet_nan<A>() : loss_from(distance * over_p, A(1), log(z_sum));
-      entropy[j] = bad ? quiet_nan<A>() : loss_from(p.own * over_p, A(1), log(p.sum));
+      loss[j] = bad ? quiet_nan<A>() : loss_from(distance * over_p, A(1), log_sum(z_sum, z_max));
+      entropy[j] = bad ? quiet_nan<A>() : loss_from(p.own * over_p, A(1), p.log());
       if (bad) alignment[j] = quiet_nan<A>();
     }
   }

@@ -2,22 +2,24 @@
 //
 // A row of C columns belongs to a *group* of threads, kThreads of them. Short rows share a warp, long ones get a block.
 //
-//   resident: the row is read once into registers       streamed: it is read again, chunk by chunk, pass by pass
+//   resident: the row is read once                      streamed: it is read again, chunk by chunk, pass by pass
 //     C up to   threads  columns per thread               C up to   threads  columns per thread and chunk
-//         256         8          32                           128         8          16
-//       1,024        32          32                         4,096        32          16
-//       4,096       128          32                        beyond       512          16
-//      12,288       512          24                       float64       128           8
+//         128         8          16                           128         8          16
+//         256         8          32                         4,096        32          16
+//       1,024        32          32                        beyond       512          16
+//       4,096       128          32                       float64       128           8
+//      12,288       512          24
 //      16,384   2 x 256          32
 //      32,768   4 x 256          32
 //      65,536   8 x 256          32
 //
 // The last three are thread block clusters, sm_90 and above, for the loss and the step of instance labels: each block
-// keeps its part of the row, sums go through the shared memory of all of them (reduce.cuh). They take rows from 4,096
-// columns on: two blocks fit a multiprocessor, and one loads and stores while the other computes, where 512 threads
-// with a row between them would do one after the other. Other operations and devices keep to the upper lines.
-// 8 threads: at C = 100 a whole warp would idle half. 32 columns: the step keeps three operands, 96 registers. 24 with
-// 512 threads, which have 128 registers each. float64 has one generic geometry: it serves checks, not training.
+// keeps its part of the row, sums go through the shared memory of all of them (reduce.cuh). Other operations and
+// devices keep to the upper lines. A multiprocessor has to hold several rows, of which one loads and stores while
+// another computes; from 512 threads on these two operations keep in registers the logits alone for that.
+// 8 threads: at C = 100 a whole warp would idle half. 16 columns: with 32, of which 13 are used, C = 100 takes a
+// quarter longer on an H200. 32 columns: the step keeps three operands, 96 registers. float64 has one generic geometry:
+// it serves checks, not training.
 //
 // Few rows leave most of the card idle and take as long as one thread does: while the next wider group has room for all
 // of them at once, a line of the left half serves up to a quarter of its columns.
@@ -28,6 +30,7 @@
 #include <climits>
 #include <map>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -76,7 +79,7 @@ using StreamedLong = Geometry<512, 16, false>;
 #endif
 
 // Calls f(Geometry) for `rows` of C columns of T that are kept in registers where they fit. `lead` is how many columns
-// a row may start past a 16-byte boundary: threads are laid out from that boundary (vector.cuh).
+// a row may start past a boundary of its words: threads are laid out from that boundary (vector.cuh).
 template <class T, class F>
 void with_geometry(int64_t rows, int64_t C, int lead, F f) {
   if constexpr (sizeof(T) == 8) {
@@ -87,6 +90,7 @@ void with_geometry(int64_t rows, int64_t C, int lead, F f) {
     const auto suits = [&](int64_t most, int wider) {
       return columns <= (rows <= FASTMETA_SPREAD / wider ? most / 4 : most);
     };
+    if (suits(128, 32)) return f(Geometry<8, 16, true>{});
     if (suits(256, 32)) return f(Geometry<8, 32, true>{});
     if (suits(1024, 128)) return f(Geometry<32, 32, true>{});
     if (suits(4096, 512)) return f(Geometry<128, 32, true>{});
@@ -100,7 +104,7 @@ template <class T, class F>
 bool with_cluster_geometry(int64_t C, int lead, F f) {
   if constexpr (sizeof(T) < 8) {
     const int64_t columns = C + lead;
-    if (columns <= 4096 || columns > 65536) return false;
+    if (columns <= 12288 || columns > 65536) return false;
     if (columns <= 16384) return f(ClusterGeometry<2, 256>{});
     if (columns <= 32768) return f(ClusterGeometry<4, 256>{});
     return f(ClusterGeometry<8, 256>{});
@@ -121,13 +125,6 @@ void with_streamed_geometry(int64_t C, F f) {
   } else {
     f(StreamedLong{});
   }
-}
-
-// Columns that rows of `m` may start past a 16-byte boundary: 0 where base and stride are multiples of 16 bytes.
-inline int max_lead(ConstMatrix m) {
-  const int64_t size = size_of(m.dtype);
-  const bool aligned = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.row_stride * size % 16 == 0;
-  return aligned ? 0 : static_cast<int>(16 / size - 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -219,6 +216,20 @@ struct LaunchConfig : cudaLaunchConfig_t {
   cudaLaunchAttribute cluster_ = {};
 };
 
+// Shared memory beyond 48 KiB has to be asked for, once for each kernel and device.
+inline void allow_shared(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  if (bytes <= 48 * 1024) return;
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.contains({kernel, device})) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "asking for shared memory");
+  allowed.insert({kernel, device});
+}
+
 // Launches kernel(args) with one group per row, on `stream`; throws where the launch fails. A launch of no rows is
 // none.
 template <class G, class Args>
@@ -226,6 +237,7 @@ void launch(void (*kernel)(Args), const Args& args, int64_t rows, int64_t C, siz
             const char* name) {
   if (rows == 0) return;
   const LaunchConfig<G> config(rows, C, shared_bytes, stream, name);
+  allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   check(cudaLaunchKernelEx(&config, kernel, args), name);
 }
 
@@ -253,6 +265,7 @@ bool launch_in_clusters(void (*kernel)(Args), const Args& args, int64_t rows, in
                         void* stream, const char* name) {
   if (rows == 0) return true;
   const LaunchConfig<G> config(rows, C, shared_bytes, stream, name);
+  allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   if (!runs_in_clusters(reinterpret_cast<const void*>(kernel), config)) return false;
   check(cudaLaunchKernelEx(&config, kernel, args), name);
   return true;

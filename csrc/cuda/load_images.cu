@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(G::kBlock) load_images_kernel(LoadImagesArgs a
         slot.e[w] = store_as<T>((value - static_cast<const A*>(a.center)[c]) * static_cast<const A*>(a.scale)[c]);
         if (++c == C) c = 0, ++x;
       }
-      Piece<T, Cols>::put(slot, out, cols, j, aligned16(out + cols.start));
+      Piece<T, Cols>::put(slot, out, cols, j, Pack<T, Cols::kWidth>::aligned(out + cols.start));
     }
   });
 }

@@ -148,12 +148,15 @@ class Group {
 // Softmax statistics
 // ---------------------------------------------------------------------------------------------------------
 
-// exp(x) for x <= 0, the distance below a maximum. In float32 one product and the hardware's 2^x: its relative error
-// of about |x| 2^-24 meets a value of e^x, so it stays under half an ulp of the largest term of the row. A row of
-// 16-bit labels is limited by arithmetic, not memory, and takes six exponentials per element. As assembly because
-// __expf spends three more instructions on results below 2^-126, which are nothing beside the largest term, 1.
-__device__ __forceinline__ float exp_below(float x) {
-  x *= 1.4426950408889634f;  // log2 e
+// Exponentials below a maximum m, e_k = exp(x_k - m). In float32 they are 2^(x_k L - m L), L = log2 e, with m L rounded
+// once: one fused product and the hardware's 2^x, two instructions. A row of 16-bit labels is limited by arithmetic,
+// not memory, and takes six exponentials per element. The product is exact before its one rounding, so that all e_k of
+// a row carry the same factor 2^(m L - round(m L)); probabilities are quotients of them, and log_sum takes it out
+// again. As assembly because __expf spends three more instructions on results below 2^-126, which are nothing beside
+// the largest term, 1. Maxima beyond +-2^127 / L have no m L: such a row counts as not finite.
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float power_of_two(float x) {
 #ifdef __CUDA_ARCH__
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -162,11 +165,37 @@ __device__ __forceinline__ float exp_below(float x) {
   return std::exp2(x);
 #endif
 }
-__device__ __forceinline__ double exp_below(double x) { return exp(x); }
+__device__ __forceinline__ float in_twos(float m) {  // round(m L): never contracted into the sum that takes it
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(m, kLog2E);
+#else
+  return m * kLog2E;
+#endif
+}
+
+__device__ __forceinline__ float exp_below(float x, float m) { return power_of_two(std::fma(x, kLog2E, -in_twos(m))); }
+__device__ __forceinline__ double exp_below(double x, double m) { return exp(x - m); }
+
+// What moves a sum of exp_below(x_k, from) below another maximum
+__device__ __forceinline__ float change_of_maximum(float from, float to) {
+  return power_of_two(in_twos(from) - in_twos(to));
+}
+__device__ __forceinline__ double change_of_maximum(double from, double to) { return exp(from - to); }
+
+// log sum_k exp(x_k - m) from the sum of exp_below(x_k, m)
+__device__ __forceinline__ float log_sum(float sum, float m) {
+  return std::log(sum) - kLn2 * std::fma(m, kLog2E, -in_twos(m));
+}
+__device__ __forceinline__ double log_sum(double sum, double) { return std::log(sum); }
 
 template <class A>
 __device__ __forceinline__ constexpr A largest() {
   return sizeof(A) == 8 ? static_cast<A>(1.7976931348623157e308) : static_cast<A>(3.402823466e38f);
+}
+// Where a running maximum starts: finite, because -inf less itself is NaN, and so is its product with L
+template <class A>
+__device__ __forceinline__ constexpr A lowest() {
+  return sizeof(A) == 8 ? -largest<A>() : static_cast<A>(-2.3e38f);
 }
 
 // m - x, finite for finite m: columns past the row hold x = -inf, and their probability 0 must not meet an infinity.
@@ -176,30 +205,31 @@ __device__ __forceinline__ A below(A m, A x) {
 }
 
 // Sums over the columns seen so far, with exponentials below the largest x seen so far: e_k = exp(x_k - max).
-// `max` starts at the lowest finite value, not at -inf, whose difference to itself is NaN.
 template <class A>
 struct SoftmaxSum {
-  A max = -largest<A>(), sum = 0;  // sum_k e_k
+  A max = lowest<A>(), sum = 0;  // sum_k e_k
 
   __device__ void raise(A m) {
-    sum *= exp_below(max - m);
+    sum *= change_of_maximum(max, m);
     max = m;
   }
-  __device__ void add(A x) { sum += exp_below(x - max); }
+  __device__ A log() const { return log_sum(sum, max); }
+  __device__ void add(A x) { sum += exp_below(x, max); }
 };
 
 template <class A>
 struct SoftmaxDot {
-  A max = -largest<A>(), sum = 0, dot = 0;  // sum_k e_k u_k
+  A max = lowest<A>(), sum = 0, dot = 0;  // sum_k e_k u_k
 
   __device__ void raise(A m) {
-    const A f = exp_below(max - m);
+    const A f = change_of_maximum(max, m);
     sum *= f;
     dot *= f;
     max = m;
   }
+  __device__ A log() const { return log_sum(sum, max); }
   __device__ void add(A x, A u) {
-    const A e = exp_below(x - max);
+    const A e = exp_below(x, max);
     sum += e;
     dot += e * u;
   }
@@ -210,18 +240,19 @@ struct SoftmaxDot {
 //   other = sum_k e_k (shift - z_k)      <p, lse - z> = other / sum + log S,   shift the maximum of z
 template <class A>
 struct SoftmaxBelow {
-  A max = -largest<A>(), sum = 0, own = 0, other = 0;
+  A max = lowest<A>(), sum = 0, own = 0, other = 0;
 
+  __device__ A log() const { return log_sum(sum, max); }
   // new maximum m of l; `rise` is how far the shift of z went up
   __device__ void raise(A m, A rise) {
-    const A f = exp_below(max - m);
+    const A f = change_of_maximum(max, m);
     own = f * (own + sum * below(m, max));
     other = f * (other + sum * rise);
     sum *= f;
     max = m;
   }
   __device__ A add(A l) {
-    const A e = exp_below(l - max);
+    const A e = exp_below(l, max);
     sum += e;
     own += e * below(max, l);
     return e;

@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(G::kBlock) row_dot_kernel(RowDotArgs a) {
   const T* x_row = row_of<T>(a.a, i);
   const T* y_row = row_of<T>(a.b, i);
   Piece<T, Cols> x, y;
-  A sums[Cols::kWidth] = {};  // one for each column of a slot: chains of additions are shorter, and so is their rounding
+  A sums[Cols::kWidth] =
+      {};  // one for each column of a slot: chains of additions are shorter, and so is their rounding
   for_chunks(Cols(x_row, a.C, group.rank()), Cols::chunks(x_row, a.C), [&](const Cols& cols) {
     x.load(x_row, cols, Fill::kZero);
     y.load(y_row, cols, Fill::kZero);

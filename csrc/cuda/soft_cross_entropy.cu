@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_kernel(SoftCross
   raise(m);
   group.sum(q.sum, mass, distance);
   if (group.leader()) {
-    static_cast<A*>(a.loss)[i] = loss_from(distance, mass, log(q.sum));
-    static_cast<A*>(a.lse)[i] = q.max + log(q.sum);
+    static_cast<A*>(a.loss)[i] = loss_from(distance, mass, q.log());
+    static_cast<A*>(a.lse)[i] = q.max + q.log();
   }
 }
 
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_backward_kernel(
       if constexpr (!G::kResident) z.load(z_row, cols, Fill::kLowest);
       p.load(p_row, cols, Fill::kZero);
       z.each(cols, [&](int s, int w) {
-        sum += exp_below(z.at(s, w) - lse);
+        sum += exp_below(z.at(s, w), lse);
         mass += p.at(s, w);
       });
     });
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_backward_kernel(
         p.load(p_row, cols, Fill::kZero);
       }
       write_row(row_of<T>(a.grad_logits, i), cols,
-                [&](int s, int w) { return dlogits(exp_below(z.at(s, w) - lse) * over, p.at(s, w), mass, grad); });
+                [&](int s, int w) { return dlogits(exp_below(z.at(s, w), lse) * over, p.at(s, w), mass, grad); });
     });
   }
   if (a.grad_probs.data != nullptr) {
@@ -126,7 +126,7 @@ void soft_cross_entropy_backward(const SoftCrossEntropyBackwardArgs& a, void* st
     using T = typename decltype(t)::type;
     with_label_dtype<T>(a.probs.dtype, a.logits.dtype, [&](auto p) {
       using P = typename decltype(p)::type;
-      with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
+      with_geometry<T>(a.n, a.C, max_lead<T, P>(a.logits), [&](auto g) {
         using G = decltype(g);
         launch<G>(soft_cross_entropy_backward_kernel<T, P, G>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream,
                   "soft_cross_entropy_backward");

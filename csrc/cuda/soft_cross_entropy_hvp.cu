@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(G::kBlock) hvp_kernel(HvpArgs a) {
     }
     write_row(row_of<V>(a.out, i), cols, [&](int s, int w) {
       if constexpr (kLabelGrad) return centred(v.at(s, w), qv);
-      return softmax_jvp(exp_below(z.at(s, w) - q.max) * over, v.at(s, w), qv, mass);
+      return softmax_jvp(exp_below(z.at(s, w), q.max) * over, v.at(s, w), qv, mass);
     });
   });
 }
@@ -92,7 +92,7 @@ void launch_hvp(const HvpArgs& a, void* stream, const char* name) {
     using T = typename decltype(t)::type;
     with_tangent_dtype<T>(a.v.dtype, a.logits.dtype, [&](auto v) {
       using V = typename decltype(v)::type;
-      with_geometry<T>(a.n, a.C, max_lead(a.logits), [&](auto g) {
+      with_geometry<T>(a.n, a.C, max_lead<T, V>(a.logits), [&](auto g) {
         using G = decltype(g);
         launch<G>(hvp_kernel<T, V, G, kLabelGrad>, a, a.n, a.C, Group<acc_t<T>, G>::kSharedBytes, stream, name);
       });

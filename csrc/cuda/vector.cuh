@@ -1,10 +1,10 @@
-// A row spread over a group of threads, moved 16 bytes at a time where the addresses allow.
+// A row spread over a group of threads, moved 8 or 16 bytes at a time where the addresses allow.
 //
 // A thread holds kSlots slots of kWidth adjacent columns. Slot j of thread t starts at column
 //
-//     (j * kThreads + t) * kWidth - lead        lead = columns from the last 16-byte boundary to the row's start
+//     (j * kThreads + t) * kWidth - lead        lead = columns from the last boundary of a slot to the row's start
 //
-// so that a row that starts off the boundary (C = 10, or odd C) still has all but its first and last slot aligned.
+// so that a row that starts off the boundary (odd C) still has all but its first and last slot aligned.
 // Every operand of a row uses the columns of its logits; an operand whose own row starts elsewhere (a label row of a
 // table with another alignment) moves element by element. The alternative, each operand with its own columns, needs
 // a shuffle per element to bring them together again.
@@ -17,6 +17,31 @@ namespace fastmeta::cuda {
 // ---------------------------------------------------------------------------------------------------------
 // Columns
 // ---------------------------------------------------------------------------------------------------------
+
+// Slot width such that the widest operand moves 16 bytes at once. 16-bit operands beside it move 8: rows of 100 of them
+// all start on such a boundary, and threads share a row more evenly. Label rows of 16 bits, the last operand, are
+// rounded with draws for eight columns.
+template <class... S>
+__host__ __device__ constexpr int slot_width() {
+  int size = 1, last = 1;
+  ((last = static_cast<int>(sizeof(S)), size = last > size ? last : size), ...);
+  return last == 2 ? 8 : 16 / size;
+}
+
+// Bytes that one access moves of a slot: 8 or 16
+template <class S>
+__host__ __device__ constexpr int word_bytes(int width) {
+  return width * static_cast<int>(sizeof(S)) < 16 ? 8 : 16;
+}
+
+// Columns that rows of `m` may start past a boundary of their words, where rows of S... are moved together and m is the
+// first of them: 0 where its base and stride are multiples of a word.
+template <class T, class... S>
+int max_lead(ConstMatrix m) {
+  const int64_t size = sizeof(T), word = word_bytes<T>(slot_width<T, S...>());
+  const bool aligned = reinterpret_cast<uintptr_t>(m.data) % word == 0 && m.row_stride * size % word == 0;
+  return aligned ? 0 : static_cast<int>(word / size - 1);
+}
 
 template <class G, int kSlotWidth>
 struct Columns {
@@ -48,35 +73,29 @@ struct Columns {
  private:
   template <class T>
   __device__ static int lead(const T* row) {
-    return static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
+    return static_cast<int>(reinterpret_cast<uintptr_t>(row) % word_bytes<T>(kWidth) / sizeof(T));
   }
 };
-
-// Slot width such that the narrowest operand moves 16 bytes at once; wider ones move several times 16.
-template <class... S>
-__host__ __device__ constexpr int slot_width() {
-  int size = 16;
-  ((size = sizeof(S) < static_cast<size_t>(size) ? static_cast<int>(sizeof(S)) : size), ...);
-  return 16 / size;
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // Pieces
 // ---------------------------------------------------------------------------------------------------------
 
-// S[kWidth] in whole 16-byte words, kept in memory's own type: 16-bit rows take half the registers, and a load is not
-// waited for before its value is used.
+// S[kWidth] in whole words, kept in memory's own type: 16-bit rows take half the registers, and a load is not waited
+// for before its value is used.
 template <class S, int kWidth>
-struct alignas(16) Pack {
-  static constexpr int kWords = static_cast<int>(sizeof(S)) * kWidth / 16;
-  static_assert(kWords * 16 == static_cast<int>(sizeof(S)) * kWidth);
+struct alignas(word_bytes<S>(kWidth)) Pack {
+  static constexpr int kWordBytes = word_bytes<S>(kWidth);
+  using Word = std::conditional_t<kWordBytes == 16, uint4, uint2>;
+  static constexpr int kWords = static_cast<int>(sizeof(S)) * kWidth / kWordBytes;
+  static_assert(kWords * kWordBytes == static_cast<int>(sizeof(S)) * kWidth);
   S e[kWidth];
-};
 
-template <class S>
-__device__ __forceinline__ bool aligned16(const S* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
+  __device__ Word* words() { return reinterpret_cast<Word*>(this); }
+  __device__ const Word* words() const { return reinterpret_cast<const Word*>(this); }
+  // whether a slot that starts here can be moved in words
+  __device__ static bool aligned(const S* p) { return reinterpret_cast<uintptr_t>(p) % kWordBytes == 0; }
+};
 
 // What lies outside the row: nothing for sums weighted by exponentials (kFillLowest: -inf) or for plain sums (zero).
 enum class Fill { kZero, kLowest };
@@ -96,10 +115,17 @@ __device__ __forceinline__ S store_as(acc_t<S> x) {
 }
 
 // As assembly because the optimiser takes the plain store of a thread's first slot apart into single columns.
-__device__ __forceinline__ void store16(uint4* to, uint4 word) {
+__device__ __forceinline__ void store_word(uint4* to, uint4 word) {
 #ifdef __CUDA_ARCH__
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
                : "memory");
+#else
+  *to = word;
+#endif
+}
+__device__ __forceinline__ void store_word(uint2* to, uint2 word) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.x), "r"(word.y) : "memory");
 #else
   *to = word;
 #endif
@@ -113,26 +139,36 @@ struct Piece {
 
   __device__ A at(int j, int w) const { return to_acc(slot[j].e[w]); }
 
+  __device__ const Slot& get(int j) const { return slot[j]; }
+  __device__ void set(int j, const Slot& value) { slot[j] = value; }
+
   __device__ void load(const S* row, const Cols& cols, Fill fill) {
-    const bool aligned = aligned16(row + cols.start);  // and then every slot is: they are 16-byte multiples apart
+    const bool aligned = Slot::aligned(row + cols.start);  // and then every slot is: they are whole words apart
 #pragma unroll
     for (int j = 0; j < Cols::kSlots; ++j) {
       if (cols.none(j)) break;
-      const S* from = row + cols.of(j);
       if (aligned && cols.full(j)) {
-        const uint4* words = reinterpret_cast<const uint4*>(from);
-        uint4* to = reinterpret_cast<uint4*>(&slot[j]);
+        const auto* words = reinterpret_cast<const typename Slot::Word*>(row + cols.of(j));
 #pragma unroll
-        for (int i = 0; i < Slot::kWords; ++i) to[i] = words[i];
+        for (int i = 0; i < Slot::kWords; ++i) slot[j].words()[i] = words[i];
       } else {
-#pragma unroll
-        for (int w = 0; w < Cols::kWidth; ++w) slot[j].e[w] = cols.has(j, w) ? from[w] : fill_value<S>(fill);
+        slot[j] = by_element(row, cols, j, fill);
       }
     }
   }
+  __device__ static void arrive() {}  // of what was loaded: registers wait by themselves
+
+  // The slot at the row's start or end, or of a row off the boundary
+  __device__ static Slot by_element(const S* row, const Cols& cols, int j, Fill fill) {
+    const S* from = row + cols.of(j);
+    Slot out;
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) out.e[w] = cols.has(j, w) ? from[w] : fill_value<S>(fill);
+    return out;
+  }
 
   __device__ void store(S* row, const Cols& cols) const {
-    const bool aligned = aligned16(row + cols.start);
+    const bool aligned = Slot::aligned(row + cols.start);
 #pragma unroll
     for (int j = 0; j < Cols::kSlots; ++j) {
       if (cols.none(j)) break;
@@ -140,27 +176,12 @@ struct Piece {
     }
   }
 
-  // Leaves a slot in shared memory for this very thread; `place` is its own, of a block of kStride threads
-  template <int kStride>
-  __device__ void park(int j, uint4* place) const {
-    const uint4* words = reinterpret_cast<const uint4*>(&slot[j]);
-#pragma unroll
-    for (int i = 0; i < Slot::kWords; ++i) place[(j * Slot::kWords + i) * kStride] = words[i];
-  }
-  template <int kStride>
-  __device__ void take_back(int j, const uint4* place) {
-    uint4* words = reinterpret_cast<uint4*>(&slot[j]);
-#pragma unroll
-    for (int i = 0; i < Slot::kWords; ++i) words[i] = place[(j * Slot::kWords + i) * kStride];
-  }
-
   __device__ static void put(const Slot& from, S* row, const Cols& cols, int j, bool aligned) {
     S* to = row + cols.of(j);
     if (aligned && cols.full(j)) {
-      uint4* words = reinterpret_cast<uint4*>(to);
-      const uint4* source = reinterpret_cast<const uint4*>(&from);
+      auto* words = reinterpret_cast<typename Slot::Word*>(to);
 #pragma unroll
-      for (int i = 0; i < Slot::kWords; ++i) store16(words + i, source[i]);
+      for (int i = 0; i < Slot::kWords; ++i) store_word(words + i, from.words()[i]);
     } else {
 #pragma unroll
       for (int w = 0; w < Cols::kWidth; ++w) {
@@ -181,14 +202,15 @@ struct Piece {
 #pragma unroll
     for (int j = 0; j < Cols::kSlots; ++j) {
       if (cols.none(j)) break;
-      if (cols.full(j)) {
-#pragma unroll
-        for (int w = 0; w < Cols::kWidth; ++w) bad += at(j, w) * A(0);
-      } else {
-#pragma unroll
-        for (int w = 0; w < Cols::kWidth; ++w) bad += cols.has(j, w) ? at(j, w) * A(0) : A(0);
-      }
+      bad += poison_of(slot[j], cols, j);
     }
+    return bad;
+  }
+  __device__ static A poison_of(const Slot& from, const Cols& cols, int j) {
+    A bad = 0;
+    const bool full = cols.full(j);
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) bad += full || cols.has(j, w) ? to_acc(from.e[w]) * A(0) : A(0);
     return bad;
   }
 
@@ -203,10 +225,113 @@ struct Piece {
   }
 };
 
+// A piece that waits in shared memory instead of registers: more rows fit a multiprocessor, and one of them computes
+// while another one's memory is awaited. Each thread has its own slots there, so that no barrier is needed. `memory` is
+// kBytes of the block, a multiple of 16.
+template <class S, class Cols, int kBlock>
+class Parked {
+ public:
+  using A = acc_t<S>;
+  using Slot = Pack<S, Cols::kWidth>;
+  using Word = typename Slot::Word;
+  static constexpr size_t kBytes = static_cast<size_t>(kBlock) * Cols::kSlots * sizeof(Slot);
+
+  __device__ explicit Parked(unsigned char* memory) : place_(reinterpret_cast<Word*>(memory) + threadIdx.x) {}
+
+  __device__ Slot get(int j) const {
+    Slot out;
+#pragma unroll
+    for (int i = 0; i < Slot::kWords; ++i) out.words()[i] = place_[(j * Slot::kWords + i) * kBlock];
+    return out;
+  }
+  __device__ void set(int j, const Slot& value) {
+#pragma unroll
+    for (int i = 0; i < Slot::kWords; ++i) place_[(j * Slot::kWords + i) * kBlock] = value.words()[i];
+  }
+
+  // Begins to load; arrive() waits for what this thread has begun.
+  __device__ void load(const S* row, const Cols& cols, Fill fill) {
+    const bool aligned = Slot::aligned(row + cols.start);
+#pragma unroll
+    for (int j = 0; j < Cols::kSlots; ++j) {
+      if (cols.none(j)) break;
+      if (aligned && cols.full(j)) {
+        const Word* words = reinterpret_cast<const Word*>(row + cols.of(j));
+#pragma unroll
+        for (int i = 0; i < Slot::kWords; ++i) begin_copy(&place_[(j * Slot::kWords + i) * kBlock], words + i);
+      } else {
+        set(j, Piece<S, Cols>::by_element(row, cols, j, fill));
+      }
+    }
+  }
+  __device__ static void arrive() {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+  }
+  __device__ void store(S* row, const Cols& cols) const {
+    const bool aligned = Slot::aligned(row + cols.start);
+#pragma unroll
+    for (int j = 0; j < Cols::kSlots; ++j) {
+      if (cols.none(j)) break;
+      Piece<S, Cols>::put(get(j), row, cols, j, aligned);
+    }
+  }
+
+ private:
+  // From memory to shared memory, past the registers
+  __device__ static void begin_copy(Word* to, const Word* from) {
+#ifdef __CUDA_ARCH__
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if constexpr (sizeof(Word) == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(at), "l"(from) : "memory");
+    }
+#else
+    *to = *from;
+#endif
+  }
+
+  Word* place_;
+};
+
+// f(j) for the thread's slots
+template <class Cols, class F>
+__device__ __forceinline__ void for_slots(const Cols& cols, F f) {
+#pragma unroll
+  for (int j = 0; j < Cols::kSlots; ++j) {
+    if (cols.none(j)) break;
+    f(j);
+  }
+}
+
+// max(m, largest value of a held operand); NaN gives way
+template <class H, class Cols>
+__device__ __forceinline__ auto max_of(const H& held, const Cols& cols, typename H::A m) {
+  for_slots(cols, [&](int j) {
+    const auto slot = held.get(j);
+#pragma unroll
+    for (int w = 0; w < Cols::kWidth; ++w) m = fmax(m, to_acc(slot.e[w]));
+  });
+  return m;
+}
+
+// fill(j, put) calls put(w, x) for the columns of slot j of the row; x is rounded to S on the way
+template <class S, class Cols, class F>
+__device__ __forceinline__ void write_slots(S* row, const Cols& cols, F fill) {
+  const bool aligned = Pack<S, Cols::kWidth>::aligned(row + cols.start);
+  for_slots(cols, [&](int j) {
+    Pack<S, Cols::kWidth> out;
+    fill(j, [&](int w, acc_t<S> x) { out.e[w] = store_as<S>(x); });
+    Piece<S, Cols>::put(out, row, cols, j, aligned);
+  });
+}
+
 // row[k] = value(j, w) for the thread's columns k; rounded to S on the way
 template <class S, class Cols, class F>
 __device__ __forceinline__ void write_row(S* row, const Cols& cols, F value) {
-  const bool aligned = aligned16(row + cols.start);
+  const bool aligned = Pack<S, Cols::kWidth>::aligned(row + cols.start);
 #pragma unroll
   for (int j = 0; j < Cols::kSlots; ++j) {
     if (cols.none(j)) break;

@@ -11,7 +11,7 @@
 //
 // A block's shared memory is gone as soon as its last thread has left: a cluster's other blocks must not read it then.
 //
-// A 16-byte word is a type that has to stand on its boundary, and shared memory is as long as the launch asked for: the
+// A word of 8 or 16 bytes is a type that has to stand on its boundary, and shared memory is as long as the launch asked for: the
 // sanitizers of alignment and of addresses see what leaves either.
 //
 // Limits: a launch is synchronous, streams are ignored, and a thread names the same mask in all its warp operations.
@@ -52,6 +52,9 @@ struct dim3 {
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ using std::exp, std::fmax, std::fmin, std::log;
 // Host functions
 // ---------------------------------------------------------------------------------------------------------
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 using cudaStream_t = void*;
@@ -268,6 +271,10 @@ inline cudaError_t cudaGetDevice(int* device) {
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* code, const void*) {
   code->ptxVersion = 90;
   return cudaSuccess;
+}
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
+  return bytes <= 99 * 1024 ? cudaSuccess : cudaErrorInvalidValue;  // what every supported architecture allows
 }
 inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
   *clusters = 1;
