@@ -10,11 +10,19 @@ import fastmeta
 from fastmeta import reference
 from fastmeta.meta import label_gradient
 from fastmeta.training import Interrupted, load_run, train
-from tests.meta import cases
-from tests.meta.test_label_gradient import FAMILIES, make_labels, optimizers, reference_gradient, relative
-from tests.meta.test_step import ETA, draw, run_reference
-from tests.training.test_resume import Kill, assert_same, config
-from tests.training.test_run import two_classes
+from tests.support import cases
+from tests.support.meta import (
+    ETA,
+    FAMILIES,
+    draw,
+    make_labels,
+    optimizers,
+    reference_gradient,
+    relative,
+    run_reference,
+)
+from tests.support.runs import two_classes
+from tests.support.stopped import Kill, assert_same, config
 
 pytestmark = [
     pytest.mark.cuda,

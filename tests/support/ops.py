@@ -219,7 +219,7 @@ def budget(op: Op, b: Batch, name: str, truth: torch.Tensor) -> tuple[torch.Tens
     if name == "entropy":
         labels = double(b.table) if op.name.startswith("instance") else double(b.alpha)
         # of moved labels, which carry the rounding of their step; the slope in alpha is up to 1 + log C
-        size = labels.abs().amax().clamp_min(max(1 + math.log(b.num_classes), 1.0) * max(1.0, moved(op, b)))
+        size = labels.abs().amax().clamp_min((1 + math.log(b.num_classes)) * max(1.0, moved(op, b)))
         return ulp(size.expand_as(truth), wide), wide
     if name == "alignment":
         return ulp(2 * pull, wide), wide  # the difference of two means of u
