@@ -125,10 +125,20 @@ def cuda_archs() -> str:
 
 
 def check_compiler() -> None:
-    given = os.environ.get("CXX", "c++")
-    name = (shlex.split(given) or ["c++"])[0]
-    if shutil.which(name) is None:
-        stop(f"no C++ compiler: {name!r} is not on PATH; install g++ 12 or newer, or set CXX to one")
+    given = shlex.split(os.environ.get("CXX", "c++")) or ["c++"]
+    if shutil.which(given[0]) is None:
+        stop(f"no C++ compiler: {given[0]!r} is not on PATH; install g++ 12 or newer, or set CXX to one")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "probe.cpp").write_text('#include <stdexcept>\nvoid f() { throw std::runtime_error(""); }\n')
+        _, failure = run([*given, "-shared", "-fPIC", "probe.cpp", "-o", "probe.so"], cwd=folder)
+        if failure:
+            stop(f"no C++ compiler: {failure}; install g++ 12 or newer, or set CXX to one")
+        if sys.platform == "linux" and b"libstdc++.so" not in Path(folder, "probe.so").read_bytes():
+            # an error would then end the process: torch's own copy does not know the exceptions of another one
+            stop(
+                f"the C++ compiler {shlex.join(given)!r} puts a copy of libstdc++ into every library, so that torch "
+                "could not catch their exceptions; set CXX to a compiler that links to the shared one"
+            )
 
 
 def check_writable(folder: str) -> None:

@@ -128,6 +128,17 @@ def test_a_missing_compiler(build, monkeypatch):
         build.check_compiler()
 
 
+def test_a_compiler_with_a_libstdcxx_of_its_own(build, monkeypatch, tmp_path):
+    """Exceptions of such a library would end the process in place of raising in Python."""
+    build.check_compiler()
+    wrapper = tmp_path / "g++-static"
+    wrapper.write_text('#!/bin/sh\nexec c++ "$@" -static-libstdc++\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", str(wrapper))
+    with pytest.raises(SystemExit, match=r"puts a copy of libstdc\+\+ into every library, .* set CXX"):
+        build.check_compiler()
+
+
 def test_a_read_only_source_folder(build, monkeypatch, tmp_path):
     build.check_writable(str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere but on a read-only disk

@@ -148,13 +148,18 @@ class Group {
 // Softmax statistics
 // ---------------------------------------------------------------------------------------------------------
 
-// Exponentials below a maximum m, e_k = exp(x_k - m). In float32 they are 2^(x_k L - m L), L = log2 e, with m L rounded
-// once: one fused product and the hardware's 2^x, two instructions. A row of 16-bit labels is limited by arithmetic,
-// not memory, and takes six exponentials per element. The product is exact before its one rounding, so that all e_k of
-// a row carry the same factor 2^(m L - round(m L)); probabilities are quotients of them, and log_sum takes it out
-// again. As assembly because __expf spends three more instructions on results below 2^-126, which are nothing beside
-// the largest term, 1. Maxima beyond +-2^127 / L have no m L: such a row counts as not finite.
+// Exponentials below a maximum m, e_k = exp(x_k - m). In float32 they are 2^(x_k L - up(m L)), L = log2 e, with m L
+// rounded up once: one fused product and the hardware's 2^x, two instructions. A row of 16-bit labels is limited by
+// arithmetic, not memory, and takes six exponentials per element. The product is exact before its one rounding, so that
+// all e_k of a row carry the same factor 2^(m L - up(m L)); probabilities are quotients of them, and log_sum takes it
+// out again. As assembly because __expf spends three more instructions on results below 2^-126, which are nothing
+// beside the largest term.
+//
+// That factor is between 2^-64 and 1 for |m| < 2^29, and no sum overflows for it. From there on two different numbers
+// are 32 apart or more, so that all columns below the maximum have probability 0; L shrinks with the exponent of m,
+// which keeps them at 0 and the factor in bounds.
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr int kExponentBias = 127, kLargeExponent = kExponentBias + 28;
 
 __device__ __forceinline__ float power_of_two(float x) {
 #ifdef __CUDA_ARCH__
@@ -165,26 +170,35 @@ __device__ __forceinline__ float power_of_two(float x) {
   return std::exp2(x);
 #endif
 }
-__device__ __forceinline__ float in_twos(float m) {  // round(m L): never contracted into the sum that takes it
+__device__ __forceinline__ int exponent_of(float m) { return static_cast<int>(float_to_bits(m) >> 23 & 0xffu); }
+__device__ __forceinline__ float scale_for(float m) {  // L, or less for a large m
+  const int exponent = exponent_of(m) > kLargeExponent ? exponent_of(m) : kLargeExponent;
+  return kLog2E * bits_to_float(static_cast<uint32_t>(kExponentBias + kLargeExponent - exponent) << 23);
+}
+__device__ __forceinline__ float in_twos(float m) {  // up(m L): never contracted into the sum that takes it
 #ifdef __CUDA_ARCH__
-  return __fmul_rn(m, kLog2E);
+  return __fmul_ru(m, scale_for(m));
 #else
-  return m * kLog2E;
+  const float near = m * scale_for(m);
+  return std::fma(m, scale_for(m), -near) > 0 ? std::nextafter(near, INFINITY) : near;
 #endif
 }
 
-__device__ __forceinline__ float exp_below(float x, float m) { return power_of_two(std::fma(x, kLog2E, -in_twos(m))); }
+__device__ __forceinline__ float exp_below(float x, float m) {
+  return power_of_two(std::fma(x, scale_for(m), -in_twos(m)));
+}
 __device__ __forceinline__ double exp_below(double x, double m) { return exp(x - m); }
 
 // What moves a sum of exp_below(x_k, from) below another maximum
 __device__ __forceinline__ float change_of_maximum(float from, float to) {
-  return power_of_two(in_twos(from) - in_twos(to));
+  const bool large = exponent_of(from) > kLargeExponent || exponent_of(to) > kLargeExponent;
+  return large && from != to ? 0.0f : power_of_two(in_twos(from) - in_twos(to));
 }
 __device__ __forceinline__ double change_of_maximum(double from, double to) { return exp(from - to); }
 
 // log sum_k exp(x_k - m) from the sum of exp_below(x_k, m)
 __device__ __forceinline__ float log_sum(float sum, float m) {
-  return std::log(sum) - kLn2 * std::fma(m, kLog2E, -in_twos(m));
+  return std::log(sum) - kLn2 * std::fma(m, scale_for(m), -in_twos(m));
 }
 __device__ __forceinline__ double log_sum(double sum, double) { return std::log(sum); }
 
@@ -192,12 +206,6 @@ template <class A>
 __device__ __forceinline__ constexpr A largest() {
   return sizeof(A) == 8 ? static_cast<A>(1.7976931348623157e308) : static_cast<A>(3.402823466e38f);
 }
-// Where a running maximum starts: finite, because -inf less itself is NaN, and so is its product with L
-template <class A>
-__device__ __forceinline__ constexpr A lowest() {
-  return sizeof(A) == 8 ? -largest<A>() : static_cast<A>(-2.3e38f);
-}
-
 // m - x, finite for finite m: columns past the row hold x = -inf, and their probability 0 must not meet an infinity.
 template <class A>
 __device__ __forceinline__ A below(A m, A x) {
@@ -205,9 +213,10 @@ __device__ __forceinline__ A below(A m, A x) {
 }
 
 // Sums over the columns seen so far, with exponentials below the largest x seen so far: e_k = exp(x_k - max).
+// `max` starts at the lowest finite value, not at -inf, whose difference to itself is NaN.
 template <class A>
 struct SoftmaxSum {
-  A max = lowest<A>(), sum = 0;  // sum_k e_k
+  A max = -largest<A>(), sum = 0;  // sum_k e_k
 
   __device__ void raise(A m) {
     sum *= change_of_maximum(max, m);
@@ -219,7 +228,7 @@ struct SoftmaxSum {
 
 template <class A>
 struct SoftmaxDot {
-  A max = lowest<A>(), sum = 0, dot = 0;  // sum_k e_k u_k
+  A max = -largest<A>(), sum = 0, dot = 0;  // sum_k e_k u_k
 
   __device__ void raise(A m) {
     const A f = change_of_maximum(max, m);
@@ -240,7 +249,7 @@ struct SoftmaxDot {
 //   other = sum_k e_k (shift - z_k)      <p, lse - z> = other / sum + log S,   shift the maximum of z
 template <class A>
 struct SoftmaxBelow {
-  A max = lowest<A>(), sum = 0, own = 0, other = 0;
+  A max = -largest<A>(), sum = 0, own = 0, other = 0;
 
   __device__ A log() const { return log_sum(sum, max); }
   // new maximum m of l; `rise` is how far the shift of z went up

@@ -215,7 +215,8 @@ def budget(op: Op, b: Batch, name: str, truth: torch.Tensor) -> tuple[torch.Tens
         # what the partial sums of a random walk reach; a sum in another order than torch's walks as far from its own
         return max(1, b.num_classes**0.5 / 32) * ulp(2 * (logits * u).norm(dim=-1), wide), wide
     if name == "loss":
-        return ulp(logits.abs().amax(-1).maximum(truth.abs()), wide), wide
+        # a moved alpha carries the rounding of its step, and the loss rises with it by up to 2 max |z|
+        return ulp(logits.abs().amax(-1).maximum(truth.abs()) * max(1.0, moved(op, b)), wide), wide
     if name == "entropy":
         labels = double(b.table) if op.name.startswith("instance") else double(b.alpha)
         # of moved labels, which carry the rounding of their step; the slope in alpha is up to 1 + log C

@@ -283,6 +283,25 @@ def instance_loss() -> Iterator[Case]:
         )
 
 
+def large_values() -> Iterator[Case]:
+    """Finite logits and labels of any size: a softmax that is a one-hot, in registers, in shared memory, streamed."""
+    sizes = (2.0**22, 2.0**28, 1e10, 1e20, 1e37)
+    for seed, (size, (t, C)) in enumerate(
+        itertools.product(sizes, ((F32, 10), (BF16, 100), (F32, 5000), (F32, 20000)))
+    ):
+        make = Maker(seed)
+        n = 3 if C < 20000 else 1
+        logits = make.matrix(make.normal(n, C, scale=size), t)
+        table = make.matrix(make.normal(n, C, scale=size if seed % 2 else 2), F32)
+        logits[0] = -logits[0].abs() - size  # all of them far below zero
+        index = make.index(list(range(n)))
+        call = Call(
+            "instance_loss", n=n, C=C, N=n, logits=logits, label_logits=table, index=index, weight=None,
+            **results(logits),
+        )  # fmt: skip
+        yield Case(f"{size:g} {t} C={C}", call, lambda out, a=(logits, table, index, None): check_loss(out, *a))
+
+
 def check_loss(
     out: dict, logits: Tensor, table: Tensor, index: Tensor, weight: Tensor | None, also_bad: Tensor | bool = False
 ) -> None:

@@ -14,6 +14,7 @@ BOTH = [
     cases.bad_logits,
     cases.row_dot,
     cases.instance_loss,
+    cases.large_values,
     cases.instance_label_step,
     cases.instance_label_step_rounded,
     cases.class_loss,
