@@ -18,7 +18,7 @@ from fastmeta.bench.step_problem import DTYPES, StepConfig
 from fastmeta.bench.step_variants import PRESETS, VARIANTS
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.cli.arguments import Parser, integers, positive_float, positive_int, seed, threads, whole, wrapped
+from fastmeta.cli.parser import Parser, integers, positive_float, positive_int, seed, threads, whole, wrapped
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:

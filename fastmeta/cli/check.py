@@ -12,7 +12,7 @@ from fastmeta import models
 from fastmeta._memory import check_room
 from fastmeta._text import printable, printable_lines, reason
 from fastmeta.cli import find_code_here
-from fastmeta.cli.arguments import Parser, at_least, integers, positive_float, positive_int, seed, wrapped
+from fastmeta.cli.parser import Parser, at_least, integers, positive_float, positive_int, seed, wrapped
 from fastmeta.meta.tangents import TangentChoice
 from fastmeta.training.device import pick_device
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastmeta._text import printable
-from fastmeta.cli.arguments import Parser
+from fastmeta.cli.parser import Parser
 
 #: what stands for a value of a kind
 _WORDS: dict[Any, str] = {int: "N", float: "NUMBER", str: "TEXT"}

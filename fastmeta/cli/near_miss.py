@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 
 def flags_of(help_text: str) -> list[str]:
-    """All options that a help in :class:`fastmeta.cli.arguments.HelpStyle` lists."""
+    """All options that a help in :class:`fastmeta.cli.parser.HelpStyle` lists."""
     heads = re.findall(r"^  (-\S.*?)(?:  |$)", help_text, re.M)
     return [flag for head in heads for flag in re.findall(r"--[a-z][\w.-]*", head)]
 

@@ -115,8 +115,9 @@ class ConsoleListener(Listener):
         self._config = None
         rest = (stage.total - stage.step) * pace
         baselines = 0.0
+        meta_steps = stage.name == config.method and "approx" in config.method_class().supports
         if stage.name == config.method:  # and not in the middle of what it is compared with
-            plain = min(1.0, PLAIN_FORWARDS / forwards(config.approx))
+            plain = min(1.0, PLAIN_FORWARDS / forwards(config.approx)) if meta_steps else 1.0
             baselines = len(config.baseline_names()) * stage.total * pace * plain
         left = rest + baselines
         if left < SHORT:
@@ -124,7 +125,7 @@ class ConsoleListener(Listener):
         self._line(f"expected end: {end_at(left)}, in about {clock(left)}")
         if self._device == "cpu" and left > LONG:
             ways = by_arithmetic(left, baselines, config.epochs or 1)
-            if config.approx == "none" and stage.name == config.method:
+            if config.approx == "none" and meta_steps:
                 ways += by_forwards(left, baselines, config.approx)
             for line in ways_out(left, ways, "by ResNet-20's costs (--dry-run times yours)"):
                 self._line(f"  {line}")

@@ -17,9 +17,9 @@ from fastmeta._train import train
 from fastmeta._trust import Untrusted
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
-from fastmeta.cli.arguments import Parser, wrapped
 from fastmeta.cli.config_help import config_help
 from fastmeta.cli.near_miss import flags_of, unknown_option
+from fastmeta.cli.parser import Parser, wrapped
 from fastmeta.data import InputError
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.methods import METHODS, NoOptions

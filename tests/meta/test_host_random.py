@@ -189,8 +189,13 @@ def test_what_cannot_be_replayed_is_found_out(coin, kw):
 def test_what_cannot_be_replayed_is_said():
     case, labels = problem("urandom")
     case.model.rate = 0.5
-    with pytest.raises(RuntimeError, match="gives one batch other logits in a second call"):
-        label_gradient(case.model, labels, case.train, case.meta, lr=0.3)
+    said = ""
+    for _ in range(6):  # the coins of two calls may fall alike
+        try:
+            label_gradient(case.model, labels, case.train, case.meta, lr=0.3)
+        except RuntimeError as error:
+            said += str(error)
+    assert "gives one batch other logits in a second call" in said
     assert "draws random numbers that cannot be replayed (os.urandom" in str(Unrepeatable())
 
 

@@ -113,6 +113,50 @@ class Weights(Method):
         return Outcome(logits.detach(), loss.detach(), meta_loss=meta_loss.detach())
 """
 
+# The same by a learnable loss with an Adam of its own, moved by the engine.
+LEARNABLE = """
+import torch
+from fastmeta import LearnableLoss, MetaStep
+from fastmeta.methods import Method, Outcome
+from torch.nn.functional import cross_entropy, softplus
+
+
+class SampleWeights(LearnableLoss):
+    def __init__(self, targets, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("targets", targets)
+        self.raw = torch.nn.Parameter(torch.full((len(targets),), 0.5413))
+
+    def forward(self, logits, index, x=None):
+        return softplus(self.raw[index]) * cross_entropy(logits, self.targets[index], reduction="none")
+
+
+class Learnable(Method):
+    uses_meta_batch = True
+
+    def setup(self, context):
+        self.model, self.loss = context.model(), SampleWeights(context.targets, context.num_classes)
+        self.adam = torch.optim.Adam(self.loss.parameters(), lr=0.1)
+        optimizer = context.optimizer(self.model.parameters())
+        options = {"transform": context.transform, "totals": context.totals}
+        self.meta_step = MetaStep(self.model, self.loss, optimizer, loss_optimizer=self.adam, **options)
+
+    def step(self, batch):
+        r = self.meta_step((batch.x, batch.index), batch.meta)
+        return Outcome(r.logits, r.train_loss, r.finite, r.meta_loss, counted=True)
+
+    def predictor(self):
+        return self.model
+
+    def stateful(self):
+        return {"loss": self.loss, "adam": self.adam, "meta_step": self.meta_step}
+
+    def figures(self):
+        weight = softplus(self.loss.raw.detach())
+        return {"wrong": weight[::10].mean(), "right": weight[1::10].mean()}
+"""
+
 # Learned labels in a table of the method's own: it learns labels and wants no meta batch.
 OWN_TABLE = """
 import torch
@@ -160,7 +204,12 @@ class Bootstrap(Method):
 
 @pytest.mark.parametrize(
     ("text", "spec", "options"),
-    [(PAIR, "Pair", {"keep": 0.75}), (WEIGHTS, "Weights", None), (OWN_TABLE, "Bootstrap", None)],
+    [
+        (PAIR, "Pair", {"keep": 0.75}),
+        (WEIGHTS, "Weights", None),
+        (LEARNABLE, "Learnable", None),
+        (OWN_TABLE, "Bootstrap", None),
+    ],
 )
 def test_a_method_from_outside_trains_resumes_bitwise_and_is_loaded(plug, text, spec, options, tmp_path):
     name = f"{plug('method_from_outside', text)}:{spec}"
@@ -173,14 +222,16 @@ def test_a_method_from_outside_trains_resumes_bitwise_and_is_loaded(plug, text, 
         assert "--trust-code" in stopped.value.way
         fastmeta.train(resume=path, data=two_classes(), trust_code=True)
         assert files(path) == files(unbroken.path)
-    assert unbroken.summary["uses_meta_batch"] == (spec == "Weights")
+    assert unbroken.summary["uses_meta_batch"] == (spec in ("Weights", "Learnable"))
     assert unbroken.summary["learns_labels"] == (spec == "Bootstrap")
     loaded = fastmeta.load_run(unbroken.path)  # whoever reads a finished run needs none of the method's code
     assert loaded.summary == unbroken.summary
     assert loaded.labels is None
     (last,) = [r for r in files(unbroken.path)[1] if r["run"] == name and r["epoch"] == 3]
-    assert ("meta_loss" in last) == (spec == "Weights")
+    assert ("meta_loss" in last) == (spec in ("Weights", "Learnable"))
     assert ("labels_changed" in last) == (spec == "Bootstrap")
+    if spec == "Learnable":  # every tenth given label of these data is wrong
+        assert last["method_figures"]["wrong"] < last["method_figures"]["right"]
     if spec == "Pair":
         assert last["method_figures"]["visits"] == 15
         assert last["method_figures"]["mean_loss"] > 0

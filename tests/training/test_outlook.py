@@ -82,7 +82,7 @@ def told(clock, seconds_per_step, total, device="cpu", steps=60, **config):
     )
     settings = TrainConfig(model="mlp", **{"epochs": 10, "baselines": "noisy", **config})
     listener.begin("run", settings, splits, device)
-    stage = types.SimpleNamespace(name="instance_labels", step=0, total=total, steps_per_epoch=total // 10)
+    stage = types.SimpleNamespace(name=settings.method, step=0, total=total, steps_per_epoch=total // 10)
     listener.stage(stage)
     clock.first = None
     for _ in range(steps):
@@ -109,6 +109,13 @@ def test_a_slow_run_says_so_too_and_the_ways_out(clock):
     assert len(re.findall(r"x faster", text)) == 3
     assert text.count("expected end") == 1
     assert "cheaper" not in told(clock, 25.0, total=600, steps=4, device="cuda:0")
+
+
+def test_fixed_labels_have_no_meta_step_to_approximate(clock):
+    text = told(clock, 25.0, total=600, steps=4, method="onehot")
+    assert "--epochs 5" in text
+    assert "--approx" not in text
+    assert "in about 8 h 19 min" in text  # 598 steps, and 600 of the baseline, as long
 
 
 def test_a_short_run_says_nothing(clock):

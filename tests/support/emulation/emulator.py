@@ -251,9 +251,9 @@ def run(variant: str, calls: list[Call], capability: int = 9) -> subprocess.Comp
     Below `capability` 9 the emulated device has no clusters.
     """
     env = {
+        "ASAN_OPTIONS": "detect_leaks=1",
         **os.environ,
         "EMULATED_CAPABILITY": str(capability),
-        "ASAN_OPTIONS": "detect_leaks=1",
         "TSAN_OPTIONS": "halt_on_error=1 history_size=2",
     }
     with TemporaryDirectory() as folder:
