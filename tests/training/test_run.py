@@ -16,10 +16,13 @@ from fastmeta.training import DataConfig, LabelConfig, OptimConfig, TrainConfig,
 from fastmeta.training.rundir import checkpoint
 from tests.support.runs import Warnings, config, two_classes
 
+#: of a run that has changed no label; the sheet of changed images comes with the first
+FIGURES = ("accuracy", "confusion", "label_matrix", "labels", "wrong_labels")
+
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "digits"
+    path = tmp_path_factory.mktemp("run") / "with figures" / "digits"
     return fastmeta.train(fastmeta.TrainConfig(epochs=2, out=str(path)))
 
 
@@ -28,9 +31,7 @@ def test_directory_holds_every_file(digits_run):
     assert files == [
         "checkpoint/state.safetensors",
         "config.toml",
-        "figures/accuracy.png",
-        "figures/label_matrix.png",
-        "figures/labels.png",
+        *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
         "labels.npz",
         "labels.safetensors",
         "metrics.jsonl",
@@ -38,7 +39,7 @@ def test_directory_holds_every_file(digits_run):
         "summary.json",
     ]
     for figure in (digits_run.path / "figures").iterdir():
-        assert figure.read_bytes().startswith(b"\x89PNG")
+        assert figure.read_bytes().startswith(b"\x89PNG" if figure.suffix == ".png" else b"<?xml")
 
 
 def test_summary(digits_run):
@@ -115,9 +116,9 @@ def test_every_method_on_arrays_of_ones_own(method, tmp_path):
 
 
 def test_what_nobody_knows_is_null(tmp_path):
-    listener = Warnings()
+    listener, path = Warnings(), tmp_path / "with figures"
     data = two_classes(y_true=None, x_meta=None, y_meta=None, x_test=None, y_test=None)
-    s = train(config(tmp_path / "run"), data=data, listener=listener).summary
+    s = train(config(path), data=data, listener=listener).summary
     for key in ("noise_rate", "label_accuracy_initial", "label_accuracy_final", "labels_corrected", "labels_spoiled"):
         assert s[key] is None
     for key in ("wrong_label_average_precision", "test_accuracy_last", "test_accuracy_best", "nll", "ece"):
@@ -127,9 +128,9 @@ def test_what_nobody_knows_is_null(tmp_path):
     held_out = [text for text in listener.texts if "held out" in text]
     assert len(held_out) == 1
     assert held_out[0] in s["warnings"]
-    assert not (tmp_path / "run/figures/accuracy.png").exists()
-    assert (tmp_path / "run/figures/labels.png").exists()
-    assert "true" not in np.load(tmp_path / "run/labels.npz").files
+    assert not (path / "figures/accuracy.png").exists()
+    assert (path / "figures/labels.png").exists()
+    assert "true" not in np.load(path / "labels.npz").files
 
 
 def test_a_module_of_ones_own_is_copied_and_must_be_given_again(tmp_path):
