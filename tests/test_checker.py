@@ -11,8 +11,6 @@ from fastmeta.cli.check import main
 from tests.support import cases
 from tests.support.layers import Activation, Checkpointed, SilentZero
 
-pytestmark = pytest.mark.newest
-
 
 def run(model, case, family=fastmeta.InstanceLabels, **kw):
     labels = family(case.targets, case.num_classes, 0.8)

@@ -15,8 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-pytestmark = pytest.mark.newest
-
 F64 = torch.float64
 VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 

@@ -20,8 +20,6 @@ from torch.utils import checkpoint
 
 import fastmeta
 
-pytestmark = pytest.mark.newest
-
 SOURCES = Path(fastmeta.__file__).parent
 
 

@@ -136,9 +136,7 @@ def _time(
             if name == "fused":
                 raise
             captured[name] = calls, 1
-            notes[name] = (
-                f"timed from the host, as the fused one beside it: no graph holds it, {reason(error)}"
-            )
+            notes[name] = f"timed from the host, as the fused one beside it: no graph holds it, {reason(error)}"
     if notes:
         captured[FROM_HOST] = bodies["fused"], 1
     timings = interleave({k: calls for k, (calls, _) in captured.items()}, device, seconds=config.seconds)

@@ -8,7 +8,11 @@ from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.table import put_rows_, take_rows
 from fastmeta.losses.traced import TracedLoss, Unsupported
 
+#: label families by the name under which files hold them
+FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabels, ClassLabels)}
+
 __all__ = [
+    "FAMILIES",
     "ClassLabels",
     "Head",
     "InstanceLabels",

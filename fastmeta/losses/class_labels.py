@@ -53,7 +53,7 @@ class ClassLabels(Labels):
     def __init__(
         self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__()
+        super().__init__(targets, num_classes)
         targets, self.num_classes = check_targets(targets, num_classes)
         check_dtype(dtype, (torch.float32, torch.float64))
         p0 = as_real(target_prob)
@@ -61,6 +61,10 @@ class ClassLabels(Labels):
             raise ValueError(f"target_prob must lie in [0, 1], got {shown(target_prob)}")
         self.register_buffer("targets", targets)
         self.register_buffer("alpha", torch.full((self.num_classes,), 1 - p0, dtype=dtype, device=targets.device))
+
+    @classmethod
+    def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
+        return {"targets": (size,), cls.parameter: (num_classes,)}
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all."""

@@ -67,7 +67,7 @@ class InstanceLabels(Labels):
         dtype: torch.dtype = torch.float32,
         seed: int | None = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(targets, num_classes)
         targets, self.num_classes = check_targets(targets, num_classes)
         check_dtype(dtype, (torch.float32, torch.bfloat16, torch.float64))
         p0 = as_real(target_prob)
@@ -85,6 +85,10 @@ class InstanceLabels(Labels):
         self._seed = seed_of(seed)
         self.seed: int | None = None
         self._round_stochastically()
+
+    @classmethod
+    def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
+        return {"targets": (size,), cls.parameter: (size, num_classes)}
 
     def _round_stochastically(self) -> None:
         """Of a bfloat16 table."""

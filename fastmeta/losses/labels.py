@@ -86,6 +86,16 @@ class Labels(LearnableLoss):
     # eta * lambda / n, summed over the visits of a run, that a label parameter of this family wants
     _travel: ClassVar[float]
 
+    def __init__(
+        self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+
+    @classmethod
+    def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
+        """Of the given targets and the label parameter, by name."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -15,9 +15,9 @@ import torch
 Body = Callable[[], Any]
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-# A sample shorter than this is repeated: the clock and the loop around it must not show. On a GPU the host runs ahead of
-# the device, as in training: the first of several calls waits for its launch (milliseconds for a graph of a thousand
-# kernels), the later ones are launched meanwhile.
+# A sample shorter than this is repeated: the clock and the loop around it must not show. On a GPU the host runs ahead
+# of the device, as in training: the first of several calls waits for its launch (milliseconds for a graph of a
+# thousand kernels), the later ones are launched meanwhile.
 MIN_SAMPLE_SECONDS = {"cpu": 1e-3, "cuda": 3e-2}
 
 

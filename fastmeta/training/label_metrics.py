@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.losses import Labels
 
-Labels = InstanceLabels | ClassLabels
 _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
 
 

@@ -14,7 +14,7 @@ from fastmeta._text import reason, shown
 from fastmeta.data import EpochSampler, InputError, Pool, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
-from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.losses import Labels
 from fastmeta.meta.memory import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
 from fastmeta.training.config import TrainConfig
@@ -219,7 +219,7 @@ class Stage:
     def _which_rate(self) -> str:
         """The rate to lower, for an error; waits for the device."""
         optim, labels = self.config.optim, self.config.labels
-        if isinstance(self.method.labels, InstanceLabels | ClassLabels) and labels.label_lr is not None:
+        if isinstance(self.method.labels, Labels) and labels.label_lr is not None:
             assert optim.lr is not None
             assert self.config.epochs is not None
             rate = labels.lookahead_rate or optim.lr
@@ -265,7 +265,7 @@ class Stage:
                 f"at the end of epoch {self.epoch} some test samples have logits that are not finite: they count as "
                 "wrong, and nll and ece are null"
             )
-        if isinstance(self.method.labels, InstanceLabels | ClassLabels):
+        if isinstance(self.method.labels, Labels):
             warnings += self.health.look(
                 self.method.labels,
                 self.config.labels.target_prob or 0.0,

@@ -18,8 +18,6 @@ from tests.support.flops import graph_flops
 from tests.support.meta import F64, FAMILIES, bad_batches, make_labels, optimizers, relative, run_fast, run_reference
 from tests.support.pairs import parametrize_some
 
-pytestmark = pytest.mark.newest
-
 LOOKAHEADS = [("sgd", "plain"), ("optimizer", "nesterov"), (0.05, "momentum")]
 
 

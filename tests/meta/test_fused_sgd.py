@@ -8,8 +8,6 @@ from fastmeta.meta.engines.graph import trace
 from fastmeta.meta.engines.pure import GroupNumbers, Terms, move
 from fastmeta.meta.lookahead import PreparedLookAhead, Rule, fused_plus
 
-pytestmark = pytest.mark.newest
-
 PLAIN, DECAY = Terms(0, False, False, False), Terms(1, False, False, True)
 HEAVY, NESTEROV = Terms(0, True, False, False), Terms(1, True, True, True)
 NUMBERS = (0.1, 0.9, 0.0), (0.03, 0.8, 1e-2)  # lr, momentum, weight decay

@@ -12,8 +12,6 @@ import fastmeta
 from tests.support import cases
 from tests.support.meta import make_labels, relative
 
-pytestmark = pytest.mark.newest
-
 
 def build(model, case, compile="trace", **kw):
     labels = make_labels(fastmeta.InstanceLabels, case)

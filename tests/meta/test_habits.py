@@ -16,8 +16,6 @@ from fastmeta.meta.memory import graph_bytes
 from tests.support import cases
 from tests.support.meta import F64, make_labels, reference_gradient, relative
 
-pytestmark = pytest.mark.newest
-
 
 class Centred(nn.Module):
     """Keeps a running mean by replacing its buffers, where BatchNorm writes into its own."""

@@ -17,8 +17,6 @@ from tests.support import cases
 from tests.support.meta import F64, make_labels, reference_gradient, relative
 from tests.support.pairs import parametrize_some
 
-pytestmark = pytest.mark.newest
-
 SHARED = np.random.default_rng(5)  # of this module, as scripts have it
 
 

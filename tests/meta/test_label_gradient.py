@@ -13,8 +13,6 @@ from tests.support import cases
 from tests.support.meta import F64, FAMILIES, make_labels, optimizers, reference_gradient, relative
 from tests.support.pairs import parametrize_some
 
-pytestmark = pytest.mark.newest
-
 
 @parametrize_some(2, name=cases.NAMES, num_classes=[2, 10, 1000], family=FAMILIES)
 def test_exact(name, num_classes, family):

@@ -17,8 +17,6 @@ from tests.support.meta import F64, FAMILIES, make_labels, relative
 from tests.support.pairs import parametrize_some
 from tests.support.pieces import assert_equal, learned, steps
 
-pytestmark = pytest.mark.newest
-
 WAYS = ["forward", "reverse", "difference"]
 
 

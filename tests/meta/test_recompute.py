@@ -23,8 +23,6 @@ from fastmeta.meta import label_gradient
 from tests.support import cases
 from tests.support.meta import F64, FAMILIES, make_labels, reference_gradient, relative
 
-pytestmark = pytest.mark.newest
-
 
 class Recomputed(nn.Module):
     """All of it is run again in the backward and, nested, a part of that once more."""

@@ -20,8 +20,6 @@ from tests.support import cases
 from tests.support.meta import F64, make_labels
 from tests.support.moving import ETA, EXACT, IN_TURN, LR, compare, same, snapshot
 
-pytestmark = pytest.mark.newest
-
 
 class Habit(nn.Module):
     def __init__(self, kind):

@@ -12,8 +12,6 @@ from tests.support import cases
 from tests.support.meta import F64, FAMILIES, bad_batches, make_labels, optimizers, relative, run_fast, run_reference
 from tests.support.pairs import parametrize_some
 
-pytestmark = pytest.mark.newest
-
 
 @parametrize_some(
     2,

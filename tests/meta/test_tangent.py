@@ -14,8 +14,6 @@ from tests.support import cases
 from tests.support.layers import Activation, Checkpointed, SilentOnce, SilentZero
 from tests.support.meta import F64, make_labels, reference_gradient, relative
 
-pytestmark = pytest.mark.newest
-
 
 def gradient(model, case, **kw):
     labels = make_labels(fastmeta.InstanceLabels, case)

@@ -22,8 +22,6 @@ from fastmeta.functional.watch import Unwatchable, Watch
 from tests.support import cases
 from tests.support.meta import F64, make_labels, relative
 
-pytestmark = pytest.mark.newest
-
 RATE = 1.0  # of this module
 TABLE = {"rates": [1.0, 2.0]}
 SCHEDULE = types.ModuleType("tests_schedule")  # another module's

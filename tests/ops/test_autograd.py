@@ -7,8 +7,6 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from fastmeta import ops, reference
 from tests.support.ops import Batch
 
-pytestmark = pytest.mark.newest
-
 
 def leaves(device: str, n: int = 4, num_classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     b = Batch(n, num_classes, torch.float64, device)

@@ -7,8 +7,6 @@ from fastmeta import ops
 from fastmeta.ops import guard
 from tests.support.ops import Batch, raw_arguments
 
-pytestmark = pytest.mark.newest
-
 RAW = torch.ops.fastmeta
 
 

@@ -6,8 +6,6 @@ import torch
 from fastmeta import ops, reference, rng
 from tests.support.ops import Batch, assert_same
 
-pytestmark = pytest.mark.newest
-
 SEED, STEP = 12345678901234, 7
 
 

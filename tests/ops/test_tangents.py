@@ -8,8 +8,6 @@ from torch.func import grad, jvp
 from fastmeta import ops
 from tests.support.ops import OPS, Batch
 
-pytestmark = pytest.mark.newest
-
 # ours, or torch's own of an autograd.Function, whichever stands first in the way
 MATCH = "has no forward-mode derivative|You must implement the jvp function"
 # Dynamo of torch 2.14 meets the level before it meets the function, and gives up there

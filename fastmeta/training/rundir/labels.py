@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastmeta.data import Splits
-from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.losses import FAMILIES, Labels
 from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
 from fastmeta.training.rundir.checkpoint import header, pack, unpack
 from fastmeta.training.rundir.files import write_atomically
@@ -73,30 +73,23 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _family(labels: Any) -> str:
-    if isinstance(labels, InstanceLabels | ClassLabels):
+    if isinstance(labels, Labels):
         return labels.family
     return f"{type(labels).__module__}:{type(labels).__qualname__}"
 
 
-def load_labels(path: Path, size: int, num_classes: int) -> InstanceLabels | ClassLabels | None:
+def load_labels(path: Path, size: int, num_classes: int) -> Labels | None:
     """None for a table of another family, which only its own method could read: labels.npz has what it says."""
     shapes, values = header(path)
-    tables = {
-        InstanceLabels.family: {"targets": (size,), "label_logits": (size, num_classes)},
-        ClassLabels.family: {"targets": (size,), "alpha": (num_classes,)},
-    }
     if re.fullmatch(r"[\w.]+:[\w.<>]+", str(values.get("family"))):
         unpack(path)
         return None
-    if values.get("family") not in tables:
+    kind = FAMILIES.get(str(values.get("family")))
+    if kind is None:
         raise ValueError(f"it holds no labels but {reprlib.repr(values)}")
-    if {k: v for k, v in shapes.items() if k != "label_step"} != tables[values["family"]]:
+    if {k: v for k, v in shapes.items() if k != "label_step"} != kind.shapes(size, num_classes):
         raise ValueError(f"its tables are not those of {size:,} labels of {num_classes:,} classes")
     state, _ = unpack(path)
-    labels: InstanceLabels | ClassLabels
-    if values["family"] == InstanceLabels.family:
-        labels = InstanceLabels(state["targets"], num_classes, 0.5, dtype=state["label_logits"].dtype)
-    else:
-        labels = ClassLabels(state["targets"], num_classes, 0.5, dtype=state["alpha"].dtype)
+    labels = kind(state["targets"], num_classes, 0.5, dtype=state[kind.parameter].dtype)
     labels.load_state_dict(state)
     return labels

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastmeta.data import InputError
-from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.losses import Labels
 from fastmeta.training import generators
 from fastmeta.training.build import build_model, inner_module, kind_of
 from fastmeta.training.config import TrainConfig
@@ -38,7 +38,7 @@ class Run:
     summary: dict[str, Any]  #: summary.json
     config: TrainConfig  #: resolved
     model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
-    labels: InstanceLabels | ClassLabels | None  #: the learned labels; None for fixed ones, and for tables of others
+    labels: Labels | None  #: the learned labels; None for fixed ones, and for tables of others
 
     def __repr__(self) -> str:
         """What was trained on what, and what came out, in a few lines."""

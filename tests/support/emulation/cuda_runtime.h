@@ -11,8 +11,8 @@
 //
 // A block's shared memory is gone as soon as its last thread has left: a cluster's other blocks must not read it then.
 //
-// A word of 8 or 16 bytes is a type that has to stand on its boundary, and shared memory is as long as the launch asked for: the
-// sanitizers of alignment and of addresses see what leaves either.
+// A word of 8 or 16 bytes is a type that has to stand on its boundary, and shared memory is as long as the launch asked
+// for: the sanitizers of alignment and of addresses see what leaves either.
 //
 // Limits: a launch is synchronous, streams are ignored, and a thread names the same mask in all its warp operations.
 #pragma once
