@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,10 +17,13 @@ class Stop:
 
     signum: int | None = None
 
+    def __init__(self, heard: Sequence[signal.Signals]) -> None:
+        self.heard = heard
+
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         # a second one ends the process at once
-        for s in SIGNALS:
+        for s in self.heard:
             signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
 
@@ -30,12 +33,12 @@ def stop_signals() -> Iterator[Stop]:
 
     One that the process was started to ignore (nohup, a shell's background job) stays ignored.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield Stop(())
         return
     before = {s: signal.getsignal(s) for s in SIGNALS}
     heard = [s for s in SIGNALS if before[s] != signal.SIG_IGN]
+    stop = Stop(heard)
     for s in heard:
         signal.signal(s, stop)
     try:

@@ -89,6 +89,17 @@ def test_a_terminal_that_goes_away_is_heard_unless_nohup_says_otherwise(tmp_path
         signal.signal(signal.SIGHUP, before)
 
 
+def test_what_is_ignored_stays_ignored_when_another_signal_stops_the_run(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            kill = Kill(signal.SIGTERM, "instance_labels", 2)
+            train(config(tmp_path / "run", baselines="none"), data=two_classes(), listener=kill)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("at", [("instance_labels", 8), ("union", 11)])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(at, unbroken, tmp_path):
     path = tmp_path / "run"

@@ -8,7 +8,7 @@ from tests.support.emulation.cases import BF16, F32, INF, NAN, Case, Maker, Step
 from tests.support.emulation.emulator import Call
 
 # columns of the geometries of 2, 4 and 8 blocks, the first two with a head and a tail, the last of full capacity
-TWO, FOUR, EIGHT = 4101, 16387, 65536
+TWO, FOUR, EIGHT = 12301, 16387, 65536
 
 
 def instance_loss_in_clusters() -> Iterator[Case]:
