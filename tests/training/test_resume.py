@@ -90,10 +90,10 @@ def test_a_terminal_that_goes_away_is_heard_unless_nohup_says_otherwise(tmp_path
 
 
 def test_what_is_ignored_stays_ignored_when_another_signal_stops_the_run(tmp_path):
+    kill = Kill(signal.SIGTERM, "instance_labels", 2)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(Interrupted, match="SIGTERM"):
-            kill = Kill(signal.SIGTERM, "instance_labels", 2)
             train(config(tmp_path / "run", baselines="none"), data=two_classes(), listener=kill)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
