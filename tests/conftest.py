@@ -1,8 +1,13 @@
 """What every test process has, its children too."""
 
 import os
+import signal
 
 import torch
+
+# a shell starts its background jobs with Ctrl-C ignored, and a run rightly keeps it so: tests send it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # without it inductor asks the compiler what the processor can do, by compiling a file of torch's headers for each
 # instruction set: half a minute in a fresh cache
