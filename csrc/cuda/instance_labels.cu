@@ -4,7 +4,8 @@
 //                        once, write v. p is never in memory.
 //   instance_label_step  the whole of step 7: label gradient, SGD step written into the table, loss and v with the new
 //                        row, entropy, alignment. Reads z, u, l and writes l, v once each: 5 n C elements. Here for
-//                        unique rows that fit registers, in instance_labels_streamed.cuh for all others.
+//                        unique rows that fit registers and shared memory, in instance_labels_streamed.cuh for all
+//                        others.
 //
 // One group of threads per batch row (launch.cuh), the loss and the step of unique rows also on clusters of blocks;
 // equations are those of softmax_math.h.

@@ -17,8 +17,8 @@
 // keeps its part of the row, sums go through the shared memory of all of them (reduce.cuh). Other operations and
 // devices keep to the upper lines. A multiprocessor has to hold several rows, of which one loads and stores while
 // another computes; from 512 threads on these two operations keep in registers the logits alone for that.
-// 8 threads: at C = 100 a whole warp would idle half. 16 columns: with 32, of which 13 are used, C = 100 takes a
-// quarter longer on an H200. 32 columns: the step keeps three operands, 96 registers. float64 has one generic geometry:
+// 8 threads: at C = 100 a whole warp would idle half. 16 columns: with 32, of which 13 are used, C = 100 was
+// slower on an H200. 32 columns: the step keeps three operands, 96 registers. float64 has one generic geometry:
 // it serves checks, not training.
 //
 // Few rows leave most of the card idle and take as long as one thread does: while the next wider group has room for all
