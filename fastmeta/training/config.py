@@ -161,7 +161,8 @@ class TrainConfig:
     """digits; npz:PATH, a file with x_train (uint8 images, NHWC, or float features of any shape) and y_train, optional
     are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; or package.module:factory."""
     noise: str | None = None
-    """Label noise to add: none, uniform:RATE, or your own as package.module:function:RATE.
+    """Label noise to add: none; uniform:RATE, any class; class:RATE, every second class to the one after it; pair:RATE,
+    every class to the one after it; instance:RATE, as the sample looks; or your own as package.module:function:RATE.
     By default uniform:0.4 for the digits and none for all else."""
     method: str = "instance_labels"
     """onehot, class_labels or instance_labels, or your own as package.module:Class."""

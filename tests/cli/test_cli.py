@@ -47,7 +47,11 @@ def npz(tmp_path_factory):
         ("--optim.lr 0", "optim.lr must be above 0 and finite, got 0.0"),
         ("--optim.schedule linear", "invalid choice 'linear' for argument '--optim.schedule'"),
         ("--method foo", "method must be one of onehot, class_labels, instance_labels, got 'foo'"),
-        ("--noise pairs:0.1", "unknown noise 'pairs:0.1': expected none, uniform:RATE or package.module:function:RATE"),
+        (
+            "--noise pairs:0.1",
+            "unknown noise 'pairs:0.1': expected none, uniform:RATE, class:RATE, pair:RATE, instance:RATE or "
+            "package.module:function:RATE",
+        ),
         ("--model resnet99", "unknown model 'resnet99'"),
         ("--dataset npz:missing.npz", "missing.npz does not exist"),
         (

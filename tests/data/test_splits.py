@@ -110,7 +110,10 @@ def test_uniform_noise_reaches_every_class_and_may_hit_the_true_one():
     "spec", ["uniform", "uniform:2", "uniform:x", "pairs:0.4", "", "uniform:nan", None, 0.4, "x" * 10**6]
 )
 def test_unknown_noise(spec):
-    with pytest.raises(InputError, match=r"expected none, uniform:RATE or package.module:function:RATE"):
+    with pytest.raises(
+        InputError,
+        match=r"expected none, uniform:RATE, class:RATE, pair:RATE, instance:RATE or package.module:function:RATE",
+    ):
         parse(spec)
 
 

@@ -11,13 +11,16 @@ import numpy as np
 from fastmeta._text import reason, shown
 from fastmeta._trust import Untrusted, load_object
 from fastmeta.data.errors import InputError
+from fastmeta.data.noise.classwise import classwise
+from fastmeta.data.noise.instance import instance
+from fastmeta.data.noise.pair import pair
 from fastmeta.data.noise.uniform import uniform
 
 #: (targets (N,) int64, x (N, ...), num_classes, rate, generator) -> labels (N,); a function of these alone
 Kind = Callable[[np.ndarray, Any, int, float, np.random.Generator], np.ndarray]
 
 #: every kind of this package by its name
-KINDS: dict[str, Kind] = {"uniform": uniform}
+KINDS: dict[str, Kind] = {"uniform": uniform, "class": classwise, "pair": pair, "instance": instance}
 _CODE = re.compile(r"([^\W\d][\w.]*:[^\W\d][\w.]*)(?::([^:]+))?")
 
 
