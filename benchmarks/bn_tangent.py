@@ -28,7 +28,7 @@ from fastmeta.bench.step_problem import Problem, StepConfig
 from fastmeta.bench.step_variants import VARIANTS
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.measure import interleave
-from fastmeta.meta.engines.graph import through_inductor, trace
+from fastmeta.meta.engines import through_inductor, trace
 
 EPS = 1e-5
 

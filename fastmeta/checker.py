@@ -28,8 +28,7 @@ from fastmeta.losses import LearnableLoss
 from fastmeta.measure import interleave, peak_bytes
 from fastmeta.meta.gradient import check_batch, planned_gradient
 from fastmeta.meta.lookahead import LookAhead
-from fastmeta.meta.tangents import TangentChoice, TangentKind, TangentPlan, plan_tangent
-from fastmeta.meta.tangents.culprit import first_failing_layer
+from fastmeta.meta.tangents import TangentChoice, TangentKind, TangentPlan, first_failing_layer, plan_tangent
 
 #: relative error, in float64, above which an exact way is called wrong; they agree to 1e-15 on healthy models
 EXACT = 1e-8

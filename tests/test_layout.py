@@ -55,6 +55,32 @@ def test_no_file_reads_what_another_calls_private():
     assert not found
 
 
+def test_folders_inside_of_a_room_are_reached_through_their_init():
+    graph = layout.modules(PACKAGE)
+    deep = [
+        f"{module} -> {other}"
+        for module, imported in graph.items()
+        for other in imported
+        if other.count(".") > 2 and layout.room_of(module) != layout.room_of(other)
+    ]
+    assert not deep
+
+
+#: what several folders have by the same name because it is the same thing to each of them
+SHARED_NAMES = {
+    "__init__",
+    "registry",  # a folder's choices by name
+    *("class_labels", "instance_labels"),  # operation, loss and method
+    "digits",  # data set and its network
+}
+
+
+def test_no_two_folders_have_a_file_of_one_name():
+    names = [path.stem for path in PACKAGE.rglob("*.py")]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice == SHARED_NAMES
+
+
 def test_tests_share_code_through_support_alone():
     found = [
         f"{path.relative_to(PACKAGE.parent)}: {line}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastmeta.measure import Body
-from fastmeta.meta.engines.captured import record_cuda
+from fastmeta.meta.engines import record_cuda
 
 
 def replayed(bodies: Sequence[Body]) -> tuple[Body, int]:

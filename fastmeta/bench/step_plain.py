@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Variant, on_fake_tensors
-from fastmeta.meta.engines.graph import through_inductor, trace
+from fastmeta.meta.engines import through_inductor, trace
 
 
 def eager(problem: Problem) -> Variant:

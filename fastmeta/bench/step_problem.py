@@ -19,7 +19,7 @@ from fastmeta._memory import check_room
 from fastmeta._text import reason, shown
 from fastmeta.functional.call import arguments, call_model, pick_logits
 from fastmeta.losses import InstanceLabels
-from fastmeta.meta.memory import Saved
+from fastmeta.meta import Saved
 
 DTYPES = ("float32", "tf32", "float64", "bfloat16")
 

@@ -18,7 +18,7 @@ from fastmeta.bench import peers, step_plain
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Builder, Variant, captured, on_fake_tensors
 from fastmeta.meta import MetaStep
-from fastmeta.meta.engines.traced import CompileMode
+from fastmeta.meta.engines import CompileMode
 
 PLAIN, REFERENCE = "sgd", "reference"
 

@@ -21,7 +21,7 @@ from fastmeta.cli.config_help import config_help
 from fastmeta.cli.near_miss import flags_of, unknown_option
 from fastmeta.cli.parser import Parser, wrapped
 from fastmeta.data import InputError
-from fastmeta.meta.memory import OutOfMemory
+from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, NoOptions
 from fastmeta.training import Interrupted, TrainConfig, TrainingError
 from fastmeta.training.config import NAMES_OF_CODE, is_code

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastmeta.functional.checks import MISSING, PLAIN_TYPES
-from fastmeta.functional.image import ImageWalk
+from fastmeta.functional.image_walk import ImageWalk
 
 
 class Generators:

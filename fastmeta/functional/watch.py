@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastmeta.functional.checks import Checks, equal_plain
-from fastmeta.functional.image import ImageWalk, Slot, Unwatchable
+from fastmeta.functional.image import Slot, Unwatchable
+from fastmeta.functional.image_walk import ImageWalk
 
 __all__ = ["Structure", "Unwatchable", "Watch"]
 

@@ -6,7 +6,7 @@ from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.table import put_rows_, take_rows
-from fastmeta.losses.traced import TracedLoss, Unsupported
+from fastmeta.losses.traced_loss import TracedLoss, Unsupported
 
 #: label families by the name under which files hold them
 FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabels, ClassLabels)}

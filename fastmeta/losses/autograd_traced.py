@@ -15,7 +15,7 @@ from fastmeta.functional.pure_optimizers import PureOptimizer, pure_optimizer
 from fastmeta.functional.random_state import RandomState
 from fastmeta.losses.autograd_head import Buffers, Evaluated, generators_of, norm_of
 from fastmeta.losses.head import Move, Moved, Rate, Tensors
-from fastmeta.losses.traced import TracedHead, TracedLoss, Unsupported
+from fastmeta.losses.traced_loss import TracedHead, TracedLoss, Unsupported
 from fastmeta.ops import LabelLoss
 
 if TYPE_CHECKING:

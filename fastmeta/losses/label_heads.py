@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.losses.head import Head, LabelMove, Move, Moved, Rate, Tensors
-from fastmeta.losses.traced import TracedHead, TracedLoss
+from fastmeta.losses.traced_loss import TracedHead, TracedLoss
 
 if TYPE_CHECKING:
     from fastmeta.losses.labels import Labels

@@ -19,7 +19,7 @@ from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.losses.head import Collective, Head, LabelMove, Tensors
 from fastmeta.losses.label_heads import LabelHead, TracedLabels
 from fastmeta.losses.learnable_loss import LearnableLoss
-from fastmeta.losses.traced import TracedLoss
+from fastmeta.losses.traced_loss import TracedLoss
 
 #: probabilities up to which repr() looks at all of them
 _SHOWN = 10**7

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from fastmeta.losses.autograd_head import AutogradHead
 from fastmeta.losses.autograd_traced import TracedAutograd
 from fastmeta.losses.head import Head, Tensors
-from fastmeta.losses.traced import TracedLoss
+from fastmeta.losses.traced_loss import TracedLoss
 
 
 class LearnableLoss(nn.Module):

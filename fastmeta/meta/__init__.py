@@ -4,6 +4,7 @@ Threads may take steps at once, each on a model, labels and optimizer of its own
 """
 
 from fastmeta.meta.gradient import LabelGradient, MetaGradient, label_gradient, meta_gradient
+from fastmeta.meta.graph_memory import OutOfMemory, Saved, graph_bytes
 from fastmeta.meta.inputs import InputTransform
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.step import MetaStep
@@ -13,8 +14,11 @@ __all__ = [
     "LabelGradient",
     "MetaGradient",
     "MetaStep",
+    "OutOfMemory",
+    "Saved",
     "StepResult",
     "Totals",
+    "graph_bytes",
     "label_gradient",
     "meta_gradient",
 ]

@@ -27,10 +27,10 @@ from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
 from fastmeta.meta.engines.traced import CompileMode, GraphStep
 from fastmeta.meta.explanation import explanation
 from fastmeta.meta.gradient import check_batch, check_loss
+from fastmeta.meta.graph_memory import explained
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.label_rate import LabelRate
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
-from fastmeta.meta.memory import explained
 from fastmeta.meta.micro import Cut, couples_rows, fits, refuse_coupled_rows
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take

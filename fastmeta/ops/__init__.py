@@ -28,7 +28,7 @@ from fastmeta.ops.class_labels import class_label_step, class_label_step_, class
 from fastmeta.ops.guard import acc_dtype
 from fastmeta.ops.instance_labels import instance_label_step, instance_label_step_, instance_loss
 from fastmeta.ops.load_images import load_images
-from fastmeta.ops.lookahead import lookahead_update
+from fastmeta.ops.lookahead_update import lookahead_update
 from fastmeta.ops.native import build_info
 from fastmeta.ops.results import ClassLabelStep, InstanceLabelStep, LabelLoss, LabelStep
 from fastmeta.ops.row_dot import row_dot

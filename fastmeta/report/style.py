@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmeta.training.rundir.files import write_atomically
+from fastmeta.training.rundir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

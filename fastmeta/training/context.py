@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fastmeta.data import InputError
 from fastmeta.meta import InputTransform
-from fastmeta.training import optimizers
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.metrics import StepTotals
+from fastmeta.training.optimizer import build_optimizer
 from fastmeta.training.rundir.files import seal_of
 from fastmeta.training.rundir.load import load_run
 
@@ -59,7 +59,7 @@ class StageContext:
 
     def optimizer(self, params: Iterable[Tensor], name: str = "optimizer") -> torch.optim.Optimizer:
         _check_new(name, self.optimizers)
-        self.optimizers[name] = optimizers.build(self.config.optim, params)
+        self.optimizers[name] = build_optimizer(self.config.optim, params)
         return self.optimizers[name]
 
     def teacher(self, path: str | Path, model: nn.Module | None = None) -> nn.Module:

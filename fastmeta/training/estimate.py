@@ -13,8 +13,8 @@ import torch
 
 from fastmeta.data import Splits
 from fastmeta.functional.network import Network
-from fastmeta.meta.memory import graph_bytes
-from fastmeta.training import generators
+from fastmeta.meta import graph_bytes
+from fastmeta.training import global_generators
 from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, ways_out
@@ -124,7 +124,7 @@ def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, f
         ways.append(Way(option, shorter, price))
         return step
 
-    with generators.kept():
+    with global_generators.kept():
         if "approx" in main.method.supports and config.approx == "none":
             for approx, price in PRICES.items():
                 measured(f"--approx {approx}", price, replace(prepared, config=replace(config, approx=approx)), False)

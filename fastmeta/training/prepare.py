@@ -24,11 +24,11 @@ from fastmeta.data import (
 from fastmeta.data.sources import lasting as lasting_name
 from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
-from fastmeta.training import generators
+from fastmeta.training import global_generators
 from fastmeta.training.build import build_model, inner_module, kind_of, with_other_weights
 from fastmeta.training.config import CUSTOM, TrainConfig
-from fastmeta.training.copies import copy_of
 from fastmeta.training.device import memory_format, pick_device
+from fastmeta.training.model_copy import copy_of
 from fastmeta.training.modes import wholly_in_eval
 from fastmeta.training.module_state import is_plain
 from fastmeta.training.presets import preset_noise, resolve
@@ -88,8 +88,8 @@ class Prepared:
         """A network of a stage's own: "model" is a copy of the initial one, every other name has other weights."""
         if name == "model":
             return copy_of(self.initial)
-        with generators.kept():
-            generators.seed_all(derived_seed(self.config.seed, f"weights of {name}"))
+        with global_generators.kept():
+            global_generators.seed_all(derived_seed(self.config.seed, f"weights of {name}"))
             if not str(self.config.model).startswith(CUSTOM):
                 made = build_model(self.config, self.splits.num_classes, self.splits.train.source.input_shape)
                 return with_weights(made, tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, self.few))
@@ -120,13 +120,13 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         config = replace(config, model=CUSTOM + type(model).__name__)
     config = resolve(config, splits)
     if model is None:
-        generators.seed_all(derived_seed(config.seed, "weights"))
+        global_generators.seed_all(derived_seed(config.seed, "weights"))
         model = build_model(config, splits.num_classes, splits.train.source.input_shape)
     pool = Pool.of(splits, device, _settings(config, device))
     sizes = config.data.batch_size, config.data.meta_batch_size
     x: Any = pool.few(min(2, *(size or 1 for size in sizes)))
-    with generators.kept():
-        generators.seed_all(derived_seed(config.seed, "weights"))
+    with global_generators.kept():
+        global_generators.seed_all(derived_seed(config.seed, "weights"))
         model = with_weights(model, x, splits.train.source.noun)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"model {config.model} has no parameter to train: none requires a gradient")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fastmeta.data import InputError
-from fastmeta.training import generators
+from fastmeta.training import global_generators
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
 from fastmeta.training.presets import preset_threads
@@ -31,7 +31,7 @@ def whole_process(config: TrainConfig) -> Iterator[None]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(preset_threads(config) or before)
-        with generators.kept(), arithmetic(config):
+        with global_generators.kept(), arithmetic(config):
             yield
     finally:
         torch.set_num_threads(before)

@@ -16,10 +16,10 @@ import torch
 from fastmeta._text import reason
 from fastmeta._version import __version__
 from fastmeta.data import InputError
-from fastmeta.meta.memory import OutOfMemory
+from fastmeta.meta import OutOfMemory
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.copies import copy_of
 from fastmeta.training.listener import Listener
+from fastmeta.training.model_copy import copy_of
 from fastmeta.training.prepare import Prepared
 from fastmeta.training.rundir import checkpoint
 from fastmeta.training.rundir.files import (
@@ -32,7 +32,7 @@ from fastmeta.training.rundir.files import (
     write_atomically,
     write_part,
 )
-from fastmeta.training.rundir.labels import write_labels
+from fastmeta.training.rundir.label_files import write_labels
 from fastmeta.training.rundir.layout import (
     CONFIG,
     METRICS,

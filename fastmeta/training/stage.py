@@ -15,13 +15,13 @@ from fastmeta.data import EpochSampler, InputError, Pool, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
-from fastmeta.meta.memory import OutOfMemory
+from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.context import StageContext
 from fastmeta.training.device import memory_format
 from fastmeta.training.encoding import Decoder, Encoder
-from fastmeta.training.generators import host_state, seed_all, set_host_state
+from fastmeta.training.global_generators import host_state, seed_all, set_host_state
 from fastmeta.training.health import Health, label_rate_to_blame
 from fastmeta.training.label_metrics import label_figures
 from fastmeta.training.metrics import evaluate, means

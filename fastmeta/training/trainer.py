@@ -10,8 +10,8 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.copies import copy_of
 from fastmeta.training.listener import Listener
+from fastmeta.training.model_copy import copy_of
 from fastmeta.training.prepare import Data, prepare
 from fastmeta.training.process import whole_process
 from fastmeta.training.run import Draw, Interrupted, Session

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from fastmeta.data import InputError
 from fastmeta.functional.call import call_model
-from fastmeta.training import generators
-from fastmeta.training.copies import copy_of
+from fastmeta.training import global_generators
+from fastmeta.training.model_copy import copy_of
 from fastmeta.training.modes import evaluation
 from fastmeta.training.module_state import ModuleState, Watch, load_state, one_line
 from fastmeta.training.rundir.checkpoint import pack
@@ -64,7 +64,7 @@ class Trial:
 
     def __call__(self) -> tuple[str, ...]:
         """What the user should know before it starts. InputError, in one line, for what would fail later."""
-        with generators.kept():
+        with global_generators.kept():
             model, watch = self._copy()
             self._train(model)
             _move(model)
@@ -89,7 +89,7 @@ class Trial:
         self._load(other, saved)
         outputs = []
         for m in (model, other):
-            generators.seed_all(_SEED)
+            global_generators.seed_all(_SEED)
             outputs.append(self._train(m))
         reason = ", ".join(unsaved[:3]) + (f" and {len(unsaved) - 3} more" if len(unsaved) > 3 else "")
         if unsaved:
@@ -146,7 +146,7 @@ class Trial:
         return logits.detach()
 
     def _evaluate(self, model: nn.Module) -> Tensor:
-        generators.seed_all(_SEED)
+        global_generators.seed_all(_SEED)
         with torch.no_grad(), evaluation(model):
             return self._logits(model, "evaluation")
 

@@ -12,7 +12,7 @@ import fastmeta
 from fastmeta import reference
 from fastmeta.functional.network import Network
 from fastmeta.meta import label_gradient
-from fastmeta.meta.memory import graph_bytes
+from fastmeta.meta.graph_memory import graph_bytes
 from tests.support import cases
 from tests.support.meta import F64, make_labels, reference_gradient, relative
 

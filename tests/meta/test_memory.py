@@ -9,7 +9,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta.functional.network import Network
-from fastmeta.meta.memory import OutOfMemory, graph_bytes
+from fastmeta.meta.graph_memory import OutOfMemory, graph_bytes
 from tests.support import cases
 from tests.support.meta import F64, FAMILIES, make_labels
 

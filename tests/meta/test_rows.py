@@ -12,7 +12,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta.functional.network import Network
-from fastmeta.meta.memory import graph_bytes
+from fastmeta.meta.graph_memory import graph_bytes
 from fastmeta.meta.rows import take
 from tests.support import cases
 from tests.support.meta import F64, make_labels

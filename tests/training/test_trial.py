@@ -14,7 +14,7 @@ from fastmeta import train
 from fastmeta.data import InputError
 from fastmeta.methods import METHODS
 from fastmeta.training import load_run
-from fastmeta.training.copies import copy_of
+from fastmeta.training.model_copy import copy_of
 from fastmeta.training.module_state import ModuleState, Watch, load_state
 from tests.support.runs import Warnings, config, two_classes
 

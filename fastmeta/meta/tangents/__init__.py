@@ -1,6 +1,7 @@
 """The logit tangent u = J g: how the train logits at theta move along a direction in parameter space."""
 
 from fastmeta.meta.tangents.choose import plan_tangent
+from fastmeta.meta.tangents.culprit import first_failing_layer
 from fastmeta.meta.tangents.difference import difference_tangent
 from fastmeta.meta.tangents.double_vjp import reverse_tangent
 from fastmeta.meta.tangents.dual import forward_tangent, forward_with_graph
@@ -15,6 +16,7 @@ __all__ = [
     "arithmetic_of",
     "bends",
     "difference_tangent",
+    "first_failing_layer",
     "forward_tangent",
     "forward_with_graph",
     "plan_tangent",

@@ -14,14 +14,14 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.losses import Labels
-from fastmeta.training import generators
+from fastmeta.training import global_generators
 from fastmeta.training.build import build_model, inner_module, kind_of
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.module_state import ModuleState, load_state
 from fastmeta.training.rundir.checkpoint import header, unpack
 from fastmeta.training.rundir.files import is_sealed, read, user_path
 from fastmeta.training.rundir.in_words import in_words
-from fastmeta.training.rundir.labels import load_labels
+from fastmeta.training.rundir.label_files import load_labels
 from fastmeta.training.rundir.labels_table import labels_table
 from fastmeta.training.rundir.layout import CONFIG, SUMMARY, resume_command
 from fastmeta.training.rundir.summary import read_summary
@@ -124,7 +124,7 @@ def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], giv
         bare = None if "model" in config.names_code() else _without_memory(*of_run)
         if bare is not None and _shapes(bare) != shapes:
             raise misfit(bare)
-        with generators.kept():  # reading a run leaves the caller's draws alone
+        with global_generators.kept():  # reading a run leaves the caller's draws alone
             model = build_model(*of_run)
     tensors, values = read(file, unpack)
     state = {k: t for k, t in tensors.items() if not k.startswith(BESIDE)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmeta.training.config import OptimConfig
 
 
-def build(optim: OptimConfig, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(optim: OptimConfig, params: Iterable[Tensor]) -> torch.optim.Optimizer:
     """Over `params`; `optim` is resolved. Its learning rate is the schedule's business."""
     assert optim.lr is not None
     assert optim.weight_decay is not None
