@@ -138,6 +138,10 @@ class DataConfig:
     """Array of an npz file with the labels to train on."""
     truth: str = "y_true"
     """Array of an npz file with the right labels, for measuring alone."""
+    root: str | None = None
+    """Folder of the files of a torchvision set; by default ./data."""
+    download: bool = False
+    """Fetch the files of a torchvision set that are not there."""
     standardise: bool = True
     """Features alone: each number less its mean, over its deviation, of the training rows."""
     workers: int = 0
@@ -159,7 +163,8 @@ class TrainConfig:
 
     dataset: str = "digits"
     """digits; npz:PATH, a file with x_train (uint8 images, NHWC, or float features of any shape) and y_train, optional
-    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; or package.module:factory."""
+    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; torchvision:NAME, such as
+    FashionMNIST, from files in data.root; or package.module:factory."""
     noise: str | None = None
     """Label noise to add: none; uniform:RATE, any class; class:RATE, every second class to the one after it; pair:RATE,
     every class to the one after it; instance:RATE, as the sample looks; or your own as package.module:function:RATE.

@@ -22,6 +22,7 @@ from fastmeta.data import (
     split,
 )
 from fastmeta.data.sources import lasting as lasting_name
+from fastmeta.data.sources import lasting_root
 from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
 from fastmeta.training import global_generators
@@ -108,7 +109,11 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     device = pick_device(config.device)
     config.method_class()  # or an error before the data are read
     if data is None:
-        dataset = load_dataset(config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth)
+        of = config.data
+        dataset = load_dataset(
+            config.dataset, seed=config.seed, given=of.given, truth=of.truth, root=of.root, download=of.download
+        )
+        config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root)))
     else:
         dataset = as_dataset(data)
         config = replace(config, dataset=f"{CUSTOM}{dataset.name}")

@@ -56,9 +56,10 @@ def npz(tmp_path_factory):
         ("--dataset npz:missing.npz", "missing.npz does not exist"),
         (
             "--dataset my.npz",
-            "dataset must be digits, npz:PATH or package.module:factory, got 'my.npz'; did you mean npz:my.npz?",
+            "dataset must be digits, npz:PATH, torchvision:NAME or package.module:factory, got 'my.npz'; did you mean "
+            "npz:my.npz?",
         ),
-        ("--dataset npz:", "dataset must be digits, npz:PATH or package.module:factory, got 'npz:'"),
+        ("--dataset npz:", "dataset must be digits, npz:PATH, torchvision:NAME or package.module:factory, got 'npz:'"),
         ("--config missing.toml", "cannot read the config file missing.toml"),
         ("--resume missing", "missing is no run directory"),
         ("--resume missing --epochs 3", "give no other flag with it"),

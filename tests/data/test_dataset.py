@@ -106,7 +106,9 @@ def test_files_that_are_missing_or_broken(tmp_path):
     np.savez(tmp_path / "pickle.npz", x_train=X, y_train=np.array([object()] * 12))
     with pytest.raises(InputError, match=r"cannot be read as \.npz"):
         load_dataset(f"npz:{tmp_path}/pickle.npz")
-    with pytest.raises(InputError, match=r"dataset must be digits, npz:PATH or package.module:factory, got 'cifar'"):
+    with pytest.raises(
+        InputError, match=r"dataset must be digits, npz:PATH, torchvision:NAME or .*factory, got 'cifar'"
+    ):
         load_dataset("cifar")
     with pytest.raises(InputError, match=r"is named by a text, .*, got 3"):
         load_dataset(3)

@@ -1,5 +1,5 @@
 """Where a data set comes from: one file per scheme (``SCHEME:ARGUMENT``), or ``package.module:factory``."""
 
-from fastmeta.data.sources.registry import SCHEMES, Name, forms, lasting, load_dataset, parse
+from fastmeta.data.sources.registry import SCHEMES, Name, forms, lasting, lasting_root, load_dataset, parse
 
-__all__ = ["SCHEMES", "Name", "forms", "lasting", "load_dataset", "parse"]
+__all__ = ["SCHEMES", "Name", "forms", "lasting", "lasting_root", "load_dataset", "parse"]

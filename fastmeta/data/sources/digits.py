@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from fastmeta.data.dataset import Dataset
-from fastmeta.data.errors import InputError
 from fastmeta.data.seeds import numpy_generator
 from fastmeta.data.sources.scheme import Choice
 
@@ -17,8 +16,7 @@ DIGITS_META_PER_CLASS = 3
 
 
 def read(argument: str, choice: Choice) -> Dataset:
-    if (choice.given, choice.truth) != ("y_train", "y_true"):
-        raise InputError("data.given and data.truth choose arrays of an npz file; the digits have none to choose")
+    choice.refuse_arrays("the digits have none to choose")
     return digits(choice.seed)
 
 

@@ -12,11 +12,12 @@ from fastmeta._trust import load_object
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.given import as_dataset
-from fastmeta.data.sources import digits, npz
+from fastmeta.data.sources import digits, npz, of_torchvision
 from fastmeta.data.sources.scheme import Choice
 
-#: a module per scheme: FORM as it is written, HELP, read(argument, choice) -> Dataset, and maybe lasting(argument)
-SCHEMES: dict[str, ModuleType] = {"digits": digits, "npz": npz}
+#: a module per scheme: FORM as it is written, HELP, read(argument, choice) -> Dataset, and maybe lasting(argument), and
+#: folder(root) where files lie in a folder
+SCHEMES: dict[str, ModuleType] = {"digits": digits, "npz": npz, "torchvision": of_torchvision}
 #: of data that were given in Python
 CUSTOM = "custom"
 _CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -41,7 +42,7 @@ class Name(NamedTuple):
 
 
 def forms() -> str:
-    """For messages and help: digits, npz:PATH or package.module:factory."""
+    """For messages and help: digits, npz:PATH, torchvision:NAME or package.module:factory."""
     return f"{', '.join(module.FORM for module in SCHEMES.values())} or package.module:factory"
 
 
@@ -68,27 +69,44 @@ def lasting(spec: str) -> str:
     return spec if resolve is None else f"{name.scheme}:{resolve(name.argument)}"
 
 
-def load_dataset(spec: str, *, seed: int = 0, given: str = "y_train", truth: str = "y_true") -> Dataset:
+def lasting_root(spec: str, root: str | None) -> str | None:
+    """The folder of a scheme's files in the same way; None of a scheme that has none."""
+    name = parse(spec)
+    folder = getattr(SCHEMES.get(name.scheme), "folder", None)
+    return root if folder is None else str(folder(root))
+
+
+def load_dataset(
+    spec: str,
+    *,
+    seed: int = 0,
+    given: str = "y_train",
+    truth: str = "y_true",
+    root: str | None = None,
+    download: bool = False,
+) -> Dataset:
     """The data set that `spec` names, of a scheme or of ``package.module:factory``, which is called without arguments.
 
     `seed` chooses the split of the digits. `given` and `truth` name the arrays of a file that hold the labels to train
-    on and the right ones; the second may be absent.
+    on and the right ones; the second may be absent. `root` is the folder of a torchvision set's files, by default
+    ``data``; what is not there is fetched with `download` alone.
 
     Raises:
         InputError: an unknown spec, a file that is missing or broken, arrays that do not fit each other, or a factory
             that cannot be imported or fails.
     """
-    name = parse(spec)
+    name, choice = parse(spec), Choice(seed, given, truth, root, download)
+    if not hasattr(SCHEMES.get(name.scheme), "folder"):
+        choice.refuse_files(spec)
     if name.scheme in SCHEMES:
-        return SCHEMES[name.scheme].read(name.argument, Choice(seed, given, truth))
+        return SCHEMES[name.scheme].read(name.argument, choice)
     if not name.names_code:
         raise InputError(f"{spec} are data of the caller's own: pass them as data= to fastmeta.train")
     try:
         factory = load_object(spec)
     except ValueError as error:
         raise InputError(f"dataset: {error}") from error
-    if (given, truth) != ("y_train", "y_true"):
-        raise InputError(f"data.given and data.truth choose arrays of an npz file, and {spec} is none")
+    choice.refuse_arrays(f"{spec} is none")
     try:
         made = factory()
     except InputError:
