@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import fastmeta
-from tests.support import lightning as stand_in
+from torch.utils.data import DataLoader, TensorDataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def figures(text):
     return [float(number) for number in re.findall(r"([\d.]+)%", text)]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
 
 
 def test_the_loop_prints_what_it_reaches(capsys):
@@ -26,31 +31,55 @@ def test_the_loop_prints_what_it_reaches(capsys):
     assert learned[1] > plain[1] + 15  # of the labels
 
 
-@pytest.fixture(params=["lightning", "stand-in"])
-def lightning(request, monkeypatch):
-    """Lightning itself where it is installed, and a stand-in that behaves as it does everywhere."""
-    if request.param == "stand-in":
-        stand_in.install(monkeypatch)
-    else:
-        pytest.importorskip("lightning", reason="lightning is not installed; the stand-in has run")
+def test_hugging_face_learns_labels(capsys):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    step = load("hugging_face").main()
+    accuracy, given, learned = figures(capsys.readouterr().out.splitlines()[-1])
+    assert accuracy > given + 10
+    assert learned > given + 8
+    assert step.steps == 12 * 12
 
 
-def test_lightning_learns_labels(lightning, capsys):
-    spec = importlib.util.spec_from_file_location("lightning_loop", EXAMPLES / "lightning_loop.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+@pytest.fixture
+def example():
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    return load("lightning_loop")
+
+
+def test_lightning_learns_labels(example, capsys):
     module = example.main(epochs=8)
     given, learned = figures(capsys.readouterr().out.splitlines()[-1])
     assert learned > given + 5
     assert module.trainer.global_step == module.step.steps == 80  # Lightning counts its steps, too
-    assert isinstance(module.step, fastmeta.MetaStep)
-    # a checkpoint brings the labels and the step back
-    checkpoint = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    other = example.LearnedLabels(module.model, torch.zeros(1000, dtype=torch.int64), num_classes=4)
-    other.load_state_dict(checkpoint["state_dict"])
-    other.on_load_checkpoint(checkpoint)
-    other.trainer = module.trainer
-    other.on_train_start()
-    assert other.step.steps == 80
-    assert torch.equal(other.labels.label_logits, module.labels.label_logits)
+
+
+def test_lightning_goes_on_bitwise_from_a_checkpoint(example, tmp_path):
+    torch.manual_seed(0)
+    means, y = 3 * torch.randn(4, 16), torch.randint(4, (120,))
+    x = means[y] + torch.randn(120, 16)
+    noisy = torch.where(torch.arange(100) % 4 == 0, (y[:100] + 1) % 4, y[:100])
+
+    def fit(epochs, seed, **options):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+        module = example.LearnedLabels(model, noisy, num_classes=4)
+        loaders = {
+            "train": DataLoader(TensorDataset(x[:100], torch.arange(100)), 20),
+            "meta": DataLoader(TensorDataset(x[100:], y[100:]), 10),
+        }
+        silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        trainer = example.L.Trainer(max_epochs=epochs, default_root_dir=tmp_path, **silent)
+        trainer.fit(module, example.CombinedLoader(loaders, "max_size_cycle"), loaders["meta"], **options)
+        assert trainer.global_step == module.step.steps == 5 * epochs
+        return module, trainer.checkpoint_callback.best_model_path
+
+    whole, _ = fit(4, seed=1)
+    half, path = fit(2, seed=1)
+    resumed, last = fit(4, seed=2, ckpt_path=path)  # whatever it was made of
+    assert not torch.equal(half.labels.label_logits, whole.labels.label_logits)
+    assert torch.equal(resumed.labels.label_logits, whole.labels.label_logits)
+    for mine, its in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    # for use alone
+    loaded = example.LearnedLabels.load_from_checkpoint(last, model=half.model, given=noisy, num_classes=4)
+    assert torch.equal(loaded.labels.label_logits, whole.labels.label_logits)

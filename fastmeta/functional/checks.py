@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from itertools import repeat, zip_longest
 from operator import call, eq, is_
 from pathlib import PurePath
@@ -41,6 +42,13 @@ class Same:
     __hash__ = None  # type: ignore[assignment]
 
 
+def _get(mapping: Mapping[Any, Any]) -> Callable[[Any, Any], Any]:
+    """A mapping's get by key and default. A dict's class may have a method of that name with other arguments."""
+    return (
+        partial(dict.get, mapping) if isinstance(mapping, dict) and type(mapping).get is not dict.get else mapping.get
+    )
+
+
 class Checks:
     """Comparisons by identity, quick to make in every step: each kind is one loop in C."""
 
@@ -58,9 +66,9 @@ class Checks:
 
     def named(self, mapping: Mapping[Any, Any], names: Collection[Any]) -> None:
         """What `mapping` has, or has not, under these names."""
-        self._get += [mapping.get] * len(names)
+        self._get += [_get(mapping)] * len(names)
         self._names += names
-        self._values += [mapping.get(name, MISSING) for name in names]
+        self._values += [_get(mapping)(name, MISSING) for name in names]
 
     def typed(self, value: Any) -> None:
         """The class of an object, which can be assigned to."""

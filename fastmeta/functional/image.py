@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import enum
 import functools
 import logging
@@ -38,6 +39,13 @@ _SINGLE = (
     type(threading.Lock()),
     type(threading.RLock()),
     logging.Logger,
+    types.UnionType,
+    types.GenericAlias,
+)
+_DESCRIPTORS = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    type(vars(collections.namedtuple("_One", "field"))["field"]),
 )
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 
@@ -167,9 +175,11 @@ class Images:
         kind = type(value)
         if isinstance(value, types.CellType):
             return self._cell(value, where)
+        if isinstance(value, contextvars.ContextVar):
+            return self._context_variable(value, where)
         if isinstance(value, types.MappingProxyType):
             return kind, self.content(value, where)
-        if isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
+        if isinstance(value, _DESCRIPTORS):
             return Same(value)
         if kind is object:
             return Same(value)
@@ -198,20 +208,22 @@ class Images:
 
     def content(self, value: Any, where: str, attributes: bool = False) -> Any:
         if isinstance(value, Mapping):
-            keys = [k for k in value if (id(value), k) not in self.counters]
-            self.checks.named(value, keys)
+            # past a class's own ways to read, which may make values as they are asked for
+            own = dict.items(value) if isinstance(value, dict) else value.items()
+            items = [(k, v) for k, v in own if (id(value), k) not in self.counters]
+            self.checks.named(value, [k for k, _ in items])
             self.checks.size(value)
             if isinstance(value, dict):
-                self.lists.append((value, dict(value)))
+                self.lists.append((value, dict(own)))
                 assign: Any = value.__setitem__
             else:
                 assign = None
             return [
                 (
                     self.image(k, where),
-                    self.child(value, k, value[k], f"{where}.{k}" if attributes else f"{where}[{k!r}]", assign),
+                    self.child(value, k, v, f"{where}.{k}" if attributes else f"{where}[{k!r}]", assign),
                 )
-                for k in keys
+                for k, v in items
             ]
         if isinstance(value, set | frozenset):
             if not isinstance(value, frozenset):
@@ -270,6 +282,12 @@ class Images:
             cell.cell_contents = new
 
         return None if now is MISSING else self.child(cell, "", now, where, assign)
+
+    def _context_variable(self, value: contextvars.ContextVar[Any], where: str) -> Any:
+        """What it is in this context: it can be set, and not by name."""
+        now = value.get(MISSING)
+        self.checks.equal(lambda: value.get(MISSING) is now or equal_plain(value.get(MISSING), now), True)
+        return Same(value), now is MISSING or self.image(now, where)
 
     def function(self, f: types.FunctionType, where: str) -> Any:
         """What a function is, by its code and by all that it reads."""

@@ -225,15 +225,3 @@ def test_the_benchmark_gives_them_to_every_variant(model, inputs):
     content = step_run.run(config, lambda text: None)
     assert content["failures"] == []
     assert all(row["skipped"] is None for row in content["rows"])
-
-
-def test_a_hugging_face_model():
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=WORDS, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=C
-    )
-    model = transformers.BertForSequenceClassification(config)
-    labels = fastmeta.InstanceLabels(torch.arange(N) % C, C)
-    step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert bool(step((tokens(N), torch.arange(N)), (tokens(M), torch.arange(M) % C)).finite)

@@ -1,6 +1,7 @@
 """What a model reads as Python changes after a trace: the old graph does not run on."""
 
 import collections
+import contextvars
 import copy
 import dataclasses
 import enum
@@ -26,6 +27,23 @@ RATE = 1.0  # of this module
 TABLE = {"rates": [1.0, 2.0]}
 SCHEDULE = types.ModuleType("tests_schedule")  # another module's
 SCHEDULE.RATE = 1.0
+
+
+CONTEXT = contextvars.ContextVar("CONTEXT", default=1.0)
+
+
+class Registry(dict):
+    """Reads in ways of its own, as those of Hugging Face's transformers: from classes it makes objects."""
+
+    def get(self, key):
+        return super().get(key)
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)()
+
+
+class Point(collections.namedtuple("Coordinates", "rate")):
+    kinds = int | None, list[int]
 
 
 class Kind(enum.Enum):
@@ -98,6 +116,7 @@ class Model(nn.Module):
         self.partial, self.cls, self.space = functools.partial(scaled, rate=1.0), Space, types.SimpleNamespace(rate=1.0)
         self.logger = sys.stderr  # read by nobody
         self.complex, self.bytes = 1 + 0j, b"1"
+        self.registry, self.point = Registry(rate=float, one=lambda: 1.0), Point(1.0)
 
     def __deepcopy__(self, memo):
         return Model(self.factor)
@@ -154,6 +173,9 @@ KINDS = {
     "tensor-big": (lambda m: m.big[5], lambda m: m.big.mul_(3)),
     "dataclass": (lambda m: m.config.rate, lambda m: setattr(m.config, "rate", 3.0)),
     "dataclass-inside": (lambda m: m.config.inner.rate, lambda m: setattr(m.config.inner, "rate", 3.0)),
+    "dict-of-its-own-ways": (lambda m: m.registry["one"], lambda m: m.registry.update(one=lambda: 3.0)),
+    "named-tuple": (lambda m: m.point.rate if m.point.kinds else 1.0, put("point", Point(3.0))),
+    "context": (lambda m: CONTEXT.get(), lambda m: CONTEXT.set(3.0)),
     "slots": (lambda m: m.slotted.rate, lambda m: setattr(m.slotted, "rate", 3.0)),
     "namespace": (lambda m: m.space.rate, lambda m: setattr(m.space, "rate", 3.0)),
     "enum": (lambda m: m.kind.value, put("kind", Kind.THREE)),
@@ -205,6 +227,7 @@ def restored():
     through_a_global.__code__, scaled.__defaults__ = code, (1.0,)
     TABLE["rates"][0], SCHEDULE.RATE = 1.0, 1.0
     os.environ.pop("X_RATE", None)
+    CONTEXT.set(1.0)
 
 
 def build(model, compile):

@@ -1,15 +1,11 @@
 """Networks: published parameter counts, FLOPs counted on meta tensors, shapes, both ways of differentiating twice."""
 
-import sys
-import types
-
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-import fastmeta.cli
 from fastmeta import models
 
 # Published counts for 10 classes and 32x32x3 images (784 inputs for the MLP).
@@ -148,58 +144,3 @@ def test_smallest_image_is_the_stated_one(name, spec):
             else:
                 with pytest.raises(RuntimeError):
                     model(torch.empty(2, 3, side, side))
-
-
-class StandIn(torch.nn.Sequential):
-    """As timm's: the size that it is made for stands in `default_cfg`."""
-
-    def __init__(self, channels, side, num_classes):
-        super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels * side * side, num_classes))
-        self.default_cfg = {"input_size": (3, side, side)}
-
-
-@pytest.fixture
-def timm(monkeypatch):
-    """A stand-in that takes names and arguments as timm 1.0 does."""
-
-    def create_model(model_name, pretrained=True, num_classes=1000, in_chans=3, **kwargs):
-        assert not pretrained
-        size = kwargs.pop("img_size", None) if model_name.startswith("vit") else None
-        if kwargs:
-            raise TypeError(f"__init__() got an unexpected keyword argument {next(iter(kwargs))!r}")
-        model = StandIn(in_chans, 16 if size is None else size[0], num_classes)
-        model.made_for = size
-        return model
-
-    module = types.ModuleType("timm")
-    module.create_model = create_model
-    module.list_models = lambda: ["convnext_tiny", "vit_tiny_patch16_224"]
-    module.is_model = lambda name: name.split(".")[0] in module.list_models()
-    monkeypatch.setitem(sys.modules, "timm", module)
-
-
-def test_timm_by_name(timm):
-    name = "timm:convnext_tiny"
-    assert models.default_input_shape(name) == (3, 16, 16)
-    assert not models.names_code(name)
-    assert models.build(name, num_classes=4, input_shape=(1, 16, 16))(torch.ones(2, 1, 16, 16)).shape == (2, 4)
-    of_own_size = models.build("timm:vit_tiny_patch16_224.tag", num_classes=4, input_shape=(3, 8, 8))
-    assert of_own_size.made_for == (8, 8)
-    with pytest.raises(ValueError, match=r"unknown model 'timm:convnext_tny': .* such as convnext_tiny"):
-        models.build("timm:convnext_tny", num_classes=4)
-
-
-def test_timm_on_the_command_line(timm, capsys):
-    assert fastmeta.cli.main(["check", "--model", "timm:vit_tiny_patch16_224", "--no-timing"]) == 0
-    assert "2 train and 2 meta samples of shape (3, 16, 16)" in capsys.readouterr().out
-
-
-def test_timm_that_is_not_installed(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match="timm:resnet50 needs timm, pip install timm: "):
-        models.build("timm:resnet50", num_classes=4)
-    assert models.default_input_shape("timm:resnet50") == (3, 224, 224)
-    with pytest.raises(SystemExit) as stop:
-        fastmeta.cli.main(["check", "--model", "timm:resnet50"])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("fastmeta check: timm:resnet50 needs timm, pip install timm: ")
