@@ -1,0 +1,68 @@
+"""Our own methods in benchmarks/worth.py, by the package's trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from worth_rivals import BATCH, DECAY, LR, MOMENTUM, Method, Result, doubt, network, soft_start, tested
+from worth_sets import Set
+
+import fastmeta
+from fastmeta.training.config import DataConfig, LabelConfig, OptimConfig
+
+
+def arrays(data: Set) -> dict[str, Any]:
+    """As :func:`fastmeta.train` takes them."""
+    return {
+        "x_train": data.x_train,
+        "y_train": data.y_given,
+        "y_true": data.y_true,
+        "x_meta": data.x_meta,
+        "y_meta": data.y_meta,
+        "x_test": data.x_test,
+        "y_test": data.y_test,
+    }
+
+
+def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Method:
+    """A run of the trainer on the network and schedule of the rivals; `changes` says what else of the TrainConfig."""
+
+    def run(data: Set, seed: int) -> Result:
+        config = fastmeta.TrainConfig(
+            model=None,
+            epochs=data.epochs,
+            seed=seed,
+            threads=1,
+            baselines="none",
+            optim=OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
+            data=DataConfig(batch_size=BATCH, standardise=False),
+        )
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the health of labels, which the figures tell
+            config = dataclasses.replace(config, out=f"{folder}/run", **changes(data))
+            done = fastmeta.train(config, model=network(data, seed), data=arrays(data))
+            probs = done.labels.probs().double().numpy()
+        seconds = time.perf_counter() - began
+        test, by_class = tested(data, done.model)
+        return Result(test, probs.argmax(1), doubt(probs, data.y_given), seconds, by_class)
+
+    return run
+
+
+#: per-sample labels by exact steps at the rate that the label family has by default
+EXACT = by_trainer(
+    lambda data: {"method": "instance_labels", "labels": LabelConfig(target_prob=soft_start(data.num_classes))}
+)
+
+#: what a user gets who sets nothing but the network and its schedule
+DEFAULT = by_trainer()
+
+#: THE PLACE for another method of ours: a function (Set, seed) -> Result under a name. `DEFAULT` follows the package's
+#: defaults by itself; what reads labels otherwise than by the table's argmax returns a Result of its own.
+OURS: dict[str, Method] = {"exact": EXACT, "default": DEFAULT}
