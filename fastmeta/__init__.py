@@ -16,7 +16,7 @@ from fastmeta import ops
 from fastmeta._version import __version__
 from fastmeta.checker import check
 from fastmeta.losses import ClassLabels, InstanceLabels, LearnableLoss
-from fastmeta.meta import MetaStep, StepResult, label_gradient, meta_gradient
+from fastmeta.meta import EpochLookahead, EpochResult, MetaStep, StepResult, label_gradient, meta_gradient
 from fastmeta.per_sample import per_sample
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassLabels",
+    "EpochLookahead",
+    "EpochResult",
     "InstanceLabels",
     "LearnableLoss",
     "Listener",

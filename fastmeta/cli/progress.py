@@ -113,9 +113,11 @@ class ConsoleListener(Listener):
         else:
             return
         self._config = None
-        rest = (stage.total - stage.step) * pace
+        exact = config.labels.update == "exact"
+        whole = stage.total if exact else stage.total + stage.moves * stage.steps_per_move
+        rest = (stage.total - stage.step) / stage.total * whole * pace
         baselines = 0.0
-        meta_steps = stage.name == config.method and "approx" in config.method_class().supports
+        meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
         if stage.name == config.method:  # and not in the middle of what it is compared with
             plain = min(1.0, PLAIN_FORWARDS / forwards(config.approx)) if meta_steps else 1.0
             baselines = len(config.baseline_names()) * stage.total * pace * plain

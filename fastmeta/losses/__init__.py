@@ -1,6 +1,7 @@
 """Training losses with parameters of their own, which the meta-gradient moves."""
 
 from fastmeta.losses.class_labels import ClassLabels, class_gradient
+from fastmeta.losses.epoch_moves import EpochMove
 from fastmeta.losses.head import Head, Move
 from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
 from fastmeta.losses.labels import Labels
@@ -14,6 +15,7 @@ FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabe
 __all__ = [
     "FAMILIES",
     "ClassLabels",
+    "EpochMove",
     "Head",
     "InstanceLabels",
     "Labels",

@@ -10,7 +10,8 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
-from fastmeta.losses.head import Collective, LabelMove
+from fastmeta.losses.epoch_moves import ClassMove, EpochMove
+from fastmeta.losses.head import Collective, LabelMove, Tensors
 from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
 
 
@@ -47,6 +48,7 @@ class ClassLabels(Labels):
 
     family = "class"
     parameter = "alpha"
+    default_eta = 0.02
     _travel = 0.2
     alpha: Tensor
 
@@ -72,6 +74,9 @@ class ClassLabels(Labels):
         a = self.alpha[targets].unsqueeze(1)
         others = (a / (self.num_classes - 1)).expand(-1, self.num_classes)
         return others.scatter(1, targets.unsqueeze(1), 1 - a)
+
+    def over_epoch(self, learned: Tensors | None = None) -> EpochMove:
+        return ClassMove(self)
 
     def value(self, index: Tensor) -> Tensor:
         return self.alpha
@@ -113,13 +118,13 @@ class ClassLabels(Labels):
         moved = float((self.alpha - (1 - target_prob)).abs().double().mean())
         return Movement(moved, 0.1, "class smoothing values")
 
-    def stuck(self, target_prob: float) -> tuple[str, str] | None:
+    def stuck(self, target_prob: float, rate_name: str = "labels.label_lr") -> tuple[str, str] | None:
         share = float(((self.alpha <= 0) | (self.alpha >= 1)).double().mean())
         if share > 0.5:
             ends = "0 (one-hot)" if float(self.alpha.mean()) < 0.5 else "1 (never the given class)"
             return "clamp", (
                 f"{share:.0%} of the class smoothing values stand at the clamp, mostly {ends}: either the labels want "
-                "to be there, or labels.label_lr is too large"
+                f"to be there, or {rate_name} is too large"
             )
         return None
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
-from fastmeta.losses.head import Collective, LabelMove
+from fastmeta.losses.epoch_moves import EpochMove, TableMove
+from fastmeta.losses.head import Collective, LabelMove, Tensors
 from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
 from fastmeta.losses.table import put_rows_, take_rows
 from fastmeta.ops.arguments import seed_of
@@ -54,6 +55,7 @@ class InstanceLabels(Labels):
 
     family = "instance"
     parameter = "label_logits"
+    default_eta = 0.3
     _travel = 30.0
     label_logits: Tensor
     label_step: Tensor
@@ -112,6 +114,16 @@ class InstanceLabels(Labels):
             put_rows_(self.label_logits, index, rows)
         else:
             self.label_logits[index] = rows
+
+    def add_(self, index: Tensor, change: Tensor) -> None:
+        """Add `change` (n, C) to the rows `index`, none of which stands there twice; rounded as a step rounds them."""
+        rows = self.rows(index).to(change.dtype) + change
+        if self.seed is not None:
+            rows = round_stochastically(rows, self.seed, self.label_step, index)
+        self.write_(index, rows)
+
+    def over_epoch(self, learned: Tensors | None = None) -> EpochMove:
+        return TableMove(self)
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all; float32 of 16-bit tables."""
@@ -173,7 +185,7 @@ class InstanceLabels(Labels):
         start = torch.zeros_like(rows).scatter_(1, self.targets[sample][:, None], margin)
         return Movement(float((rows - start).abs().amax(1).mean()), max(margin, 1.0), "label logits")
 
-    def stuck(self, target_prob: float) -> tuple[str, str] | None:
+    def stuck(self, target_prob: float, rate_name: str = "labels.label_lr") -> tuple[str, str] | None:
         """Labels that started soft and have all become hard: the gradient of a softmax vanishes there."""
         if target_prob > 0.98:
             return None
@@ -181,7 +193,7 @@ class InstanceLabels(Labels):
         if mean < 0.01 * math.log(self.num_classes):
             return "entropy", (
                 f"the labels' entropy has collapsed to {mean:.2g} nats (log C = {math.log(self.num_classes):.2f}): "
-                "hard labels have no gradient any more; lower labels.label_lr or labels.target_prob"
+                f"hard labels have no gradient any more; lower {rate_name} or labels.target_prob"
             )
         return None
 

@@ -197,8 +197,11 @@ class Labels(LearnableLoss):
         """From a start at `target_prob`."""
         raise NotImplementedError
 
-    def stuck(self, target_prob: float) -> tuple[str, str] | None:
-        """Why labels that started at `target_prob` move no more, as a kind and in words; None where they may."""
+    def stuck(self, target_prob: float, rate_name: str = "labels.label_lr") -> tuple[str, str] | None:
+        """Why labels that started at `target_prob` move no more, as a kind and in words; None where they may.
+
+        `rate_name` is what the caller calls the rate of the labels.
+        """
         return None
 
     def run_away(self) -> float:

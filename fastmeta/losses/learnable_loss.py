@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from fastmeta.losses.autograd_head import AutogradHead
 from fastmeta.losses.autograd_traced import TracedAutograd
+from fastmeta.losses.epoch_moves import AutogradMove, EpochMove
 from fastmeta.losses.head import Head, Tensors
 from fastmeta.losses.traced_loss import TracedLoss
 
@@ -51,6 +52,8 @@ class LearnableLoss(nn.Module):
 
     #: whether the loss moves its parameters itself, at a rate `label_lr`, and needs no optimizer
     moves_itself: ClassVar[bool] = False
+    #: the rate of its move at the end of an epoch, where it moves itself: see :class:`fastmeta.EpochLookahead`
+    default_eta: ClassVar[float] = 0.0
     num_classes: int | None = None
 
     def forward(self, logits: Tensor, index: Tensor, x: Any = None) -> Tensor:
@@ -110,6 +113,10 @@ class LearnableLoss(nn.Module):
     def head(self, index: Tensor, x: Any, weight: Tensor | None, learned: Tensors | None = None) -> Head:
         """The loss on one batch; `learned` are the parameters to move, by name, all if None."""
         return AutogradHead(self, self.learned() if learned is None else learned, index, x, weight)
+
+    def over_epoch(self, learned: Tensors | None = None) -> EpochMove:
+        """Its move at the end of an epoch; `learned` are the parameters to move, by name, all if None."""
+        return AutogradMove(self, self.learned() if learned is None else learned)
 
     def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:
         """The loss as a pure function of tensors, for a graph that moves it as `optimizer` would."""

@@ -3,6 +3,7 @@
 Threads may take steps at once, each on a model, labels and optimizer of its own: see :mod:`fastmeta.functional.turns`.
 """
 
+from fastmeta.meta.epoch import EpochLookahead, EpochResult
 from fastmeta.meta.gradient import LabelGradient, MetaGradient, label_gradient, meta_gradient
 from fastmeta.meta.graph_memory import OutOfMemory, Saved, graph_bytes
 from fastmeta.meta.inputs import InputTransform
@@ -10,6 +11,8 @@ from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.step import MetaStep
 
 __all__ = [
+    "EpochLookahead",
+    "EpochResult",
     "InputTransform",
     "LabelGradient",
     "MetaGradient",

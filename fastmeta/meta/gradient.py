@@ -40,10 +40,13 @@ def check_batch(
     On CUDA it looks at shapes and dtypes alone: no sync.
     """
     check_loss(loss)
-    for name, pair, want in (("train", train, "(x, index)"), ("meta", meta, "(x_meta, y_meta)")):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"the {name} batch must be a pair {want}, got {type(pair).__name__}")
-    index, y_meta = _int64(train[1]), _int64(meta[1])
+    return check_train(loss, train, weight), check_meta(loss, meta)
+
+
+def check_train(loss: LearnableLoss, train: Any, weight: Tensor | None = None) -> tuple[Any, Tensor]:
+    """(x, index) with index as int64, or a ValueError."""
+    _check_pair("train", train, "(x, index)")
+    index = _int64(train[1])
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
         got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
         raise ValueError(
@@ -58,6 +61,22 @@ def check_batch(
             f"index must lie in [0, {rows - 1}] for {rows} training samples, "
             f"got {int(index.min())} to {int(index.max())}; it counts rows of the targets that the labels were made of"
         )
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != index.shape):
+        got = str(tuple(weight.shape)) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight must be None or a vector ({len(index)},), one weight for each row, got {got}")
+    device = loss.device
+    if device not in (None, index.device):
+        raise ValueError(
+            f"index must be on the labels' device, {device}, got {index.device}; "
+            "move one of them, e.g. labels.to(device)"
+        )
+    return train[0], index
+
+
+def check_meta(loss: LearnableLoss, meta: Any) -> tuple[Any, Tensor]:
+    """(x_meta, y_meta) with y_meta as int64, or a ValueError."""
+    _check_pair("meta", meta, "(x_meta, y_meta)")
+    y_meta = _int64(meta[1])
     if not isinstance(y_meta, Tensor) or y_meta.dtype != torch.int64 or y_meta.ndim != 1 or not len(y_meta):
         got = f"{tuple(y_meta.shape)} of {y_meta.dtype}" if isinstance(y_meta, Tensor) else type(y_meta).__name__
         raise ValueError(f"y_meta must be a non-empty int64 vector (m,) of clean hard labels, got {got}")
@@ -73,16 +92,13 @@ def check_batch(
             f"y_meta must lie in [0, {classes - 1}] for {classes} classes, "
             f"got {int(y_meta.min())} to {int(y_meta.max())}"
         )
-    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != index.shape):
-        got = str(tuple(weight.shape)) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"weight must be None or a vector ({len(index)},), one weight for each row, got {got}")
-    device = loss.device
-    if device not in (None, index.device):
-        raise ValueError(
-            f"index must be on the labels' device, {device}, got {index.device}; "
-            "move one of them, e.g. labels.to(device)"
-        )
-    return (train[0], index), (meta[0], y_meta)
+    return meta[0], y_meta
+
+
+def _check_pair(name: str, pair: Any, want: str) -> None:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        got = f"{len(pair)} values" if isinstance(pair, tuple | list) else type(pair).__name__
+        raise ValueError(f"the {name} batch must be a pair {want}, got {got}")
 
 
 def _inside(numbers: Tensor, size: int) -> bool:

@@ -28,6 +28,20 @@ class Batch:
     meta: tuple[Any, Tensor] | None  # x, (m,) int64
 
 
+class Samples(Protocol):
+    """What a method may look at when an epoch ends: network input as it is measured, without augmentation."""
+
+    epoch: int  #: epochs done, from 1 on
+
+    def train(self) -> Iterable[tuple[Any, Tensor]]:
+        """(x, rows (n,) int64) of the method's training set, each row once, in order."""
+        ...
+
+    def clean(self, count: int) -> Iterable[tuple[Any, Tensor]]:
+        """`count` batches (x, y (m,) int64) of the clean set, drawn by the run's seed and the epoch alone."""
+        ...
+
+
 class Outcome(NamedTuple):
     """Device tensors of one step; None where the method has no such thing."""
 
@@ -94,11 +108,12 @@ class Method(ABC):
 
     #: a frozen dataclass: the table [method] of a config file, and the flags --method.NAME
     Config: ClassVar[type] = NoOptions
-    #: does :meth:`step` want a batch of clean samples?
-    uses_meta_batch: ClassVar[bool] = False
+    #: does :meth:`step` want a batch of clean samples? Of the class, or set in :meth:`setup`
+    uses_meta_batch: bool = False
     #: does it learn the labels of the training set? Then `labels` holds them, and they are a result of the run
     learns_labels: ClassVar[bool] = False
-    #: which of the trainer's options it follows, of compile, approx and micro_batch; a run with another is refused
+    #: which of the trainer's options it follows, of compile, approx, micro_batch and labels.update; a run with another
+    #: is refused
     supports: ClassVar[frozenset[str]] = frozenset()
     #: the learned labels, once :meth:`setup` has made them
     labels: Any = None
@@ -114,6 +129,9 @@ class Method(ABC):
     @abstractmethod
     def step(self, batch: Batch) -> Outcome:
         """One optimizer step. Nothing here should wait for the device."""
+
+    def end_epoch(self, samples: Samples) -> None:  # noqa: B027 (nothing to do by default)
+        """Behind the last step of each epoch, before anything is measured or saved."""
 
     @abstractmethod
     def predictor(self) -> nn.Module:
@@ -141,4 +159,9 @@ class Method(ABC):
     @classmethod
     def default_label_lr(cls, lookahead_lr: float, batch_size: int, visits: int, num_classes: int) -> float | None:
         """labels.label_lr where the config leaves it open; None for a method without."""
+        return None
+
+    @classmethod
+    def default_eta(cls) -> float | None:
+        """labels.eta where the config leaves it open; None for a method without."""
         return None

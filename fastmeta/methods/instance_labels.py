@@ -29,6 +29,7 @@ class InstanceLabelMethod(LearnedLabels):
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
+        super().check(config, num_classes)
         target_prob = config.labels.target_prob
         if target_prob in (0, 1):
             raise ValueError(

@@ -27,6 +27,8 @@ from fastmeta.training.values import LARGEST_RATE, at_least, check_types, hints_
 if TYPE_CHECKING:
     from fastmeta.methods import Method
 
+#: of the table [labels], by labels.update
+OPTIONS_OF = {"exact": ("label_lr", "lookahead", "tangent"), "epoch": ("steps", "clean_lr", "eta", "warmup_epochs")}
 #: before the class of a module that was given in Python
 CUSTOM = "custom:"
 #: what may be ``package.module:name``
@@ -78,6 +80,9 @@ class OptimConfig:
 class LabelConfig:
     """How labels start and move."""
 
+    update: Literal["exact", "epoch"] = "exact"
+    """exact: in each step, by the meta-gradient of that step; epoch: at the end of each epoch, by how a few steps
+    on clean samples move the logits, between plain steps."""
     target_prob: float | None = None
     """Probability of the given class at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -89,6 +94,16 @@ class LabelConfig:
     By default sgd for sgd and 0.1 for adamw."""
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
     """How the logit tangent is computed; auto goes by the model's layers."""
+    steps: int | None = None
+    """Update epoch: clean steps at the end of an epoch, data.meta_batch_size samples each; by default 10, and no
+    more than cost what labels without them do."""
+    clean_lr: float | None = None
+    """Update epoch: learning rate of the clean steps; it follows the schedule. By default 0.02."""
+    eta: float | None = None
+    """Update epoch: how far labels move, as a share of how far the clean steps move the logits.
+    By default 0.3 for instance labels and 0.02 for class labels."""
+    warmup_epochs: int | None = None
+    """Update epoch: epochs before labels move for the first time; by default a tenth of the run."""
 
     def __post_init__(self) -> None:
         if (rate := as_real(self.lookahead)) is not None:
@@ -96,6 +111,10 @@ class LabelConfig:
         check_types(self, "labels.")
         within("labels.target_prob", self.target_prob, 0, 1)
         positive("labels.label_lr", self.label_lr)
+        at_least("labels.steps", self.steps, 1)
+        positive("labels.clean_lr", self.clean_lr)
+        positive("labels.eta", self.eta)
+        at_least("labels.warmup_epochs", self.warmup_epochs, 0)
         if self.lookahead not in (None, "sgd", "optimizer"):
             try:
                 rate = float(self.lookahead)
@@ -105,6 +124,15 @@ class LabelConfig:
                 raise InputError(
                     f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {shown(self.lookahead)}"
                 )
+
+    @property
+    def rate_name(self) -> str:
+        """The option that says how far labels move."""
+        return "labels.label_lr" if self.update == "exact" else "labels.eta"
+
+    def moves_after(self, epoch: int, epochs: int) -> bool:
+        """Whether labels that move once an epoch do so behind number `epoch`, from 1 on, of `epochs`; resolved."""
+        return max(1, self.warmup_epochs or 0) <= epoch < epochs
 
     @property
     def lookahead_choice(self) -> Any:
@@ -229,8 +257,20 @@ class TrainConfig:
                 f"labels.lookahead={self.labels.lookahead} follows an sgd, and optim.name is {self.optim.name}; leave "
                 "it out, or give the rate of the look-ahead"
             )
+        self._check_label_options()
         self._check_method()
         self.baseline_names()
+
+    def _check_label_options(self) -> None:
+        """Those of the other kind of update are refused, not ignored."""
+        update = self.labels.update
+        other = "epoch" if update == "exact" else "exact"
+        for key in OPTIONS_OF[other]:
+            value = getattr(self.labels, key)
+            if value != getattr(LabelConfig, key):
+                raise InputError(
+                    f"labels.{key}={value} is about labels.update={other}, and labels.update is {update}; leave it out"
+                )
 
     def _check_method(self) -> None:
         """The method's own options, and the trainer's about its steps. A method of a file that is not trusted waits."""
@@ -259,6 +299,11 @@ class TrainConfig:
                     f"{name}={value} is about {steps}, and method={self.method} takes none; "
                     f"leave it {'out' if without is None else f'at {without}'}"
                 )
+        if self.labels.update != "exact" and "labels.update" not in method.supports:
+            raise InputError(
+                f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
+                "none; leave it out"
+            )
         try:
             method.check(self)
         except ValueError as error:

@@ -53,7 +53,7 @@ def _describe(prepared: Prepared) -> str:
     figures_began = time.perf_counter()
     stages[0].figures()
     per_epoch = time.perf_counter() - figures_began
-    seconds = sum(s.total * timed[_kind(s)] + (config.epochs or 0) * per_epoch for s in stages)
+    seconds = sum(_steps(s) * timed[_kind(s)] + (config.epochs or 0) * per_epoch for s in stages)
 
     main = stages[0]
     # but for its count of steps, which are those of the trial
@@ -90,6 +90,11 @@ def _shape(splits: Splits) -> str:
     return f" {(*shape[1:], shape[0]) if splits.train.source.noun == 'images' else shape}"
 
 
+def _steps(stage: Stage) -> float:
+    """All that a stage costs, in steps."""
+    return stage.total + stage.moves * stage.steps_per_move
+
+
 def _seconds_per_step(stage: Stage) -> float:
     began = time.perf_counter()
     for _ in range(min(WARM_UP, stage.total)):
@@ -110,7 +115,7 @@ def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, f
     config, main = prepared.config, stages[0]
     if seconds <= LONG or prepared.device.type != "cpu":
         return []
-    own, *others = (stage.total * timed[_kind(stage)] for stage in stages)
+    own, *others = (_steps(stage) * timed[_kind(stage)] for stage in stages)
     baselines = sum(others)
     ways = by_arithmetic(seconds, baselines, config.epochs or 1)
 
@@ -125,7 +130,7 @@ def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, f
         return step
 
     with global_generators.kept():
-        if "approx" in main.method.supports and config.approx == "none":
+        if "approx" in main.method.supports and config.approx == "none" and config.labels.update == "exact":
             for approx, price in PRICES.items():
                 measured(f"--approx {approx}", price, replace(prepared, config=replace(config, approx=approx)), False)
         if (smaller := SMALLER.get(str(config.model))) is not None:
@@ -169,7 +174,12 @@ def _peak(prepared: Prepared) -> str:
 
 
 def _stage_line(stage: Stage, seconds: float) -> str:
-    return f"{stage.name} {stage.total:,} steps × {seconds * 1e3:.1f} ms"
+    line = f"{stage.name} {stage.total:,} steps × {seconds * 1e3:.1f} ms"
+    if stage.moves:
+        line += (
+            f" and {stage.moves:,} moves of the labels × {stage.steps_per_move * seconds:.2g} s, by counted forwards"
+        )
+    return line
 
 
 def _size(tensor: torch.Tensor) -> int:

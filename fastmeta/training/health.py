@@ -16,13 +16,16 @@ HARDLY = 0.1
 ABSURD = 1000
 
 
-def label_rate_to_blame(labels: Labels, label_lr: float, usual: float) -> str | None:
-    """What to lower in a run that has diverged, where that is the labels' rate; waits for the device."""
-    if label_lr > ABSURD * usual:
-        return f"lower labels.label_lr, now {label_lr:g} where about {usual:.2g} is usual"
+def label_rate_to_blame(labels: Labels, rate: float, usual: float, name: str = "labels.label_lr") -> str | None:
+    """What to lower in a run that has diverged, where that is the labels' `rate`, the option `name`.
+
+    Waits for the device.
+    """
+    if rate > ABSURD * usual:
+        return f"lower {name}, now {rate:g} where about {usual:.2g} is usual"
     share = labels.run_away()
     if share > 0.1:
-        return f"{share:.0%} of the labels have run away to one class: lower labels.label_lr, now {label_lr:g}"
+        return f"{share:.0%} of the labels have run away to one class: lower {name}, now {rate:g}"
     return None
 
 
@@ -32,13 +35,23 @@ class Health:
 
     given: list[str] = field(default_factory=list)
 
-    def look(self, labels: Labels, target_prob: float, progress: float, grad_norm: float | None) -> list[str]:
-        """New warnings after `progress` (0, 1] of the run; waits for the device."""
+    def look(
+        self,
+        labels: Labels,
+        target_prob: float,
+        progress: float,
+        grad_norm: float | None,
+        rate_name: str = "labels.label_lr",
+    ) -> list[str]:
+        """New warnings after `progress` (0, 1] of the way that labels go; waits for the device.
+
+        `rate_name` is the option that says how far they move.
+        """
         found = {
             "gradient": self._gradient(grad_norm),
-            "movement": _movement(labels, target_prob, progress),
+            "movement": _movement(labels, target_prob, progress, rate_name),
         }
-        if (stuck := labels.stuck(target_prob)) is not None:
+        if (stuck := labels.stuck(target_prob, rate_name)) is not None:
             found[stuck[0]] = stuck[1]
         new = [text for kind, text in found.items() if text is not None and kind not in self.given]
         self.given += [kind for kind, text in found.items() if text is not None and kind not in self.given]
@@ -54,7 +67,7 @@ class Health:
         return None
 
 
-def _movement(labels: Labels, target_prob: float, progress: float) -> str | None:
+def _movement(labels: Labels, target_prob: float, progress: float, rate_name: str) -> str | None:
     """Compares the movement so far, extended to the end of the run, with what would change a label."""
     if progress < EARLY:
         return None
@@ -65,7 +78,7 @@ def _movement(labels: Labels, target_prob: float, progress: float) -> str | None
     factor = _round(wanted / expected) if expected > 0 else "1000 or more"
     return (
         f"labels have hardly moved ({what}: {moved:.2g} on average, {wanted:.2g} would change them): "
-        f"labels.label_lr is too small by about ×{factor}"
+        f"{rate_name} is too small by about ×{factor}"
     )
 
 

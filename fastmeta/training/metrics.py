@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fastmeta.data import Source
 from fastmeta.functional.call import call_model, pick_logits
+from fastmeta.functional.evaluation import evaluation
 from fastmeta.meta import StepResult
 from fastmeta.methods import Outcome
-from fastmeta.training.modes import evaluation
 
 ECE_BINS = 15
 _OF_LABEL_STEPS = ("label_steps", "meta_loss", "label_grad_norm")
@@ -44,13 +44,14 @@ class StepTotals:
         entropy = zero if outcome.entropy is None else outcome.entropy.nansum()
         meta_loss = zero if outcome.meta_loss is None else outcome.meta_loss
         grad_norm = zero if outcome.label_grad_norm is None else outcome.label_grad_norm
+        moves = not (outcome.meta_loss is None and outcome.label_grad_norm is None)
         of_finite_steps = [
             zero + len(targets),
             fits,
             zero + 1,
             outcome.train_loss,
             entropy,
-            ~meta_loss.isnan(),
+            ~meta_loss.isnan() if moves else zero,
             meta_loss.nan_to_num(0.0),
             grad_norm.nan_to_num(0.0),
         ]

@@ -1,8 +1,4 @@
-"""Train and eval mode of a module's parts: the caller's business, left as they were found.
-
-A part that the caller has put in evaluation mode (a frozen BatchNorm, a dropout that is switched off) stays there while
-the rest trains, so nothing here ever puts a whole model in training mode.
-"""
+"""A look at a model in the middle of a run, which may not change the run."""
 
 from __future__ import annotations
 
@@ -12,26 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fastmeta.functional.evaluation import evaluation
 from fastmeta.functional.generators import Generators
 from fastmeta.functional.random_state import RandomState
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Inside, all of `model` is in evaluation mode; after, every part is in the mode that it had."""
-    before = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # through train(), which a module may override to do more than set a flag (fold an adapter into its weights),
-        # from the outside in, because it reaches all parts inside; then the flags of those whose train() goes its way
-        for m, training in before:
-            if m.training != training:
-                m.train(training)
-        for m, training in before:
-            if m.training != training:
-                m.training = training
 
 
 @contextmanager

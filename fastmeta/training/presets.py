@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastmeta.data import Features, InputError, Source, Splits
-from fastmeta.training.config import DataConfig, TrainConfig
+from fastmeta.training.config import DataConfig, LabelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from fastmeta.methods import Method
 
 T = TypeVar("T")
 
@@ -54,6 +57,11 @@ ARRAYS = Preset(
     baselines="none",
     threads=None,
 )
+
+#: clean steps at the end of an epoch, and their rate
+CLEAN_STEPS, CLEAN_LR = 10, 0.02
+#: clean rows in all of them, as a share of the training rows: labels then cost 2.5 times plain training at most
+MOST_CLEAN = 0.8
 
 #: torch's own of AdamW; the presets' are of SGD
 ADAMW_LR, ADAMW_WEIGHT_DECAY = 1e-3, 1e-2
@@ -104,24 +112,26 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         lr=_or(config.optim.lr, preset.lr if sgd else ADAMW_LR),
         weight_decay=_or(config.optim.weight_decay, preset.weight_decay if sgd else ADAMW_WEIGHT_DECAY),
     )
-    target_prob = _or(config.labels.target_prob, preset.target_prob)
-    lookahead = _or(config.labels.lookahead, "sgd" if sgd else repr(preset.lr))
-    labels = replace(config.labels, target_prob=target_prob, lookahead=lookahead)
-    assert optim.lr is not None
-    if labels.label_lr is None:
-        rate = labels.lookahead_rate or optim.lr
-        if preset.instance_rate is not None and config.method == "instance_labels":
-            label_lr: float | None = preset.instance_rate * batch_size / rate
-        else:
-            visits = _or(config.epochs, preset.epochs)
-            label_lr = config.method_class().default_label_lr(rate, batch_size, visits, splits.num_classes)
-        labels = replace(labels, label_lr=label_lr)
+    labels = replace(config.labels, target_prob=_or(config.labels.target_prob, preset.target_prob))
+    epochs = _or(config.epochs, preset.epochs)
+    if labels.update == "epoch":
+        labels = _of_epochs(labels, config.method_class(), data.meta_batch_size or 1, len(splits.train), epochs)
+    else:
+        assert optim.lr is not None
+        labels = replace(labels, lookahead=_or(labels.lookahead, "sgd" if sgd else repr(preset.lr)))
+        if labels.label_lr is None:
+            rate = labels.lookahead_rate or optim.lr
+            if preset.instance_rate is not None and config.method == "instance_labels":
+                label_lr: float | None = preset.instance_rate * batch_size / rate
+            else:
+                label_lr = config.method_class().default_label_lr(rate, batch_size, epochs, splits.num_classes)
+            labels = replace(labels, label_lr=label_lr)
     model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
     resolved = replace(
         config,
         noise=preset_noise(config),
         model=model,
-        epochs=_or(config.epochs, preset.epochs),
+        epochs=epochs,
         baselines=config.baselines if config.baselines is not None else preset.baselines,
         threads=preset_threads(config),
         optim=optim,
@@ -133,6 +143,24 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     except ValueError as error:
         raise InputError(error) from error
     return resolved
+
+
+def _of_epochs(labels: LabelConfig, method: type[Method], clean_rows: int, train_rows: int, epochs: int) -> LabelConfig:
+    """Labels that move once an epoch. `clean_rows` are those of one clean step."""
+    warmup = _or(labels.warmup_epochs, max(1, epochs // 10))
+    if max(1, warmup) >= epochs:
+        raise InputError(
+            f"labels.update=epoch moves labels behind the first labels.warmup_epochs={warmup} epochs and before the "
+            f"last one, and epochs={epochs} leaves none; train longer"
+        )
+    most = max(1, int(MOST_CLEAN * train_rows / clean_rows))
+    return replace(
+        labels,
+        steps=_or(labels.steps, min(CLEAN_STEPS, most)),
+        clean_lr=_or(labels.clean_lr, CLEAN_LR),
+        eta=_or(labels.eta, method.default_eta()),
+        warmup_epochs=warmup,
+    )
 
 
 def check_options(config: TrainConfig, source: Source) -> None:

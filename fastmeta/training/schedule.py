@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fastmeta.training.config import OptimConfig
+from fastmeta.methods.label_updates import LEAST_SHARE
+from fastmeta.training.config import LabelConfig, OptimConfig
 
 
 def lr_at(optim: OptimConfig, step: int, total: int) -> float:
@@ -32,3 +33,11 @@ def lr_share(optim: OptimConfig, step: int, total: int) -> float:
     whole = int(done)
     part = (done - whole) * rates[whole] if whole < points else 0.0
     return (sum(rates[:whole]) + part) / sum(rates)
+
+
+def moved_share(optim: OptimConfig, labels: LabelConfig, epoch: int, epochs: int) -> float:
+    """Share of a run's summed rate of clean steps that the first `epoch` epochs have had: labels move by these."""
+    assert optim.lr is not None
+    ends = [e for e in range(1, epochs + 1) if labels.moves_after(e, epochs)]
+    rates = {e: max(LEAST_SHARE, lr_at(optim, e, epochs) / optim.lr) for e in ends}
+    return sum(rate for e, rate in rates.items() if e <= epoch) / sum(rates.values())

@@ -28,7 +28,8 @@ from fastmeta.training.metrics import evaluate, means
 from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
-from fastmeta.training.schedule import lr_at, lr_share
+from fastmeta.training.samples import PoolSamples
+from fastmeta.training.schedule import lr_at, lr_share, moved_share
 
 #: steps between two looks at the guards, each of which waits for the device
 CHECK_EVERY = 50
@@ -63,7 +64,7 @@ class Stage:
         def place(model: nn.Module) -> nn.Module:
             return model.to(device=self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
 
-        self.first, last = data.rows(name)
+        self.first, self.last_row = data.rows(name)
         self.sampler, self.meta_sampler = self._samplers()
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
         self.steps_per_epoch = data.train_size // min(config.data.batch_size, data.train_size)
@@ -71,7 +72,7 @@ class Stage:
         self.method = self._method()
         self.context = StageContext(
             config,
-            data.targets[self.first : last],
+            data.targets[self.first : self.last_row],
             data.num_classes,
             batch_size=self.sampler.batch_size,
             steps_per_epoch=self.steps_per_epoch,
@@ -161,10 +162,27 @@ class Stage:
 
     @property
     def progress(self) -> float:
-        """Share (0, 1] of the way that labels go in a run, which is in proportion to the look-ahead's rate."""
+        """Share (0, 1] of the way that labels go in a run, which is in proportion to the rate of what moves them."""
+        if self.config.labels.update == "epoch":
+            return moved_share(self.config.optim, self.config.labels, self.epoch, self.config.epochs or 1)
         if self.config.labels.lookahead_rate is not None:
             return self.step / self.total
         return lr_share(self.config.optim, self.step, self.total)
+
+    @property
+    def moves(self) -> int:
+        """How often labels move at the end of an epoch, in the whole run."""
+        labels, epochs = self.config.labels, self.config.epochs or 0
+        if self.name != self.config.method or labels.update == "exact":
+            return 0
+        return sum(labels.moves_after(epoch, epochs) for epoch in range(1, epochs + 1))
+
+    @property
+    def steps_per_move(self) -> float:
+        """What such a move costs, in steps on a batch: by counted forwards, a step being three of each row."""
+        rows = self.last_row - self.first
+        clean = (self.config.labels.steps or 0) * self.meta_sampler.batch_size
+        return (2 * rows + 3 * clean) / (3 * self.sampler.batch_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -219,12 +237,15 @@ class Stage:
     def _which_rate(self) -> str:
         """The rate to lower, for an error; waits for the device."""
         optim, labels = self.config.optim, self.config.labels
-        if isinstance(self.method.labels, Labels) and labels.label_lr is not None:
+        now = labels.label_lr if labels.update == "exact" else labels.eta
+        if isinstance(self.method.labels, Labels) and now is not None:
             assert optim.lr is not None
             assert self.config.epochs is not None
-            rate = labels.lookahead_rate or optim.lr
-            usual = self.method.labels.default_label_lr(rate, self.sampler.batch_size, self.config.epochs)
-            if (why := label_rate_to_blame(self.method.labels, labels.label_lr, usual)) is not None:
+            usual = self.method.labels.default_eta
+            if labels.update == "exact":
+                rate = labels.lookahead_rate or optim.lr
+                usual = self.method.labels.default_label_lr(rate, self.sampler.batch_size, self.config.epochs)
+            if (why := label_rate_to_blame(self.method.labels, now, usual, labels.rate_name)) is not None:
                 return why
         return f"lower optim.lr, now {optim.lr}"
 
@@ -244,6 +265,8 @@ class Stage:
     def end_epoch(self) -> tuple[dict[str, Any], list[str]]:
         """Figures of the epoch that just ended, for one line of metrics, and new health warnings."""
         self.check()
+        with self.autocast():
+            self.method.end_epoch(self.samples())
         sums = self.totals.read()
         record: dict[str, Any] = {
             "run": self.name,
@@ -257,7 +280,7 @@ class Stage:
         record |= self.figures()
         if own := self._own_figures():
             record["method_figures"] = own
-        warnings: list[str] = []
+        warnings, self.method.warnings[:] = list(self.method.warnings), []
         if record["nonfinite_steps"]:
             warnings.append(f"{record['nonfinite_steps']} steps of epoch {self.epoch} were not finite and were skipped")
         if record.get("test_accuracy") is not None and record["ece"] is None:
@@ -271,6 +294,7 @@ class Stage:
                 self.config.labels.target_prob or 0.0,
                 self.progress,
                 record["label_grad_norm"],
+                self.config.labels.rate_name,
             )
         accuracy = record.get("test_accuracy")
         if accuracy is not None and (self.best is None or accuracy > self.best[0]):
@@ -278,13 +302,32 @@ class Stage:
         self.last = record
         return record, warnings
 
+    def samples(self) -> PoolSamples:
+        """As they are measured, for what a method does at the end of the epoch that has just ended."""
+        device = torch.device("cpu") if self.data.source.rows_on_host else self.device
+        count = self.config.data.meta_batch_size or 1
+        return PoolSamples(
+            self.data,
+            self.first,
+            self.last_row,
+            epoch=self.epoch,
+            chunk=self._chunk,
+            clean_order=EpochSampler(
+                self.data.meta_size, count, seed=self.config.seed, stream="clean-order", device=device
+            ),
+        )
+
+    @property
+    def _chunk(self) -> int:
+        """Rows that are looked at at a time, without a graph."""
+        return max(512, self.config.data.batch_size or 0)
+
     def figures(self) -> dict[str, Any]:
         """Test accuracy, nll, ece and how the labels stand, now."""
         figures: dict[str, Any] = {}
         if self.data.test is not None:
-            batch_size = max(512, self.config.data.batch_size or 0)
             source, targets = self.data.test
-            figures |= evaluate(self.model, source, targets, batch_size=batch_size, autocast=self.autocast)
+            figures |= evaluate(self.model, source, targets, batch_size=self._chunk, autocast=self.autocast)
         if self.method.labels is not None:
             figures |= label_figures(self.method.labels, self.data.y_true)
         return figures

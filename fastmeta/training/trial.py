@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastmeta.data import InputError
 from fastmeta.functional.call import call_model
+from fastmeta.functional.evaluation import evaluation
 from fastmeta.training import global_generators
 from fastmeta.training.model_copy import copy_of
-from fastmeta.training.modes import evaluation
 from fastmeta.training.module_state import ModuleState, Watch, load_state, one_line
 from fastmeta.training.rundir.checkpoint import pack
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmeta import train
-from fastmeta.training import DataConfig, Interrupted, OptimConfig, TrainConfig
+from fastmeta.training import DataConfig, Interrupted, LabelConfig, OptimConfig, TrainConfig
 from fastmeta.training.listener import Listener
 from tests.support.runs import two_classes
 
@@ -24,6 +24,12 @@ CONFIG = {
 
 def config(path, **changes):
     return TrainConfig(**{**CONFIG, **changes}, checkpoint_seconds=0, out=str(path))
+
+
+def epoch_config(path, **changes):
+    """Labels move behind three of four epochs."""
+    labels = LabelConfig(update="epoch", target_prob=0.7, steps=3, eta=0.5, clean_lr=0.05)
+    return config(path, **{"labels": labels, "epochs": 4, **changes})
 
 
 class Kill(Listener):

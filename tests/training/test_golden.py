@@ -41,7 +41,7 @@ class Settings:
     """The parts of a config that methods read."""
 
     class labels:
-        target_prob, dtype, lookahead_choice, tangent = 0.7, "float64", "sgd", "auto"
+        update, target_prob, dtype, lookahead_choice, tangent = "exact", 0.7, "float64", "sgd", "auto"
 
     seed, approx_choice, micro_batch = 0, None, None
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fastmeta import train
+from fastmeta.functional.evaluation import evaluation
 from fastmeta.methods import METHODS
 from fastmeta.training import load_run
-from fastmeta.training.modes import evaluation, looked_at
+from fastmeta.training.modes import looked_at
 from tests.support.runs import Warnings, config, two_classes
 
 

@@ -64,7 +64,8 @@ def summary_of(
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
-    lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without meta batch
+    label_update                    exact or epoch: how learned labels move; null where none are learned
+    lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
     method_figures                  what the method has measured of itself at the end
     files                           sizes and digests of the files that the run has written
@@ -85,6 +86,7 @@ def summary_of(
         "seed": config.seed,
         "optimizer": config.optim.name,
         "lookahead": config.labels.lookahead if method.uses_meta_batch else None,
+        "label_update": config.labels.update if method.learns_labels else None,
         "label_lr": config.labels.label_lr,
         "train_size": len(splits.train),
         "meta_size": len(splits.meta),
@@ -152,6 +154,7 @@ SUMMARY_FORM = record(
     },
     {
         **_BESIDE,
+        "label_update": maybe(text),
         "files": record({}, dict.fromkeys(result_files(True), SEAL_FORM)),
         "digest": anything,
     },

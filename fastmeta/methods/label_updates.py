@@ -1,0 +1,167 @@
+"""When and how learned labels move: by a meta-gradient in each step, or by a look-ahead at the end of each epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.losses import Labels
+from fastmeta.meta import EpochLookahead, MetaStep
+from fastmeta.meta.epoch import EpochResult
+from fastmeta.methods.base import Batch, Context, Outcome, Samples
+from fastmeta.methods.plain_step import PlainStep
+
+#: of the rate of clean steps, which falls with that of the model, no less than this share stays
+LEAST_SHARE = 0.05
+
+
+class Updates(ABC):
+    """A model that is trained on labels, and how these move."""
+
+    #: does :meth:`step` want a batch of clean samples?
+    uses_meta_batch: bool
+
+    @abstractmethod
+    def step(self, batch: Batch) -> Outcome: ...
+
+    @abstractmethod
+    def explain(self) -> str: ...
+
+    def end_epoch(self, samples: Samples) -> None:  # noqa: B027 (nothing to do by default)
+        """Behind the last step of an epoch."""
+
+    def stateful(self) -> Mapping[str, Any]:
+        return {}
+
+    def figures(self) -> Mapping[str, Any]:
+        return {}
+
+
+class ExactUpdates(Updates):
+    """labels.update=exact: :class:`fastmeta.MetaStep`."""
+
+    uses_meta_batch = True
+
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        labels: Labels,
+        optimizer: torch.optim.Optimizer,
+        warnings: list[str],
+    ) -> None:
+        config = context.config
+        self.meta_step = MetaStep(
+            model,
+            labels,
+            optimizer,
+            label_lr=config.labels.label_lr,
+            lookahead=config.labels.lookahead_choice,
+            tangent=config.labels.tangent,
+            unique_index=True,  # a pass over the training set meets no row twice
+            compile=config.compile,
+            approx=config.approx_choice,
+            transform=context.transform,
+            totals=context.totals,
+            micro_batch=config.micro_batch,
+        )
+        self.meta_step.on_warning = warnings.append
+
+    def step(self, batch: Batch) -> Outcome:
+        assert batch.meta is not None
+        r = self.meta_step((batch.x, batch.index), batch.meta)
+        return Outcome(
+            r.logits, r.train_loss, r.finite, r.meta_loss, r.entropy, r.label_grad_norm, r.skipped, counted=True
+        )
+
+    def explain(self) -> str:
+        return self.meta_step.explain()
+
+    def stateful(self) -> Mapping[str, Any]:
+        return {"meta_step": self.meta_step}
+
+
+class EpochUpdates(Updates):
+    """labels.update=epoch: plain steps under the labels as they are, and :class:`fastmeta.EpochLookahead`.
+
+    Labels move at the ends of epochs `warmup_epochs` to the last but one: on what moved behind the last epoch nothing
+    would have been trained. The rate of the clean steps follows the schedule of the model's.
+    """
+
+    uses_meta_batch = False
+
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        labels: Labels,
+        optimizer: torch.optim.Optimizer,
+        warnings: list[str],
+    ) -> None:
+        self.config, self.labels, self.optimizer, self.warnings = context.config, labels, optimizer, warnings
+        self.network_input = context.network_input
+        self.plain_step = PlainStep(model, optimizer, self.config.micro_batch)
+        of_labels = self.config.labels
+        self.lookahead = EpochLookahead(
+            model,
+            labels,
+            steps=of_labels.steps,
+            lr=of_labels.clean_lr,
+            eta=of_labels.eta,
+            micro_batch=self.config.micro_batch,
+        )
+        self.last: EpochResult | None = None  # of the epoch that has just ended, if labels moved then
+
+    def step(self, batch: Batch) -> Outcome:
+        n, index = len(batch.index), batch.index
+        entropy: list[Tensor] = []
+
+        def backward(logits: Tensor, rows: slice) -> Tensor:
+            terms = self.labels.batch_loss(logits.detach(), index[rows])
+            logits.backward(terms.v / n)
+            entropy.append(terms.entropy)
+            return terms.loss.sum() / n
+
+        outcome = self.plain_step(self.network_input(batch.x), n, backward)
+        return Outcome(*outcome, entropy=torch.cat(entropy) if len(entropy) > 1 else entropy[0])
+
+    def end_epoch(self, samples: Samples) -> None:
+        self.last = None
+        if not self.config.labels.moves_after(samples.epoch, self.config.epochs):
+            return
+        share = self.optimizer.param_groups[0]["lr"] / self.config.optim.lr
+        self.lookahead.lr = self.config.labels.clean_lr * max(LEAST_SHARE, share)
+        self.last = self.lookahead.update(samples.train(), samples.clean(self.lookahead.steps))
+        if not self.last.finite:
+            self.warnings.append(
+                f"the clean steps at the end of epoch {samples.epoch} were not finite, and no label moved: lower "
+                f"labels.clean_lr, now {self.config.labels.clean_lr:g}"
+            )
+        elif self.last.skipped:
+            self.warnings.append(
+                f"{self.last.skipped} training rows had logits that are not finite at the end of epoch "
+                f"{samples.epoch}; their labels did not move"
+            )
+
+    def explain(self) -> str:
+        of_labels, epochs = self.config.labels, self.config.epochs
+        return (
+            f"{self.lookahead.explain()}\n"
+            f"moves:      at the end of epochs {max(1, of_labels.warmup_epochs)} to {epochs - 1} of {epochs}"
+        )
+
+    def figures(self) -> Mapping[str, Any]:
+        r = self.last
+        return {
+            "label_change": None if r is None else r.change,
+            "alignment": None if r is None else r.alignment,
+            "clean_loss_before": None if r is None else r.meta_loss[0],
+            "clean_loss_ahead": None if r is None else r.meta_loss[-1],
+        }
+
+
+UPDATES: dict[str, type[ExactUpdates] | type[EpochUpdates]] = {"exact": ExactUpdates, "epoch": EpochUpdates}

@@ -1,0 +1,37 @@
+"""The samples of a run as they are measured, for a method that looks at them when an epoch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.data import EpochSampler, Pool
+
+
+class PoolSamples:
+    """:class:`fastmeta.methods.Samples` of one epoch.
+
+    Args:
+        first, last: the rows of the pool that the method trains on.
+        chunk: rows at a time.
+        clean_order: numbers clean rows; its batches follow each other from one epoch to the next.
+    """
+
+    def __init__(self, data: Pool, first: int, last: int, *, epoch: int, chunk: int, clean_order: EpochSampler) -> None:
+        self._data, self._first, self._last, self._chunk = data, first, last, chunk
+        self.epoch, self._clean = epoch, clean_order
+
+    def train(self) -> Iterator[tuple[Any, Tensor]]:
+        data = self._data
+        device = "cpu" if data.source.rows_on_host else data.device
+        for rows in torch.arange(self._last - self._first, device=device).split(self._chunk):
+            yield data.source.network_input(rows + self._first, None, data.device), rows.to(data.device)
+
+    def clean(self, count: int) -> Iterator[tuple[Any, Tensor]]:
+        data = self._data
+        for number in range(count):
+            rows = self._clean((self.epoch - 1) * count + number) + data.train_size
+            yield data.source.network_input(rows, None, data.device), data.targets[rows.to(data.device)]
