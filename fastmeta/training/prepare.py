@@ -113,7 +113,8 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         dataset = load_dataset(
             config.dataset, seed=config.seed, given=of.given, truth=of.truth, root=of.root, download=of.download
         )
-        config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root)))
+        # what is there now is not fetched again, by whoever the run's config comes to
+        config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root), download=False))
     else:
         dataset = as_dataset(data)
         config = replace(config, dataset=f"{CUSTOM}{dataset.name}")

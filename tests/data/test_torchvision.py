@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import inspect
 import pickle
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import torchvision.datasets
 
 import fastmeta
 from fastmeta.data import InputError, load_dataset, split
+from fastmeta.data.sources.of_torchvision import IDX, OTHERS
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -73,7 +75,7 @@ def test_absent_files_are_named_with_their_folder_and_nothing_is_fetched(tmp_pat
         assert part in text
     assert not fetched
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="cannot be downloaded"):
+    with pytest.raises(InputError, match=r"cannot be downloaded to .*data: RuntimeError"):
         load_dataset("torchvision:FashionMNIST", download=True)  # which brings nothing here
     assert fetched == [str(tmp_path / "data")]
 
@@ -136,9 +138,22 @@ def test_cifar_in_its_own_form(tmp_path, monkeypatch):
     assert data.class_names == tuple("abcdefghij")
 
 
+@pytest.mark.parametrize("name", [*OTHERS, *IDX])
+def test_every_set_is_one_of_torchvision(name):
+    takes = inspect.signature(getattr(torchvision.datasets, name)).parameters
+    assert {"root", "download", OTHERS.get(name, ("train",))[0]} <= set(takes)
+
+
+def test_a_file_beyond_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    written(tmp_path / "root", True)
+    monkeypatch.setattr("fastmeta.data.idx_file.free_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"holds 0\.0 MiB, and 0\.0 MiB of memory are free"):
+        load_dataset("torchvision:MNIST", root=str(tmp_path / "root"))
+
+
 def test_sets_that_hold_their_images_channels_first(monkeypatch):
     class SVHN(torchvision.datasets.VisionDataset):
-        def __init__(self, root, split="train", download=False):
+        def __init__(self, root, split="train"):
             count = 10 if split == "train" else 4
             self.data = np.arange(count * 3 * 16, dtype=np.uint8).reshape(count, 3, 4, 4)
             self.labels = np.arange(count) % 2
@@ -152,11 +167,9 @@ def test_sets_that_hold_their_images_channels_first(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("torchvision:Fashion", "torchvision has no data set 'Fashion'; .* FashionMNIST"),
-        ("torchvision:VisionDataset", "no set with train and test parts"),
-        ("torchvision:wrap_dataset_for_transforms_v2", "torchvision has no data set"),
-        ("torchvision:FakeData", "no set with train and test parts that a folder alone names"),
-        ("torchvision:EMNIST", "no set with train and test parts that a folder alone names"),
+        ("torchvision:Fashion", "MNIST, FashionMNIST, .* USPS, got 'Fashion'; build another one in a factory"),
+        ("torchvision:VisionDataset", "got 'VisionDataset'"),
+        ("torchvision:EMNIST", "got 'EMNIST'"),
         ("torchvision:", "dataset must be digits"),
         ("torchvision", "dataset must be digits"),
     ],
@@ -179,13 +192,20 @@ def test_a_run_finds_its_files_again_from_another_folder(tmp_path, monkeypatch):
     written(tmp_path / "data", packed=True)
     monkeypatch.chdir(tmp_path)
     config = fastmeta.TrainConfig(
-        dataset="torchvision:FashionMNIST", noise="pair:0.4", model="mlp", epochs=1, threads=1, out="run"
+        dataset="torchvision:FashionMNIST",
+        noise="pair:0.4",
+        model="mlp",
+        epochs=1,
+        threads=1,
+        out="run",
+        data=fastmeta.training.DataConfig(download=True),
     )
     assert fastmeta.train(config).summary["noise"] == "pair:0.4"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = fastmeta.TrainConfig.read(tmp_path / "run" / "config.toml")
     assert again.data.root == str(tmp_path / "data")
+    assert not again.data.download  # which only the user can ask for
     assert fastmeta.train(dataclasses.replace(again, out="new")).summary["train_size"] == 50
 
 
