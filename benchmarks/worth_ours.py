@@ -60,9 +60,17 @@ EXACT = by_trainer(
     lambda data: {"method": "instance_labels", "labels": LabelConfig(target_prob=soft_start(data.num_classes))}
 )
 
+#: the same start, moved once an epoch along steps on the clean rows, as `--labels.update epoch` has it by default
+EPOCH = by_trainer(
+    lambda data: {
+        "method": "instance_labels",
+        "labels": LabelConfig(update="epoch", target_prob=soft_start(data.num_classes)),
+    }
+)
+
 #: what a user gets who sets nothing but the network and its schedule
 DEFAULT = by_trainer()
 
 #: THE PLACE for another method of ours: a function (Set, seed) -> Result under a name. `DEFAULT` follows the package's
 #: defaults by itself; what reads labels otherwise than by the table's argmax returns a Result of its own.
-OURS: dict[str, Method] = {"exact": EXACT, "default": DEFAULT}
+OURS: dict[str, Method] = {"exact": EXACT, "epoch": EPOCH, "default": DEFAULT}

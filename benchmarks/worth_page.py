@@ -24,6 +24,7 @@ TITLES = {
     "classical-given": "kernel SVM (texts: logistic regression)",
     "classical-union": "the same, given and clean together",
     "exact": "**learned per sample, exact steps (0.4)**",
+    "epoch": "**learned per sample, once an epoch (0.4)**",
     "default": "**learned, defaults of `fastmeta train`**",
 }
 #: ours that the goals speak of

@@ -102,7 +102,7 @@ def test_rivals_and_ours_on_a_small_set(scripts):
     """Each gives a label and a score for every row; the strongest one puts labels right."""
     data = scripts["worth_sets"].load("wine-uniform-40", 0)
     given = (data.y_given == data.y_true).mean()
-    methods = {**scripts["worth_rivals"].RIVALS, "exact": scripts["worth_ours"].EXACT}
+    methods = {**scripts["worth_rivals"].RIVALS, **scripts["worth_ours"].OURS}
     try:
         import cleanlab  # noqa: F401
     except ImportError:
@@ -116,7 +116,7 @@ def test_rivals_and_ours_on_a_small_set(scripts):
         right[name] = (result.labels == data.y_true).mean()
     assert right["given"] == right["union"] == given
     assert right["finetuned"] > given + 0.1
-    assert right["exact"] > given + 0.1
+    assert min(right["exact"], right["epoch"]) > given + 0.1
 
 
 def made(scripts, **ours):
