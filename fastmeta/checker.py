@@ -179,7 +179,7 @@ class _Problem:
             self.model = copy.deepcopy(model)
         except Exception as error:  # of a module that holds what cannot be copied, such as results of its last forward
             raise ValueError(f"check works on copies, and the model has none: {_first_line(error)}") from error
-        self.loss = copy.deepcopy(loss)
+        self.loss = loss.copy_for(train[1])
         if dtype is not None:
             self.model.to(dtype)
             self.loss.to(dtype)

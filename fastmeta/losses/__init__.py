@@ -6,7 +6,7 @@ from fastmeta.losses.head import Head, Move
 from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
-from fastmeta.losses.table import put_rows_, take_rows
+from fastmeta.losses.table import DenseTable, LabelTable, Start, put_rows_, take_rows
 from fastmeta.losses.traced_loss import TracedLoss, Unsupported
 
 #: label families by the name under which files hold them
@@ -15,12 +15,15 @@ FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabe
 __all__ = [
     "FAMILIES",
     "ClassLabels",
+    "DenseTable",
     "EpochMove",
     "Head",
     "InstanceLabels",
+    "LabelTable",
     "Labels",
     "LearnableLoss",
     "Move",
+    "Start",
     "TracedLoss",
     "Unsupported",
     "class_gradient",

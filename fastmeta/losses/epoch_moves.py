@@ -58,9 +58,8 @@ class TableMove(EpochMove):
 
     def __init__(self, labels: InstanceLabels) -> None:
         self.labels = labels
-        table = labels.label_logits
-        wide = torch.float64 if table.dtype == torch.float64 else torch.float32
-        self.sum = torch.zeros(table.shape, dtype=wide, device=table.device)
+        wide = torch.float64 if labels.dtype == torch.float64 else torch.float32
+        self.sum = torch.zeros(len(labels), labels.num_classes, dtype=wide, device=labels.device)
 
     def add(self, index: Tensor, x: Any, logits: Tensor, change: Tensor, sound: Tensor) -> Tensor:
         # less its mean a row's sum stays what it was: no drift, and softmax does not see it

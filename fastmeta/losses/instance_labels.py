@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmeta import ops
+from fastmeta._memory import check_room
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import EpochMove, TableMove
-from fastmeta.losses.head import Collective, LabelMove, Tensors
+from fastmeta.losses.head import Collective, Head, LabelMove, Tensors
+from fastmeta.losses.label_heads import FetchedHead, LabelHead, TracedLabels
 from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
-from fastmeta.losses.table import put_rows_, take_rows
+from fastmeta.losses.table import DenseTable, FewRows, LabelTable, Start
+from fastmeta.losses.traced_loss import TracedLoss
 from fastmeta.ops.arguments import seed_of
 from fastmeta.rng import round_stochastically
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 #: label logits so far apart leave nothing of the smaller one, and no gradient
 _RUN_AWAY = 100
 
@@ -48,9 +54,12 @@ class InstanceLabels(Labels):
             converted later, ``labels.to(torch.bfloat16)``, is rounded alike.
         seed: of that rounding. `label_step`, the number of label steps taken, is part of the state then, so that a
             resumed run draws the same. None rounds to nearest.
+        table: where the label logits lie: a subclass of :class:`fastmeta.LabelTable`, or a function from a
+            :class:`~fastmeta.losses.Start` to one. None keeps them in a dense tensor, the buffer `label_logits`.
 
     Raises:
         ValueError: targets of a wrong shape, dtype or range; target_prob outside (0, 1); another dtype.
+        TypeError: `table` makes no LabelTable.
     """
 
     family = "instance"
@@ -59,6 +68,7 @@ class InstanceLabels(Labels):
     _travel = 30.0
     label_logits: Tensor
     label_step: Tensor
+    table: LabelTable | None
 
     def __init__(
         self,
@@ -68,10 +78,11 @@ class InstanceLabels(Labels):
         *,
         dtype: torch.dtype = torch.float32,
         seed: int | None = 0,
+        table: Callable[[Start], LabelTable] | None = None,
     ) -> None:
         super().__init__(targets, num_classes)
         targets, self.num_classes = check_targets(targets, num_classes)
-        check_dtype(dtype, (torch.float32, torch.bfloat16, torch.float64))
+        check_dtype(dtype, DTYPES)
         p0 = as_real(target_prob)
         if p0 is None or not 0 < p0 < 1:
             raise ValueError(
@@ -79,11 +90,8 @@ class InstanceLabels(Labels):
                 "softmax reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
                 "or ClassLabels for a one-hot start"
             )
-        margin = self._margin(p0)
-        table = torch.zeros(len(targets), self.num_classes, dtype=dtype, device=targets.device)
-        table.scatter_(1, targets.unsqueeze(1), margin)
         self.register_buffer("targets", targets)
-        self.register_buffer("label_logits", table)
+        self._start_at(Start(self, self._margin(p0), dtype), table)
         self._seed = seed_of(seed)
         self.seed: int | None = None
         self._round_stochastically()
@@ -92,9 +100,78 @@ class InstanceLabels(Labels):
     def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
         return {"targets": (size,), cls.parameter: (size, num_classes)}
 
+    def _start_at(self, start: Start, make: Callable[[Start], LabelTable] | None) -> None:
+        if make is None:
+            self.table = None
+            self.register_buffer("label_logits", start.rows(torch.arange(len(self), device=start.device)))
+            return
+        if not callable(make) or isinstance(make, nn.Module):
+            raise TypeError(f"table must be a subclass of fastmeta.LabelTable, which is made here, got {shown(make)}")
+        table = make(start)
+        if not isinstance(table, LabelTable):
+            raise TypeError(f"table must make a fastmeta.LabelTable with rows and write_, got {shown(table)}")
+        if table.shape != start.shape:
+            raise ValueError(f"{type(table).__name__} must have shape {start.shape}, got {table.shape}")
+        check_dtype(table.dtype, DTYPES)
+        self.table = table
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name == self.parameter:
+                kind = type(self.table).__name__
+                raise AttributeError(f"the label logits lie in a {kind}; read them by labels.rows(index)") from error
+            raise
+
+    @property
+    def _rows(self) -> LabelTable | DenseTable:
+        return DenseTable(self.label_logits) if self.table is None else self.table
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the table."""
+        return self._rows.dtype
+
+    def learned(self) -> Tensors:
+        if self.table is None:
+            return {self.parameter: self.label_logits}
+        # what lies elsewhere is there by its form
+        return {self.parameter: torch.empty(self.table.shape, dtype=self.dtype, device="meta")}
+
+    def copy_for(self, index: Tensor) -> InstanceLabels:
+        if self.table is None:
+            return copy.deepcopy(self)
+        few = FewRows(self.table.start, self.table, index)
+        copied = copy.deepcopy(self, {id(self.table): few})
+        few.start = Start(copied, few.start.margin, few.start.dtype)
+        return copied
+
+    def dense(self) -> InstanceLabels:
+        """These labels where their table is dense, else a copy that is. ValueError where memory does not hold one."""
+        if self.table is None:
+            return self
+        check_room(len(self) * self.num_classes * self.dtype.itemsize, f"a dense table of {len(self):,} labels")
+        dense = InstanceLabels(self.targets, self.num_classes, 0.5, dtype=self.dtype, seed=self._seed)
+        for piece in self.table.start.pieces():
+            dense.label_logits[piece] = self.rows(piece)
+        if self.seed is not None:
+            dense.label_step.copy_(self.label_step)
+        return dense
+
+    def finite(self) -> bool:
+        return self._rows.finite()
+
+    def head(self, index: Tensor, x: Any, weight: Tensor | None, learned: Tensors | None = None) -> Head:
+        return LabelHead(self, index, weight) if self.table is None else FetchedHead(self, index, weight)
+
+    def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:
+        own = self.table is not None
+        return TracedLabels(self, f"{type(self.table).__name__} is read and written from the host" if own else "")
+
     def _round_stochastically(self) -> None:
         """Of a bfloat16 table."""
-        if self.label_logits.dtype == torch.bfloat16 and self.seed is None and self._seed is not None:
+        if self.dtype == torch.bfloat16 and self.seed is None and self._seed is not None:
             self.seed = self._seed
             self.register_buffer("label_step", torch.zeros((), dtype=torch.int64, device=self.targets.device))
 
@@ -105,15 +182,11 @@ class InstanceLabels(Labels):
 
     def rows(self, index: Tensor) -> Tensor:
         """Label parameters of the rows `index`: (n, C)."""
-        return take_rows(self.label_logits, index) if index.is_cuda else self.label_logits[index]
+        return self._rows.take(index)
 
     def write_(self, index: Tensor, rows: Tensor) -> None:
         """Replace the label parameters of the rows `index`."""
-        rows = rows.to(self.label_logits.dtype)
-        if index.is_cuda:
-            put_rows_(self.label_logits, index, rows)
-        else:
-            self.label_logits[index] = rows
+        self._rows.put_(index, rows)
 
     def add_(self, index: Tensor, change: Tensor) -> None:
         """Add `change` (n, C) to the rows `index`, none of which stands there twice; rounded as a step rounds them."""
@@ -127,6 +200,9 @@ class InstanceLabels(Labels):
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all; float32 of 16-bit tables."""
+        if index is None and self.table is not None:
+            pieces = [self.probs(piece) for piece in self.table.start.pieces()]
+            return torch.cat(pieces) if pieces else self.probs(self.targets)
         rows = self.label_logits if index is None else self.rows(index)
         return (rows.float() if rows.element_size() < 4 else rows).softmax(-1)
 
@@ -141,6 +217,8 @@ class InstanceLabels(Labels):
         return -(wide.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
     def batch_loss(self, logits: Tensor, index: Tensor, weight: Tensor | None = None) -> ops.LabelLoss:
+        if self.table is not None:
+            return self.loss_at(self.value(index), logits, self.given(index), weight)
         return ops.instance_loss(logits, self.label_logits, index, weight)
 
     def loss_at(self, value: Tensor, logits: Tensor, targets: Tensor, weight: Tensor | None) -> ops.LabelLoss:
@@ -178,6 +256,11 @@ class InstanceLabels(Labels):
             return torch.linalg.vector_norm(grad)
         return ranks.sum(torch.linalg.vector_norm(grad).square()).sqrt()
 
+    def _place(self) -> str:
+        if self.table is None:
+            return super()._place()
+        return f"{self.table.shape}, {str(self.dtype).removeprefix('torch.')}, in a {type(self.table).__name__}"
+
     def movement(self, target_prob: float) -> Movement:
         """A label changes when the logit of another class has come up by the margin."""
         margin = self._margin(target_prob)
@@ -214,7 +297,7 @@ class InstanceLabels(Labels):
     def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
         """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""
         if self.seed is None:
-            self.label_logits.index_put_((index,), (grad * -label_lr).to(self.label_logits.dtype), accumulate=True)
+            self._rows.add_(index, grad * -label_lr)
             return
         # the same sum in every occurrence's row, by a product: float atomics differ from run to run
         with without_autocast():
@@ -250,7 +333,17 @@ class InstanceLabels(Labels):
         weight: Tensor | None = None,
         unique: bool = False,
     ) -> ops.LabelStep:
-        """Eq. (5) in place for the rows of the batch, and the loss under the new labels: one fused kernel."""
+        """Eq. (5) in place for the rows of the batch, and the loss under the new labels: one fused kernel.
+
+        Of a table of one's own the kernel runs on the rows that are fetched, which are written behind it.
+        """
+        counter = None if self.seed is None else self.label_step
+        if self.table is not None:
+            move = LabelMove(scale, label_lr, weight, unique, counter)
+            new, step = self.step_at(self.value(index), index, self.given(index), logits, u, move)
+            self.put(index, new)
+            self.count_step_()
+            return step
         step = ops.instance_label_step_(
             self.label_logits,
             index,
@@ -261,7 +354,7 @@ class InstanceLabels(Labels):
             weight,
             unique=unique,
             seed=self.seed,
-            step=None if self.seed is None else self.label_step,
+            step=counter,
         )
         self.count_step_()
         return step

@@ -42,17 +42,8 @@ class LabelHead(Head):
         (grad,) = self.gradient(logits, u, scale / ranks.size).values()
         norm = labels.norm_of(grad, ranks)
         if ranks.size == 1:
-            self._undo = labels.undo(index)
             # where this is not finite, a label step of length zero: its loss is then that of the labels that stay
-            step = labels.step_(
-                logits,
-                u,
-                index,
-                scale=finite.to(torch.float64) * scale,
-                label_lr=move.label_lr,
-                weight=weight,
-                unique=move.unique,
-            )
+            step = self._step(logits, u, finite.to(torch.float64) * scale, move.label_lr, move.unique)
         else:
             self._undo = labels.undo(ranks.gather(index))
             alignment = self.alignment(logits, u)
@@ -60,9 +51,51 @@ class LabelHead(Head):
             step = ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
         return Moved(*step, step.skipped, norm, finite)
 
+    def _step(self, logits: Tensor, u: Tensor, scale: Tensor, label_lr: Rate, unique: bool) -> ops.LabelStep:
+        self._undo = self.labels.undo(self.index)
+        return self.labels.step_(
+            logits, u, self.index, scale=scale, label_lr=label_lr, weight=self.weight, unique=unique
+        )
+
     def undo(self, keep: Tensor | None = None) -> None:
         if self._undo is not None:
             self._undo(keep)
+
+
+class FetchedHead(LabelHead):
+    """Labels of one batch whose rows lie elsewhere: they are fetched once, and written once where they move."""
+
+    def __init__(self, labels: Labels, index: Tensor, weight: Tensor | None) -> None:
+        super().__init__(labels, index, weight)
+        self.value, self.targets = labels.value(index), labels.given(index)
+
+    def loss(self, logits: Tensor, rows: slice | None = None) -> ops.LabelLoss:
+        rows = slice(None) if rows is None else rows
+        weight = None if self.weight is None else self.weight[rows]
+        return self.labels.loss_at(self.value[rows], logits, self.targets[rows], weight)
+
+    def gradient(self, logits: Tensor, u: Tensor, scale: Rate) -> Tensors:
+        return {self.labels.parameter: self.labels.gradient_at(self.value, self.targets, u, scale, self.weight)}
+
+    def alignment(self, logits: Tensor, u: Tensor) -> Tensor:
+        return ops.row_dot(self.labels.loss_at(self.value, logits, self.targets, None).v, u)
+
+    def _step(self, logits: Tensor, u: Tensor, scale: Tensor, label_lr: Rate, unique: bool) -> ops.LabelStep:
+        labels, index, counters = self.labels, self.index, self.labels.counters()
+        before = [t.clone() for t in counters]
+        move = LabelMove(scale, label_lr, self.weight, unique, next(iter(counters), None))
+        new, step = labels.step_at(self.value, index, self.targets, logits, u, move)
+
+        def undo(keep: Tensor | None = None) -> None:
+            labels.put(index, self.value if keep is None else torch.where(keep, new, self.value))
+            for t, old in zip(counters, before, strict=True):
+                t.copy_(old if keep is None else torch.where(keep, t, old))
+
+        self._undo = undo
+        labels.put(index, new)
+        for t in counters:
+            t += 1
+        return step
 
 
 class TracedLabelHead(TracedHead):
@@ -101,8 +134,8 @@ class TracedLabelHead(TracedHead):
 class TracedLabels(TracedLoss):
     """Of a table the graph reads the rows of its batch, which are gathered before it and written after it."""
 
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
+    def __init__(self, labels: Labels, outside: str = "") -> None:
+        self.labels, self.outside = labels, outside
 
     def read(self, index: Tensor) -> list[Tensor]:
         return [self.labels.value(index), self.labels.given(index), *self.labels.counters()]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, as_whole, shown
+from fastmeta.functional.finite import all_finite
 from fastmeta.losses.head import Collective, Head, LabelMove, Tensors
 from fastmeta.losses.label_heads import LabelHead, TracedLabels
 from fastmeta.losses.learnable_loss import LearnableLoss
@@ -193,6 +194,14 @@ class Labels(LearnableLoss):
 
     # What a look at the labels tells; it waits for the device.
 
+    def dense(self) -> Labels:
+        """These labels, or the same ones in tensors alone; ValueError where memory does not hold them."""
+        return self
+
+    def finite(self) -> bool:
+        """Whether no label holds a NaN or an infinity."""
+        return bool(all_finite([getattr(self, self.parameter)]))
+
     def movement(self, target_prob: float) -> Movement:
         """From a start at `target_prob`."""
         raise NotImplementedError
@@ -240,16 +249,17 @@ class Labels(LearnableLoss):
 
     def __repr__(self) -> str:
         """The table and, where it costs little, how far the labels have moved."""
-        value = getattr(self, self.parameter)
-        size = value.nbytes / 2**20
-        lines = [
-            f"{type(self).__name__}({self.extra_repr()})",
-            f"  {self.parameter}: {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, {value.device}, "
-            + (f"{size:,.1f} MiB" if size >= 0.1 else f"{value.nbytes:,} bytes"),
-        ]
-        if value.device.type == "cpu" and 0 < len(self) * self.num_classes <= _SHOWN:
+        lines = [f"{type(self).__name__}({self.extra_repr()})", f"  {self.parameter}: {self._place()}"]
+        if self.device.type == "cpu" and 0 < len(self) * self.num_classes <= _SHOWN:
             probs = self.probs().detach()
             given = probs.gather(1, self.targets.unsqueeze(1)).squeeze(1)
             changed = int((probs.argmax(1) != self.targets).sum())
             lines.append(f"  changed: {changed:,} of {len(self):,}; probability of the given class: {given.mean():.3f}")
         return "\n".join(lines)
+
+    def _place(self) -> str:
+        """Form and place of the label parameter."""
+        value = getattr(self, self.parameter)
+        mib = value.nbytes / 2**20
+        size = f"{mib:,.1f} MiB" if mib >= 0.1 else f"{value.nbytes:,} bytes"
+        return f"{tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, {value.device}, {size}"

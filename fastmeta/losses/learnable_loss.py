@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -86,6 +87,10 @@ class LearnableLoss(nn.Module):
         inside = (index >= 0) & (index < len(targets))
         # an index out of range must not reach torch's gather on CUDA, which would kill the context
         return torch.where(inside, targets[index.clamp(0, len(targets) - 1)], -1)
+
+    def copy_for(self, index: Tensor) -> LearnableLoss:
+        """A copy that shares nothing, for batches of the rows `index` alone."""
+        return copy.deepcopy(self)
 
     def title(self) -> str:
         """What a step says of the loss."""

@@ -31,6 +31,8 @@ class TracedLoss(ABC):
 
     #: what makes another graph of the same shapes, such as which terms an optimizer has
     key: Any = None
+    #: why what it reads and writes cannot be in a captured CUDA graph; "" where it can
+    outside: str = ""
 
     @abstractmethod
     def read(self, index: Tensor) -> list[Tensor]:

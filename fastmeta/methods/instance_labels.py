@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from fastmeta.data.seeds import derived_seed
-from fastmeta.losses import InstanceLabels
+from fastmeta.losses import InstanceLabels, LabelTable
 from fastmeta.methods.base import Context
 from fastmeta.methods.learned import LearnedLabels
 
@@ -16,6 +16,8 @@ class InstanceLabelMethod(LearnedLabels):
     """:class:`fastmeta.InstanceLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = InstanceLabels
+    #: where the label logits lie; None: in a dense tensor
+    table: ClassVar[type[LabelTable] | None] = None
 
     def make_labels(self, context: Context) -> InstanceLabels:
         config = context.config
@@ -25,6 +27,7 @@ class InstanceLabelMethod(LearnedLabels):
             config.labels.target_prob,
             dtype=getattr(torch, config.labels.dtype),
             seed=derived_seed(config.seed, "label-rounding"),
+            table=self.table,
         )
 
     @classmethod

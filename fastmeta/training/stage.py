@@ -231,8 +231,11 @@ class Stage:
         for optimizer in self.context.optimizers.values():
             for p in (p for group in optimizer.param_groups for p in group["params"]):
                 state += [p, *(t for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor))]
-        labels = [] if self.method.labels is None else list(self.method.labels.state_dict().values())
-        return bool(all_finite([*self.model.parameters(), *state, *labels]))
+        labels = self.method.labels
+        if isinstance(labels, Labels):
+            return bool(all_finite([*self.model.parameters(), *state])) and labels.finite()
+        own = [] if labels is None else [t for t in labels.state_dict().values() if isinstance(t, Tensor)]
+        return bool(all_finite([*self.model.parameters(), *state, *own]))
 
     def _which_rate(self) -> str:
         """The rate to lower, for an error; waits for the device."""

@@ -115,7 +115,7 @@ class GraphStep(StepTensors):
         self.compilations = 0
         self.captures = 0
         self._unsettled = 0  # steps in which the model had other buffers after than before
-        self.uncaptured = ""  # why the compiled graph runs kernel by kernel although this is CUDA
+        self.uncaptured = self.loss.outside  # why the compiled graph runs kernel by kernel although this is CUDA
         #: per shape, the graph before inductor: for counting and reading
         self.graphs: list[fx.GraphModule] = []
         self.replan = replan

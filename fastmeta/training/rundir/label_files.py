@@ -33,7 +33,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
         table = {"learned": given, "probability": one, "given_probability": one, "entropy": zero}
     else:
         table = learned_labels(labels)
-        write_atomically(path / "labels.safetensors", pack(labels.state_dict(), {"family": _family(labels)}))
+        write_atomically(path / "labels.safetensors", _packed(labels))
     arrays = {
         "index": splits.train.row,
         "given": given.cpu().numpy(),
@@ -72,10 +72,18 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _family(labels: Any) -> str:
+def _packed(labels: Any) -> bytes:
+    """What :func:`load_labels` takes: a family of ours with a dense table, wherever the labels themselves keep theirs.
+
+    Of other labels, and of a table that memory does not hold, it is what stands in tensors, under a name that says so.
+    """
+    tensors = {name: t for name, t in labels.state_dict().items() if isinstance(t, torch.Tensor)}
     if isinstance(labels, Labels):
-        return labels.family
-    return f"{type(labels).__module__}:{type(labels).__qualname__}"
+        try:
+            return pack(labels.dense().state_dict(), {"family": labels.family})
+        except ValueError:
+            tensors = {"targets": labels.targets}
+    return pack(tensors, {"family": f"{type(labels).__module__}:{type(labels).__qualname__}"})
 
 
 def load_labels(path: Path, size: int, num_classes: int) -> Labels | None:
