@@ -49,7 +49,7 @@ def measured(data: Set, result: Result) -> Row:
         "corrected": int((wrong & right).sum()),
         "spoiled": int((~wrong & ~right).sum()),
         "classical_on_labels": classical_test(data, result.labels) if changed else None,
-        "seconds": round(result.seconds, 2),
+        "cpu_seconds": round(result.seconds, 2),
         **result.more,
     }
 

@@ -174,7 +174,7 @@ def page(content: dict[str, Any]) -> list[str]:
         *table.lines("Training labels right, as read out", labels_right, of_labels),
         *table.lines("Average precision of wrong labels", precision, table.methods),
         *table.lines("Test accuracy of the classical model on the labels as read out", classical, by_classical),
-        *table.lines("Seconds on one thread", lambda r: r["seconds"], table.methods, unit=1),
+        *table.lines("CPU seconds of one thread", lambda r: r.get("cpu_seconds"), table.methods, unit=1),
         "",
         "Rows corrected : rows spoiled, over all sets and seeds: " + "; ".join(map(ratio, table.relabel)) + ".",
         "",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from worth_sets import Set, load
+from worth_sets import Set
 
 BATCH, LR, MOMENTUM, DECAY = 64, 0.1, 0.9, 5e-4
 FINETUNE_STEPS, FINETUNE_LR, FINETUNE_BATCH = 100, 0.02, 128
@@ -33,7 +33,7 @@ class Result:
     test: float | None  # accuracy on the test set, None of a method without a network
     labels: np.ndarray  # (N,) classes of the training rows as the method reads them out
     scores: np.ndarray  # (N,) larger where the given label looks wrong
-    seconds: float
+    seconds: float  # of one CPU thread, whatever else runs on the machine
     more: dict[str, Any] = field(default_factory=dict)  # for the file
 
 
@@ -81,13 +81,13 @@ def tested(data: Set, model: nn.Module) -> tuple[float, dict[str, Any]]:
 @dataclass
 class Trained:
     model: nn.Module
-    seconds: float
+    seconds: float  # of the CPU
     epochs: list[dict[str, Tensor]]  # weights behind each epoch
 
 
 def trained(data: Set, x: np.ndarray, targets: np.ndarray, seed: int, *, keep: bool = False) -> Trained:
     """The network on `x` with `targets`, (n,) classes or (n, C) probabilities."""
-    began = time.perf_counter()
+    began = time.process_time()
     model = network(data, seed)
     xs, ys = torch.as_tensor(x), torch.as_tensor(targets)
     batch = min(BATCH, len(xs))
@@ -109,13 +109,12 @@ def trained(data: Set, x: np.ndarray, targets: np.ndarray, seed: int, *, keep: b
                 break
         if keep:
             epochs.append({k: v.clone() for k, v in model.state_dict().items()})
-    return Trained(model, time.perf_counter() - began, epochs)
+    return Trained(model, time.process_time() - began, epochs)
 
 
 @lru_cache(2)
-def _on_given(name: str, seed: int) -> Trained:
+def _on_given(data: Set, seed: int) -> Trained:
     """Shared by the methods that start from it; each counts its seconds."""
-    data = load(name, seed)
     return trained(data, data.x_train, data.y_given, seed, keep=True)
 
 
@@ -157,7 +156,7 @@ def read_off(data: Set, model: nn.Module, seconds: float, *, relabel: bool = Tru
 
 def given(data: Set, seed: int) -> Result:
     """Trained on the labels as given, which stay."""
-    run = _on_given(data.name, seed)
+    run = _on_given(data, seed)
     return read_off(data, run.model, run.seconds, relabel=False)
 
 
@@ -189,50 +188,32 @@ def softened(data: Set, seed: int) -> Result:
 
 def early(data: Set, seed: int) -> Result:
     """Trained as given, read at the epoch that does best on the clean rows, the first of equals."""
-    run = _on_given(data.name, seed)
-    began, model, found = time.perf_counter(), network(data, seed), []
+    run = _on_given(data, seed)
+    began, model, found = time.process_time(), network(data, seed), []
     for weights in run.epochs:
         model.load_state_dict(weights)
         found.append(accuracy(model, data.x_meta, data.y_meta))
     best = int(np.argmax(found))
     model.load_state_dict(run.epochs[best])
-    return read_off(data, model, run.seconds + time.perf_counter() - began, epoch=best + 1)
+    return read_off(data, model, run.seconds + time.process_time() - began, epoch=best + 1)
 
 
 def finetuned(data: Set, seed: int) -> Result:
     """Trained as given, then a hundred steps on the clean rows."""
-    run = _on_given(data.name, seed)
-    began = time.perf_counter()
+    run = _on_given(data, seed)
+    began = time.process_time()
     model = finetuned_model(data, run.model, seed)
-    return read_off(data, model, run.seconds + time.perf_counter() - began)
+    return read_off(data, model, run.seconds + time.process_time() - began)
 
 
 # ---- rivals of scikit-learn and cleanlab ----
 
 
+@lru_cache(2)
 def flat(data: Set) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Train, clean and test rows as scikit-learn takes them: images beyond 256 numbers by 128 principal components."""
-    return _flat(data.name, data.x_train.tobytes().__hash__(), _Hidden(data))
-
-
-class _Hidden:
-    """An argument that a cache does not look at."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-
-@lru_cache(2)
-def _flat(name: str, digest: int, hidden: _Hidden) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.decomposition import PCA
 
-    data = hidden.value
     parts = [x.reshape(len(x), -1) for x in (data.x_train, data.x_meta, data.x_test)]
     if parts[0].shape[1] > 256:
         found = PCA(128, random_state=0).fit(parts[0])
@@ -265,7 +246,7 @@ def classical_union(data: Set, seed: int) -> Result:
 
 
 def _classical(data: Set, union_too: bool) -> Result:
-    began = time.perf_counter()
+    began = time.process_time()
     x, x_meta, x_test = flat(data)
     y = data.y_given
     if union_too:
@@ -278,7 +259,7 @@ def _classical(data: Set, union_too: bool) -> Result:
         scores = np.stack([-scores, scores], 1)
     column = np.searchsorted(model.classes_, data.y_given)
     away = scores.max(1) - scores[np.arange(len(scores)), column]
-    return Result(test, model.classes_[scores.argmax(1)], away, time.perf_counter() - began)
+    return Result(test, model.classes_[scores.argmax(1)], away, time.process_time() - began)
 
 
 def cleanlab(data: Set, seed: int) -> Result:
@@ -291,7 +272,7 @@ def cleanlab(data: Set, seed: int) -> Result:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    began = time.perf_counter()
+    began = time.process_time()
     x, *_ = flat(data)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -303,7 +284,7 @@ def cleanlab(data: Set, seed: int) -> Result:
     rows = np.concatenate([data.x_train[~found], data.x_meta])
     model = trained(data, rows, np.concatenate([data.y_given[~found], data.y_meta]), seed).model
     test, by_class = tested(data, model)
-    return Result(test, labels, scores, time.perf_counter() - began, {**by_class, "found": int(found.sum())})
+    return Result(test, labels, scores, time.process_time() - began, {**by_class, "found": int(found.sum())})
 
 
 RIVALS: dict[str, Method] = {

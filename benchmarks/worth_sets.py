@@ -22,7 +22,7 @@ from fastmeta.data.noise import corrupt
 FASHION = "/usr/share/datasets/fashion-mnist"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that a cache takes it, by identity
 class Set:
     """Training rows with given and true labels, a clean set that is no part of them, a test set. Labels are int64.
 

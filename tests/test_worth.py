@@ -74,7 +74,7 @@ def test_what_is_corrected_and_spoiled_is_counted(scripts):
     assert row["labels_right"] == pytest.approx(4 / 6)
     assert row["average_precision"] == 1
     assert row["classical_on_labels"] is not None
-    assert (row["test"], row["seconds"], row["epoch"]) == (0.5, 2, 3)
+    assert (row["test"], row["cpu_seconds"], row["epoch"]) == (0.5, 2, 3)
     kept = scripts["worth_rivals"].Result(0.5, given, np.zeros(6), 2.0)
     assert scripts["worth"].measured(data, kept)["classical_on_labels"] is None
 
@@ -126,7 +126,7 @@ def made(scripts, **ours):
         for method in (*scripts["worth_rivals"].RIVALS, "default"):
             good = {"finetuned": 0.8}.get(method, 0.7)
             row = {"test": good, "labels_given": 0.7, "labels_right": good, "average_precision": good, "wrong": 30}
-            row |= {"corrected": 15, "spoiled": 2, "classical_on_labels": 0.7, "seconds": 1.0}
+            row |= {"corrected": 15, "spoiled": 2, "classical_on_labels": 0.7, "cpu_seconds": 1.0}
             row |= ours if method == "default" else {}
             rows.append({"set": name, "seed": 0, "method": method, **row})
     return rows
