@@ -11,7 +11,7 @@ from fastmeta import ops
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import ClassMove, EpochMove
-from fastmeta.losses.head import Collective, LabelMove, Tensors
+from fastmeta.losses.head import Collective, LabelMove, Move, Tensors
 from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
 
 
@@ -75,8 +75,8 @@ class ClassLabels(Labels):
         others = (a / (self.num_classes - 1)).expand(-1, self.num_classes)
         return others.scatter(1, targets.unsqueeze(1), 1 - a)
 
-    def over_epoch(self, learned: Tensors | None = None) -> EpochMove:
-        return ClassMove(self)
+    def over_epoch(self, move: Move, learned: Tensors | None = None) -> EpochMove:
+        return ClassMove(move, self)
 
     def value(self, index: Tensor) -> Tensor:
         return self.alpha

@@ -5,7 +5,8 @@ step has -lambda u_i, so that with v_i(phi) = d l_i / dz_i the meta-gradient, as
 
     dL_meta/dphi = (1/N) d/dphi sum_i <v_i(phi), dz_i>          dz constant
 
-Nothing is written before :meth:`EpochMove.finish`: a pass that is broken off leaves the loss as it was.
+Nothing is written before :meth:`EpochMove.finish`: a pass that is broken off leaves the loss as it was. Rows of a table
+of one's own, which may not fit into memory, move as they come.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.functional.optimizers import step_along
 from fastmeta.functional.random_state import RandomState
 from fastmeta.losses.autograd_head import generators_of
-from fastmeta.losses.head import Move, Tensors
+from fastmeta.losses.head import Move, Rate, Tensors
 
 if TYPE_CHECKING:
     from fastmeta.losses.class_labels import ClassLabels
@@ -33,7 +34,16 @@ _ROWS = 65536
 
 
 class EpochMove(ABC):
-    """The move of one loss at the end of one epoch."""
+    """The move of one loss at the end of one epoch, at the rate or by the optimizer of `move`."""
+
+    def __init__(self, move: Move) -> None:
+        self.move = move
+
+    @property
+    def eta(self) -> Rate:
+        """Of a loss that moves itself."""
+        assert self.move.label_lr is not None
+        return self.move.label_lr
 
     @abstractmethod
     def add(self, index: Tensor, x: Any, logits: Tensor, change: Tensor, sound: Tensor) -> Tensor:
@@ -45,7 +55,7 @@ class EpochMove(ABC):
         """
 
     @abstractmethod
-    def finish(self, move: Move, rows: int) -> Tensor:
+    def finish(self, rows: int) -> Tensor:
         """Move, by `rows` rows of all ranks together: 0-d bool, whether it was finite; if not, nothing has moved."""
 
 
@@ -56,26 +66,57 @@ class TableMove(EpochMove):
     (float64 for float64).
     """
 
-    def __init__(self, labels: InstanceLabels) -> None:
+    def __init__(self, move: Move, labels: InstanceLabels) -> None:
+        super().__init__(move)
         self.labels = labels
-        wide = torch.float64 if labels.dtype == torch.float64 else torch.float32
-        self.sum = torch.zeros(len(labels), labels.num_classes, dtype=wide, device=labels.device)
+        self.sum = torch.zeros(len(labels), labels.num_classes, dtype=_wide(labels), device=labels.device)
 
     def add(self, index: Tensor, x: Any, logits: Tensor, change: Tensor, sound: Tensor) -> Tensor:
-        # less its mean a row's sum stays what it was: no drift, and softmax does not see it
-        centred = change - change.mean(1, keepdim=True)
-        self.sum.index_put_((index,), centred.to(self.sum.dtype), accumulate=True)
+        self.sum.index_put_((index,), _centred(change).to(self.sum.dtype), accumulate=True)
         return ops.row_dot(self.labels.batch_loss(logits, index).v, -change)
 
-    def finish(self, move: Move, rows: int) -> Tensor:
-        assert move.label_lr is not None
-        total = move.ranks.sum(self.sum)
+    def finish(self, rows: int) -> Tensor:
+        total = self.move.ranks.sum(self.sum)
         finite = all_finite([total])
         if bool(finite):
             for part in torch.arange(len(total), device=total.device).split(_ROWS):
-                self.labels.add_(part, move.label_lr * total[part])
+                self.labels.add_(part, self.eta * total[part])
             self.labels.count_step_()
         return finite
+
+
+class PassingMove(EpochMove):
+    """The same for a table of one's own, whose rows are read and written once, when they come."""
+
+    def __init__(self, move: Move, labels: InstanceLabels) -> None:
+        super().__init__(move)
+        self.labels = labels
+        if move.ranks.size > 1:
+            raise ValueError(
+                f"rows of a {type(labels.table).__name__} move as they come, which ranks cannot do together; take a "
+                "dense table, or no process_group"
+            )
+
+    def add(self, index: Tensor, x: Any, logits: Tensor, change: Tensor, sound: Tensor) -> Tensor:
+        alignment = ops.row_dot(self.labels.batch_loss(logits, index).v, -change)
+        rows, places = index.unique(return_inverse=True)
+        total = torch.zeros(len(rows), change.shape[1], dtype=_wide(self.labels), device=change.device)
+        total.index_put_((places,), _centred(change).to(total.dtype), accumulate=True)
+        self.labels.add_(rows, self.eta * total)
+        return alignment
+
+    def finish(self, rows: int) -> Tensor:
+        self.labels.count_step_()
+        return torch.ones((), dtype=torch.bool)
+
+
+def _wide(labels: InstanceLabels) -> torch.dtype:
+    return torch.float64 if labels.dtype == torch.float64 else torch.float32
+
+
+def _centred(change: Tensor) -> Tensor:
+    """Less its mean: a row's sum then stays what it was, so that nothing drifts, and softmax does not see it."""
+    return change - change.mean(1, keepdim=True)
 
 
 class ClassMove(EpochMove):
@@ -85,7 +126,8 @@ class ClassMove(EpochMove):
     depends neither on N nor on how large a class is.
     """
 
-    def __init__(self, labels: ClassLabels) -> None:
+    def __init__(self, move: Move, labels: ClassLabels) -> None:
+        super().__init__(move)
         self.labels = labels
         self.sums = torch.zeros(2, labels.num_classes, dtype=torch.float64, device=labels.device)  # of terms, of rows
 
@@ -96,19 +138,19 @@ class ClassMove(EpochMove):
         self.sums[1] += (of_class & sound).sum(1)
         return ops.row_dot(labels.batch_loss(logits, index).v, -change)
 
-    def finish(self, move: Move, rows: int) -> Tensor:
-        assert move.label_lr is not None
-        terms, counts = move.ranks.sum(self.sums)
+    def finish(self, rows: int) -> Tensor:
+        terms, counts = self.move.ranks.sum(self.sums)
         finite = all_finite([terms])
         if bool(finite):
-            self.labels.move_((terms / counts.clamp(min=1)).to(self.labels.alpha.dtype), -move.label_lr)
+            self.labels.move_((terms / counts.clamp(min=1)).to(self.labels.alpha.dtype), -self.eta)
         return finite
 
 
 class AutogradMove(EpochMove):
     """Any loss: one step of its optimizer along the mean over all rows, by autograd through the loss alone."""
 
-    def __init__(self, loss: LearnableLoss, learned: Tensors) -> None:
+    def __init__(self, move: Move, loss: LearnableLoss, learned: Tensors) -> None:
+        super().__init__(move)
         self.loss, self.learned = loss, learned
         self.sum: Tensors = {}
 
@@ -124,13 +166,14 @@ class AutogradMove(EpochMove):
             head.undo()
             random.restore()
 
-    def finish(self, move: Move, rows: int) -> Tensor:
-        assert move.optimizer is not None
+    def finish(self, rows: int) -> Tensor:
+        ranks, optimizer = self.move.ranks, self.move.optimizer
+        assert optimizer is not None
         sums = self.sum
-        if move.ranks.size > 1:  # a rank without rows takes part, too
-            sums = {name: move.ranks.sum(self.sum.get(name, torch.zeros_like(p))) for name, p in self.learned.items()}
+        if ranks.size > 1:  # a rank without rows takes part, too
+            sums = {name: ranks.sum(self.sum.get(name, torch.zeros_like(p))) for name, p in self.learned.items()}
         grads = {name: g / max(rows, 1) for name, g in sums.items()}
         finite = all_finite(grads.values())
         if bool(finite):
-            step_along(move.optimizer, self.learned, grads)
+            step_along(optimizer, self.learned, grads)
         return finite

@@ -14,8 +14,8 @@ from fastmeta import ops
 from fastmeta._memory import check_room
 from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
-from fastmeta.losses.epoch_moves import EpochMove, TableMove
-from fastmeta.losses.head import Collective, Head, LabelMove, Tensors
+from fastmeta.losses.epoch_moves import EpochMove, PassingMove, TableMove
+from fastmeta.losses.head import Collective, Head, LabelMove, Move, Tensors
 from fastmeta.losses.label_heads import FetchedHead, LabelHead, TracedLabels
 from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
 from fastmeta.losses.table import DenseTable, FewRows, LabelTable, Start
@@ -195,8 +195,8 @@ class InstanceLabels(Labels):
             rows = round_stochastically(rows, self.seed, self.label_step, index)
         self.write_(index, rows)
 
-    def over_epoch(self, learned: Tensors | None = None) -> EpochMove:
-        return TableMove(self)
+    def over_epoch(self, move: Move, learned: Tensors | None = None) -> EpochMove:
+        return TableMove(move, self) if self.table is None else PassingMove(move, self)
 
     def probs(self, index: Tensor | None = None) -> Tensor:
         """Label distributions (n, C) of the rows `index`, or (N, C) of all; float32 of 16-bit tables."""

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from fastmeta.losses.autograd_head import AutogradHead
 from fastmeta.losses.autograd_traced import TracedAutograd
 from fastmeta.losses.epoch_moves import AutogradMove, EpochMove
-from fastmeta.losses.head import Head, Tensors
+from fastmeta.losses.head import Head, Move, Tensors
 from fastmeta.losses.traced_loss import TracedLoss
 
 
@@ -119,9 +119,9 @@ class LearnableLoss(nn.Module):
         """The loss on one batch; `learned` are the parameters to move, by name, all if None."""
         return AutogradHead(self, self.learned() if learned is None else learned, index, x, weight)
 
-    def over_epoch(self, learned: Tensors | None = None) -> EpochMove:
+    def over_epoch(self, move: Move, learned: Tensors | None = None) -> EpochMove:
         """Its move at the end of an epoch; `learned` are the parameters to move, by name, all if None."""
-        return AutogradMove(self, self.learned() if learned is None else learned)
+        return AutogradMove(move, self, self.learned() if learned is None else learned)
 
     def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:
         """The loss as a pure function of tensors, for a graph that moves it as `optimizer` would."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastmeta.functional.call import plain
 from fastmeta.functional.evaluation import evaluation
 from fastmeta.functional.finite import all_finite
 from fastmeta.functional.network import Network, Tensors, functional_module, recorded
-from fastmeta.functional.optimizers import SGD, sgd
+from fastmeta.functional.optimizers import step_along
 from fastmeta.functional.state import State
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import EpochMove, LearnableLoss, Move
@@ -148,11 +148,13 @@ class EpochLookahead:
             meta: batches ``(x_meta, y_meta)`` of clean rows, one for each step; begun anew where it ends. A single
                 batch serves all steps.
 
-        Raises ValueError for batches that do not fit. An error, of the iterables' too, leaves the loss as it was.
+        Raises ValueError for batches that do not fit. An error, of the iterables' too, leaves the loss as it was; but
+        rows of a :class:`fastmeta.LabelTable` of your own move as they come.
         """
         began = time.perf_counter()
         learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
-        move = self.loss.over_epoch(learned)
+        eta = self.eta if self.loss.moves_itself else None
+        move = self.loss.over_epoch(Move(self._ranks, eta, optimizer=self.loss_optimizer), learned)
         device = next(self.model.parameters()).device
         sums, rows = torch.zeros(3, dtype=torch.float64, device=device), 0
         with evaluation(functional_module(self.model)):
@@ -165,8 +167,7 @@ class EpochLookahead:
             rows, clean_rows = total.tolist()
             finite = path.finite
             if finite:
-                eta = self.eta if self.loss.moves_itself else None
-                finite = bool(move.finish(Move(self._ranks, eta, optimizer=self.loss_optimizer), rows))
+                finite = bool(move.finish(rows))
         change, alignment, skipped = self._ranks.sum(sums).tolist()
         seen = max(rows - int(skipped), 1)
         return EpochResult(
@@ -187,34 +188,30 @@ class EpochLookahead:
 
     def _descend(self, meta: Iterable[Any]) -> _Path:
         network = Network(self.model, self.params, self.logits_of)
-        state, ahead = network.state(), {name: p.detach() for name, p in network.params.items()}
-        losses, rows, buffers = [], 0, Tensors()
-        for _, pair in zip(range(self.steps), _endless(meta, "meta"), strict=False):
+        state, ahead = network.state(), {name: p.detach().clone() for name, p in network.params.items()}
+        optimizer = torch.optim.SGD(ahead.values(), lr=self.lr, momentum=self.momentum)
+        losses, rows = [], 0
+        for _, pair in zip(range(self.steps), _endless(meta), strict=False):
             x, y = check_meta(self.loss, pair)
             x = self._input(x)
-            with TURN if self._ranks.size == 1 else nullcontext(), recorded():
+            with self._turn(), recorded(), _trainable(network, y.device):
                 random = network.random_state(y.device)
                 try:
                     loss, g = meta_gradient(network, ahead, list(ahead), state, (x, y), self._cut)
                 finally:
                     random.restore()
-            names = list(g)
-            g = dict(zip(names, self._ranks.mean(list(g.values())), strict=True))
-            rule = SGD(self.lr, self.momentum)
-            held = [buffers[name] for name in names] if buffers else []
-            moved, grown = sgd(rule, [ahead[name] for name in names], list(g.values()), held)
-            ahead |= zip(names, moved, strict=True)
-            buffers |= zip(names, grown, strict=False)
+            mean = self._ranks.mean([loss, *g.values()])
+            step_along(optimizer, {name: ahead[name] for name in g}, dict(zip(g, mean[1:], strict=True)))
             rows += len(y)
-            losses.append(loss)
-        return _Path(network, state, ahead, self._ranks.mean([torch.stack(losses)])[0], rows, self._ranks)
+            losses.append(mean[0])
+        return _Path(network, state, ahead, torch.stack(losses), rows, self._ranks)
 
     def _changes(self, path: _Path, train: Iterable[Any]) -> Iterator[Change]:
         network = path.network
-        for pair in _batches(train):
+        for pair in _batches(train, "train"):
             x, index = check_train(self.loss, pair)
             x = self._input(x)
-            with TURN if self._ranks.size == 1 else nullcontext(), recorded(), torch.no_grad():
+            with self._turn(), recorded(), torch.no_grad():
                 random = network.random_state(index.device)
                 try:
                     logits = network(network.params, path.state.clone(), x)
@@ -234,6 +231,9 @@ class EpochLookahead:
         alignment = torch.where(sound, move.add(index, batch.x, logits, change, sound), 0.0)
         centred = change - change.mean(1, keepdim=True)
         return torch.stack([t.double() for t in (centred.abs().amax(1).sum(), alignment.sum(), skipped)])
+
+    def _turn(self) -> AbstractContextManager[Any]:
+        return TURN if self._ranks.size == 1 else nullcontext()
 
     def _input(self, x: Any) -> Any:
         (made,) = network_inputs(self.transform, tensors_of(self.transform), plain(self.model, x))
@@ -261,12 +261,26 @@ class _Path:
         self.losses: list[float] = losses.tolist()
 
 
+@contextmanager
+def _trainable(network: Network, device: torch.device) -> Iterator[None]:
+    """For a backward in evaluation mode: cuDNN has none of recurrent layers there, so these train, without dropout."""
+    layers = [m for m in network.model.modules() if isinstance(m, nn.RNNBase)] if device.type == "cuda" else []
+    dropouts = [m.dropout for m in layers]
+    for m in layers:
+        m.training, m.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for m, dropout in zip(layers, dropouts, strict=True):
+            m.training, m.dropout = False, dropout
+
+
 def _is_batch(value: Any) -> bool:
     """(x, numbers): one batch, and no list of batches, whose second would be a pair."""
     return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[1], Tensor) and value[1].ndim <= 1
 
 
-def _batches(batches: Any, name: str = "train") -> Iterable[Any]:
+def _batches(batches: Any, name: str) -> Iterable[Any]:
     if _is_batch(batches):
         return [batches]
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
@@ -274,9 +288,9 @@ def _batches(batches: Any, name: str = "train") -> Iterable[Any]:
     return batches
 
 
-def _endless(batches: Any, name: str) -> Iterator[Any]:
+def _endless(meta: Any) -> Iterator[Any]:
     """Batch after batch, from the front again where they end."""
-    batches, count = _batches(batches, name), 0
+    batches, count = _batches(meta, "meta"), 0
     while True:
         before = count
         for batch in batches:
@@ -284,7 +298,7 @@ def _endless(batches: Any, name: str) -> Iterator[Any]:
             yield batch
         if count == before:
             raise ValueError(
-                f"{name} gave {count or 'no'} batch{'es' * (count > 1)} and no more, fewer than there are clean steps; "
+                f"meta gave {count or 'no'} batch{'es' * (count > 1)} and no more, fewer than there are clean steps; "
                 "give a list or a DataLoader, which can be begun anew, and no iterator"
             )
 

@@ -51,7 +51,9 @@ class Health:
             "gradient": self._gradient(grad_norm),
             "movement": _movement(labels, target_prob, progress, rate_name),
         }
-        if (stuck := labels.stuck(target_prob, rate_name)) is not None:
+        stuck = labels.stuck(target_prob, rate_name)
+        # a look-ahead moves the logits of a hard label as far as those of a soft one
+        if stuck is not None and (stuck[0], rate_name) != ("entropy", "labels.eta"):
             found[stuck[0]] = stuck[1]
         new = [text for kind, text in found.items() if text is not None and kind not in self.given]
         self.given += [kind for kind, text in found.items() if text is not None and kind not in self.given]

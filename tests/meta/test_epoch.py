@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastmeta
+from fastmeta.functional.network import Network
+from fastmeta.meta.epoch import _trainable
 from tests.support.cases import make
+from tests.support.label_tables import Sparse
 from tests.support.losses import LOSSES, loss_of
 
 F64 = torch.float64
@@ -158,6 +161,19 @@ def test_a_row_that_comes_twice_moves_twice():
     _, _, change = whole(lookahead.changes([case.train], case.meta))
     lookahead.update([case.train, case.train], case.meta)
     torch.testing.assert_close((labels.label_logits - start)[case.index], 0.6 * centred(change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_of_ones_own_has_the_bits_of_the_dense_one(dtype):
+    case = make("mlp", 5, dtype=torch.float32)
+    tables = [fastmeta.InstanceLabels(case.targets, 5, 0.7, dtype=dtype, table=t) for t in (None, Sparse)]
+    for labels in tables:
+        lookahead = fastmeta.EpochLookahead(case.model, labels, steps=3, lr=0.2)
+        for _ in range(3):
+            assert lookahead.update(batches(case), case.meta).finite
+    every = torch.arange(len(case.targets))
+    assert torch.equal(*(labels.rows(every) for labels in tables))
+    assert set(tables[1].table.moved) == set(case.index.tolist())
 
 
 def test_a_table_of_bfloat16_is_rounded_stochastically_and_draws_anew():
@@ -317,6 +333,15 @@ def test_inputs_of_every_form(form):
         fastmeta.EpochLookahead(model, labels, steps=2).update(train, [(of(case.x_meta), case.y_meta)])
         tables.append(labels.label_logits)
     assert torch.equal(*tables)
+
+
+def test_recurrent_layers_train_where_cudnn_has_no_other_backward():
+    """cuDNN raises in evaluation mode; without a GPU, that they would train there and draw nothing."""
+    model = nn.LSTM(4, 7, num_layers=2, dropout=0.5).eval()
+    for kind, training in (("cpu", False), ("cuda", True)):
+        with _trainable(Network(model), torch.device(kind)):
+            assert (model.training, model.dropout) == (training, 0.0 if training else 0.5)
+        assert (model.training, model.dropout) == (False, 0.5)
 
 
 def test_loaders_and_single_batches():
