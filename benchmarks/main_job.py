@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 import fastmeta
 from fastmeta.bench.environment import record
 from fastmeta.data import load_dataset, split
-from fastmeta.training.config import LabelConfig
+from fastmeta.training import LabelConfig
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = range(10)

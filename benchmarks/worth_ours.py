@@ -13,7 +13,7 @@ from worth_rivals import BATCH, DECAY, LR, MOMENTUM, Method, Result, doubt, netw
 from worth_sets import Set
 
 import fastmeta
-from fastmeta.training.config import DataConfig, LabelConfig, OptimConfig
+from fastmeta.training import DataConfig, LabelConfig, OptimConfig
 
 
 def arrays(data: Set) -> dict[str, Any]:

@@ -9,7 +9,7 @@
 //   row statistics, alpha, weight  acc(T)
 //
 // with acc(float64) = float64 and float32 for all others: the type that every sum and exponential is taken in.
-// Equations stand beside the schemas in ops/schemas.cpp; `fastmeta/reference.py` has the same names in plain torch.
+// Equations stand beside the schemas in ops/schemas.cpp; `fastmeta.reference` has the same names in plain torch.
 #pragma once
 
 #include <cstdint>

@@ -225,7 +225,7 @@ class _Problem:
         return {k: t.detach() for k, t in self.loss.seen_by(self.train[1], self.train[0])[0].items()}
 
     def reference(self, random: RandomState, function: Callable[..., Any], phi: dict[str, Tensor]) -> Any:
-        """`function` of reference.py on this problem, at the parameters `phi`."""
+        """`function` of the reference on this problem, at the parameters `phi`."""
         _, loss_of = self.loss.seen_by(self.train[1], self.train[0])
         with random.replay():
             return function(

@@ -55,6 +55,26 @@ def test_no_file_reads_what_another_calls_private():
     assert not found
 
 
+#: lines of a file of the package, at most
+LONGEST = 400
+
+
+def test_a_file_is_of_one_idea_and_not_too_long():
+    lengths = {layout.name_of(path, PACKAGE): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert not {name: count for name, count in lengths.items() if count > LONGEST}
+
+
+def test_the_reference_needs_no_compiled_extension():
+    """What it judges is not among what it imports; the root of the package, which imports all, is left aside."""
+    graph = layout.modules(PACKAGE)
+    todo, met = ["fastmeta.reference"], set()
+    while todo:
+        met.add(module := todo.pop())
+        todo += graph[module] - met - {"fastmeta"}
+    assert "fastmeta.reference.operations" in met
+    assert not {module for module in met if layout.room_of(module) in ("ops", "losses", "meta")}
+
+
 def test_folders_inside_of_a_room_are_reached_through_their_init():
     graph = layout.modules(PACKAGE)
     deep = [

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fastmeta.training.config import OptimConfig
+from fastmeta.training.sections import OptimConfig
 
 
 def build_optimizer(optim: OptimConfig, params: Iterable[Tensor]) -> torch.optim.Optimizer:

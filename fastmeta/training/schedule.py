@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastmeta.methods.label_updates import LEAST_SHARE
-from fastmeta.training.config import LabelConfig, OptimConfig
+from fastmeta.training.sections import LabelConfig, OptimConfig
 
 
 def lr_at(optim: OptimConfig, step: int, total: int) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta import reference
+from fastmeta.functional.call import pick_logits
 from tests.support.pairs import parametrize_some
 
 STEPS, N, ROWS, META, CLASSES = 32, 40, 10, 12, 5
@@ -76,7 +77,7 @@ def by_reference(family, dtype, bf16):
                 label_lr=rate(family),
                 optimizer=sgd,
                 constrain=constrain,
-                logits_of=(lambda z: z.float()) if bf16 else reference.pick_logits,
+                logits_of=(lambda z: z.float()) if bf16 else pick_logits,
             )
         if instance:
             param[index] = new

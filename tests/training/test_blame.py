@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import fastmeta
-from fastmeta.training import DataConfig, OptimConfig, TrainingError
-from fastmeta.training.config import LabelConfig
+from fastmeta.training import DataConfig, LabelConfig, OptimConfig, TrainingError
 from fastmeta.training.health import label_rate_to_blame
 from fastmeta.training.prepare import prepare
 from fastmeta.training.stage import MOST_NONFINITE

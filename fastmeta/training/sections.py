@@ -1,0 +1,164 @@
+"""The tables of a config: [optim], [labels] and [data]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastmeta._numbers import as_real
+from fastmeta._text import shown
+from fastmeta.data import InputError
+from fastmeta.training.values import LARGEST_RATE, at_least, check_types, positive, within
+
+#: of the table [labels], by labels.update
+OPTIONS_OF = {"exact": ("label_lr", "lookahead", "tangent"), "epoch": ("steps", "clean_lr", "eta", "warmup_epochs")}
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer of the model, and its learning rate over the run."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD, or AdamW; labels are learned with a look-ahead of a fixed rate then."""
+    lr: float | None = None
+    """Learning rate at the start; by default 0.1 for sgd and 0.001 for adamw."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum of sgd."""
+    weight_decay: float | None = None
+    """L2 penalty of sgd, decay of adamw, on every parameter."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Cosine to zero, or ×gamma at each milestone, or constant; by step, not by epoch."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where the schedule `step` falls, as fractions of the run."""
+    gamma: float = 0.1
+    """Factor of the schedule `step`."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "optim.")
+        positive("optim.lr", self.lr)
+        within("optim.momentum", self.momentum, 0, 1, high_open=True)
+        within("optim.weight_decay", self.weight_decay, 0, math.inf, high_open=True)
+        if self.weight_decay:
+            positive("optim.weight_decay", self.weight_decay)
+        within("optim.gamma", self.gamma, 0, 1)
+        for m in self.milestones:
+            within("optim.milestones", m, 0, 1)
+        for key in ("momentum", "nesterov"):
+            value = getattr(self, key)
+            if self.name == "adamw" and value != getattr(OptimConfig, key):
+                raise InputError(f"optim.{key}={value} is about sgd, and optim.name is adamw; leave it out")
+        if self.nesterov and not self.momentum:
+            raise InputError("optim.nesterov needs a momentum above 0, got optim.momentum=0")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How labels start and move."""
+
+    update: Literal["exact", "epoch"] = "exact"
+    """exact: in each step, by the meta-gradient of that step; epoch: at the end of each epoch, by how a few steps
+    on clean samples move the logits, between plain steps."""
+    target_prob: float | None = None
+    """Probability of the given class at the start."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
+    label_lr: float | None = None
+    """Learning rate of the labels, constant; the default adapts to learning rate, batch size and epochs."""
+    lookahead: str | None = None
+    """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate.
+    By default sgd for sgd and 0.1 for adamw."""
+    tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
+    """How the logit tangent is computed; auto goes by the model's layers."""
+    steps: int | None = None
+    """Update epoch: clean steps at the end of an epoch, data.meta_batch_size samples each; by default 10, and no
+    more than cost what labels without them do."""
+    clean_lr: float | None = None
+    """Update epoch: learning rate of the clean steps; it follows the schedule. By default 0.02."""
+    eta: float | None = None
+    """Update epoch: how far labels move, as a share of how far the clean steps move the logits.
+    By default 0.3 for instance labels and 0.02 for class labels."""
+    warmup_epochs: int | None = None
+    """Update epoch: epochs before labels move for the first time; by default a tenth of the run."""
+
+    def __post_init__(self) -> None:
+        if (rate := as_real(self.lookahead)) is not None:
+            object.__setattr__(self, "lookahead", repr(rate))
+        check_types(self, "labels.")
+        within("labels.target_prob", self.target_prob, 0, 1)
+        positive("labels.label_lr", self.label_lr)
+        at_least("labels.steps", self.steps, 1)
+        positive("labels.clean_lr", self.clean_lr)
+        positive("labels.eta", self.eta)
+        at_least("labels.warmup_epochs", self.warmup_epochs, 0)
+        if self.lookahead not in (None, "sgd", "optimizer"):
+            try:
+                rate = float(self.lookahead)
+            except ValueError:
+                rate = -1.0
+            if not 0 < rate <= LARGEST_RATE:
+                raise InputError(
+                    f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {shown(self.lookahead)}"
+                )
+
+    @property
+    def rate_name(self) -> str:
+        """The option that says how far labels move."""
+        return "labels.label_lr" if self.update == "exact" else "labels.eta"
+
+    def moves_after(self, epoch: int, epochs: int) -> bool:
+        """Whether labels that move once an epoch do so behind number `epoch`, from 1 on, of `epochs`; resolved."""
+        return max(1, self.warmup_epochs or 0) <= epoch < epochs
+
+    @property
+    def lookahead_choice(self) -> Any:
+        """`lookahead` as :class:`fastmeta.MetaStep` wants it; resolved."""
+        rate = self.lookahead_rate
+        return self.lookahead if rate is None else rate
+
+    @property
+    def lookahead_rate(self) -> float | None:
+        """The fixed rate of the look-ahead; None where it follows the optimizer."""
+        return None if self.lookahead in (None, "sgd", "optimizer") else float(self.lookahead or 0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Batches, the clean set, augmentation."""
+
+    batch_size: int | None = None
+    """Training samples per step; a pass drops its partial last batch."""
+    meta_batch_size: int | None = None
+    """Clean samples per step; all of them if there are fewer."""
+    meta_fraction: float = 0.2
+    """Share of each class held out as clean set where the data set brings none."""
+    augment: Literal["none", "crop", "crop_flip"] | None = None
+    """Random crops from the padded image, and horizontal flips; by default crop_flip for colour images, else none."""
+    padding: int = 4
+    """Pixels around the image that is cropped."""
+    pad_mode: Literal["zero", "reflect"] = "zero"
+    """What stands in the padding."""
+    given: str = "y_train"
+    """Array of an npz file with the labels to train on."""
+    truth: str = "y_true"
+    """Array of an npz file with the right labels, for measuring alone."""
+    root: str | None = None
+    """Folder of the files of a torchvision set; by default ./data."""
+    download: bool = False
+    """Fetch the files of a torchvision set that are not there."""
+    standardise: bool = True
+    """Features alone: each number less its mean, over its deviation, of the training rows."""
+    workers: int = 0
+    """Processes that read samples ahead, of a data set that is not held in memory."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.")
+        at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.meta_batch_size", self.meta_batch_size, 1)
+        at_least("data.padding", self.padding, 0)
+        within("data.workers", self.workers, 0, MOST_THREADS)
+        if not 0 < self.meta_fraction < 1:
+            raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
