@@ -2,7 +2,7 @@
 
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
-from fastmeta.data.given import as_dataset, is_data
+from fastmeta.data.given import DATA_FORMS, as_dataset, is_data
 from fastmeta.data.images import TrainBatches, Transform, load_batch
 from fastmeta.data.pool import Pool
 from fastmeta.data.resident import Features, Images
@@ -14,6 +14,7 @@ from fastmeta.data.splits import Part, Splits, split
 from fastmeta.data.stream import Stream
 
 __all__ = [
+    "DATA_FORMS",
     "Dataset",
     "EpochSampler",
     "Features",

@@ -15,6 +15,8 @@ from fastmeta.data.errors import InputError
 #: what marks rows that are arrays: of NumPy and torch, of PIL, of columns
 _ARRAYS = ("shape", "__array__", "__array_interface__")
 _LARGEST = np.iinfo(np.int64).max
+#: the way out where labels are texts
+NUMBER_NAMES = "number them: names, y = np.unique(y, return_inverse=True), and give names as class_names"
 
 
 def entries(arrays: Mapping[str, Any], fields: Iterable[str], name: str) -> dict[str, Any]:
@@ -95,7 +97,8 @@ def class_numbers(array: np.ndarray, what: str) -> np.ndarray:
         numbers = [as_whole(v) for v in array.tolist()]
         for i, number in enumerate(numbers):
             if number is None:
-                raise InputError(f"{what}[{i}] must be a class number, got {shown(array[i])}; drop or fill such rows")
+                way = NUMBER_NAMES if isinstance(array[i], str) else "drop or fill such rows"
+                raise InputError(f"{what}[{i}] must be a class number, got {shown(array[i])}; {way}")
     else:
         numbers = [int(array.max())] if array.dtype.kind == "u" and array.size else []
     for number in numbers:

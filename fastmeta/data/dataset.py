@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from fastmeta.data.arrays import as_array, class_numbers, entries, names_in, texts
+from fastmeta.data.arrays import NUMBER_NAMES, as_array, class_numbers, entries, names_in, texts
 from fastmeta.data.errors import InputError
 from fastmeta.data.resident import Features, Images
 from fastmeta.data.source import Source
@@ -38,6 +39,8 @@ class Dataset:
     meta: Source | None = None
     meta_index: np.ndarray | None = None
     test: Source | None = None
+    #: names beside `FIELDS` that look as if they were meant for one of them
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], *, name: str = "arrays") -> Dataset:
@@ -77,6 +80,7 @@ class Dataset:
             meta=part("x_meta", "y_meta"),
             meta_index=_meta_index(name, given.get("meta_index"), len(train)),
             test=part("x_test", "y_test"),
+            unused=strays(arrays),
         )
 
     @classmethod
@@ -110,6 +114,20 @@ class Dataset:
         return cls(name, train, num_classes, names, y_true, meta, _meta_index(name, meta_index, len(train)), test)
 
 
+def strays(names: Iterable[Any], taken: Collection[str] = ()) -> tuple[str, ...]:
+    """Of `names`, those that are no field and not `taken`, and look like one: ``x_clean``, ``ymeta``, ``X_Test``."""
+
+    def stray(name: Any) -> bool:
+        if not isinstance(name, str) or name in FIELDS or name in taken:
+            return False
+        return name.lower().startswith(("x_", "y_")) or bool(difflib.get_close_matches(name.lower(), FIELDS, 1, 0.8))
+
+    try:
+        return tuple(sorted(name for name in names if stray(name)))
+    except Exception:  # of the user's mapping
+        return ()
+
+
 class Form(Protocol):
     """What is known of an array before it is read."""
 
@@ -139,8 +157,8 @@ def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str
             _check_labels(name, label, given[label])
             if given[label].shape[0] != given[image].shape[0]:
                 raise InputError(
-                    f"{name}: {label} has {given[label].shape[0]} labels for the {given[image].shape[0]} images of "
-                    f"{image}"
+                    f"{name}: {label} has {given[label].shape[0]} labels for the {given[image].shape[0]} "
+                    f"{_noun(given[image])} of {image}"
                 )
     for image in ("x_meta", "x_test"):
         if image not in given:
@@ -151,7 +169,7 @@ def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str
                 "floats are features: bring all to one kind"
             )
         if _one_sample(given[image]) != _one_sample(given["x_train"]):
-            kind = "images" if given[image].dtype == np.uint8 else "samples"
+            kind = _noun(given[image])
             way = " (height, width, channels)" if kind == "images" else ""
             raise InputError(
                 f"{name}: {image} has {kind} of shape {_one_sample(given[image])}, x_train of "
@@ -172,13 +190,25 @@ def _one_sample(x: Form) -> tuple[int, ...]:
     return (*x.shape[1:], 1) if x.ndim == 3 and x.dtype == np.uint8 else x.shape[1:]
 
 
+def _noun(x: Form) -> str:
+    return "images" if x.dtype == np.uint8 else "samples"
+
+
 def _check_samples(name: str, key: str, x: Form) -> None:
     if x.dtype.kind == "f" and x.ndim >= 2 and 0 not in x.shape:
         return
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
+        if 0 in x.shape:
+            way = "give one sample at least"
+        elif x.dtype.kind == "f":
+            way = "one feature is a column, [:, None]"
+        elif x.dtype.kind in "OUS":
+            way = "make numbers of columns of text or of mixed kinds first"
+        else:
+            way = "convert images with .astype(np.uint8), numbers with .astype(np.float32)"
         raise InputError(
             f"{name}: {key} must be uint8 images (N, height, width, channels) or float features (N, ...), none empty, "
-            f"got {x.dtype} of shape {x.shape}; convert images with .astype(np.uint8), numbers with .astype(np.float32)"
+            f"got {x.dtype} of shape {x.shape}; {way}"
         )
     if x.ndim == 4 and x.shape[3] > 4 and x.shape[1] <= 4:
         raise InputError(
@@ -189,9 +219,15 @@ def _check_samples(name: str, key: str, x: Form) -> None:
 
 def _check_labels(name: str, key: str, y: Form) -> None:
     if not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)) or y.dtype.kind not in "iuO":
+        if y.ndim == 2 and y.dtype.kind in "fb":
+            way = "of one row per sample and one column per class take .argmax(1)"
+        elif y.dtype.kind in "US":
+            way = NUMBER_NAMES
+        else:
+            convert = " and convert with .astype(np.int64)" if y.dtype.kind in "fb" else ""
+            way = f"number the classes 0, 1, 2, …{convert}"
         raise InputError(
-            f"{name}: {key} must be class numbers (N,) of an integer dtype, got {y.dtype} of shape {y.shape}; "
-            "number the classes 0, 1, 2, …" + (" and convert with .astype(np.int64)" if y.dtype.kind == "f" else "")
+            f"{name}: {key} must be class numbers (N,) of an integer dtype, got {y.dtype} of shape {y.shape}; {way}"
         )
 
 

@@ -15,12 +15,19 @@ from fastmeta.data.source import Source, check_source
 from fastmeta.data.stream import Stream
 
 _PARTS = ("train", "meta", "test")
+#: for messages
+DATA_FORMS = (
+    "a mapping of arrays, such as {'x_train': ..., 'y_train': ...}, a map-style data set of (x, y) or a "
+    "fastmeta.data.Dataset"
+)
 _BESIDE = ("y_true", "meta_index", "class_names")
 
 
 def is_data(value: Any) -> bool:
     """Whether :func:`as_dataset` would look at it."""
     if isinstance(value, type | str | bytes | np.ndarray | list | tuple):
+        return False
+    if hasattr(value, "columns") and hasattr(value, "dtypes"):  # a frame, whose items are columns
         return False
     map_style = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     return map_style or isinstance(value, Dataset | Mapping | Source)
@@ -43,10 +50,7 @@ def as_dataset(value: Any, name: str = "arrays") -> Dataset:
         return Dataset.from_arrays(value, name=name)
     if not isinstance(value, Mapping):
         if not is_data(value):
-            raise InputError(
-                f"{name}: expected a mapping of arrays, a map-style data set of (x, y) or a fastmeta.data.Dataset, got "
-                f"{type(value).__name__}"
-            )
+            raise InputError(f"{name}: expected {DATA_FORMS}, got {type(value).__name__}")
         value = {"train": value}
     unknown = [key for key in value if key not in (*_PARTS, *_BESIDE)]
     if unknown:

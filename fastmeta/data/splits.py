@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,11 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
     parse(noise)
     rows, targets = np.arange(len(data.train)), data.train.targets
     notes: list[str] = []
+    if data.unused:
+        notes.append(
+            f"{data.name}: {_some(data.unused)} {'is' if len(data.unused) == 1 else 'are'} not used; a clean set is "
+            "x_meta and y_meta, a test set x_test and y_test"
+        )
     if data.meta is not None:
         notes += _check_overlap(data, data.meta)
         train_rows = rows
@@ -142,7 +148,7 @@ def held_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(printable(name, NAME_LENGTH) for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 

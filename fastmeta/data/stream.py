@@ -136,7 +136,8 @@ class Stream(Source):
         except Exception as error:  # of a class of the user's
             raise InputError(f"{name}: sample {row} cannot be read: {reason(error)}") from error
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InputError(f"{name}: a data set must give (x, y), got {type(pair).__name__} for sample {row}")
+            got = f"a {type(pair).__name__} of {len(pair)}" if isinstance(pair, tuple | list) else type(pair).__name__
+            raise InputError(f"{name}: a data set must give (x, y), got {got} for sample {row}")
         label = as_whole(pair[1])
         if label is None:
             raise InputError(f"{name}: the label of sample {row} must be a class number, got {shown(pair[1])}")

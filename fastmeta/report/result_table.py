@@ -109,6 +109,8 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if summary["test_accuracy_best"] is not None:
         lines.append("best: the epoch that is best on the test set itself, for comparison only")
+    if summary["wrong_label_average_precision"] is not None:
+        lines.append("AP: average precision of the wrong labels, ranked by how little the given class is believed")
     if summary["label_accuracy_initial"] is None:
         names = [printable(name, NAME_LENGTH) for name in summary["class_names"]]
         shown = [f"{names[f['given']]} → {names[f['learned']]} {f['count']:,}×" for f in summary["label_flips"][:5]]

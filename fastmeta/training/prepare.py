@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fastmeta.data import (
+    DATA_FORMS,
     InputError,
     Pool,
     Settings,
@@ -102,10 +103,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     if model is not None and not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
     if data is not None and not is_data(data):
-        raise InputError(
-            f"data must be a mapping of arrays, a map-style data set of (x, y) or a fastmeta.data.Dataset, got "
-            f"{kind_of(data)}"
-        )
+        raise InputError(f"data must be {DATA_FORMS}, got {kind_of(data)}")
     device = pick_device(config.device)
     config.method_class()  # or an error before the data are read
     if data is None:

@@ -80,7 +80,16 @@ class Trial:
                     f"model {self.name} would be lost with the run: a fresh one that is loaded with its state_dict "
                     f"gives other logits{lost}; keep what forward uses in parameters and buffers"
                 )
-            return self._resume(model, watch)
+            return (*self._softmax(logits), *self._resume(model, watch))
+
+    def _softmax(self, logits: Tensor) -> tuple[str, ...]:
+        rows = logits.float()
+        if not bool((rows >= 0).all()) or not torch.allclose(rows.sum(1), torch.ones(len(rows), device=rows.device)):
+            return ()
+        return (
+            f"model {self.name} gives rows that are not negative and sum to 1, as a softmax does; the loss has a "
+            "softmax of its own: return the logits before it",
+        )
 
     def _resume(self, model: nn.Module, watch: Watch) -> tuple[str, ...]:
         """Warns unless two copies with one state, here and in a process to come, take the same step."""
@@ -158,6 +167,7 @@ class Trial:
         except Exception as error:
             raise InputError(
                 f"model {name} fails on {described(x, self.noun)} in {mode} mode: {one_line(error)}"
+                f"{_other_dtype(model, x)}"
             ) from error
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
@@ -168,7 +178,8 @@ class Trial:
         if logits.shape != (self.count, self.num_classes):
             raise InputError(
                 f"model {name} must return logits (batch, {self.num_classes}), "
-                f"got {tuple(logits.shape)} for a batch of {self.count}"
+                f"got {tuple(logits.shape)} for a batch of {self.count}; there are {self.num_classes} classes, and its "
+                "last layer wants an output for each"
             )
         if not logits.is_floating_point() or logits.device != self.device:
             raise InputError(
@@ -192,6 +203,15 @@ def described(x: Any, noun: str) -> str:
         return f"a batch of {len(tree_leaves(x)[0])} {noun} of type {type(x).__name__}"
     shape = tuple(x.shape[1:])
     return f"{len(x)} {noun} of shape {(*shape[1:], shape[0]) if noun == 'images' else shape}"
+
+
+def _other_dtype(model: nn.Module, x: Any) -> str:
+    """Of a model that failed: that its numbers are of another kind than those it was given."""
+    given = next((t.dtype for t in tree_leaves(x) if isinstance(t, Tensor) and t.is_floating_point()), None)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if None in (given, own) or given == own:
+        return ""
+    return f"; the samples are {given}, its parameters {own}: bring both to float32"
 
 
 def _device_of(x: Any) -> torch.device:

@@ -40,7 +40,9 @@ def npz(tmp_path_factory):
     ("line", "message"),
     [
         ("--epoch 3", "unknown option --epoch; did you mean --epochs?"),
-        ("extra", "unknown option extra"),
+        ("extra", "unexpected argument extra"),
+        ("my.npz", "unexpected argument my.npz; did you mean --dataset npz:my.npz?"),
+        ("npz:my.npz", "unexpected argument npz:my.npz; did you mean --dataset npz:my.npz?"),
         ("--epochs three", "Error parsing --epochs: expected a whole number, got 'three'"),
         ("--epochs", "Missing value for argument '--epochs'"),
         ("--epochs 0", "epochs must be at least 1, got 0"),

@@ -97,7 +97,10 @@ def test_columns_of_pandas():
     assert np.array_equal(data.train.targets, Y_TRAIN)
     for given in (Column, list):
         refused(r"y_train\[3\] must be a class number, got <NA>", y_train=given([0, 1, 2, Missing(), *[0] * 8]))
-    refused(r"y_train\[0\] must be a class number, got 'cat'", y_train=Column(["cat", "dog"] * 6))
+    refused(
+        r"y_train\[0\] must be a class number, got 'cat'; number them: names, y = np\.unique",
+        y_train=Column(["cat", "dog"] * 6),
+    )
     refused(r"y_train\[11\] must be a class number, got True", y_train=Column([0, 1, 2] * 3 + [0, 1, True]))
     refused(r"y_train\[1\] must be a class number, got 1.0", y_train=Column([0, 1.0] * 6))
 

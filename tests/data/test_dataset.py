@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastmeta.data import Dataset, InputError, load_dataset
+from fastmeta.data import Dataset, InputError, load_dataset, split
 from fastmeta.data.sources.digits import digits
 from tests.support.arrays import X, arrays
 
@@ -56,7 +56,12 @@ def test_grey_images_need_no_channel_axis_and_columns_of_labels_are_vectors():
         ),
         ({"y_train": np.zeros(11, np.int64)}, "y_train has 11 labels for the 12 images"),
         ({"y_train": np.arange(12.0)}, r"integer dtype, got float64 .*convert with .astype\(np.int64\)$"),
-        ({"y_train": np.array(list("abcabcabcabc"))}, "integer dtype, got <U1 .* number the classes 0, 1, 2, …$"),
+        ({"y_train": np.array(list("abcabcabcabc"))}, r"got <U1 .* names, y = np\.unique\(y, return_inverse=True\)"),
+        ({"y_train": np.eye(3)[np.arange(12) % 3]}, r"got float64 of shape \(12, 3\); .* take \.argmax\(1\)$"),
+        ({"y_train": np.arange(12) < 6}, r"got bool .*convert with .astype\(np\.int64\)$"),
+        ({"x_train": np.zeros(12)}, r"got float64 of shape \(12,\); one feature is a column, \[:, None\]$"),
+        ({"x_train": np.full((12, 2), "a", object)}, "got object .* make numbers of columns of text"),
+        ({"x_train": np.zeros((12, 2), int)}, r"got int64 .* numbers with \.astype\(np\.float32\)$"),
         ({"y_train": np.full(12, 2)}, r"one class only \(2\)"),
         ({"y_train": np.arange(12) % 3 - 1}, "y_train must start from 0, got -1 to 1; renumber"),
         ({"y_train": np.arange(12) * 10**9}, "at most 65,536 classes are possible, got 11,000,000,001"),
@@ -73,6 +78,28 @@ def test_grey_images_need_no_channel_axis_and_columns_of_labels_are_vectors():
 def test_says_what_is_wrong(changes, message):
     with pytest.raises(InputError, match=message):
         Dataset.from_arrays(arrays(**changes))
+
+
+def test_labels_of_features_are_of_samples():
+    with pytest.raises(InputError, match=r"y_train has 3 labels for the 4 samples of x_train$"):
+        Dataset.from_arrays({"x_train": np.zeros((4, 2)), "y_train": np.arange(3)})
+
+
+def test_arrays_that_look_like_others_are_named(tmp_path):
+    """A clean set under another name would be left out without a word, and noisy rows be trusted in its place."""
+    beside = {"x_clean": X, "y_clean": np.zeros(12), "ytest": [0], "human": np.arange(12) % 3, "comment": "x", 3: 4}
+    data = Dataset.from_arrays(arrays() | beside)
+    assert data.unused == ("x_clean", "y_clean", "ytest")
+    note = (
+        "arrays: x_clean, y_clean, ytest are not used; a clean set is x_meta and y_meta, a test set x_test and y_test"
+    )
+    assert note in split(data).notes
+    del beside[3]
+    np.savez(tmp_path / "set.npz", **arrays(), **beside)
+    read = lambda **choice: load_dataset(f"npz:{tmp_path / 'set.npz'}", **choice).unused  # noqa: E731
+    assert read() == data.unused
+    assert read(given="human") == data.unused
+    assert Dataset.from_arrays(arrays()).unused == ()
 
 
 def test_npz_round_trip_with_other_label_arrays(tmp_path):

@@ -26,7 +26,9 @@ def test_nothing_is_written_where_something_is_wrong(tmp_path):
     ):
         with pytest.raises(InputError):
             train(config(out, **changes), data=data)
-    with pytest.raises(InputError, match=r"must return logits \(batch, 2\), got \(2, 3\)"):
+    with pytest.raises(
+        InputError, match=r"must return logits \(batch, 2\), got \(2, 3\) .* there are 2 classes, and its last layer"
+    ):
         train(config(out), model=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data=two_classes())
     with pytest.raises(InputError, match=r"model custom:Sequential fails on 2 images of shape \(4, 4, 1\) in training"):
         train(config(out), model=nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), data=two_classes())

@@ -333,6 +333,13 @@ def test_the_trial_leaves_no_trace(method, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("last", "told"), [(nn.Softmax(1), 1), (nn.LogSoftmax(1), 0), (nn.Sigmoid(), 0)])
+def test_a_softmax_before_that_of_the_loss_is_told(last, told, tmp_path):
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), last), Warnings()
+    train(config(tmp_path / "run", model=None, epochs=1), model=model, data=two_classes(), listener=seen)
+    assert sum("as a softmax does; the loss has a softmax of its own" in text for text in seen.texts) == told
+
+
 def test_a_module_that_does_not_fit_is_named_in_one_line_and_stays(tmp_path):
     """13,000 characters of torch's do not name a layer that a reader could find."""
     wide = nn.Sequential(nn.Flatten(), *(nn.Linear(16, 16) for _ in range(60)), nn.Linear(16, 2))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fastmeta._text import shown
-from fastmeta.data.dataset import FIELDS, MOST_CLASSES, Dataset, check_forms
+from fastmeta.data.dataset import FIELDS, MOST_CLASSES, Dataset, check_forms, strays
 from fastmeta.data.errors import InputError
 from fastmeta.data.npz_file import NpzFile
 from fastmeta.data.sources.scheme import Choice
@@ -47,4 +48,6 @@ def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Da
         if names is not None and (names.ndim != 1 or names.shape[0] > MOST_CLASSES):
             raise InputError(f"{path}: class_names must be one name per class (C,), got shape {names.shape}")
         arrays = file.read(declared)
-    return Dataset.from_arrays({field: arrays[key] for field, key in sources.items() if key in arrays}, name=str(path))
+        unused = strays(file, taken=(given, truth))
+    found = {field: arrays[key] for field, key in sources.items() if key in arrays}
+    return replace(Dataset.from_arrays(found, name=str(path)), unused=unused)
