@@ -80,6 +80,11 @@ class Source(ABC):
         """:meth:`fetch` and its transform."""
         return self.transform(self.fetch(rows, step, device), self.transform.tensors)
 
+    def read(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Any]:
+        """Network input of these batches of rows, one after the other, as they are measured; it may be read ahead."""
+        for rows in batches:
+            yield self.network_input(rows, None, device)
+
     def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
         """This source as it trains on `device`: the first `fit` rows set what is estimated, or `like` has done so."""
         return self

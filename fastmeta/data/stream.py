@@ -95,19 +95,29 @@ class Stream(Source):
         if batch is None:
             with _kept():
                 batch = self._collated([self._pair(row, step, "data")[0] for row in wanted], "data")
-        return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, batch)
+        return _moved(batch, device)
+
+    def read(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Any]:
+        if not self.workers:
+            yield from super().read(batches, device)
+            return
+        for _, batch in self._loader([[(None, row) for row in rows.tolist()] for rows in batches]):
+            yield _moved(batch, device)
 
     def follow(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
-        if not self.workers:
-            return
-        loader = DataLoader(
+        if self.workers:
+            self._ahead = iter(self._loader(_Plan(plan, start, stop)))
+
+    def _loader(self, plan: Any) -> DataLoader[Any]:
+        """Workers that read lists of (step, row)."""
+        return DataLoader(
             _Samples(self),
-            batch_sampler=_Plan(plan, start, stop),
+            batch_sampler=plan,
             num_workers=self.workers,
             collate_fn=self._batch,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or a seed for the workers, who need none, would be drawn from the run's own
         )
-        self._ahead = iter(loader)
 
     def _batch(self, samples: list[tuple[int | None, int, Any]]) -> tuple[tuple[int | None, list[int]], Any]:
         return (samples[0][0], [row for _, row, _ in samples]), self._collated([x for *_, x in samples], "data")
@@ -153,6 +163,10 @@ class Stream(Source):
             ) from error
 
 
+def _moved(batch: Any, device: torch.device) -> Any:
+    return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, batch)
+
+
 class _Samples(Dataset[Any]):
     """(step, row) -> (step, row, x), for workers."""
 
@@ -160,7 +174,7 @@ class _Samples(Dataset[Any]):
         # without the plan's iterator, which no other process can have
         self._stream = Stream(stream.dataset, stream.targets, None, stream._seed)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, Any]:
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[int | None, int, Any]:
         step, row = key
         return step, row, self._stream._pair(row, step, "data")[0]
 

@@ -108,8 +108,9 @@ def evaluate(
     bins = torch.zeros(2, ECE_BINS, dtype=torch.float64, device=device)
     without = torch.zeros((), dtype=torch.int64, device=device)  # rows without a softmax
     with evaluation(model):
-        for rows in torch.arange(len(source), device="cpu" if source.rows_on_host else device).split(batch_size):
-            x, y = source.network_input(rows, None, device), targets[rows.to(device)]
+        batches = torch.arange(len(source), device="cpu" if source.rows_on_host else device).split(batch_size)
+        for rows, x in zip(batches, source.read(batches, device), strict=True):
+            y = targets[rows.to(device)]
             with autocast():
                 logits = pick_logits(call_model(model, x))
             log_q = logits.double().log_softmax(1)

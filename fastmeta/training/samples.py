@@ -27,11 +27,13 @@ class PoolSamples:
     def train(self) -> Iterator[tuple[Any, Tensor]]:
         data = self._data
         device = "cpu" if data.source.rows_on_host else data.device
-        for rows in torch.arange(self._last - self._first, device=device).split(self._chunk):
-            yield data.source.network_input(rows + self._first, None, data.device), rows.to(data.device)
+        batches = torch.arange(self._last - self._first, device=device).split(self._chunk)
+        samples = data.source.read([rows + self._first for rows in batches], data.device)
+        for rows, x in zip(batches, samples, strict=True):
+            yield x, rows.to(data.device)
 
     def clean(self, count: int) -> Iterator[tuple[Any, Tensor]]:
-        data = self._data
-        for number in range(count):
-            rows = self._clean((self.epoch - 1) * count + number) + data.train_size
-            yield data.source.network_input(rows, None, data.device), data.targets[rows.to(data.device)]
+        data, begin = self._data, (self.epoch - 1) * count
+        batches = [self._clean(number) + data.train_size for number in range(begin, begin + count)]
+        for rows, x in zip(batches, data.source.read(batches, data.device), strict=True):
+            yield x, data.targets[rows.to(data.device)]

@@ -11,7 +11,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta.data import Dataset, InputError, Source
-from fastmeta.training import DataConfig, Interrupted, OptimConfig, TrainConfig
+from fastmeta.training import DataConfig, Interrupted, LabelConfig, OptimConfig, TrainConfig
 from tests.support.plugs import files
 from tests.support.stopped import Kill
 from tests.support.tables import Pairs, arrays, stream, table
@@ -157,6 +157,33 @@ def test_a_stream_trains_and_resumes_bitwise_with_any_number_of_workers(method, 
     for name in ("model.safetensors", "labels.npz"):
         assert ours[0][name] == theirs[0][name]
     assert unbroken.summary["test_accuracy_last"] > 0.6
+
+
+class Drop(nn.Module):
+    """Draws in every step, from torch's own generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("update", ["exact", "epoch"])
+def test_workers_draw_nothing_from_the_run(update, tmp_path):
+    """Not when the run begins, nor when it goes on or looks at all samples: dropout would see other numbers."""
+    torch.manual_seed(0)
+    model, labels = Drop(), LabelConfig(update=update)
+    made = lambda path, n: config(path, data={"workers": n}, labels=labels, baselines="none")  # noqa: E731
+    unbroken = fastmeta.train(made(tmp_path / "unbroken", 0), model=model, data=stream())
+    kill = Kill(signal.SIGTERM, "instance_labels", 7)
+    with pytest.raises(Interrupted):
+        fastmeta.train(made(tmp_path / "run", 2), model=model, data=stream(), listener=kill)
+    fastmeta.train(resume=tmp_path / "run", model=model, data=stream())
+    ours, theirs = files(tmp_path / "run"), files(unbroken.path)
+    for name in ("model.safetensors", "labels.npz"):
+        assert ours[0][name] == theirs[0][name]
 
 
 def test_a_stream_of_other_samples_is_no_resume(tmp_path):
