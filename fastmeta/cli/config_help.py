@@ -36,11 +36,17 @@ def config_help(parser: Parser, own: object, tree: object) -> str:
         value = getattr(tree, field.name)
         if dataclasses.is_dataclass(value) and dataclasses.fields(value):
             name_of_group = field.metadata.get("flags", field.name)
-            group = parser.add_argument_group(f"{name_of_group} options", inspect.getdoc(type(value)))
+            group = parser.add_argument_group(f"{name_of_group} options", _doc(type(value)))
             for part, text in _fields(value):
                 name = f"{name_of_group}.{part.name}"
                 _add(group, name, _hint(value, part), text, _told(getattr(value, part.name)))
     return parser.format_help().rstrip()
+
+
+def _doc(of: type) -> str | None:
+    """Of a class that has none, dataclasses write its signature there."""
+    doc = inspect.getdoc(of)
+    return None if doc is None or doc.startswith(f"{of.__name__}(") else doc
 
 
 def _add(group: Any, name: str, hint: Any, text: str, default: str | None) -> None:

@@ -36,12 +36,12 @@ def near(word: str, known: Iterable[str]) -> list[str]:
     wanted = word.lstrip("-").replace("_", "-").lower()
     names = {flag.lstrip("-"): flag for flag in known}
     group, _, own = wanted.rpartition(".")
-    if group in names:  # --noise.rate: an option that has no parts
-        return [names[group]]
     joined = [flag for name, flag in names.items() if _joined(name) == _joined(wanted)]
     if joined:
         return joined
     of_group = {_own(name): flag for name, flag in names.items() if group and name.startswith(f"{group}.")}
+    if not of_group and group in names:  # --noise.rate: an option that has no parts
+        return [names[group]]
     if of_group:
         return [of_group[name] for name in difflib.get_close_matches(own, of_group, n=1, cutoff=0.3)]
     by_own_name = [flag for name, flag in names.items() if _own(name) == own]

@@ -123,6 +123,6 @@ def pick_logits(output: Any) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise TypeError(
-        f"the model must return logits as a tensor or in an attribute `.logits`, got {type(output).__name__}; "
+        f"the model must return logits as a tensor, as .logits or as ['logits'], got {type(output).__name__}; "
         "pass logits_of=lambda output: ... to pick them"
     )

@@ -110,7 +110,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     if summary["test_accuracy_best"] is not None:
         lines.append("best: the epoch that is best on the test set itself, for comparison only")
     if summary["wrong_label_average_precision"] is not None:
-        lines.append("AP: average precision of the wrong labels, ranked by how little the given class is believed")
+        lines.append("AP: average precision of the wrong labels, most doubted first; 1 is perfect")
     if summary["label_accuracy_initial"] is None:
         names = [printable(name, NAME_LENGTH) for name in summary["class_names"]]
         shown = [f"{names[f['given']]} → {names[f['learned']]} {f['count']:,}×" for f in summary["label_flips"][:5]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastmeta.data import InputError
-from fastmeta.functional.call import call_model
+from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.evaluation import evaluation
 from fastmeta.training import global_generators
 from fastmeta.training.model_copy import copy_of
@@ -169,12 +169,13 @@ class Trial:
                 f"model {name} fails on {described(x, self.noun)} in {mode} mode: {one_line(error)}"
                 f"{_other_dtype(model, x)}"
             ) from error
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
+        try:
+            logits = pick_logits(output)
+        except TypeError as error:
             raise InputError(
-                f"model {name} must return logits as a tensor or in an attribute .logits, got "
+                f"model {name} must return logits as a tensor, as .logits or as ['logits'], got "
                 f"{type(output).__name__} in {mode} mode; wrap it in a module that returns the logits"
-            )
+            ) from error
         if logits.shape != (self.count, self.num_classes):
             raise InputError(
                 f"model {name} must return logits (batch, {self.num_classes}), "

@@ -1,6 +1,7 @@
 """The command line: one line and exit code 2 for what the user got wrong, nothing half-written, help that reads."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 import fastmeta
 from fastmeta.cli import COMMANDS, main
+from fastmeta.cli.config_help import config_help
 from fastmeta.cli.near_miss import near, unknown_option
+from fastmeta.cli.parser import Parser
 from fastmeta.training import load_run
 from tests.support.runs import two_classes
 
@@ -141,6 +144,12 @@ def test_near_misses_of_options(word, meant, capsys):
     assert capsys.readouterr().err == f"fastmeta train: unknown option {name}{hint} {listed}\n"
 
 
+def test_an_option_of_a_method_of_ones_own():
+    """`--method` is an option itself, and a group of options."""
+    assert near("--method.amont", ["--method", "--method.amount"]) == ["--method.amount"]
+    assert near("--method.amont", ["--method"]) == ["--method"]
+
+
 def test_two_groups_may_have_an_option_of_one_name():
     assert near("--lr", ["--optim.lr", "--method.lr", "--seed"]) == ["--optim.lr", "--method.lr"]
     assert unknown_option(["3", "--lr"], ["--a.lr", "--b.lr"]) == "unknown option --lr; did you mean --a.lr or --b.lr?"
@@ -175,6 +184,13 @@ def test_helps_have_one_style_and_80_columns(line, capsys, monkeypatch):
         assert re.search(r"\n  -h, --help {8,12}Print this and exit\.\n", text)
         sentences = re.split(r"\n  --\S.*?(?:  +|\n +)", text.split("\n\nexamples:")[0])[1:]
         assert all(re.search(r"\.$|\)$|image\.$", " ".join(s.split("\n\n")[0].split())) for s in sentences), sentences
+
+
+def test_options_without_a_docstring_have_no_signature_for_one():
+    method = dataclasses.make_dataclass("Config", [("amount", float, 0.1)])
+    tree = dataclasses.make_dataclass("Tree", [("method", method)])(method())
+    text = config_help(Parser(prog="x"), dataclasses.make_dataclass("Own", [])(), tree)
+    assert "method options:\n  --method.amount NUMBER" in text
 
 
 def test_help_reads(capsys):

@@ -153,7 +153,7 @@ def test_labels_in_the_batch_and_outputs_as_tuples():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     labels = fastmeta.InstanceLabels(case.targets, C)
     batches = (encoding(N), case.index), (encoding(M), case.y_meta)
-    with pytest.raises(TypeError, match=r"in an attribute `\.logits`, got tuple; pass logits_of="):
+    with pytest.raises(TypeError, match=r"as \.logits or as \['logits'\], got tuple; pass logits_of="):
         fastmeta.MetaStep(model, labels, optimizer)(*batches)
     step = fastmeta.MetaStep(model, labels, optimizer, logits_of=lambda output: output[0])
     assert bool(step(*batches).finite)

@@ -223,6 +223,11 @@ class Dict(Net):
         return {"z": super().forward(x)}
 
 
+class Named(Net):
+    def forward(self, x):
+        return {"loss": None, "logits": super().forward(x)}
+
+
 class Whole(Net):
     def forward(self, x):
         return super().forward(x).argmax(1, keepdim=True).expand(-1, 2)
@@ -276,8 +281,8 @@ REFUSED = {
     Strict: "cannot be loaded again: its state_dict does not fit a fresh copy .*Unexpected key.* .version",
     Unsaved: "cannot be saved: its state_dict holds '_extra_state', of type .*Custom, and the files of a run take",
     Closed: "cannot be copied, and each stage of a run trains a copy: attribute stream of the model refuses",
-    Two: "must return logits as a tensor or in an attribute .logits, got tuple in training mode",
-    Dict: "must return logits as a tensor or in an attribute .logits, got dict",
+    Two: "must return logits as a tensor, as .logits or as \\['logits'\\], got tuple in training mode",
+    Dict: "as .logits or as .*, got dict",
     Whole: "must return floating-point logits on cpu, got torch.int64",
     Detached: "trains nothing: no gradient of its logits reaches a parameter",
     Stuck: "fails in its backward: ArithmeticError: no way back",
@@ -331,6 +336,11 @@ def test_the_trial_leaves_no_trace(method, tmp_path):
     assert seen == [(0, 0)]
     assert model.calls == 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_logits_under_their_name_are_found(tmp_path):
+    run = train(config(tmp_path / "run", model=None, epochs=1), model=Named(), data=two_classes())
+    assert run.summary["test_accuracy_last"] is not None
 
 
 @pytest.mark.parametrize(("last", "told"), [(nn.Softmax(1), 1), (nn.LogSoftmax(1), 0), (nn.Sigmoid(), 0)])
