@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,6 +20,7 @@ from fastmeta._trust import Untrusted
 from fastmeta.data import InputError
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.data.sources import parse as parse_dataset
+from fastmeta.training.option_names import names_of, near
 from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig
 from fastmeta.training.toml_file import read_toml
 from fastmeta.training.values import at_least, check_types, hints_of, one_of, within
@@ -253,7 +254,7 @@ def _options_of(cls: type, options: Any, method: str) -> Any:
     if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise InputError(f"method {method}: Config must be a frozen dataclass, got {shown(cls)}")
     if options is None or isinstance(options, Mapping):
-        options = _nested(cls, options or {}, "method.")
+        options = _nested(cls, options or {}, "method.", [*names_of(cls, "method."), *names_of(TrainConfig)])
     if type(options) is not cls:
         raise InputError(
             f"options must be a {cls.__qualname__} or a mapping, as method={method} wants it, got {shown(options)}"
@@ -272,20 +273,23 @@ def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
             elif "options" in values:
                 raise InputError("unknown key 'options'; options of a method stand in its table [method]")
             values |= {k: Untrusted(values[k]) for k in NAMES_OF_CODE if isinstance(values.get(k), str)}
-        return _nested(cls, values, "")
+        return _nested(cls, values, "", list(names_of(cls)))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
-def _nested(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+def _nested(cls: type, values: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
+    """A dataclass of nested mappings; `known` are all options that a key may have been meant for."""
     if not isinstance(values, Mapping):
         raise InputError(f"a config is a table of values, got {shown(values)}")
     hints = hints_of(cls)
     for key in values:
         if key not in hints:
-            close = difflib.get_close_matches(str(key)[:80], hints, n=1)
-            known = f"known are {', '.join(hints)}" if hints else "there are none"
-            hint = f"did you mean {prefix}{close[0]}?" if close else known
+            tables = {name.partition(".")[0] for name in known if "." in name}
+            table = isinstance(values[key], Mapping)
+            close = difflib.get_close_matches(str(key)[:80], tables, n=1) if table else near(f"{prefix}{key}", known)
+            listed = f"known are {', '.join(hints)}" if hints else "there are none"
+            hint = f"did you mean {' or '.join(close)}?" if close else listed
             raise InputError(f"unknown key {shown(f'{prefix}{key}')}; {hint}")
     arguments = {}
     for key, value in values.items():
@@ -293,6 +297,6 @@ def _nested(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
         if isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{name} must be a table [{name}], got {shown(value)}")
-            value = _nested(cast(type, hints[key]), value, f"{name}.")
+            value = _nested(cast(type, hints[key]), value, f"{name}.", known)
         arguments[key] = value
     return cls(**arguments)
