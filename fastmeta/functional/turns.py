@@ -15,10 +15,13 @@ Steps of ranks wait for each other and so cannot take turns: of these, one proce
 
 from __future__ import annotations
 
+import functools
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch.autograd import forward_ad
 
 TURN = threading.RLock()
@@ -28,4 +31,13 @@ TURN = threading.RLock()
 def dual_level() -> Iterator[None]:
     """``forward_ad.dual_level``, in turns."""
     with TURN, forward_ad.dual_level():
+        _load_formulas()
         yield
+
+
+@functools.cache
+def _load_formulas() -> None:
+    """What torch loads at a process's first dual number, by functions that it calls deprecated itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))

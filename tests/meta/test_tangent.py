@@ -1,6 +1,8 @@
 """Which way makes the tangent for which layers: never a wrong one, and always said."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -305,3 +307,19 @@ def test_a_broken_model_raises_its_own_error():
     case = cases.make("mlp")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         gradient(nn.Linear(5, 10), case)
+
+
+def test_the_first_dual_number_of_a_process_is_quiet():
+    """Torch loads formulas for it, by a function of its own that it calls deprecated."""
+    code = """
+import torch
+import fastmeta
+from torch import nn
+
+model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 3))
+labels = fastmeta.InstanceLabels(torch.tensor([0, 1, 2]), 3)
+x, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+print(fastmeta.label_gradient(model, labels, (x, y), (x, y), lr=0.1, tangent="forward").plan.kind)
+"""
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("forward\n", "")
