@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 #: whose sums are taken as they are, on a CPU
-_PLAIN = (torch.float32, torch.float64)
+PLAIN = (torch.float32, torch.float64)
 
 
 def all_finite(tensors: Iterable[Tensor], device: torch.device | None = None) -> Tensor:
@@ -20,7 +21,7 @@ def all_finite(tensors: Iterable[Tensor], device: torch.device | None = None) ->
     wider type costs nothing). Without tensors it is true, on `device`.
     """
     sums = [
-        t.detach().sum() if t.dtype in _PLAIN and t.layout == torch.strided and not t.is_cuda else _sum(t)
+        t.detach().sum() if t.dtype in PLAIN and t.layout == torch.strided and not t.is_cuda else _sum(t)
         for t in tensors
         if t.is_floating_point() or t.is_complex()
     ]
@@ -31,6 +32,11 @@ def all_finite(tensors: Iterable[Tensor], device: torch.device | None = None) ->
         wide = reduce(torch.promote_types, dtypes)
         sums = [t.to(wide) for t in sums]
     return torch.stack(sums).isfinite().all()
+
+
+def finite_here(tensors: Iterable[Tensor]) -> bool:
+    """The same of tensors on a CPU, as the host knows it: fewer operations, which is what counts on small networks."""
+    return math.isfinite(sum(_sum(t).item().real for t in tensors if t.is_floating_point() or t.is_complex()))
 
 
 def _sum(t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastmeta.functional.checks import PLAIN_TYPES, Same
+from fastmeta.functional.checks import PLAIN_TYPES, Same, hooks_of_all_modules
 from fastmeta.functional.code_names import FICKLE, is_trusted, names_in
 from fastmeta.functional.image import Images, name_of
 
@@ -44,7 +44,7 @@ class ImageWalk(Images):
             self.image(module, f"model.{name}" if name else "model")
         for name, function in functions:
             self.parts.append((name, self.image(function, name)))
-        self.parts.append(("hooks of all modules", self.image(_hooks_of_all_modules(), "hooks of all modules")))
+        self.parts.append(("hooks of all modules", self.image(hooks_of_all_modules(), "hooks of all modules")))
         more = True
         while more:  # what is read somewhere may matter elsewhere
             while self.todo:
@@ -169,8 +169,3 @@ class ImageWalk(Images):
             fresh = [n for n in sorted(names) if n not in done]
             done.update(fresh)
             self._named(cls, fresh)
-
-
-def _hooks_of_all_modules() -> list[Any]:
-    """Hooks that were registered for every module. Torch has no public name for them; tests/meta has a tripwire."""
-    return [v for k, v in sorted(vars(torch.nn.modules.module).items()) if k.startswith("_global_") and "hooks" in k]

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from fastmeta.functional.attention import PlainAttention
 from fastmeta.functional.call import call_model, pick_logits
+from fastmeta.functional.chain import Chain, Chains
 from fastmeta.functional.generators import Generators
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.state import State, StateOf, fits
@@ -82,7 +83,7 @@ class Network:
         self._wanted = wanted
         self._state = StateOf(model, self.params)
         self._modules = list(model.modules())
-        self._generators, self._structure = Generators(), Structure()
+        self._generators, self._structure, self._chains = Generators(), Structure(), Chains()
 
     def stands(self) -> bool:
         """Whether the model still is made of the modules and parameters that it was made of at the first question."""
@@ -113,8 +114,9 @@ class Network:
     def write_state(self, state: State) -> None:
         """Make `state` the model's own, in place where it fits."""
         targets, values, others = self._state.in_place(state)
-        with torch.no_grad():
-            copy_all_(targets, values)
+        if targets:
+            with torch.no_grad():
+                copy_all_(targets, values)
         self._state.settle(state, others)
 
     def writable_state(self) -> list[Tensor]:
@@ -162,6 +164,10 @@ class Network:
         """Parameters that are not trained, and other tensors, of which :meth:`state` has no copies."""
         return self._state.watched
 
+    def chain(self) -> Chain | None:
+        """The chain of linear layers that the model is by now, if it is one."""
+        return self._chains(self._modules, self.params) if self.logits_of is pick_logits else None
+
     def owners(self) -> list[nn.Module]:
         """The modules that own a parameter that moves."""
         trained = {id(p) for p in self.params.values()}
@@ -188,6 +194,10 @@ class Network:
         model's own.
         """
         return self._state.held(params, self.state() if state is None else state.clone())
+
+    def at(self, params: Tensors) -> Tensors:
+        """The parameters that the model sees in a pass on `params`."""
+        return params
 
     def __call__(self, params: Tensors, state: State, x: Any) -> Tensor:
         """float logits (n, C); `params` may leave out some, which then are the model's own.

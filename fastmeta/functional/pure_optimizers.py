@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as torch_optimizer
 
-from fastmeta.functional.optimizers import SGD, Adam, adam, sgd, steps_as
+from fastmeta.functional.optimizers import SGD, Adam, adam, has_hooks, sgd, steps_as
 
 
 class Scalars:
@@ -42,8 +41,7 @@ class Scalars:
 
 def refuse_hooks(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> None:
     """NotImplementedError for Python around the update, of which a graph would keep nothing."""
-    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    if own or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
+    if has_hooks(optimizer):
         raise NotImplementedError("hooks of the optimizer's step are Python around the update")
     if any(p._backward_hooks for p in params):
         raise NotImplementedError("hooks of parameters are Python between the gradient and the update")

@@ -225,6 +225,11 @@ class InstanceLabels(Labels):
         own = torch.arange(logits.shape[0], device=logits.device)
         return ops.instance_loss(logits, value, own, weight)
 
+    def gradient(
+        self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        return instance_gradient(self.rows(index), u, scale, weight)
+
     def gradient_at(
         self, value: Tensor, targets: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None
     ) -> Tensor:

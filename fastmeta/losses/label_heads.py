@@ -43,7 +43,11 @@ class LabelHead(Head):
         norm = labels.norm_of(grad, ranks)
         if ranks.size == 1:
             # where this is not finite, a label step of length zero: its loss is then that of the labels that stay
-            step = self._step(logits, u, finite.to(torch.float64) * scale, move.label_lr, move.unique)
+            if finite.is_cuda:
+                masked: Rate = finite.to(torch.float64) * scale
+            else:
+                masked = scale if bool(finite) else 0.0
+            step = self._step(logits, u, masked, move.label_lr, move.unique)
         else:
             self._undo = labels.undo(ranks.gather(index))
             alignment = self.alignment(logits, u)
@@ -51,7 +55,7 @@ class LabelHead(Head):
             step = ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
         return Moved(*step, step.skipped, norm, finite)
 
-    def _step(self, logits: Tensor, u: Tensor, scale: Tensor, label_lr: Rate, unique: bool) -> ops.LabelStep:
+    def _step(self, logits: Tensor, u: Tensor, scale: Rate, label_lr: Rate, unique: bool) -> ops.LabelStep:
         self._undo = self.labels.undo(self.index)
         return self.labels.step_(
             logits, u, self.index, scale=scale, label_lr=label_lr, weight=self.weight, unique=unique
@@ -80,7 +84,7 @@ class FetchedHead(LabelHead):
     def alignment(self, logits: Tensor, u: Tensor) -> Tensor:
         return ops.row_dot(self.labels.loss_at(self.value, logits, self.targets, None).v, u)
 
-    def _step(self, logits: Tensor, u: Tensor, scale: Tensor, label_lr: Rate, unique: bool) -> ops.LabelStep:
+    def _step(self, logits: Tensor, u: Tensor, scale: Rate, label_lr: Rate, unique: bool) -> ops.LabelStep:
         labels, index, counters = self.labels, self.index, self.labels.counters()
         before = [t.clone() for t in counters]
         move = LabelMove(scale, label_lr, self.weight, unique, next(iter(counters), None))

@@ -77,7 +77,7 @@ class LearnableLoss(nn.Module):
     def row_count(self) -> int | None:
         """N, where the loss knows it."""
         targets = getattr(self, "targets", None)
-        return len(targets) if isinstance(targets, Tensor) and targets.ndim == 1 else None
+        return targets.shape[0] if isinstance(targets, Tensor) and targets.ndim == 1 else None
 
     def given(self, index: Tensor) -> Tensor:
         """Given classes (n,) of the rows `index`; -1 where the loss has none."""

@@ -16,8 +16,10 @@ does (:class:`fastmeta.losses.Head`), how the model moves (:class:`Engine`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,7 +30,7 @@ from fastmeta.functional.network import Network, Tensors
 from fastmeta.functional.state import State
 from fastmeta.losses.head import Head, Move
 from fastmeta.meta.distributed import ALONE, Ranks
-from fastmeta.meta.doubts import adjoint
+from fastmeta.meta.doubts import Found, adjoint, tells_finite
 from fastmeta.meta.lookahead import PreparedLookAhead, Rate
 from fastmeta.meta.micro import WHOLE, Cut, add_up, pieces_of
 from fastmeta.meta.result import StepResult
@@ -59,6 +61,10 @@ class TrainGraphs(Protocol):
         """u = J d (n, C)."""
         ...
 
+    def meta_gradient(self, ahead: Tensors, names: list[str], x: Any, y: Tensor) -> tuple[Tensor, Tensors]:
+        """Mean cross-entropy at the parameters `ahead`, and its gradient for those `names` that it reaches."""
+        ...
+
     def pull(self, v: Tensor) -> Tensors:
         """J'v by parameter name, of all that the logits reach; once."""
         ...
@@ -77,16 +83,20 @@ class LookedAhead:
     before: LabelLoss
     train_loss: Tensor  # 0-d, weighted mean
     meta_loss: Tensor  # 0-d, at theta*
-    g: list[Tensor]  # gradient of the meta loss at theta*
     u: Tensor  # (n, C)
     scale: Rate  # lambda / n
     grads: Tensors  # of the training loss at theta, averaged over the ranks; empty unless kept
     sound: list[Tensor]
-    found: Tensor | None  # of :func:`fastmeta.meta.doubts.adjoint`; None where nothing is to be judged
+    found: Found | None  # of :func:`fastmeta.meta.doubts.adjoint`; None where nothing is to be judged
+    unseen: list[Tensor]  # g and u, as far as `found` does not tell whether they are finite
 
     def finite(self) -> Tensor:
         """0-d bool: the loss, the meta loss, g, u and the new buffers hold no NaN and no infinity."""
-        return both(all_finite((self.train_loss, self.meta_loss, self.u, *self.g)), self.sound)
+        losses = self.train_loss, self.meta_loss
+        if self.unseen or self.found is None or isinstance(self.found, Tensor):
+            return both(all_finite((*losses, *self.unseen)), self.sound)
+        finite = math.isfinite(sum(self.found) + sum(t.item() for t in losses))
+        return both(torch.full((), finite, dtype=torch.bool), self.sound)
 
 
 def look_ahead(
@@ -108,49 +118,42 @@ def look_ahead(
     ahead = lookahead.ahead(train.network.params, grads)  # Eq. (3)
     kept = grads if keep_grads else {}
     del grads
-    meta_loss, g = meta_gradient(train.network, ahead, names, train.state, meta, cut)  # Eq. (4)
+    meta_loss, g = meta_gradient(partial(train.meta_gradient, ahead, names), meta, cut)  # Eq. (4)
     del ahead
     direction = lookahead.direction(g := _mean(g, ranks))
     u = train.tangent(direction)
-    n, before = len(first.logits), first.before
+    n, before = first.logits.shape[0], first.before
+    found = adjoint(before.v / n, u, first.grads, direction) if judge else None
+    told = found is not None and tells_finite(g, u, first.grads)
     return LookedAhead(
         train=train,
         logits=first.logits,
         before=before,
         train_loss=(before.loss if weight is None else before.loss * weight).mean(),
         meta_loss=meta_loss,
-        g=list(g.values()),
         u=u,
         scale=lookahead.scale / n,
         grads=kept,
         sound=first.sound,
-        found=adjoint(before.v / n, u, first.grads, direction) if judge else None,
+        found=found,
+        unseen=[] if told else [u, *g.values()],
     )
 
 
 def meta_gradient(
-    network: Network, ahead: Tensors, names: list[str], state: State, meta: tuple[Any, Tensor], cut: Cut = WHOLE
+    gradient_at: Callable[[Any, Tensor], tuple[Tensor, Tensors]], meta: tuple[Any, Tensor], cut: Cut = WHOLE
 ) -> tuple[Tensor, Tensors]:
-    """Meta loss at theta* and its gradient for the parameters `names`, Eq. (4); `state` is left alone."""
-    # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
-    moved = set(names)
-    ahead = {k: t.detach().requires_grad_(k in moved) for k, t in ahead.items()}
+    """Meta loss at theta* and its gradient, Eq. (4): `gradient_at` of x and y, summed over pieces of the batch."""
     (x, y), losses, g = meta, [], Tensors()
-    for rows in pieces_of(len(y), cut.max_rows):
-        piece = take(x, rows, len(y), cut.per_row_meta, "x_meta")
-        logits = network(ahead, state.clone(), piece)
-        if len(logits) != rows.stop - rows.start:
-            raise ValueError(
-                f"{rows.stop - rows.start} rows of x_meta gave {len(logits)} rows of logits; x_meta and y_meta must "
-                "belong together, with rows along their first dimension"
-            )
-        loss = torch.nn.functional.cross_entropy(logits, y[rows])
-        if len(logits) < len(y):
-            loss = loss * (len(logits) / len(y))
-        with network.held(ahead, state):
-            add_up(g, names, torch.autograd.grad(loss, [ahead[k] for k in names], allow_unused=True))
-        losses.append(loss.detach())
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), g
+    m, pieces = y.shape[0], pieces_of(y.shape[0], cut.max_rows)
+    if len(pieces) == 1:
+        return gradient_at(x, y)
+    for rows in pieces:
+        piece, share = take(x, rows, m, cut.per_row_meta, "x_meta"), (rows.stop - rows.start) / m
+        loss, grads = gradient_at(piece, y[rows])
+        losses.append(loss * share)
+        add_up(g, list(grads), [t * share for t in grads.values()])
+    return torch.stack(losses).sum(), g
 
 
 class Engine(Protocol):
@@ -174,7 +177,7 @@ def meta_step(engine: Engine, head: Head, move: Move, weight: Tensor | None, *, 
     moved = head.step(out.logits, out.u, out.scale, engine.ranks.all(finite), move)  # Eqs. (7), (5)
 
     def gradient() -> Tensors:
-        return out.grads if delayed else _mean(out.train.pull(moved.v / len(moved.v)), engine.ranks)
+        return out.grads if delayed else _mean(out.train.pull(moved.v / moved.v.shape[0]), engine.ranks)
 
     finite = engine.update(gradient, moved.finite, out.train.state, head)  # Eq. (6)
     return StepResult(

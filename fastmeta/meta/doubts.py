@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastmeta.functional.finite import PLAIN
 from fastmeta.meta.distributed import Ranks
 
 #: relative, by the arithmetic: what two forwards of one model may differ by, in kernels that add in another order
@@ -56,29 +57,45 @@ def repeats(first: Tensor, again: Tensor, arithmetic: torch.dtype, spread: Tenso
     return ~((again - first).norm() > _REPEAT.get(arithmetic, 0.1) * first.norm() + spread)
 
 
-def adjoint(v: Tensor, u: Tensor, gradient: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Tensor:
-    """What <v, u> = <J'v, d> is judged by, see :func:`gap_of`: <v, u>, |v|, |u|, then <J'v, d> of each parameter."""
-    v, u = v.detach().to(u.dtype).reshape(-1), u.detach().reshape(-1)
-    found = [torch.dot(v, u), v.norm(), u.norm()]
+#: of :func:`adjoint`: numbers of the host, or a vector on CUDA
+Found = Tensor | list[float]
+
+
+def adjoint(v: Tensor, u: Tensor, gradient: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Found:
+    """What <v, u> = <J'v, d> is judged by, see :func:`gap_of`: <v, u>, |v|, |u|, then <J'v, d> of each parameter.
+
+    None of these is finite where v, u, or a gradient or direction that both have, holds a NaN or an infinity.
+    """
+    v = v if v.dtype == u.dtype else v.to(u.dtype)
+    norm = torch.linalg.vector_norm
+    found = [torch.dot(v.reshape(-1), u.reshape(-1)), norm(v), norm(u)]
     for name, g in gradient.items():
         if (d := direction.get(name)) is not None:
             g = g if g.layout == torch.strided else g.to_dense()
             d = d if d.dtype == g.dtype else d.to(g.dtype)
             product = torch.dot(g, d) if g.ndim == 1 else torch.dot(g.reshape(-1), d.reshape(-1))
             found.append(product if product.dtype == u.dtype else product.to(u.dtype))
-    return torch.stack(found)
+    return torch.stack(found) if u.is_cuda else [t.item() for t in found]
 
 
-def gap_of(found: Tensor) -> Tensor | float:
+def tells_finite(g: Mapping[str, Tensor], u: Tensor, gradient: Mapping[str, Tensor]) -> bool:
+    """Whether :func:`adjoint` of the direction `g` is finite only where `u` and all of `g` are.
+
+    On CUDA, and in 16 bits, sums in a wider type are looked at instead, which overflow later.
+    """
+    return not u.is_cuda and all(name in gradient and t.dtype in PLAIN for name, t in g.items())
+
+
+def gap_of(found: Found) -> Tensor | float:
     """|<v, u> - <J'v, d>| relative to the size of either: rounding, unless u is not J d. It waits for no device."""
-    if not found.is_cuda:  # much quicker for small ones
-        made, size_v, size_u, *products = found.tolist()
+    if not isinstance(found, Tensor):
+        made, size_v, size_u, *products = found
         known = sum(products)
         size = max(size_v * size_u, abs(known))
         return abs(made - known) / size if size else 0.0
     found = found.double()
-    known = found[3:].sum()
-    return (found[0] - known).abs() / torch.maximum(found[1] * found[2], known.abs())
+    along = found[3:].sum()
+    return (found[0] - along).abs() / torch.maximum(found[1] * found[2], along.abs())
 
 
 def _not(flag: Tensor | bool) -> Tensor | bool:
@@ -97,7 +114,7 @@ class Doubts:
         return Doubts()
 
     def settle(
-        self, kind: str, same: Tensor | None, found: Tensor | None, arithmetic: torch.dtype, ranks: Ranks
+        self, kind: str, same: Tensor | None, found: Found | None, arithmetic: torch.dtype, ranks: Ranks
     ) -> Tensor | bool:
         """Whether the step may move anything: on CUDA a 0-d bool, elsewhere True, or the error is raised.
 
@@ -109,7 +126,7 @@ class Doubts:
         bound, wrong = adjoint_bounds(arithmetic)
         gap = 0.0 if found is None else gap_of(found)
         flags = [True if same is None else same, _not(gap > bound * self._room), _not(gap > wrong)]
-        device = next(t.device for t in (same, found) if t is not None)
+        device = next((t.device for t in (same, found) if isinstance(t, Tensor)), torch.device("cpu"))
         if device.type != "cuda" and ranks.size == 1:
             self._raise(kind, *map(bool, flags))
             return True

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fastmeta.meta.demands import check_loss_optimizer, learned_by
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import check_loss, check_meta, check_train
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
+from fastmeta.meta.meta_batch import gradient_at
 from fastmeta.meta.micro import Cut, check_logits
 
 #: forwards of one row that a forward with its backward costs
@@ -197,7 +199,7 @@ class EpochLookahead:
             with self._turn(), recorded(), _trainable(network, y.device):
                 random = network.random_state(y.device)
                 try:
-                    loss, g = meta_gradient(network, ahead, list(ahead), state, (x, y), self._cut)
+                    loss, g = meta_gradient(partial(gradient_at, network, state, ahead, list(ahead)), (x, y), self._cut)
                 finally:
                     random.restore()
             mean = self._ranks.mean([loss, *g.values()])

@@ -53,10 +53,10 @@ def check_train(loss: LearnableLoss, train: Any, weight: Tensor | None = None) -
             f"index must be an int64 vector (n,) of rows of the training set (or of another integer dtype), got {got}; "
             "it says whose labels the batch carries"
         )
-    if not len(index):
+    if not index.shape[0]:
         raise ValueError("the train batch is empty: index has no entries; drop empty batches")
     rows = loss.row_count()
-    if index.device.type == "cpu" and rows is not None and not 0 <= int(index.min()) <= int(index.max()) < rows:
+    if rows is not None and index.is_cpu and not _inside(index, rows):
         raise ValueError(
             f"index must lie in [0, {rows - 1}] for {rows} training samples, "
             f"got {int(index.min())} to {int(index.max())}; it counts rows of the targets that the labels were made of"
@@ -77,17 +77,13 @@ def check_meta(loss: LearnableLoss, meta: Any) -> tuple[Any, Tensor]:
     """(x_meta, y_meta) with y_meta as int64, or a ValueError."""
     _check_pair("meta", meta, "(x_meta, y_meta)")
     y_meta = _int64(meta[1])
-    if not isinstance(y_meta, Tensor) or y_meta.dtype != torch.int64 or y_meta.ndim != 1 or not len(y_meta):
+    if not isinstance(y_meta, Tensor) or y_meta.dtype != torch.int64 or y_meta.ndim != 1 or not y_meta.shape[0]:
         got = f"{tuple(y_meta.shape)} of {y_meta.dtype}" if isinstance(y_meta, Tensor) else type(y_meta).__name__
         raise ValueError(f"y_meta must be a non-empty int64 vector (m,) of clean hard labels, got {got}")
-    if isinstance(meta[0], Tensor) and meta[0].ndim and len(meta[0]) != len(y_meta):
+    if isinstance(meta[0], Tensor) and meta[0].ndim and meta[0].shape[0] != y_meta.shape[0]:
         raise ValueError(f"x_meta has {len(meta[0])} rows and y_meta {len(y_meta)}; they must belong together")
     classes = loss.num_classes
-    if (
-        y_meta.device.type == "cpu"
-        and classes is not None
-        and not 0 <= int(y_meta.min()) <= int(y_meta.max()) < classes
-    ):
+    if classes is not None and y_meta.is_cpu and not _inside(y_meta, classes):
         raise ValueError(
             f"y_meta must lie in [0, {classes - 1}] for {classes} classes, "
             f"got {int(y_meta.min())} to {int(y_meta.max())}"

@@ -130,18 +130,18 @@ class LookAhead:
         by_id = {}
         for group in self.optimizer.param_groups:
             lr = _on_host(group["lr"])
+            if self.choice == "sgd":
+                by_id.update(dict.fromkeys(map(id, group["params"]), Rule(lr)))
+                continue
             for p in group["params"]:
-                if self.choice == "sgd":
-                    by_id[id(p)] = Rule(lr)
-                else:
-                    by_id[id(p)] = Rule(
-                        lr,
-                        float(group["momentum"]),
-                        float(group["dampening"]),
-                        bool(group["nesterov"]),
-                        float(group["weight_decay"]),
-                        self.optimizer.state.get(p, {}).get("momentum_buffer"),
-                    )
+                by_id[id(p)] = Rule(
+                    lr,
+                    float(group["momentum"]),
+                    float(group["dampening"]),
+                    bool(group["nesterov"]),
+                    float(group["weight_decay"]),
+                    self.optimizer.state.get(p, {}).get("momentum_buffer"),
+                )
         return {name: by_id[id(p)] for name, p in params.items()}
 
     def largest_rate(self, params: Tensors) -> Rate:
@@ -172,7 +172,7 @@ class PreparedLookAhead:
     def __init__(self, rules: dict[str, Rule]) -> None:
         self.rules = rules
         #: the different slopes; one nearly always, which then is lambda
-        self.slopes: list[Rate] = list({r.slope_key: r.slope for r in rules.values()}.values())
+        self.slopes: list[Rate] = list({r.slope_key: r.slope for r in _different(rules.values())}.values())
         self.uniform = len(self.slopes) == 1
 
     @property
@@ -209,10 +209,17 @@ class PreparedLookAhead:
 
     def _alike(self, params: Tensors, names: list[str]) -> Iterable[list[str]]:
         """The names in groups of one rule, dtype and device; nearly always one group."""
+        keys = {id(rule): rule.key for rule in _different(self.rules.values())}
         groups: dict[Any, list[str]] = {}
         for name in names:
-            groups.setdefault((self.rules[name].key, params[name].dtype, params[name].device), []).append(name)
+            p = params[name]
+            groups.setdefault((keys[id(self.rules[name])], p.dtype, p.device), []).append(name)
         return groups.values()
+
+
+def _different(rules: Iterable[Rule]) -> Iterable[Rule]:
+    """Each object once: parameters of a group mostly have one."""
+    return {id(rule): rule for rule in rules}.values()
 
 
 def _fused_ahead(rule: Rule, thetas: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:

@@ -14,6 +14,7 @@ forward anyhow: where that one can leave the graph (`TangentPlan.leaves_graph`),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ def fits(train: Any, meta: Any, max_rows: int | None) -> bool:
     return max_rows is None or len(train[1]) + len(meta[1]) <= max_rows
 
 
-def add_up(total: Tensors, names: list[str], grads: tuple[Tensor | None, ...]) -> None:
+def add_up(total: Tensors, names: list[str], grads: Sequence[Tensor | None]) -> None:
     """Add `grads` to the sums by name; None is a parameter that this piece does not reach."""
     for name, g in zip(names, grads, strict=True):
         if g is not None:

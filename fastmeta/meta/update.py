@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.network import Network, Tensors, copy_all_
-from fastmeta.functional.optimizers import drop_grads
+from fastmeta.functional.optimizers import drop_grads, take_step
 from fastmeta.functional.state import State
 
 
@@ -27,11 +27,12 @@ def update(
     params = list(network.params.values())
     written = [] if keep is None else [*params, *_state(optimizer, params), *network.writable_state()]
     before = [torch.empty_like(t) for t in written]
-    with torch.no_grad():
-        copy_all_(before, written)
+    if written:
+        with torch.no_grad():
+            copy_all_(before, written)
     for name, g in grads.items():
         network.params[name].grad = g
-    optimizer.step()
+    take_step(optimizer)
     drop_grads(optimizer)
     network.write_state(state)
     if keep is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.functional.finite import all_finite, both
+from fastmeta.functional.finite import all_finite, finite_here
 from fastmeta.functional.network import Network, Tensors, is_out_of_memory
 from fastmeta.functional.state import State
 from fastmeta.losses.head import Head, Move
@@ -17,6 +17,7 @@ from fastmeta.meta.algorithm import LookedAhead, TrainGraphs, look_ahead, meta_s
 from fastmeta.meta.approximation import Approximation
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
+from fastmeta.meta.engines.closed import Closed
 from fastmeta.meta.engines.in_turn import InTurn
 from fastmeta.meta.engines.whole import WholeGraph
 from fastmeta.meta.lookahead import LookAhead
@@ -37,12 +38,14 @@ def train_graphs(
     all_move: bool = True,
     keep_graph: bool = False,
 ) -> TrainGraphs:
-    """Both graphs at once where they may be and that is cheaper, else in turn.
+    """Both graphs at once where they may be and that is cheaper, else in turn; products where the plan is for them.
 
     `all_move` says that theta* moves all parameters, `keep_graph` that a backward follows the tangent.
     """
     if not fits(train, meta, cut.max_rows) or plan.one_backward or (plan.leaves_graph and all_move):
         return InTurn(network, plan, *train, num_classes, cut, keep_graph=keep_graph and all_move)
+    if plan.closed and (chain := network.chain()) is not None and chain.takes(train[0], meta[0]):
+        return Closed(network, chain, *train, num_classes)
     return WholeGraph(network, plan, *train, num_classes)
 
 
@@ -162,7 +165,8 @@ class EagerEngine:
             if on_device or bool(finite):
                 if self.on_grad is not None:
                     self.on_grad(grads)
-                finite = self.ranks.all(both(finite, [all_finite(grads.values(), finite.device)]))
+                whole = all_finite(grads.values()) if on_device else finite_here(grads.values())
+                finite = self.ranks.all(finite & whole)
             if on_device or bool(finite):
                 update(self.network, self.optimizer, grads, state, keep=finite if on_device else None)
             if on_device or not bool(finite):

@@ -23,6 +23,9 @@ from fastmeta.meta.engines.reassociate import reassociate
 
 aten = torch.ops.aten
 
+#: inside, no operation asks autograd, which has nothing to record where no tensor requires a gradient
+below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+
 #: what a pure graph does not need: names for the same values
 _ALIASES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
 #: what a constant passes that is made where it stands

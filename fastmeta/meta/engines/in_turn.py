@@ -17,6 +17,7 @@ from fastmeta.functional.state import State
 from fastmeta.losses.head import Head
 from fastmeta.meta.algorithm import TrainGradient
 from fastmeta.meta.doubts import Unrepeatable, repeats
+from fastmeta.meta.meta_batch import gradient_at
 from fastmeta.meta.micro import Cut, add_up, check_logits, pieces_of
 from fastmeta.meta.rows import take
 from fastmeta.meta.tangents import (
@@ -102,6 +103,9 @@ class InTurn:
                 add_up(grads, names, torch.autograd.grad(z, params, v[self.rows[piece]], allow_unused=True))
             del z  # its graph, before the next piece's forward
         return grads
+
+    def meta_gradient(self, ahead: Tensors, names: list[str], x: Any, y: Tensor) -> tuple[Tensor, Tensors]:
+        return gradient_at(self.network, self.state, ahead, names, x, y)
 
     def pull(self, v: Tensor) -> Tensors:
         """J'v by parameter name, once, for covectors (n, C): by the tangent's graph, or every piece's built anew."""

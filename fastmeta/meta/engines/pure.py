@@ -126,7 +126,7 @@ class StepInputs:
     x_meta: Any
     y_meta: Tensor
     data: list[Tensor]  # what the transform of x and x_meta reads
-    groups: list[GroupNumbers]
+    numbers: list[Tensor]  # of each parameter group, its GroupNumbers
     lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
     label_lr: Tensor  # 0-d, of a loss that moves itself
     weight: list[Tensor]  # none or one
@@ -134,6 +134,11 @@ class StepInputs:
 
     def tree(self) -> tuple[Any, ...]:
         return tuple(vars(self).values())
+
+    @property
+    def groups(self) -> list[GroupNumbers]:
+        size = len(GroupNumbers._fields)
+        return [GroupNumbers(*self.numbers[k : k + size]) for k in range(0, len(self.numbers), size)]
 
 
 @dataclass

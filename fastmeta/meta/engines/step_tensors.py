@@ -90,9 +90,10 @@ class StepTensors:
             x_meta=batch.x_meta,
             y_meta=batch.y_meta,
             data=tensors_of(self.transform),
-            groups=[
-                GroupNumbers(*(scalars[f"{key} of group {k}"] for key in GroupNumbers._fields))
+            numbers=[
+                scalars[f"{key} of group {k}"]
                 for k in range(len(self.optimizer.param_groups))
+                for key in GroupNumbers._fields
             ],
             lookahead_lr=scalars["lookahead"],
             label_lr=scalars["label_lr"],

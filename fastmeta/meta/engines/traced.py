@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from fastmeta._text import reason
 from fastmeta.functional.network import Network, copy_all_
@@ -20,7 +20,16 @@ from fastmeta.losses import LearnableLoss, Unsupported
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.engines.caches import fill_caches
 from fastmeta.meta.engines.captured import Captured, Record, record_cuda
-from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable, random_nodes, through_inductor, trace
+from fastmeta.meta.engines.flat import Form, flat_of, rebuilt
+from fastmeta.meta.engines.graph import (
+    TooManyGraphs,
+    Unsettled,
+    Untraceable,
+    below_autograd,
+    random_nodes,
+    through_inductor,
+    trace,
+)
 from fastmeta.meta.engines.pure import PureStep, StepInputs
 from fastmeta.meta.engines.reads import HOST_DRAWS, settled
 from fastmeta.meta.engines.step_tensors import Batch, StepTensors
@@ -148,7 +157,8 @@ class GraphStep(StepTensors):
         inputs, leaves, kept = self._prepared(batch, loss_moves)
         graph = kept.graph
         with torch.no_grad(), without_autocast():
-            out = list(graph(*leaves))
+            with below_autograd():
+                out = list(graph(*leaves))
             moved = [*inputs.params, *inputs.momentum, *inputs.state]
             of_loss, results = out[len(moved) + len(inputs.totals) : -_RESULTS], out[-_RESULTS:]
             finite = results[-1]
@@ -163,7 +173,7 @@ class GraphStep(StepTensors):
 
     def _captured_run(self, batch: Batch, loss_moves: bool) -> Sequence[Tensor]:
         assert self.record is not None
-        leaves, spec = tree_flatten(batch.tree())
+        leaves, spec = flat_of(batch.tree())
         key, state = self._key(leaves, spec, loss_moves), self._state()
         # read anew: the rates are set, and momentum is made
         _, _, kept = self._prepared(batch, loss_moves)
@@ -172,7 +182,7 @@ class GraphStep(StepTensors):
             undo = self._undo(batch.index)
             try:
                 captured = Captured(
-                    lambda flat: self._run(Batch(*tree_unflatten(list(flat), spec)), loss_moves),
+                    lambda flat: self._run(Batch(*rebuilt(list(flat), spec)), loss_moves),
                     leaves,
                     state,
                     undo,
@@ -190,7 +200,7 @@ class GraphStep(StepTensors):
 
     # -- graphs by shape ---------------------------------------------------------------------------------
 
-    def _key(self, leaves: list[Tensor], spec: TreeSpec, loss_moves: bool) -> Any:
+    def _key(self, leaves: list[Tensor], spec: Form, loss_moves: bool) -> Any:
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise Untraceable(f"the batch holds {type(leaf).__name__}, which a graph would have for good")
@@ -208,16 +218,16 @@ class GraphStep(StepTensors):
     def _prepared(self, batch: Batch, loss_moves: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
         """What the step reads, as a tree and flat, and the graph for it."""
         inputs = self._read(batch)
-        leaves, spec = tree_flatten(inputs.tree())
+        leaves, spec = flat_of(inputs.tree())
         kept = self._graphs.find(self._key(leaves, spec, loss_moves))
         if kept is None:
             self._fill_caches(leaves, spec)
             inputs = self._read(batch)
-            leaves, spec = tree_flatten(inputs.tree())
+            leaves, spec = flat_of(inputs.tree())
             kept = self._graph(leaves, spec, loss_moves)
         return inputs, leaves, kept
 
-    def _fill_caches(self, leaves: list[Tensor], spec: TreeSpec) -> None:
+    def _fill_caches(self, leaves: list[Tensor], spec: Form) -> None:
         """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still."""
         random = self.network.random_state(leaves[0].device)
         for x in self._inputs(leaves, spec):
@@ -226,7 +236,7 @@ class GraphStep(StepTensors):
                 error = Untraceable if self._unsettled > 2 else Unsettled
                 raise error(f"the model gives {name} another form in its forward")
 
-    def _graph(self, leaves: list[Tensor], spec: TreeSpec, loss_moves: bool) -> _Kept:
+    def _graph(self, leaves: list[Tensor], spec: Form, loss_moves: bool) -> _Kept:
         key = self._key(leaves, spec, loss_moves)
         kept = self._graphs.find(key)
         if kept is None:
@@ -240,7 +250,7 @@ class GraphStep(StepTensors):
             kept = self._graphs.find(key)  # the model may have filled its caches as it had before
             if kept is None:
                 if self.graphs and self.replan is not None:  # the plan is of the model as it was for another
-                    (x, _), n = self._inputs(leaves, spec), len(StepInputs(*tree_unflatten(leaves, spec)).index)
+                    (x, _), n = self._inputs(leaves, spec), len(StepInputs(*rebuilt(leaves, spec)).index)
                     plan = self.replan(x, n)
                     if not plan.tried:
                         raise Unsettled("a batch that is not finite shows nothing of the layers")
@@ -252,9 +262,9 @@ class GraphStep(StepTensors):
                 self._graphs.setdefault(key, []).append(kept)
         return kept
 
-    def _trace(self, leaves: list[Tensor], spec: TreeSpec, watch: Watch, loss_moves: bool = True) -> fx.GraphModule:
+    def _trace(self, leaves: list[Tensor], spec: Form, watch: Watch, loss_moves: bool = True) -> fx.GraphModule:
         def function(*flat: Tensor) -> list[Tensor]:
-            inputs = StepInputs(*tree_unflatten(list(flat), spec))
+            inputs = StepInputs(*rebuilt(list(flat), spec))
             inputs.x, inputs.x_meta = network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
             if self.mode == "full":
                 inputs.x, inputs.x_meta = tree_map(_channels_last, (inputs.x, inputs.x_meta))
@@ -296,7 +306,7 @@ class GraphStep(StepTensors):
             raise Untraceable("the model changes what it reads when it is traced")
         return graph
 
-    def _build(self, leaves: list[Tensor], spec: TreeSpec, loss_moves: bool, watch: Watch) -> Graph:
+    def _build(self, leaves: list[Tensor], spec: Form, loss_moves: bool, watch: Watch) -> Graph:
         start = time.perf_counter()
         graph = self._trace(leaves, spec, watch, loss_moves)
         self.graphs.append(graph)
@@ -311,15 +321,15 @@ class GraphStep(StepTensors):
         _say(f"compiled after {time.perf_counter() - start:.0f} s")
         return compiled
 
-    def _inputs(self, leaves: list[Tensor], spec: TreeSpec) -> tuple[Any, ...]:
+    def _inputs(self, leaves: list[Tensor], spec: Form) -> tuple[Any, ...]:
         """Network input of the train and the meta batch."""
-        inputs = StepInputs(*tree_unflatten(leaves, spec))
+        inputs = StepInputs(*rebuilt(leaves, spec))
         return network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
 
-    def _settle(self, leaves: list[Tensor], spec: TreeSpec) -> Watch:
+    def _settle(self, leaves: list[Tensor], spec: Form) -> Watch:
         """By forwards of the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
         network, xs = self.network, self._inputs(leaves, spec)
-        index = StepInputs(*tree_unflatten(leaves, spec)).index
+        index = StepInputs(*rebuilt(leaves, spec)).index
 
         def run() -> None:
             for k, x in enumerate(xs):
@@ -341,5 +351,5 @@ class GraphStep(StepTensors):
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
         self._set_rates(1.0)
-        leaves, spec = tree_flatten(self._read(Batch(*train, *meta, [])).tree())
+        leaves, spec = flat_of(self._read(Batch(*train, *meta, [])).tree())
         return self._trace(leaves, spec, self._settle(leaves, spec))

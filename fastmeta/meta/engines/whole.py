@@ -13,6 +13,7 @@ from fastmeta.functional.network import Network, Tensors, math_attention
 from fastmeta.losses.head import Head
 from fastmeta.meta.algorithm import TrainGradient
 from fastmeta.meta.doubts import repeats
+from fastmeta.meta.meta_batch import gradient_at
 from fastmeta.meta.micro import add_up, check_logits
 from fastmeta.meta.tangents import (
     TangentPlan,
@@ -87,6 +88,9 @@ class WholeGraph:
             like = next(iter(network.params.values()))
             self._same = repeats(self._logits, made.logits, arithmetic_of(like), made.spread)
         return made.u.detach()
+
+    def meta_gradient(self, ahead: Tensors, names: list[str], x: Any, y: Tensor) -> tuple[Tensor, Tensors]:
+        return gradient_at(self.network, self.state, ahead, names, x, y)
 
     def pull(self, v: Tensor) -> Tensors:
         grads: Tensors = {}

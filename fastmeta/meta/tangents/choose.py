@@ -74,8 +74,17 @@ def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, ra
                 if not probe.finite:
                     notes.append("not tried yet: the gradient of this batch is not finite")
                 leaves_graph = kind == "forward" and apart is None
+                closed = kind == "reverse" and choice == "auto" and not failures and _has_closed_form(network, probe)
+                if closed:
+                    notes[0] = "the model is a chain of linear layers, whose passes are products"
                 return TangentPlan(
-                    kind, attention, "; ".join(notes), leaves_graph, tried=probe.finite, one_backward=probe.one_backward
+                    kind,
+                    attention,
+                    "; ".join(notes),
+                    leaves_graph,
+                    tried=probe.finite,
+                    one_backward=probe.one_backward,
+                    closed=closed,
                 )
             failures.append(f"{kind}{' with math attention' if attention else ''} {failure}")
     if choice != "auto":
@@ -89,6 +98,12 @@ def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, ra
     blamed = "; ".join(dict.fromkeys(layer for layer in found if layer)) or "; ".join(failures)
     reason = "inexact, the last resort: " + "; ".join(failures)
     return TangentPlan("difference", False, reason, one_backward=probe.one_backward, inexact=blamed)
+
+
+def _has_closed_form(network: Network, probe: Probe) -> bool:
+    """Whether the model is a chain of linear layers, and the products give the gradient and its adjoint."""
+    chain = network.chain()
+    return chain is not None and chain.takes(probe.x) and probe.closed_failure(chain) is None
 
 
 def _refuse_hidden_weights(network: Network, beside: Displaced, x: Any, random: RandomState) -> None:

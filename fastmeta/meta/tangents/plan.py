@@ -34,12 +34,13 @@ class TangentPlan:
     leaves_graph: bool = False  # forward: its graph is good for a backward, see forward_with_graph
     one_backward: bool = False  # a graph bears one alone (selective checkpointing), so that each gets one of its own
     tried: bool = True  # False: the batch was not finite, which shows nothing; to be chosen anew with the next one
+    closed: bool = False  # reverse: in the place of its graphs, products, while the model is a chain of linear layers
     inexact: str = ""  # the layers that leave nothing but differences, where an exact one was asked for
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What a step by this plan does, without the reasons."""
-        return self.kind, self.math_attention, self.leaves_graph, self.one_backward
+        return self.kind, self.math_attention, self.leaves_graph, self.one_backward, self.closed
 
     @property
     def warning(self) -> str:

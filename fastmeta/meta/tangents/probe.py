@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta._text import reason
+from fastmeta.functional.chain import Chain
 from fastmeta.functional.finite import stay_finite
 from fastmeta.functional.network import Network, Tensors, is_out_of_memory, math_attention
 from fastmeta.functional.random_state import RandomState
@@ -93,8 +94,11 @@ class Displaced(Network):
     def state(self) -> State:
         return self._network.state()
 
+    def at(self, params: Tensors) -> Tensors:
+        return {name: p + self.offsets[name] if name in self.offsets else p for name, p in params.items()}
+
     def __call__(self, params: Tensors, state: State, x: Any) -> Tensor:
-        self._moved = {name: p + self.offsets[name] if name in self.offsets else p for name, p in params.items()}
+        self._moved = self.at(params)
         return self._network(self._moved, state, x)
 
     def held(self, params: Tensors, state: State | None = None) -> AbstractContextManager[None]:
@@ -198,6 +202,15 @@ class Probe:
         if other is not None:
             return f"gives {other}"
         return self._gap(u.double(), self.bound)
+
+    def closed_failure(self, chain: Chain) -> str | None:
+        """Of the products of a chain."""
+        there = chain.forward(self.network.at(self.network.params), self.x)
+        names = list(self.network.params)
+        made = there.pull(self.vs[-1], names)
+        if other := other_gradient(names, [made.get(name) for name in names], self.grads, self.bound):
+            return f"gives {other}"
+        return self._gap(there.push(self.direction).double(), self.bound)
 
     def _tangent(self, kind: TangentKind) -> Tensor:
         network, state = self.network, self.network.state()
