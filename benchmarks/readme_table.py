@@ -85,6 +85,29 @@ def steps() -> list[str]:
     return lines
 
 
+def small() -> list[str]:
+    content = load("small-step.json")
+    sizes, rows = content["sizes"], content["rows"]
+    models = {
+        "mlp": f"`nn.Sequential` {sizes['features']}-{sizes['hidden']}-{sizes['classes']}",
+        "head": f"`nn.Linear` {sizes['features']}-{sizes['classes']}",
+        "module": "the first with a forward of its own",
+    }
+    shown = {"plain": "plain SGD", "eager": "fastmeta", "trace": '`compile="trace"`', "full": '`compile="full"`'}
+    lines = [
+        "",
+        f"Of small networks, {sizes['rows']} and {sizes['meta_rows']} rows, beside autograd through the look-ahead:",
+        "",
+        f"| model | autograd, ms | {' | '.join(shown.values())} |",
+        "|---" * (2 + len(shown)) + "|",
+    ]
+    for model, title in models.items():
+        of = {row["variant"]: row for row in rows if row["model"] == model}
+        ratios = (f"{of[variant]['to_naive']:.2f}×" for variant in shown)
+        lines.append(f"| {title} | {of['naive']['milliseconds']:.2f} | {' | '.join(ratios)} |")
+    return lines
+
+
 SHORT = ("Digits", "| labels |", "|---", "| learned", "| fixed, as", "| as given", "| softened more")
 
 
@@ -109,7 +132,7 @@ def main() -> None:
     machine = load("step-mlp-cpu.json")["environment"]
     cpu = f"{machine['cpu']['model']}, {machine['cpu']['capability']}"
     hardware = f"Measured on {cpu}, torch {machine['torch']}; files and commands in `benchmarks/`."
-    write(HERE.parent / "docs" / "benchmarks.md", [*main_job(), *steps(), "", hardware])
+    write(HERE.parent / "docs" / "benchmarks.md", [*main_job(), *steps(), *small(), "", hardware])
     write(HERE.parent / "README.md", short())
 
 
