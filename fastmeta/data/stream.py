@@ -54,9 +54,10 @@ class Stream(Source):
             raise InputError(f"{name} is empty")
         targets = _declared(dataset, size)
         source = cls(dataset, np.zeros(size, np.int64) if targets is None else targets)
-        if targets is None:
-            source.targets = np.array([source._pair(row, None, name)[1] for row in range(size)], np.int64)
-        x, y = source._pair(0, None, name)
+        with _kept():
+            if targets is None:
+                source.targets = np.array([source._pair(row, None, name)[1] for row in range(size)], np.int64)
+            x, y = source._pair(0, None, name)
         if y != source.targets[0]:
             raise InputError(f"{name}: sample 0 has label {y} and targets[0] is {source.targets[0]}; which is right?")
         names = getattr(dataset, "classes", None)
@@ -126,6 +127,11 @@ class Stream(Source):
         self._ahead = None  # whose end is that of its workers
 
     def fingerprint(self) -> str:
+        """Of all labels in their order, and of 64 samples that are spread evenly.
+
+        To read every sample would take as long as an epoch does, at the start of a run and of each resumption. So other
+        labels, another number of samples and another transform are seen, and a few other samples among many are not.
+        """
         rows = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64)).tolist()
         parts: list[Any] = [len(self), np.asarray(self.targets)]
         with _kept():
