@@ -7,6 +7,7 @@ import torch
 
 import fastmeta
 from fastmeta import reference
+from fastmeta.training import OptimConfig
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -140,6 +141,28 @@ def test_adamw_with_a_look_ahead_of_a_fixed_rate():
             torch.nn.functional.cross_entropy(logits, case.rows.softmax(1)).backward()
             plain.step()
     case.check()
+
+
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, count):
+        self.targets = [i % C for i in range(count)]
+        self.encoding = encoding(count)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, row):
+        return {name: t[row] for name, t in self.encoding.items()}, self.targets[row]
+
+
+def test_the_trainer_learns_labels_of_texts(tmp_path):
+    data = {"train": Texts(60), "meta": Texts(12), "test": Texts(12)}
+    options = {"epochs": 2, "threads": 1, "noise": "uniform:0.3", "optim": OptimConfig(name="adamw")}
+    config = fastmeta.TrainConfig(model=None, out=str(tmp_path / "run"), **options)
+    model = bert()
+    run = fastmeta.train(config, model=model, data=data)
+    assert run.summary["label_accuracy_initial"] < 0.95
+    assert torch.equal(fastmeta.load_run(run.path, model=model).labels.probs(), run.labels.probs())
 
 
 def test_labels_in_the_batch_and_outputs_as_tuples():
