@@ -7,6 +7,9 @@
 |              | the graph of the last backward too where it can            |       |
 | difference   | central difference of the logits, two more forwards        | no    |
 
+Of a chain of linear layers u is a few products, as all of its passes are (:mod:`fastmeta.functional.chain`): there
+"reverse" is the way of the graphs only, and of the step as soon as the model is no chain any more.
+
 Which one works and which is cheaper depends on the model's layers, and a layer without a rule can give *silent zeros*
 instead of an error (custom operators do). So none is trusted unseen: before its first use it is held against the
 gradient of the same logits, of which it must be the adjoint (:mod:`fastmeta.meta.tangents.probe`).
