@@ -48,7 +48,7 @@ class ClassLabels(Labels):
 
     family = "class"
     parameter = "alpha"
-    default_eta = 0.02
+    default_eta = 0.03
     _travel = 0.2
     alpha: Tensor
 

@@ -23,7 +23,7 @@ from fastmeta.functional.state import State
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import EpochMove, LearnableLoss, Move
 from fastmeta.meta.algorithm import meta_gradient
-from fastmeta.meta.demands import check_loss_optimizer, learned_by
+from fastmeta.meta.demands import check_loss_optimizer, check_parameters, learned_by
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import check_loss, check_meta, check_train
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
@@ -137,6 +137,7 @@ class EpochLookahead:
         self.lr, self.momentum = _real("lr", lr), _real("momentum", momentum, below=1)
         self.eta = loss.default_eta if eta is None else _real("eta", eta)
         self.params = None if params is None else list(params)
+        check_parameters(functional_module(model), torch.optim.SGD(self.params or model.parameters(), lr=0.0))
         self.logits_of, self.transform = logits_of, transform
         self._cut = Cut(None if micro_batch is None else _whole("micro_batch", micro_batch), per_row, per_row)
         self._ranks = Ranks(process_group)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from fastmeta.losses import Labels
 from fastmeta.meta import EpochLookahead, MetaStep
@@ -15,6 +16,8 @@ from fastmeta.meta.epoch import EpochResult
 from fastmeta.methods.base import Batch, Context, Outcome, Samples
 from fastmeta.methods.plain_step import PlainStep
 
+#: share that all classes have alike of the given labels that a network is warmed up on
+SMOOTHED = 0.1
 #: of the rate of clean steps, which falls with that of the model, no less than this share stays
 LEAST_SHARE = 0.05
 
@@ -88,8 +91,9 @@ class ExactUpdates(Updates):
 class EpochUpdates(Updates):
     """labels.update=epoch: plain steps under the labels as they are, and :class:`fastmeta.EpochLookahead`.
 
-    Labels move at the ends of epochs `warmup_epochs` to the last but one: on what moved behind the last epoch nothing
-    would have been trained. The rate of the clean steps follows the schedule of the model's.
+    For the first `warmup_epochs` the network is trained on the given labels, smoothed: it has something to say of the
+    labels then, which a soft start would leave for later. Labels move from the end of these on and not behind the last
+    epoch, for on what moved there nothing would be trained. The rate of the clean steps follows that of the model.
     """
 
     uses_meta_batch = False
@@ -114,13 +118,21 @@ class EpochUpdates(Updates):
             eta=of_labels.eta,
             micro_batch=self.config.micro_batch,
         )
+        self.epochs_done = 0
         self.last: EpochResult | None = None  # of the epoch that has just ended, if labels moved then
 
     def step(self, batch: Batch) -> Outcome:
         n, index = len(batch.index), batch.index
+        warming = self.epochs_done < self.config.labels.warmup_epochs
         entropy: list[Tensor] = []
 
         def backward(logits: Tensor, rows: slice) -> Tensor:
+            if warming:
+                entropy.append(torch.special.entr(self.labels.probs(index[rows])).sum(1))
+                targets = self.labels.given(index[rows])
+                part = cross_entropy(logits, targets, label_smoothing=SMOOTHED, reduction="sum") / n
+                part.backward()
+                return part.detach()
             terms = self.labels.batch_loss(logits.detach(), index[rows])
             logits.backward(terms.v / n)
             entropy.append(terms.entropy)
@@ -130,7 +142,7 @@ class EpochUpdates(Updates):
         return Outcome(*outcome, entropy=torch.cat(entropy) if len(entropy) > 1 else entropy[0])
 
     def end_epoch(self, samples: Samples) -> None:
-        self.last = None
+        self.last, self.epochs_done = None, samples.epoch
         if not self.config.labels.moves_after(samples.epoch, self.config.epochs):
             return
         share = self.optimizer.param_groups[0]["lr"] / self.config.optim.lr
@@ -138,20 +150,29 @@ class EpochUpdates(Updates):
         self.last = self.lookahead.update(samples.train(), samples.clean(self.lookahead.steps))
         if not self.last.finite:
             self.warnings.append(
-                f"the clean steps at the end of epoch {samples.epoch} were not finite, and no label moved: lower "
-                f"labels.clean_lr, now {self.config.labels.clean_lr:g}"
+                "the clean steps at the end of an epoch were not finite, and no label moved: lower labels.clean_lr, "
+                f"now {self.config.labels.clean_lr:g}"
             )
         elif self.last.skipped:
             self.warnings.append(
-                f"{self.last.skipped} training rows had logits that are not finite at the end of epoch "
-                f"{samples.epoch}; their labels did not move"
+                "training rows had logits that are not finite at the end of an epoch: their labels did not move then"
             )
 
+    def stateful(self) -> Mapping[str, Any]:
+        return {"label_updates": self}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs_done": self.epochs_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs_done = state["epochs_done"]
+
     def explain(self) -> str:
-        of_labels, epochs = self.config.labels, self.config.epochs
+        warmup, epochs = self.config.labels.warmup_epochs, self.config.epochs
+        first = f"; first {warmup} on the given labels, smoothed by {SMOOTHED:g}" if warmup else ""
         return (
             f"{self.lookahead.explain()}\n"
-            f"moves:      at the end of epochs {max(1, of_labels.warmup_epochs)} to {epochs - 1} of {epochs}"
+            f"moves:      at the end of epochs {max(1, warmup)} to {epochs - 1} of {epochs}{first}"
         )
 
     def figures(self) -> Mapping[str, Any]:

@@ -80,9 +80,10 @@ class LabelConfig:
     """Update epoch: learning rate of the clean steps; it follows the schedule. By default 0.02."""
     eta: float | None = None
     """Update epoch: how far labels move, as a share of how far the clean steps move the logits.
-    By default 0.3 for instance labels and 0.02 for class labels."""
+    By default 0.3 for instance labels and 0.03 for class labels."""
     warmup_epochs: int | None = None
-    """Update epoch: epochs before labels move for the first time; by default a tenth of the run."""
+    """Update epoch: epochs before labels move for the first time, in which the network is trained on the given ones,
+    smoothed by 0.1; by default a tenth of the run."""
 
     def __post_init__(self) -> None:
         if (rate := as_real(self.lookahead)) is not None:

@@ -314,6 +314,16 @@ def test_frozen_parameters_stay_and_params_may_be_chosen():
     torch.testing.assert_close(first.change, second.change, rtol=1e-12, atol=1e-14)
 
 
+def test_two_forwards_of_each_train_row_without_a_graph():
+    case = make("mlp", 5)
+    labels = fastmeta.InstanceLabels(case.targets, 5, 0.7, dtype=F64)
+    seen = []
+    case.model.register_forward_hook(lambda module, args, out: seen.append((len(args[0]), torch.is_grad_enabled())))
+    result = fastmeta.EpochLookahead(case.model, labels, steps=2).update(batches(case), case.meta)
+    assert seen == [(12, True)] * 2 + [(3, False)] * 4 + [(2, False)] * 2
+    assert sum(n * (3 if graph else 1) for n, graph in seen) == result.row_forwards
+
+
 class Keywords(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -399,6 +409,8 @@ def make_lookahead(**changes):
         ({"micro_batch": 0}, "micro_batch must be a whole number"),
         ({"model": "mlp"}, "model must be a torch.nn.Module, got str"),
         ({"loss": "labels"}, "loss must be InstanceLabels"),
+        ({"model": nn.LazyLinear(5)}, "weight has no shape yet"),
+        ({"model": nn.EmbeddingBag(11, 5, sparse=True)}, "sparse=True"),
         ({"loss_optimizer": 3}, "leave it out"),
     ],
 )

@@ -28,7 +28,7 @@ def config(path, **changes):
 
 def epoch_config(path, **changes):
     """Labels move behind three of four epochs."""
-    labels = LabelConfig(update="epoch", target_prob=0.7, steps=3, eta=0.5, clean_lr=0.05)
+    labels = LabelConfig(update="epoch", target_prob=0.7, steps=3, eta=0.05, clean_lr=0.05)
     return config(path, **{"labels": labels, "epochs": 4, **changes})
 
 

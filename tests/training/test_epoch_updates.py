@@ -1,6 +1,7 @@
 """Labels that move at the ends of epochs, in the trainer: what moves, when, and bitwise again after a stop."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -47,16 +48,22 @@ def test_labels_move_behind_the_first_epochs_and_not_behind_the_last(unbroken):
     assert unbroken.summary["lookahead"] is None
 
 
-def test_the_first_epoch_is_plain_training_on_the_start(tmp_path, unbroken):
-    """Before labels move, the network is that of a run in which they never do; the clean set plays no part."""
-    method = unbroken.summary["method"]
-    still = LabelConfig(target_prob=0.7, label_lr=1e-30)
-    other = train(
-        config(tmp_path / "run", method=method, labels=still, baselines="none"), data=two_classes(), listener=Warnings()
-    )
-    keys = ("train_loss", "train_fit", "test_accuracy", "nll", "label_entropy")
-    mine, theirs = records(unbroken.path)[1], records(other.path)[1]
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_the_first_epochs_are_plain_training(warmup, tmp_path, unbroken):
+    """On the start as it is, or on the given labels, smoothed; the clean set plays no part in either."""
+    method, options = unbroken.summary["method"], {"update": "epoch", "target_prob": 0.7}
+    made = {"baselines": "none", "method": method, "epochs": 2, "model": "mlp"}
+    labels = LabelConfig(**options, warmup_epochs=warmup)
+    run = train(config(tmp_path / "run", labels=labels, **made), data=two_classes(), listener=Warnings())
+    if warmup:  # two classes share 0.1
+        still = {"labels": LabelConfig(target_prob=0.95, label_lr=1e-30)}
+    else:
+        still = {"labels": LabelConfig(target_prob=0.7, label_lr=1e-30)}
+    other = train(config(tmp_path / "other", **made, **still), data=two_classes(), listener=Warnings())
+    keys = ("train_loss", "train_fit", "test_accuracy", "nll")
+    mine, theirs = records(run.path)[1], records(other.path)[1]
     assert [mine[k] for k in keys] == pytest.approx([theirs[k] for k in keys], rel=1e-4)
+    assert mine["label_entropy"] == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.3), rel=1e-4)
 
 
 @pytest.mark.parametrize("at", [3, 10, 15, 19])
@@ -190,7 +197,7 @@ def test_clean_steps_that_diverge_move_nothing_and_are_told(tmp_path):
         listener=heard,
     )
     assert run.summary["labels_changed"] == 0
-    assert any("clean steps at the end of epoch 1 were not finite, and no label moved" in t for t in heard.texts)
+    assert any("clean steps at the end of an epoch were not finite, and no label moved" in t for t in heard.texts)
 
 
 class Step(Listener):
@@ -242,5 +249,5 @@ def test_a_dry_run_counts_the_moves(capsys):
     assert main(["--epochs", "20", "--model", "mlp", "--labels.update", "epoch", "--dry-run"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "10 clean steps of SGD at rate 0.02" in told
-    assert "at the end of epochs 2 to 19 of 20" in told
+    assert "at the end of epochs 2 to 19 of 20; first 2 on the given labels, smoothed by 0.1" in told
     assert "18 moves of the labels" in told

@@ -405,3 +405,29 @@ def test_a_teacher_is_a_finished_run_and_a_resumed_run_has_the_same(plug, tmp_pa
     (tmp_path / "kept").rename(tmp_path / "teacher")
     fastmeta.train(resume=tmp_path / "run", data=two_classes(), trust_code=True)
     assert files(tmp_path / "run") == files(whole.path)
+
+
+LOOKING = """
+import torch
+from fastmeta.methods.onehot import OneHot
+
+
+class Looking(OneHot):
+    seen = []
+
+    def end_epoch(self, samples):
+        train, clean = list(samples.train()), list(samples.clean(3))
+        rows = torch.cat([rows for _, rows in train])
+        self.seen.append((samples.epoch, rows, torch.cat([x for x, _ in train]), [y for _, y in clean]))
+"""
+
+
+def test_an_epochs_end_shows_all_samples_as_they_are(plug, tmp_path):
+    name = f"{plug('looking', LOOKING)}:Looking"
+    fastmeta.train(config(tmp_path / "run", method=name, baselines="none"), data=two_classes())
+    seen = sys.modules["looking"].Looking.seen
+    assert [epoch for epoch, *_ in seen] == [1, 2, 3]
+    for _, rows, x, clean in seen:
+        assert torch.equal(rows, torch.arange(80))
+        assert torch.equal(x, seen[0][2])  # crops and flips are for training
+        assert [len(y) for y in clean] == [8, 8, 8]
