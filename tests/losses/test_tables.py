@@ -15,9 +15,9 @@ from tests.support.meta import relative
 REPEATED = [3, 3, 7, 1, 0, 3, 7, 11]
 
 
-def problem(table, dtype=torch.float32, labels_dtype=None, **kw):
-    case = cases.make("groupnorm", dtype=dtype)
-    labels = fastmeta.InstanceLabels(case.targets, case.num_classes, 0.6, dtype=labels_dtype or dtype, table=table)
+def problem(table, dtype=torch.float32, name="groupnorm", **kw):
+    case = cases.make(name, dtype=dtype)
+    labels = fastmeta.InstanceLabels(case.targets, case.num_classes, 0.6, dtype=dtype, table=table)
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     return case, labels, fastmeta.MetaStep(case.model, labels, optimizer, label_lr=50.0, **kw)
 
@@ -47,6 +47,7 @@ WAYS = {
     "delayed": {"approx": "delayed"},
     "between": {"approx": "every:2"},
     "traced": {"compile": "trace"},
+    "chain of layers": {"name": "mlp"},
     "default rate": {"lookahead": "optimizer"},
 }
 
