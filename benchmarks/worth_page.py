@@ -161,8 +161,10 @@ def page(content: dict[str, Any]) -> list[str]:
     rare = [name for name in table.sets if name.startswith("weak")]
     of_labels = ["given", *table.relabel]
     by_classical = ["classical-given", *(m for m in table.relabel if not m.startswith("classical"))]
+    seeds = {name: len({r["seed"] for r in rows if r["set"] == name}) for name in table.sets}
+    fewer = "".join(f"; {name}: {n} alone" for name, n in seeds.items() if n < max(seeds.values()))
     return [
-        f"Seeds {', '.join(map(str, sorted({r['seed'] for r in rows})))}; means in %, {len(rows)} runs.",
+        f"Means of {max(seeds.values())} seeds{fewer}; in %, {len(rows)} runs.",
         *goals(table),
         *table.lines("Test accuracy", test, table.methods),
         *table.lines(
