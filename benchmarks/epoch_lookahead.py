@@ -1,10 +1,12 @@
-"""Labels that move once an epoch, beside exact steps: `python benchmarks/epoch_lookahead.py cosine|forms|cost`.
+"""Labels that move once an epoch, beside exact steps: `python benchmarks/epoch_lookahead.py PART`, one of
 
     cosine  how the changes of an epoch's end lie to the exact dL/dp of its steps, summed over the epoch
     forms   other ways to move labels by a look-ahead on clean rows, by what becomes of labels and network
+    classes rates of class labels
     cost    seconds and forwards of an epoch: plain, with the move at its end, of exact steps
+    tables  what docs/epoch-lookahead.md shows, written there from the file
 
-Each writes its part of results/epoch-lookahead.json. The texts need FASTMETA_DATA, see worth_sets.py.
+Each but the last writes its part of results/epoch-lookahead.json. The texts need FASTMETA_DATA, see worth_sets.py.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -30,6 +33,7 @@ import fastmeta
 from fastmeta.bench.environment import record
 
 RESULT = Path(__file__).parent / "results" / "epoch-lookahead.json"
+PAGE = Path(__file__).parents[1] / "docs" / "epoch-lookahead.md"
 SETS = ("digits-uniform-80", "digits-class-60", "digits-pair-45", "news")
 LR, MOMENTUM, WEIGHT_DECAY, BATCH, START = 0.1, 0.9, 5e-4, 64, 0.4
 CLEAN_LR, LEAST_SHARE = 0.02, 0.05
@@ -49,7 +53,7 @@ class Problem:
         width = self.x[0].numel()
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, self.classes))
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
-        self.labels = fastmeta.InstanceLabels(self.given, self.classes, start)
+        self.labels: Any = fastmeta.InstanceLabels(self.given, self.classes, start)
         self.order = torch.Generator().manual_seed(seed)
         self.steps = len(self.x) // BATCH
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.epochs * self.steps)
@@ -202,16 +206,40 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+# ---- class labels ----
+
+
+def class_labels(name: str, seed: int, eta: float | None, start: float) -> dict[str, float]:
+    """One smoothing value per class; `eta` None: by exact steps at the family's default rate."""
+    p = Problem(name, seed)
+    p.labels = labels = fastmeta.ClassLabels(p.given, p.classes, start)
+    step = None
+    if eta is None:
+        rate = labels.default_label_lr(LR, BATCH, p.epochs)
+        step = fastmeta.MetaStep(p.model, labels, p.optimizer, label_lr=rate, unique_index=True)
+    for epoch in range(1, p.epochs + 1):
+        for index in p.batches():
+            if step is None:
+                p.step(index)
+            else:
+                step((p.x[index], index), p.clean)
+                p.schedule.step()
+        if eta and p.epochs // 10 <= epoch < p.epochs:
+            lookahead = fastmeta.EpochLookahead(p.model, labels, steps=10, lr=p.clean_lr, eta=eta)
+            lookahead.update((p.x, torch.arange(len(p.x))), p.clean)
+    return p.figures()
+
+
 # ---- cost ----
 
 
-def cost(rounds: int = 7) -> list[dict[str, Any]]:
-    """Epochs of each kind in turns, in random order within a round; ratios are medians of those within a round."""
+def cost(rounds: int = 3) -> list[dict[str, Any]]:
+    """CPU seconds of one thread. Epochs of each kind take turns; ratios are medians of those within a round."""
     rows = []
     for name, count, clean_rows, width, classes in (
         ("mlp 256, 1,400 rows", 1400, 30, 64, 10),
-        ("mlp 256, 12,800 rows", 12800, 256, 256, 10),
-        ("resnet20, 512 images", 512, 40, 0, 10),
+        ("mlp 256, 6,400 rows", 6400, 256, 256, 10),
+        ("resnet20, 256 images", 256, 20, 0, 10),
     ):
         torch.manual_seed(0)
         images = not width
@@ -229,7 +257,7 @@ def cost(rounds: int = 7) -> list[dict[str, Any]]:
         batches = [(x[i], i) for i in torch.arange(count).split(size)]
         step = fastmeta.MetaStep(model, labels, optimizer, unique_index=True)
         lookahead = fastmeta.EpochLookahead(model, labels, steps=steps, lr=1e-3)
-        chunks: Pairs = [(x[i], i) for i in torch.arange(count).split(512)]
+        chunks: Pairs = [(x[i], i) for i in torch.arange(count).split(256)]
         told: list[Any] = []
 
         def plain(
@@ -257,9 +285,9 @@ def cost(rounds: int = 7) -> list[dict[str, Any]]:
             kind()
         for round_number in range(rounds):
             for kind in random.Random(round_number).sample(list(kinds), len(kinds)):
-                began = time.perf_counter()
+                began = time.process_time()
                 kinds[kind]()
-                seconds[kind].append(time.perf_counter() - began)
+                seconds[kind].append(time.process_time() - began)
         ratio = {k: median(a / b for a, b in zip(v, seconds["plain"], strict=True)) for k, v in seconds.items()}
         forwards = 3 * count
         rows.append(
@@ -273,7 +301,6 @@ def cost(rounds: int = 7) -> list[dict[str, Any]]:
                 "epoch_forwards": (forwards + told[-1].row_forwards) / forwards,
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -290,44 +317,97 @@ def write(part: str, rows: list[dict[str, Any]], command: str) -> None:
     content = json.loads(RESULT.read_text()) if RESULT.exists() else {"schema": 1, "kind": "epoch look-ahead"}
     content[part] = {"environment": record(torch.device("cpu"), command), "rows": rows}
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(rows[-1]), flush=True)
+
+
+def tables(content: dict[str, Any]) -> dict[str, str]:
+    """Each part as a table in Markdown."""
+    made: dict[str, list[str]] = {}
+    rows = content["cosine"]["rows"]
+    made["cosine"] = ["| set | K 1 | K 10 | K 30 |", "|---|---|---|---|"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        own = [row for row in rows if row["set"] == name]
+        cells = (
+            f"{mean(r[f'whole {k}'] for r in own):.3f}, {mean(r[f'rows {k}'] for r in own):.3f}" for k in (1, 10, 30)
+        )
+        made["cosine"].append(f"| {name} | {' | '.join(cells)} |")
+    rows = content["forms"]["rows"]
+    names, forms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "form"))
+    made["forms"] = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for form in forms:
+        found = {r["set"]: f"{r['test']:.1f} / {r['labels']:.1f} / {r['ap']:.1f}" for r in rows if r["form"] == form}
+        made["forms"].append(f"| {form} | {' | '.join(found.get(name, '') for name in names)} |")
+    rows = content["classes"]["rows"]
+    etas = list(dict.fromkeys(row["eta"] for row in rows))
+    head = " | ".join("exact" if e is None else f"η {e:g}" if e else "never moved" for e in etas)
+    made["classes"] = [f"| set, start | {head} |", "|---" * (len(etas) + 1) + "|"]
+    for name, start in dict.fromkeys((row["set"], row["start"]) for row in rows):
+        own = {r["eta"]: r for r in rows if (r["set"], r["start"]) == (name, start)}
+        cells = (f"{own[eta]['test']:.1f}" for eta in etas)
+        made["classes"].append(f"| {name}, {start:g} | {' | '.join(cells)} |")
+    made["cost"] = [
+        "| an epoch of | plain, s | with the move | by counted forwards | exact steps |",
+        "|---|---|---|---|---|",
+    ]
+    made["cost"] += [
+        f"| {r['case']}, {r['steps']} × {r['clean_rows']} clean | {r['plain_seconds']:.2g} | {r['epoch_ratio']:.2f} | "
+        f"{r['epoch_forwards']:.2f} | {r['exact_ratio']:.2f} |"
+        for r in content["cost"]["rows"]
+    ]
+    return {part: "\n".join(lines) for part, lines in made.items()}
+
+
+def with_tables(page: str, content: dict[str, Any]) -> str:
+    """`page` with each table between the marks of its part."""
+    for part, table in tables(content).items():
+        before, begin, rest = page.partition(f"<!-- {part}:begin -->\n")
+        _, end, after = rest.partition(f"<!-- {part}:end -->")
+        page = f"{before}{begin}{table}\n{end}{after}"
+    return page
 
 
 def summed_up(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: round(mean(run[key] for run in runs), 2) for key in runs[0]}
 
 
+def replaced(rows: list[dict[str, Any]], row: dict[str, Any], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """`rows` with `row` in the place of that of the same keys, or at the end."""
+    return [r for r in rows if any(r[k] != row[k] for k in keys)] + [row]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("cosine", "forms", "cost"))
+    parser.add_argument("part", choices=("cosine", "forms", "classes", "cost", "tables"))
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--forms", nargs="*", default=["exact", *FORMS])
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
+    if args.part == "tables":
+        PAGE.write_text(with_tables(PAGE.read_text(), json.loads(RESULT.read_text())))
+        return
     torch.set_num_threads(1)
     np.seterr(all="ignore")
     command = f"python benchmarks/epoch_lookahead.py {args.part} --seeds {args.seeds}"
-    before = json.loads(RESULT.read_text()).get(args.part, {}).get("rows", []) if RESULT.exists() else []
+    rows = json.loads(RESULT.read_text()).get(args.part, {}).get("rows", []) if RESULT.exists() else []
+    seeds = range(args.seeds)
     if args.part == "cost":
         write("cost", cost(), command)
-        return
-    for name in args.sets:
-        if args.part == "cosine":
-            rows = [row for seed in range(args.seeds) for row in cosine(name, seed)]
-            print(
-                name, {k: round(mean(r[k] for r in rows), 3) for k in rows[0] if k not in ("set", "seed")}, flush=True
-            )
-            before = [row for row in before if row["set"] != name] + rows
-        else:
-            for form in args.forms:
-                runs = [
-                    exact(name, seed) if form == "exact" else trained(name, seed, **FORMS[form])
-                    for seed in range(args.seeds)
-                ]
-                row = {"set": name, "form": form, "seeds": args.seeds, **summed_up(runs)}
-                print(json.dumps(row), flush=True)
-                before = [r for r in before if (r["set"], r["form"]) != (name, form)] + [row]
-                write(args.part, before, command)
-        write(args.part, before, command)
+    elif args.part == "cosine":
+        for name in args.sets:
+            rows = [row for row in rows if row["set"] != name] + [row for seed in seeds for row in cosine(name, seed)]
+            write("cosine", rows, command)
+    elif args.part == "classes":
+        for name, start, eta in product(SETS[:2], (0.9, 0.4), (None, 0.0, 0.01, 0.03, 0.1, 0.3)):
+            runs = [class_labels(name, seed, eta, start) for seed in seeds]
+            row = {"set": name, "start": start, "eta": eta, "seeds": args.seeds, **summed_up(runs)}
+            rows = replaced(rows, row, ("set", "start", "eta"))
+            write("classes", rows, command)
+    else:
+        for name, form in product(args.sets, args.forms):
+            runs = [exact(name, s) if form == "exact" else trained(name, s, **FORMS[form]) for s in seeds]
+            row = {"set": name, "form": form, "seeds": args.seeds, **summed_up(runs)}
+            rows = replaced(rows, row, ("set", "form"))
+            write("forms", rows, command)
 
 
 if __name__ == "__main__":

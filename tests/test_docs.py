@@ -1,5 +1,7 @@
 """The pages of docs/ are true: their code runs, their paths exist, and a guide that is followed leads where it says."""
 
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -123,3 +125,13 @@ def test_a_command_of_a_page_parses(words):
     from tests.support.commands import parse
 
     parse(words)
+
+
+def test_the_tables_of_the_epoch_look_ahead_are_those_of_its_file(monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("epoch_lookahead", ROOT / "benchmarks" / "epoch_lookahead.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text()
+    assert script.with_tables(page, json.loads(script.RESULT.read_text())) == page

@@ -314,23 +314,19 @@ class Stage:
             self.first,
             self.last_row,
             epoch=self.epoch,
-            chunk=self._chunk,
+            chunk=max(256, 2 * self.sampler.batch_size),  # without a graph they take little memory
             clean_order=EpochSampler(
                 self.data.meta_size, count, seed=self.config.seed, stream="clean-order", device=device
             ),
         )
 
-    @property
-    def _chunk(self) -> int:
-        """Rows that are looked at at a time, without a graph."""
-        return max(512, self.config.data.batch_size or 0)
-
     def figures(self) -> dict[str, Any]:
         """Test accuracy, nll, ece and how the labels stand, now."""
         figures: dict[str, Any] = {}
         if self.data.test is not None:
+            batch_size = max(512, self.config.data.batch_size or 0)
             source, targets = self.data.test
-            figures |= evaluate(self.model, source, targets, batch_size=self._chunk, autocast=self.autocast)
+            figures |= evaluate(self.model, source, targets, batch_size=batch_size, autocast=self.autocast)
         if self.method.labels is not None:
             figures |= label_figures(self.method.labels, self.data.y_true)
         return figures
