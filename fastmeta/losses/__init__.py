@@ -6,6 +6,7 @@ from fastmeta.losses.head import Head, Move
 from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
+from fastmeta.losses.read_out import read_out
 from fastmeta.losses.table import DenseTable, LabelTable, Start, put_rows_, take_rows
 from fastmeta.losses.traced_loss import TracedLoss, Unsupported
 
@@ -29,5 +30,6 @@ __all__ = [
     "class_gradient",
     "instance_gradient",
     "put_rows_",
+    "read_out",
     "take_rows",
 ]

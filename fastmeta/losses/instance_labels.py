@@ -26,6 +26,8 @@ from fastmeta.rng import round_stochastically
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 #: label logits so far apart leave nothing of the smaller one, and no gradient
 _RUN_AWAY = 100
+#: the least mass of all classes together in assigned labels: a softmax cannot hold a zero
+_LEAST_MASS = 1e-3
 
 
 def instance_gradient(rows: Tensor, u: Tensor, scale: float | Tensor, weight: Tensor | None = None) -> Tensor:
@@ -194,6 +196,11 @@ class InstanceLabels(Labels):
         if self.seed is not None:
             rows = round_stochastically(rows, self.seed, self.label_step, index)
         self.write_(index, rows)
+
+    def assign_(self, index: Tensor, probs: Tensor) -> None:
+        """Make `probs` (n, C) the label distributions of the rows `index`; what is below 0.001 / C counts as that."""
+        logits = probs.double().clamp_min(_LEAST_MASS / self.num_classes).log()
+        self.write_(index, logits - logits.mean(1, keepdim=True))
 
     def over_epoch(self, move: Move, learned: Tensors | None = None) -> EpochMove:
         return TableMove(move, self) if self.table is None else PassingMove(move, self)

@@ -81,6 +81,8 @@ class Labels(LearnableLoss):
 
     moves_itself = True
     family: ClassVar[str]
+    #: how many times as probable as the given class another one must be to be read in its place
+    margin: float = 1.0
     parameter: ClassVar[str]  # the name of the label parameter
     targets: Tensor
     num_classes: int

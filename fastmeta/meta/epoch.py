@@ -160,8 +160,7 @@ class EpochLookahead:
         move = self.loss.over_epoch(Move(self._ranks, eta, optimizer=self.loss_optimizer), learned)
         device = next(self.model.parameters()).device
         sums, rows = torch.zeros(3, dtype=torch.float64, device=device), 0
-        with evaluation(functional_module(self.model)):
-            path = self._descend(meta)
+        with self.ahead(meta) as path:
             if path.finite:
                 for batch in self._changes(path, train):
                     rows += len(batch.index)
@@ -186,10 +185,16 @@ class EpochLookahead:
 
     def changes(self, train: Iterable[Any], meta: Iterable[Any]) -> Iterator[Change]:
         """What :meth:`update` moves the loss by, batch by batch, for measuring or a move of your own. Nothing moves."""
-        with evaluation(functional_module(self.model)):
-            yield from self._changes(self._descend(meta), train)
+        with self.ahead(meta) as path:
+            yield from self._changes(path, train)
 
-    def _descend(self, meta: Iterable[Any]) -> _Path:
+    @contextmanager
+    def ahead(self, meta: Iterable[Any]) -> Iterator[CleanPath]:
+        """The copy behind its K clean steps, to ask for logits. The model is in evaluation mode meanwhile."""
+        with evaluation(functional_module(self.model)):
+            yield self._descend(meta)
+
+    def _descend(self, meta: Iterable[Any]) -> CleanPath:
         network = Network(self.model, self.params, self.logits_of)
         state, ahead = network.state(), {name: p.detach().clone() for name, p in network.params.items()}
         optimizer = torch.optim.SGD(ahead.values(), lr=self.lr, momentum=self.momentum)
@@ -197,7 +202,7 @@ class EpochLookahead:
         for _, pair in zip(range(self.steps), _endless(meta), strict=False):
             x, y = check_meta(self.loss, pair)
             x = self._input(x)
-            with self._turn(), recorded(), _trainable(network, y.device):
+            with _turn(self._ranks), recorded(), _trainable(network, y.device):
                 random = network.random_state(y.device)
                 try:
                     loss, g = meta_gradient(partial(gradient_at, network, state, ahead, list(ahead)), (x, y), self._cut)
@@ -207,14 +212,14 @@ class EpochLookahead:
             step_along(optimizer, {name: ahead[name] for name in g}, dict(zip(g, mean[1:], strict=True)))
             rows += len(y)
             losses.append(mean[0])
-        return _Path(network, state, ahead, torch.stack(losses), rows, self._ranks)
+        return CleanPath(network, state, ahead, torch.stack(losses), rows, self._ranks, self._input)
 
-    def _changes(self, path: _Path, train: Iterable[Any]) -> Iterator[Change]:
+    def _changes(self, path: CleanPath, train: Iterable[Any]) -> Iterator[Change]:
         network = path.network
         for pair in _batches(train, "train"):
             x, index = check_train(self.loss, pair)
             x = self._input(x)
-            with self._turn(), recorded(), torch.no_grad():
+            with _turn(self._ranks), recorded(), torch.no_grad():
                 random = network.random_state(index.device)
                 try:
                     logits = network(network.params, path.state.clone(), x)
@@ -235,9 +240,6 @@ class EpochLookahead:
         centred = change - change.mean(1, keepdim=True)
         return torch.stack([t.double() for t in (centred.abs().amax(1).sum(), alignment.sum(), skipped)])
 
-    def _turn(self) -> AbstractContextManager[Any]:
-        return TURN if self._ranks.size == 1 else nullcontext()
-
     def _input(self, x: Any) -> Any:
         (made,) = network_inputs(self.transform, tensors_of(self.transform), plain(self.model, x))
         return made
@@ -255,13 +257,38 @@ class EpochLookahead:
         return "\n".join(lines)
 
 
-class _Path:
-    """Where the clean steps have led."""
+class CleanPath:
+    """Where the clean steps have led: the model as a function of the copy's weights."""
 
-    def __init__(self, network: Network, state: State, ahead: Tensors, losses: Tensor, rows: int, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        network: Network,
+        state: State,
+        ahead: Tensors,
+        losses: Tensor,
+        rows: int,
+        ranks: Ranks,
+        prepare: Callable[[Any], Any],
+    ) -> None:
         self.network, self.state, self.ahead, self.rows = network, state, ahead, rows
         self.finite = bool(ranks.all(all_finite([losses, *ahead.values()])))
         self.losses: list[float] = losses.tolist()
+        self._ranks, self._prepare = ranks, prepare
+
+    def logits(self, x: Any, device: torch.device) -> Tensor:
+        """The copy's (n, C), without a graph; the random generators of `device` stand as before."""
+        x = self._prepare(x)
+        with _turn(self._ranks), recorded(), torch.no_grad():
+            random = self.network.random_state(device)
+            try:
+                return self.network(self.ahead, self.state.clone(), x)
+            finally:
+                random.restore()
+
+
+def _turn(ranks: Ranks) -> AbstractContextManager[Any]:
+    """One thread at a time; ranks that are threads must not wait for each other."""
+    return TURN if ranks.size == 1 else nullcontext()
 
 
 @contextmanager

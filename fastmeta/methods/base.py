@@ -37,6 +37,15 @@ class Samples(Protocol):
         """(x, rows (n,) int64) of the method's training set, each row once, in order."""
         ...
 
+    @property
+    def clean_targets(self) -> Tensor:
+        """y (M,) int64 of the whole clean set."""
+        ...
+
+    def clean_rows(self, rows: Tensor) -> Any:
+        """x of the rows `rows` (m,) int64 of the clean set."""
+        ...
+
     def clean(self, count: int) -> Iterable[tuple[Any, Tensor]]:
         """`count` batches (x, y (m,) int64) of the clean set, drawn by the run's seed and the epoch alone."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastmeta.losses import ClassLabels
 from fastmeta.methods.base import Context
 from fastmeta.methods.learned import LearnedLabels
@@ -11,6 +13,15 @@ class ClassLabelMethod(LearnedLabels):
     """:class:`fastmeta.ClassLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = ClassLabels
+
+    @classmethod
+    def check(cls, config: Any, num_classes: int | None = None) -> None:
+        super().check(config, num_classes)
+        if config.labels.update == "posterior":
+            raise ValueError(
+                "labels.update=posterior gives each sample a label of its own, and class_labels hold one value per "
+                "class; take exact or epoch, or method=instance_labels"
+            )
 
     def make_labels(self, context: Context) -> ClassLabels:
         return ClassLabels(context.targets, context.num_classes, context.config.labels.target_prob)

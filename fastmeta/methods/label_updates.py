@@ -10,16 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastmeta.losses import Labels
+from fastmeta.data.seeds import derived_seed
+from fastmeta.losses import InstanceLabels, Labels
 from fastmeta.meta import EpochLookahead, MetaStep
 from fastmeta.meta.epoch import EpochResult
 from fastmeta.methods.base import Batch, Context, Outcome, Samples
 from fastmeta.methods.plain_step import PlainStep
+from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 #: share that all classes have alike of the given labels that a network is warmed up on
 SMOOTHED = 0.1
 #: of the rate of clean steps, which falls with that of the model, no less than this share stays
 LEAST_SHARE = 0.05
+#: rows of the table that are written at a time
+_ROWS = 65536
 
 
 class Updates(ABC):
@@ -88,12 +92,11 @@ class ExactUpdates(Updates):
         return {"meta_step": self.meta_step}
 
 
-class EpochUpdates(Updates):
-    """labels.update=epoch: plain steps under the labels as they are, and :class:`fastmeta.EpochLookahead`.
+class BetweenEpochs(Updates):
+    """Plain steps under the labels as they are, which move when an epoch ends.
 
     For the first `warmup_epochs` the network is trained on the given labels, smoothed: it has something to say of the
-    labels then, which a soft start would leave for later. Labels move from the end of these on and not behind the last
-    epoch, for on what moved there nothing would be trained. The rate of the clean steps follows that of the model.
+    labels then, which a soft start would leave for later.
     """
 
     uses_meta_batch = False
@@ -109,17 +112,11 @@ class EpochUpdates(Updates):
         self.config, self.labels, self.optimizer, self.warnings = context.config, labels, optimizer, warnings
         self.network_input = context.network_input
         self.plain_step = PlainStep(model, optimizer, self.config.micro_batch)
-        of_labels = self.config.labels
-        self.lookahead = EpochLookahead(
-            model,
-            labels,
-            steps=of_labels.steps,
-            lr=of_labels.clean_lr,
-            eta=of_labels.eta,
-            micro_batch=self.config.micro_batch,
-        )
         self.epochs_done = 0
-        self.last: EpochResult | None = None  # of the epoch that has just ended, if labels moved then
+        self.prepare(model)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make what moves the labels."""
 
     def step(self, batch: Batch) -> Outcome:
         n, index = len(batch.index), batch.index
@@ -142,8 +139,45 @@ class EpochUpdates(Updates):
         return Outcome(*outcome, entropy=torch.cat(entropy) if len(entropy) > 1 else entropy[0])
 
     def end_epoch(self, samples: Samples) -> None:
-        self.last, self.epochs_done = None, samples.epoch
-        if not self.config.labels.moves_after(samples.epoch, self.config.epochs):
+        self.epochs_done = samples.epoch
+        self.move(samples if self.config.labels.moves_after(samples.epoch, self.config.epochs) else None)
+
+    @abstractmethod
+    def move(self, samples: Samples | None) -> None:
+        """Move the labels; None behind an epoch where they stay."""
+
+    def stateful(self) -> Mapping[str, Any]:
+        return {"label_updates": self}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs_done": self.epochs_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs_done = state["epochs_done"]
+
+
+class EpochUpdates(BetweenEpochs):
+    """labels.update=epoch: :class:`fastmeta.EpochLookahead`.
+
+    Labels move from the end of the `warmup_epochs` on and not behind the last epoch, for on what moved there nothing
+    would be trained. The rate of the clean steps follows that of the model.
+    """
+
+    def prepare(self, model: nn.Module) -> None:
+        of_labels = self.config.labels
+        self.lookahead = EpochLookahead(
+            model,
+            self.labels,
+            steps=of_labels.steps,
+            lr=of_labels.clean_lr,
+            eta=of_labels.eta,
+            micro_batch=self.config.micro_batch,
+        )
+        self.last: EpochResult | None = None  # of the epoch that has just ended, if labels moved then
+
+    def move(self, samples: Samples | None) -> None:
+        self.last = None
+        if samples is None:
             return
         share = self.optimizer.param_groups[0]["lr"] / self.config.optim.lr
         self.lookahead.lr = self.config.labels.clean_lr * max(LEAST_SHARE, share)
@@ -157,15 +191,6 @@ class EpochUpdates(Updates):
             self.warnings.append(
                 "training rows had logits that are not finite at the end of an epoch: their labels did not move then"
             )
-
-    def stateful(self) -> Mapping[str, Any]:
-        return {"label_updates": self}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epochs_done": self.epochs_done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs_done = state["epochs_done"]
 
     def explain(self) -> str:
         warmup, epochs = self.config.labels.warmup_epochs, self.config.epochs
@@ -185,4 +210,61 @@ class EpochUpdates(Updates):
         }
 
 
-UPDATES: dict[str, type[ExactUpdates] | type[EpochUpdates]] = {"exact": ExactUpdates, "epoch": EpochUpdates}
+class PosteriorUpdates(BetweenEpochs):
+    """labels.update=posterior: :class:`fastmeta.LabelPosterior`, from the end of epoch `warmup_epochs` on.
+
+    Labels become the posterior mixed with the prediction, every so many epochs, and behind the last one.
+    """
+
+    def prepare(self, model: nn.Module) -> None:
+        of_labels = self.config.labels
+        self.labels.margin = of_labels.margin
+        self.posterior = LabelPosterior(
+            model,
+            self.labels,
+            steps=of_labels.steps,
+            lr=of_labels.clean_lr,
+            trust=of_labels.trust,
+            batch_size=of_labels.clean_batch,
+            seed=derived_seed(self.config.seed, "clean-order"),
+            micro_batch=self.config.micro_batch,
+        )
+        self.last: LabelEstimate | None = None  # of the epoch that has just ended, if labels were estimated then
+
+    def move(self, samples: Samples | None) -> None:
+        self.last = None
+        if samples is None:
+            return
+        try:
+            self.last = self.posterior.estimate(samples.train, (samples.clean_rows, samples.clean_targets))
+        except FloatingPointError as error:
+            self.warnings.append(f"at the end of an epoch {error}; labels stayed as they were")
+            return
+        mixed = self.last.mixed(self.config.labels.mix)
+        assert isinstance(self.labels, InstanceLabels)
+        for rows in torch.arange(len(mixed), device=mixed.device).split(_ROWS):
+            self.labels.assign_(rows, mixed[rows])
+
+    def explain(self) -> str:
+        of_labels, epochs = self.config.labels, self.config.epochs
+        moves = [e for e in range(1, epochs + 1) if of_labels.moves_after(e, epochs)]
+        return (
+            f"labels:     instance, their posterior under the noise that is there, {of_labels.mix:.0%} prediction\n"
+            f"copies:     {self.posterior.folds}, {of_labels.steps} clean steps each at rate {of_labels.clean_lr:g}, "
+            f"of at most {of_labels.clean_batch} samples\n"
+            f"estimated:  at the end of {len(moves)} of {epochs} epochs, the first time behind epoch {moves[0]}"
+        )
+
+    def figures(self) -> Mapping[str, Any]:
+        r = self.last
+        return {
+            "given_right_estimated": None if r is None else r.right,
+            "clean_accuracy": None if r is None else r.clean_accuracy,
+        }
+
+
+UPDATES: dict[str, type[ExactUpdates] | type[EpochUpdates] | type[PosteriorUpdates]] = {
+    "exact": ExactUpdates,
+    "epoch": EpochUpdates,
+    "posterior": PosteriorUpdates,
+}

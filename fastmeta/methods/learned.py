@@ -55,13 +55,13 @@ class LearnedLabels(Method):
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
-        if config.labels.update != "epoch":
+        if config.labels.update == "exact":
             return
         for name, value, without in (("compile", config.compile, "off"), ("approx", config.approx, "none")):
             if value != without:
                 raise ValueError(
-                    f"{name}={value} is about exact steps, and labels.update=epoch takes plain ones; leave it at "
-                    f"{without}"
+                    f"{name}={value} is about exact steps, and labels.update={config.labels.update} takes plain "
+                    f"ones; leave it at {without}"
                 )
 
     @classmethod

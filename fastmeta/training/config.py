@@ -114,12 +114,16 @@ class TrainConfig:
     def _check_label_options(self) -> None:
         """Those of the other kind of update are refused, not ignored."""
         update = self.labels.update
-        other = "epoch" if update == "exact" else "exact"
-        for key in OPTIONS_OF[other]:
+        about: dict[str, list[str]] = {}
+        for other, keys in OPTIONS_OF.items():
+            for key in keys:
+                about.setdefault(key, []).append(other)
+        for key, others in about.items():
             value = getattr(self.labels, key)
-            if value != getattr(LabelConfig, key):
+            if update not in others and value != getattr(LabelConfig, key):
                 raise InputError(
-                    f"labels.{key}={value} is about labels.update={other}, and labels.update is {update}; leave it out"
+                    f"labels.{key}={value} is about labels.update={' and '.join(others)}, and labels.update is "
+                    f"{update}; leave it out"
                 )
 
     def _check_method(self) -> None:

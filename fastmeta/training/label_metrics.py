@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.losses import Labels
+from fastmeta.losses import Labels, read_out
 
 _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
 
@@ -15,15 +15,13 @@ _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
 def learned_labels(labels: Labels) -> dict[str, Tensor]:
     """Per training row, on the labels' device: learned class, its probability, that of the given class, entropy.
 
-    The learned class is the one that leads. Where none leads alone it is the given one: class labels whose alpha has
-    passed (C-1)/C hold all other classes equal, which says that the given class is wrong and not which one is right.
+    The learned class is :func:`fastmeta.losses.read_out`, by the labels' own margin.
     """
     parts = []
     for rows in torch.arange(len(labels), device=labels.targets.device).split(_ROWS):
         p, given = labels.probs(rows), labels.targets[rows]
         at_given = p.gather(1, given[:, None]).squeeze(1)
-        top, learned = p.max(1, keepdim=True)
-        learned = torch.where((p == top).sum(1) > 1, given, learned.squeeze(1))
+        learned = read_out(p, given, labels.margin)
         at_learned = p.gather(1, learned[:, None]).squeeze(1)
         parts.append((learned, at_learned, at_given, torch.special.entr(p).sum(1)))
     names = ("learned", "probability", "given_probability", "entropy")

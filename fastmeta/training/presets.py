@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from fastmeta.data import Features, InputError, Source, Splits
+from fastmeta.posterior import FOLDS, MARGIN
 from fastmeta.training.config import DataConfig, LabelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ CLEAN_STEPS, CLEAN_LR = 10, 0.02
 #: clean rows in all of them, as a share of the training rows: labels then cost 2.5 times plain training at most
 MOST_CLEAN = 0.8
 
+#: of labels that are estimated: clean steps of a copy, least samples of a step, and share of the prediction
+POSTERIOR_STEPS, LEAST_CLEAN_BATCH, MIX = 30, 16, 0.3
+
 #: torch's own of AdamW; the presets' are of SGD
 ADAMW_LR, ADAMW_WEIGHT_DECAY = 1e-3, 1e-2
 
@@ -114,7 +118,9 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     )
     labels = replace(config.labels, target_prob=_or(config.labels.target_prob, preset.target_prob))
     epochs = _or(config.epochs, preset.epochs)
-    if labels.update == "epoch":
+    if labels.update == "posterior":
+        labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)
+    elif labels.update == "epoch":
         labels = _of_epochs(labels, config.method_class(), data.meta_batch_size or 1, len(splits.train), epochs)
     else:
         assert optim.lr is not None
@@ -161,6 +167,22 @@ def _of_epochs(labels: LabelConfig, method: type[Method], clean_rows: int, train
         eta=_or(labels.eta, method.default_eta()),
         warmup_epochs=warmup,
     )
+
+
+def _of_posterior(labels: LabelConfig, clean_rows: int, train_rows: int, epochs: int) -> LabelConfig:
+    """Labels that are estimated every few epochs, from `clean_rows` in all."""
+    labels = replace(
+        labels,
+        steps=_or(labels.steps, POSTERIOR_STEPS),
+        clean_lr=_or(labels.clean_lr, CLEAN_LR),
+        warmup_epochs=_or(labels.warmup_epochs, max(1, round(epochs / 10))),
+        every=_or(labels.every, max(1, round(epochs / 10))),
+        mix=_or(labels.mix, MIX),
+        margin=_or(labels.margin, MARGIN),
+    )
+    estimates = sum(labels.moves_after(epoch, epochs) for epoch in range(1, epochs + 1))
+    most = int(MOST_CLEAN * train_rows * epochs / (estimates * FOLDS * (labels.steps or 1)))
+    return replace(labels, clean_batch=_or(labels.clean_batch, min(clean_rows, max(LEAST_CLEAN_BATCH, most))))
 
 
 def check_options(config: TrainConfig, source: Source) -> None:

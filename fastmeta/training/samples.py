@@ -32,6 +32,16 @@ class PoolSamples:
         for rows, x in zip(batches, samples, strict=True):
             yield x, rows.to(data.device)
 
+    @property
+    def clean_targets(self) -> Tensor:
+        return self._data.targets[self._data.train_size :]
+
+    def clean_rows(self, rows: Tensor) -> Any:
+        data = self._data
+        rows = rows.to("cpu" if data.source.rows_on_host else data.device) + data.train_size
+        (x,) = data.source.read([rows], data.device)
+        return x
+
     def clean(self, count: int) -> Iterator[tuple[Any, Tensor]]:
         data, begin = self._data, (self.epoch - 1) * count
         batches = [self._clean(number) + data.train_size for number in range(begin, begin + count)]

@@ -12,7 +12,11 @@ from fastmeta.data import InputError
 from fastmeta.training.values import LARGEST_RATE, at_least, check_types, positive, within
 
 #: of the table [labels], by labels.update
-OPTIONS_OF = {"exact": ("label_lr", "lookahead", "tangent"), "epoch": ("steps", "clean_lr", "eta", "warmup_epochs")}
+OPTIONS_OF = {
+    "exact": ("label_lr", "lookahead", "tangent"),
+    "epoch": ("steps", "clean_lr", "eta", "warmup_epochs"),
+    "posterior": ("steps", "clean_lr", "clean_batch", "warmup_epochs", "every", "mix", "trust", "margin"),
+}
 MOST_THREADS = 1024
 
 
@@ -59,9 +63,10 @@ class OptimConfig:
 class LabelConfig:
     """How labels start and move."""
 
-    update: Literal["exact", "epoch"] = "exact"
+    update: Literal["exact", "epoch", "posterior"] = "exact"
     """exact: in each step, by the meta-gradient of that step; epoch: at the end of each epoch, by how a few steps
-    on clean samples move the logits, between plain steps."""
+    on clean samples move the logits, between plain steps; posterior: every few epochs, estimated anew from
+    predictions of copies that a few clean steps have moved, and from how given labels err."""
     target_prob: float | None = None
     """Probability of the given class at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -74,16 +79,28 @@ class LabelConfig:
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
     """How the logit tangent is computed; auto goes by the model's layers."""
     steps: int | None = None
-    """Update epoch: clean steps at the end of an epoch, data.meta_batch_size samples each; by default 10, and no
-    more than cost what labels without them do."""
+    """Updates epoch and posterior: clean steps of a copy, by default 10 of data.meta_batch_size samples for epoch,
+    and no more than cost what labels without them do; 30 for posterior."""
     clean_lr: float | None = None
-    """Update epoch: learning rate of the clean steps; it follows the schedule. By default 0.02."""
+    """Updates epoch and posterior: learning rate of the clean steps, by default 0.02; for epoch it follows the
+    schedule."""
+    clean_batch: int | None = None
+    """Update posterior: most samples of a clean step; by default such that clean steps cost 0.8 of plain training."""
     eta: float | None = None
     """Update epoch: how far labels move, as a share of how far the clean steps move the logits.
     By default 0.3 for instance labels and 0.03 for class labels."""
     warmup_epochs: int | None = None
-    """Update epoch: epochs before labels move for the first time, in which the network is trained on the given ones,
-    smoothed by 0.1; by default a tenth of the run."""
+    """Updates epoch and posterior: epochs before labels move for the first time, in which the network is trained on
+    the given ones, smoothed by 0.1; by default a tenth of the run."""
+    every: int | None = None
+    """Update posterior: epochs from one estimate to the next; by default a tenth of the run."""
+    mix: float | None = None
+    """Update posterior: share of the labels that is the prediction by the sample alone; by default 0.3."""
+    trust: float | None = None
+    """Update posterior: weight of the given labels beside the samples; by default by the accuracy on clean samples."""
+    margin: float | None = None
+    """Update posterior: how many times as probable as the given class another one must be to be read in its place;
+    by default 2."""
 
     def __post_init__(self) -> None:
         if (rate := as_real(self.lookahead)) is not None:
@@ -95,6 +112,11 @@ class LabelConfig:
         positive("labels.clean_lr", self.clean_lr)
         positive("labels.eta", self.eta)
         at_least("labels.warmup_epochs", self.warmup_epochs, 0)
+        at_least("labels.clean_batch", self.clean_batch, 1)
+        at_least("labels.every", self.every, 1)
+        within("labels.mix", self.mix, 0, 1)
+        within("labels.trust", self.trust, 0, math.inf, high_open=True)
+        within("labels.margin", self.margin, 1, math.inf, high_open=True)
         if self.lookahead not in (None, "sgd", "optimizer"):
             try:
                 rate = float(self.lookahead)
@@ -111,8 +133,11 @@ class LabelConfig:
         return "labels.label_lr" if self.update == "exact" else "labels.eta"
 
     def moves_after(self, epoch: int, epochs: int) -> bool:
-        """Whether labels that move once an epoch do so behind number `epoch`, from 1 on, of `epochs`; resolved."""
-        return max(1, self.warmup_epochs or 0) <= epoch < epochs
+        """Whether labels that move between epochs do so behind number `epoch`, from 1 on, of `epochs`; resolved."""
+        first = max(1, self.warmup_epochs or 0)
+        if self.update == "posterior":  # behind the last one too, for the labels that are read
+            return epoch == epochs or (epoch >= first and (epoch - first) % (self.every or 1) == 0)
+        return first <= epoch < epochs
 
     @property
     def lookahead_choice(self) -> Any:

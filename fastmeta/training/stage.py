@@ -17,6 +17,7 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
+from fastmeta.posterior import FOLDS
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.context import StageContext
 from fastmeta.training.device import memory_format
@@ -180,9 +181,12 @@ class Stage:
     @property
     def steps_per_move(self) -> float:
         """What such a move costs, in steps on a batch: by counted forwards, a step being three of each row."""
-        rows = self.last_row - self.first
-        clean = (self.config.labels.steps or 0) * self.meta_sampler.batch_size
-        return (2 * rows + 3 * clean) / (3 * self.sampler.batch_size)
+        rows, labels = self.last_row - self.first, self.config.labels
+        if labels.update == "posterior":
+            forwards = FOLDS * (rows + 3 * (labels.steps or 0) * (labels.clean_batch or 0)) + self.data.meta_size
+        else:
+            forwards = 2 * rows + 3 * (labels.steps or 0) * self.meta_sampler.batch_size
+        return forwards / (3 * self.sampler.batch_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -291,7 +295,7 @@ class Stage:
                 f"at the end of epoch {self.epoch} some test samples have logits that are not finite: they count as "
                 "wrong, and nll and ece are null"
             )
-        if isinstance(self.method.labels, Labels):
+        if isinstance(self.method.labels, Labels) and self.config.labels.update != "posterior":
             warnings += self.health.look(
                 self.method.labels,
                 self.config.labels.target_prob or 0.0,

@@ -152,7 +152,9 @@ def test_options_of_exact_steps_are_refused(changes, message):
 @pytest.mark.parametrize("options", [{"steps": 3}, {"eta": 0.1}, {"clean_lr": 0.1}, {"warmup_epochs": 1}])
 def test_options_of_epochs_are_refused_with_exact_steps(options):
     (name,) = options
-    with pytest.raises(InputError, match=f"labels.{name}=.* is about labels.update=epoch, and labels.update is exact"):
+    with pytest.raises(
+        InputError, match=f"labels.{name}=.* is about labels.update=epoch.*, and labels.update is exact"
+    ):
         TrainConfig(labels=LabelConfig(**options))
 
 
