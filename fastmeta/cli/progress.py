@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
+from fastmeta.data import PILOT
 from fastmeta.report.result_table import percent, plain, result_table, title
 from fastmeta.training.listener import Listener
 from fastmeta.training.outlook import (
@@ -103,6 +104,9 @@ class ConsoleListener(Listener):
 
     def _tell_end(self, stage: Stage, config: TrainConfig, now: float) -> None:
         """Once, in the first minute: when all of it will be done, and what would be sooner where that is far off."""
+        if stage.name == PILOT:  # whose steps are others, and few
+            self._began = now
+            return
         if self._first is None:  # which chooses the tangent and fills caches
             self._first = stage.step, now
         steps, seconds = stage.step - self._first[0], now - self._first[1]
@@ -141,6 +145,9 @@ class ConsoleListener(Listener):
             figures += f" labels {percent(record['label_accuracy'])}%"
         elif record.get("labels_changed") is not None:
             figures += f" changed {record['labels_changed']:,}"
+        if record.get("canaries_put_right") is not None:
+            figures += f" canaries +{percent(record['canaries_put_right'], 0)}"
+            figures += f" −{percent(record['canaries_spoiled'], 0)}%"
         if self._progress is not None:
             self._progress.update(self._task, figures=figures)
         else:

@@ -4,7 +4,7 @@ from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.given import DATA_FORMS, as_dataset, is_data
 from fastmeta.data.images import TrainBatches, Transform, load_batch
-from fastmeta.data.pool import Pool
+from fastmeta.data.pool import PILOT, Pool
 from fastmeta.data.resident import Features, Images
 from fastmeta.data.sampler import EpochSampler
 from fastmeta.data.seeds import derived_seed
@@ -15,6 +15,7 @@ from fastmeta.data.stream import Stream
 
 __all__ = [
     "DATA_FORMS",
+    "PILOT",
     "Dataset",
     "EpochSampler",
     "Features",

@@ -15,11 +15,23 @@ from fastmeta.data.resident import Features, Images
 from fastmeta.data.source import Source
 
 #: what an .npz file or a mapping of arrays may hold; other names are left alone
-FIELDS = ("x_train", "y_train", "y_true", "x_meta", "y_meta", "meta_index", "x_test", "y_test", "class_names")
+FIELDS = (
+    "x_train",
+    "y_train",
+    "y_true",
+    "x_meta",
+    "y_meta",
+    "y_meta_given",
+    "meta_index",
+    "x_test",
+    "y_test",
+    "class_names",
+)
 #: what the kernels are tested for
 MOST_CLASSES = 65536
 #: labels -> the images that they are of
 _LABELS_OF = {"y_train": "x_train", "y_true": "x_train", "y_meta": "x_meta", "y_test": "x_test"}
+_LABELS = (*_LABELS_OF, "y_meta_given")
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Dataset:
 
     Build it with :meth:`from_arrays` or :meth:`from_sources`, which check everything. `y_true` are the right labels of
     the training rows where somebody knows them; they are for measuring alone and never reach training. The clean meta
-    set is either `meta` or the rows `meta_index` of the training set, or absent.
+    set is either `meta` or the rows `meta_index` of the training set, or absent; `meta_given` are the labels that its
+    rows had before somebody checked them, where those are known.
     """
 
     name: str
@@ -41,6 +54,7 @@ class Dataset:
     test: Source | None = None
     #: names beside `FIELDS` that look as if they were meant for one of them
     unused: tuple[str, ...] = ()
+    meta_given: np.ndarray | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], *, name: str = "arrays") -> Dataset:
@@ -59,7 +73,7 @@ class Dataset:
         names = texts(found.pop("class_names"), f"{name}: class_names") if "class_names" in found else None
         given = {k: as_array(value, f"{name}: {k}") for k, value in found.items()}
         check_forms(name, given, known=lambda: names_in(arrays))
-        labels = {k: class_numbers(given[k].reshape(-1), f"{name}: {k}") for k in _LABELS_OF if k in given}
+        labels = {k: class_numbers(given[k].reshape(-1), f"{name}: {k}") for k in _LABELS if k in given}
         class_names, num_classes = _classes(name, names, labels)
 
         def part(x: str, y: str) -> Source | None:
@@ -81,6 +95,7 @@ class Dataset:
             meta_index=_meta_index(name, given.get("meta_index"), len(train)),
             test=part("x_test", "y_test"),
             unused=strays(arrays),
+            meta_given=labels.get("y_meta_given"),
         )
 
     @classmethod
@@ -94,6 +109,7 @@ class Dataset:
         class_names: tuple[str, ...] | None = None,
         y_true: np.ndarray | None = None,
         meta_index: np.ndarray | None = None,
+        meta_given: np.ndarray | None = None,
     ) -> Dataset:
         """The same of sources of any kind. InputError where they do not fit each other."""
         labels = {"y_train": train.targets}
@@ -104,6 +120,10 @@ class Dataset:
             labels["y_true"] = y_true
         if meta is not None and meta_index is not None:
             raise InputError(f"{name}: both 'meta' and 'meta_index' name a clean set; keep one of them")
+        if meta_given is not None:
+            clean = meta.targets if meta is not None else meta_index
+            _check_meta_given(name, meta_given.shape[0], None if clean is None else len(clean))
+            labels["y_meta_given"] = meta_given
         for word, source in (("meta", meta), ("test", test)):
             shapes = [] if source is None else [source.input_shape, train.input_shape]
             if shapes and None not in shapes and shapes[0] != shapes[1]:
@@ -111,7 +131,8 @@ class Dataset:
                     f"{name}: {word} has samples of shape {shapes[0]}, train of {shapes[1]}; bring all to one shape"
                 )
         names, num_classes = _classes(name, class_names or train.class_names, labels)
-        return cls(name, train, num_classes, names, y_true, meta, _meta_index(name, meta_index, len(train)), test)
+        rows = _meta_index(name, meta_index, len(train))
+        return cls(name, train, num_classes, names, y_true, meta, rows, test, meta_given=meta_given)
 
 
 def strays(names: Iterable[Any], taken: Collection[str] = ()) -> tuple[str, ...]:
@@ -184,6 +205,23 @@ def check_forms(name: str, given: Mapping[str, Form], *, known: Callable[[], str
             )
         if index.shape[0] > size:
             raise InputError(f"{name}: meta_index names {index.shape[0]} rows, x_train has {size}")
+
+    if "y_meta_given" in given:
+        _check_labels(name, "y_meta_given", given["y_meta_given"])
+        clean_set = given.get("y_meta", given.get("meta_index"))
+        count = None if clean_set is None else clean_set.shape[0]
+        _check_meta_given(name, given["y_meta_given"].shape[0], count)
+
+
+def _check_meta_given(name: str, count: int, clean: int | None) -> None:
+    """InputError unless there are as many labels from before as clean rows."""
+    if clean is None:
+        raise InputError(
+            f"{name}: y_meta_given, what the clean rows' labels were before, comes without them; give x_meta and "
+            "y_meta, or meta_index"
+        )
+    if count != clean:
+        raise InputError(f"{name}: y_meta_given has {count} labels for {clean} clean rows; give one for each, in order")
 
 
 def _one_sample(x: Form) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ DATA_FORMS = (
     "a mapping of arrays, such as {'x_train': ..., 'y_train': ...}, a map-style data set of (x, y) or a "
     "fastmeta.data.Dataset"
 )
-_BESIDE = ("y_true", "meta_index", "class_names")
+_BESIDE = ("y_true", "meta_index", "y_meta_given", "class_names")
 
 
 def is_data(value: Any) -> bool:
@@ -39,7 +39,7 @@ def as_dataset(value: Any, name: str = "arrays") -> Dataset:
     Args:
         value: a Dataset; a mapping of arrays as an npz file has them; one map-style torch data set of (x, y), or a
             :class:`Source`, to train on; or a mapping of such by ``train``, ``meta`` and ``test``, with ``y_true``,
-            ``meta_index`` and ``class_names`` beside them.
+            ``meta_index``, ``y_meta_given`` and ``class_names`` beside them.
 
     Raises:
         InputError: anything else, or parts that do not fit each other.
@@ -59,10 +59,15 @@ def as_dataset(value: Any, name: str = "arrays") -> Dataset:
     beside = {key: value[key] for key in _BESIDE if value.get(key) is not None}
     names = texts(beside["class_names"], f"{name}: class_names") if "class_names" in beside else None
     numbers = {
-        k: class_numbers(as_array(beside[k], f"{name}: {k}"), f"{name}: {k}") for k in _BESIDE[:2] if k in beside
+        k: class_numbers(as_array(beside[k], f"{name}: {k}"), f"{name}: {k}") for k in _BESIDE[:3] if k in beside
     }
     return Dataset.from_sources(
-        name, **parts, class_names=names, y_true=numbers.get("y_true"), meta_index=numbers.get("meta_index")
+        name,
+        **parts,
+        class_names=names,
+        y_true=numbers.get("y_true"),
+        meta_index=numbers.get("meta_index"),
+        meta_given=numbers.get("y_meta_given"),
     )
 
 

@@ -1,4 +1,4 @@
-"""All parts of a split as a run trains on them, clean rows behind the training rows."""
+"""All parts of a split as a run trains on them: training rows, canaries behind them, then clean rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from torch import Tensor
 from fastmeta.data.source import Settings, Source
 from fastmeta.data.splits import Splits
 
+#: the run that finds out how the given labels are wrong, before canaries get wrong ones
+PILOT = "pilot"
+
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows [0, train_size) of `source` are train, those behind them clean; labels lie on `device`."""
+    """Rows [0, train_size) of `source` are train, then come the canaries, then clean rows; labels lie on `device`.
+
+    So the number of a training row is the same whether there are canaries or not.
+    """
 
     source: Source
-    targets: Tensor  # (train + meta,) int64, given
+    targets: Tensor  # (train + canaries + meta,) int64, given; the right ones of canaries
     y_true: Tensor | None  # (train,) int64
     train_size: int
+    canary_size: int
     meta_size: int
     test: tuple[Source, Tensor] | None  # samples, targets
     num_classes: int
@@ -34,22 +41,43 @@ class Pool:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
         train, meta, test = splits.train, splits.meta, splits.test
-        source = train.source.join(meta.source).placed(settings, device, len(train))
+        clean = [meta] if splits.canaries is None else [splits.canaries, meta]
+        behind = meta.source if splits.canaries is None else splits.canaries.source.join(meta.source)
+        source = train.source.join(behind).placed(settings, device, len(train))
         return cls(
             source=source,
-            targets=torch.cat([to(train.y), to(meta.y)]),
+            targets=torch.cat([to(part.y) for part in (train, *clean)]),
             y_true=None if train.y_true is None else to(train.y_true),
             train_size=len(train),
+            canary_size=0 if splits.canaries is None else len(splits.canaries),
             meta_size=len(meta),
             test=None if test is None else (test.source.placed(settings, device, None, source), to(test.y)),
             num_classes=splits.num_classes,
             device=device,
         )
 
+    @property
+    def clean_start(self) -> int:
+        """The first clean row, which is one past the last row that a method trains on."""
+        return self.train_size + self.canary_size
+
     def rows(self, run: str) -> tuple[int, int]:
-        """First and one past the last row that a run trains on: union and clean are baselines, all else is train."""
-        end = self.train_size + self.meta_size
-        return {"union": (0, end), "clean": (self.train_size, end)}.get(run, (0, self.train_size))
+        """First and one past the last row that a run trains on.
+
+        The baselines union and clean have all clean rows, which canaries were, too; noisy and the pilot have the
+        training rows alone. All else is a method, which has training rows and canaries.
+        """
+        end, train = self.clean_start + self.meta_size, self.train_size
+        of_fixed = {"union": (0, end), "clean": (train, end), "noisy": (0, train), PILOT: (0, train)}
+        return of_fixed.get(run, (0, self.clean_start))
+
+    def given(self, run: str, of_canaries: np.ndarray | None) -> Tensor:
+        """The labels that a run trains on: the right ones of canaries, unless it is told others."""
+        first, last = self.rows(run)
+        given = self.targets[first:last]
+        if of_canaries is None:
+            return given
+        return torch.cat([given[: self.train_size], torch.from_numpy(of_canaries).to(given.device)])
 
     def few(self, count: int) -> Any:
         """Network input of the first `count` samples, as they are measured."""

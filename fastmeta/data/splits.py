@@ -1,4 +1,7 @@
-"""Train, meta and test parts of a data set: the clean set leaves the training set, noise falls on what remains."""
+"""Train, meta and test parts of a data set: the clean set leaves the training set, noise falls on what remains.
+
+Some rows of a large clean set become canaries: they are trained on beside the training rows, and are no part of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastmeta._text import printable
+from fastmeta.data.canary_rows import Chosen, choose, how_many
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.noise import corrupt, parse
@@ -49,18 +53,27 @@ class Splits:
     noise: str
     noise_rate: float | None  # share of wrong given labels in train, None where nobody knows
     notes: tuple[str, ...]
+    canaries: Part | None = None  # y: their right labels
+    chosen: Chosen | None = None  # what is known of the canaries before training
+    no_canaries: str = ""  # why there are none, where that is not the config's doing
 
     def fingerprint(self) -> str:
         """Changes when any sample or label of any part does: a resumed run must see the data that it began with."""
-        parts = [part for part in (self.train, self.meta, self.test) if part is not None]
-        return digest_of(*(v for part in parts for v in (part.source.fingerprint(), part.y, part.row)))
+        parts = [part for part in (self.train, self.canaries, self.meta, self.test) if part is not None]
+        before = [self.chosen.given] if self.chosen is not None and self.chosen.given is not None else []
+        return digest_of(*(v for part in parts for v in (part.source.fingerprint(), part.y, part.row)), *before)
 
 
-def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, seed: int = 0) -> Splits:
+def split(
+    data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, seed: int = 0, canaries: str = "off"
+) -> Splits:
     """Take the clean set out of train, or hold out a class-balanced `meta_fraction` of train, then corrupt the rest.
 
+    `canaries` says how many clean rows become canaries: auto, off or a number.
+
     Raises:
-        InputError: an image of the meta set that also stands in train, a part that ends up empty, an unknown noise.
+        InputError: an image of the meta set that also stands in train, a part that ends up empty, an unknown noise, a
+            number of canaries that cannot be had.
     """
     parse(noise)
     rows, targets = np.arange(len(data.train)), data.train.targets
@@ -113,9 +126,11 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
         notes.append(
             f"the clean set has no {one} of {len(absent)} class(es): {_some(absent)}; it learns from the others"
         )
+    clean = meta
+    meta, canary_part, chosen, no_canaries = _with_canaries(data, meta, given, canaries, seed)
     test = None if data.test is None else Part(data.test, data.test.targets, np.arange(len(data.test)))
     if test is not None:
-        looked_at = [source.digests() for source in (data.train, meta.source, test.source)]
+        looked_at = [source.digests() for source in (data.train, clean.source, test.source)]
         if all(found is not None for found in looked_at):
             train_digests, meta_digests, test_digests = (list(found or ()) for found in looked_at)
             seen = {*train_digests, *meta_digests}
@@ -134,7 +149,27 @@ def split(data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, see
         noise=noise,
         noise_rate=None if y_true is None else float((given != y_true).mean()),
         notes=tuple(notes),
+        canaries=canary_part,
+        chosen=chosen,
+        no_canaries=no_canaries,
     )
+
+
+def _with_canaries(
+    data: Dataset, meta: Part, given: np.ndarray, wanted: str, seed: int
+) -> tuple[Part, Part | None, Chosen | None, str]:
+    """The clean set without the canaries, these, what is known of them, and why there are none."""
+    count, why = how_many(wanted, meta.y)
+    if not count:
+        return meta, None, None, why
+    before = data.meta_given
+    chosen = choose(count, meta.y, before, given, data.num_classes, seed)
+    rest = np.setdiff1d(np.arange(len(meta)), chosen.rows)
+
+    def part(rows: np.ndarray) -> Part:
+        return Part(meta.source.take(rows), meta.y[rows], meta.row[rows])
+
+    return part(rest), part(chosen.rows), chosen, ""
 
 
 def held_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -121,8 +121,8 @@ class Method(ABC):
     uses_meta_batch: bool = False
     #: does it learn the labels of the training set? Then `labels` holds them, and they are a result of the run
     learns_labels: ClassVar[bool] = False
-    #: which of the trainer's options it follows, of compile, approx, micro_batch and labels.update; a run with another
-    #: is refused
+    #: which of the trainer's options it follows, of compile, approx, micro_batch, labels.update and labels.canaries; a
+    #: run with another is refused. With canaries, `labels` are those of fastmeta, and :meth:`hold_labels` is there
     supports: ClassVar[frozenset[str]] = frozenset()
     #: the learned labels, once :meth:`setup` has made them
     labels: Any = None
@@ -141,6 +141,10 @@ class Method(ABC):
 
     def end_epoch(self, samples: Samples) -> None:  # noqa: B027 (nothing to do by default)
         """Behind the last step of each epoch, before anything is measured or saved."""
+
+    def hold_labels(self) -> None:
+        """From here on labels stay as they are: called once at most, behind an epoch or before the first step."""
+        raise NotImplementedError(f"{type(self).__name__} has no hold_labels(), which labels.canaries needs")
 
     @abstractmethod
     def predictor(self) -> nn.Module:

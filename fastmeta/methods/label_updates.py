@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from fastmeta.data.seeds import derived_seed
 from fastmeta.losses import InstanceLabels, Labels
 from fastmeta.meta import EpochLookahead, MetaStep
 from fastmeta.meta.epoch import EpochResult
 from fastmeta.methods.base import Batch, Context, Outcome, Samples
-from fastmeta.methods.plain_step import PlainStep
+from fastmeta.methods.held_labels import HeldLabelsStep
 from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 #: share that all classes have alike of the given labels that a network is warmed up on
@@ -40,6 +40,10 @@ class Updates(ABC):
 
     def end_epoch(self, samples: Samples) -> None:  # noqa: B027 (nothing to do by default)
         """Behind the last step of an epoch."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """Labels stay as they are from here on, and steps are plain ones."""
 
     def stateful(self) -> Mapping[str, Any]:
         return {}
@@ -77,8 +81,15 @@ class ExactUpdates(Updates):
             micro_batch=config.micro_batch,
         )
         self.meta_step.on_warning = warnings.append
+        self._make_held = partial(HeldLabelsStep, context, model, labels, optimizer)
+        self._held: HeldLabelsStep | None = None
+
+    def hold(self) -> None:
+        self._held, self.uses_meta_batch = self._make_held(), False
 
     def step(self, batch: Batch) -> Outcome:
+        if self._held is not None:
+            return self._held(batch)
         assert batch.meta is not None
         r = self.meta_step((batch.x, batch.index), batch.meta)
         return Outcome(
@@ -110,8 +121,7 @@ class BetweenEpochs(Updates):
         warnings: list[str],
     ) -> None:
         self.config, self.labels, self.optimizer, self.warnings = context.config, labels, optimizer, warnings
-        self.network_input = context.network_input
-        self.plain_step = PlainStep(model, optimizer, self.config.micro_batch)
+        self.held_step, self.held = HeldLabelsStep(context, model, labels, optimizer), False
         self.epochs_done = 0
         self.prepare(model)
 
@@ -119,28 +129,16 @@ class BetweenEpochs(Updates):
         """Make what moves the labels."""
 
     def step(self, batch: Batch) -> Outcome:
-        n, index = len(batch.index), batch.index
         warming = self.epochs_done < self.config.labels.warmup_epochs
-        entropy: list[Tensor] = []
+        return self.held_step(batch, SMOOTHED if warming else None)
 
-        def backward(logits: Tensor, rows: slice) -> Tensor:
-            if warming:
-                entropy.append(torch.special.entr(self.labels.probs(index[rows])).sum(1))
-                targets = self.labels.given(index[rows])
-                part = cross_entropy(logits, targets, label_smoothing=SMOOTHED, reduction="sum") / n
-                part.backward()
-                return part.detach()
-            terms = self.labels.batch_loss(logits.detach(), index[rows])
-            logits.backward(terms.v / n)
-            entropy.append(terms.entropy)
-            return terms.loss.sum() / n
-
-        outcome = self.plain_step(self.network_input(batch.x), n, backward)
-        return Outcome(*outcome, entropy=torch.cat(entropy) if len(entropy) > 1 else entropy[0])
+    def hold(self) -> None:
+        self.held = True
 
     def end_epoch(self, samples: Samples) -> None:
         self.epochs_done = samples.epoch
-        self.move(samples if self.config.labels.moves_after(samples.epoch, self.config.epochs) else None)
+        due = not self.held and self.config.labels.moves_after(samples.epoch, self.config.epochs)
+        self.move(samples if due else None)
 
     @abstractmethod
     def move(self, samples: Samples | None) -> None:

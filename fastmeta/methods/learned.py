@@ -19,7 +19,9 @@ class LearnedLabels(Method):
 
     uses_meta_batch = True
     learns_labels: ClassVar[bool] = True
-    supports: ClassVar[frozenset[str]] = frozenset({"compile", "approx", "micro_batch", "labels.update"})
+    supports: ClassVar[frozenset[str]] = frozenset(
+        {"compile", "approx", "micro_batch", "labels.update", "labels.canaries"}
+    )
     family: ClassVar[type[InstanceLabels] | type[ClassLabels]]
     labels: InstanceLabels | ClassLabels
 
@@ -46,6 +48,10 @@ class LearnedLabels(Method):
 
     def end_epoch(self, samples: Samples) -> None:
         self.updates.end_epoch(samples)
+
+    def hold_labels(self) -> None:
+        self.updates.hold()
+        self.uses_meta_batch = self.updates.uses_meta_batch
 
     def figures(self) -> Mapping[str, Any]:
         return self.updates.figures()

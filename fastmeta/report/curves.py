@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastmeta.data import PILOT
 from fastmeta.report.result_table import title
 from fastmeta.report.style import axes_of, legend, line, target
 
@@ -24,7 +25,7 @@ def accuracy(metrics: Mapping[str, Lines]) -> Figure | None:
     """Test accuracy of each stage."""
     figure, axes = axes_of("epoch", "test accuracy, %", "Test accuracy")
     drawn = False
-    for number, (name, lines) in enumerate(metrics.items()):
+    for number, (name, lines) in enumerate((name, lines) for name, lines in metrics.items() if name != PILOT):
         epochs, values = series(lines, "test_accuracy", 100)
         if epochs:
             drawn = True

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastmeta._text import printable
+from fastmeta.data import PILOT
+from fastmeta.training.canaries import in_words
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -15,6 +17,7 @@ TITLES = {
     "instance_labels": "instance labels",
     "class_labels": "class labels",
     "onehot": "fixed labels",
+    PILOT: "pilot",
     "noisy": "fixed: given",
     "union": "fixed: given+clean",
     "clean": "fixed: clean",
@@ -118,5 +121,9 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"
             + (f" ({', '.join(shown)})" if shown else "")
         )
+    if told := summary.get("canaries"):
+        how = {"before": "labels of before they were checked", "drawn": "wrong labels drawn as noise falls here"}
+        count = told["put_right"]["rows"] + told["spoiled"]["rows"]
+        lines.append(f"by {count:,} canaries ({how.get(told['origin'], told['origin'])}): {in_words(told)}")
     lines += [f"failed: {f['failed']}" for f in summary["baselines"].values() if f.get("failed")]
     return lines

@@ -82,6 +82,8 @@ class TrainConfig:
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints, which are taken at the end of an epoch."""
+    force: bool = False
+    """Hand out learned labels even where canaries say that they are worse than the given ones."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -158,6 +160,11 @@ class TrainConfig:
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
                 "none; leave it out"
             )
+        if self.labels.canaries not in ("auto", "off") and not self.can_have_canaries:
+            raise InputError(
+                f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "
+                "has none that are kept by them; leave it out"
+            )
         try:
             method.check(self)
         except ValueError as error:
@@ -171,6 +178,12 @@ class TrainConfig:
             return method_class(self.method)
         except ValueError as error:
             raise InputError(error if str(error).startswith("method ") else f"method: {error}") from error
+
+    @property
+    def can_have_canaries(self) -> bool:
+        """Whether the method learns labels that the trainer can look at and hold."""
+        method = self.method_class()
+        return method.learns_labels and "labels.canaries" in method.supports
 
     @property
     def approx_choice(self) -> str | None:

@@ -45,7 +45,8 @@ def dry_run(config: TrainConfig) -> str:
 def _describe(prepared: Prepared) -> str:
     splits, config = prepared.splits, prepared.config
     path = new_directory(config)
-    stages = [prepared.stage(name) for name in prepared.stages]
+    names = sorted(prepared.stages, key=lambda name: name != config.method)  # the method's own first
+    stages = [prepared.stage(name) for name in names]
     timed: dict[Any, float] = {}
     for stage in stages:  # all stages of one method cost the same
         if _kind(stage) not in timed:
@@ -62,9 +63,11 @@ def _describe(prepared: Prepared) -> str:
     test = "none" if splits.test is None else f"{len(splits.test):,}"
     labels = 0 if main.method.labels is None else sum(_size(b) for b in main.method.labels.buffers())
     parameters = sum(p.numel() for p in main.model.parameters())
+    about_canaries = prepared.about_canaries
     rows = [
         ("train", f"{len(splits.train):,} {splits.train.source.noun}{_shape(splits)}, wrong labels: {rate}"),
         ("clean", f"{len(splits.meta):,}"),
+        *([] if about_canaries is None else [("canaries", about_canaries.removeprefix("canaries: "))]),
         ("test", test),
         ("classes", f"{splits.num_classes}"),
         ("batches", _batches(main)),
@@ -146,7 +149,7 @@ def _kind(stage: Stage) -> type:
 
 
 def _batches(stage: Stage) -> str:
-    dropped = stage.data.train_size - stage.steps_per_epoch * stage.sampler.batch_size
+    dropped = stage.data.clean_start - stage.steps_per_epoch * stage.sampler.batch_size
     return (
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
         f"{stage.meta_sampler.batch_size} clean {stage.data.source.noun}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastmeta.losses import Labels
+from fastmeta.training.config import TrainConfig
 
 #: share of the summed learning rate after which the movement says where the labels will end (digits: to a factor of 2)
 EARLY = 0.3
@@ -27,6 +29,22 @@ def label_rate_to_blame(labels: Labels, rate: float, usual: float, name: str = "
     if share > 0.1:
         return f"{share:.0%} of the labels have run away to one class: lower {name}, now {rate:g}"
     return None
+
+
+def rate_to_lower(config: TrainConfig, labels: Any, batch_size: int) -> str:
+    """What to lower in a run of a resolved `config` that has diverged; waits for the device."""
+    optim, of_labels = config.optim, config.labels
+    exact = of_labels.update == "exact"
+    now = of_labels.label_lr if exact else of_labels.eta
+    if isinstance(labels, Labels) and now is not None:
+        assert optim.lr is not None
+        assert config.epochs is not None
+        usual = labels.default_eta
+        if exact:
+            usual = labels.default_label_lr(of_labels.lookahead_rate or optim.lr, batch_size, config.epochs)
+        if (why := label_rate_to_blame(labels, now, usual, of_labels.rate_name)) is not None:
+            return why
+    return f"lower optim.lr, now {optim.lr}"
 
 
 @dataclass

@@ -12,29 +12,39 @@ from fastmeta.losses import Labels, read_out
 _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
 
 
-def learned_labels(labels: Labels) -> dict[str, Tensor]:
-    """Per training row, on the labels' device: learned class, its probability, that of the given class, entropy.
+def learned_labels(labels: Labels, rows: range | None = None) -> dict[str, Tensor]:
+    """Of all rows or of those in `rows`, on the labels' device: learned class, its probability, that of the given
+    class, entropy.
 
     The learned class is :func:`fastmeta.losses.read_out`, by the labels' own margin.
     """
-    parts = []
-    for rows in torch.arange(len(labels), device=labels.targets.device).split(_ROWS):
-        p, given = labels.probs(rows), labels.targets[rows]
+    parts, margin = [], getattr(labels, "margin", 1.0)  # which labels of others need not have
+    wanted = range(len(labels)) if rows is None else rows
+    for index in torch.arange(wanted.start, wanted.stop, device=labels.targets.device).split(_ROWS):
+        p, given = labels.probs(index), labels.targets[index]
         at_given = p.gather(1, given[:, None]).squeeze(1)
-        learned = read_out(p, given, labels.margin)
+        learned = read_out(p, given, margin)
         at_learned = p.gather(1, learned[:, None]).squeeze(1)
         parts.append((learned, at_learned, at_given, torch.special.entr(p).sum(1)))
     names = ("learned", "probability", "given_probability", "entropy")
     return dict(zip(names, (torch.cat(part) for part in zip(*parts, strict=True)), strict=True))
 
 
-def label_figures(labels: Labels, y_true: Tensor | None) -> dict[str, Any]:
-    """One line's worth of figures. `y_true` (N,) or None; what depends on it is then None."""
-    table, given = learned_labels(labels), labels.targets
-    learned = table["learned"]
+def label_figures(labels: Labels, y_true: Tensor | None, size: int | None = None) -> dict[str, Any]:
+    """One line's worth of figures, of the first `size` rows: (N,), by default all.
+
+    `y_true` (N,) or None; what depends on it is then None.
+    """
+    size = len(labels) if size is None else size
+    table = learned_labels(labels, range(size))
+    figures = changes(labels.targets[:size], table["learned"], y_true)
+    return {**figures, "label_entropy_all": float(table["entropy"].double().mean())}
+
+
+def changes(given: Tensor, learned: Tensor, y_true: Tensor | None) -> dict[str, Any]:
+    """How `learned` classes (N,) differ from given ones; None for what nobody knows without `y_true`."""
     figures: dict[str, Any] = {
         "labels_changed": int((learned != given).sum()),
-        "label_entropy_all": float(table["entropy"].double().mean()),
         "label_accuracy": None,
         "labels_corrected": None,
         "labels_spoiled": None,

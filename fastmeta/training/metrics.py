@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import Source
+from fastmeta._numbers import as_real
+from fastmeta._text import shown
+from fastmeta.data import InputError, Source
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.evaluation import evaluation
 from fastmeta.meta import StepResult
@@ -89,6 +92,17 @@ def means(sums: dict[str, float], *, meta: bool, learned: bool) -> dict[str, flo
         figures["label_entropy"] = sums["entropy"] / rows if rows else None
         figures["label_grad_norm"] = sums["label_grad_norm"] / label_steps if label_steps else None
     return figures
+
+
+def own_figures(method: str, figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a method measures of itself, as numbers; InputError for what is none."""
+    found: dict[str, float | None] = {}
+    for name, value in figures.items():
+        number = None if value is None else as_real(value)
+        if value is not None and number is None:
+            raise InputError(f"method {method}: figure {shown(name)} must be a number or None, got {shown(value)}")
+        found[str(name)] = number
+    return found
 
 
 @torch.no_grad()

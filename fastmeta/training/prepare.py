@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from fastmeta.data import (
     DATA_FORMS,
+    PILOT,
     InputError,
     Pool,
     Settings,
@@ -28,11 +29,13 @@ from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
 from fastmeta.training import global_generators
 from fastmeta.training.build import build_model, inner_module, kind_of, with_other_weights
+from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import CUSTOM, TrainConfig
 from fastmeta.training.device import memory_format, pick_device
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.modes import wholly_in_eval
 from fastmeta.training.module_state import is_plain
+from fastmeta.training.pilot import pilot_epochs
 from fastmeta.training.presets import preset_noise, resolve
 from fastmeta.training.rundir.checkpoint import pack
 from fastmeta.training.rundir.files import new_digest
@@ -53,10 +56,14 @@ class Prepared:
     device: torch.device
     few: Any  # network input of a few training samples
     found: tuple[str, ...] = ()  # of the model, for `notes`
+    canaries: Canaries | None = None  # once their given labels are known
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return (self.config.method, *self.config.baseline_names())
+        """In this order: a pilot where canaries need one, the method, baselines."""
+        chosen = self.splits.chosen
+        pilot = (PILOT,) if chosen is not None and chosen.given is None else ()
+        return (*pilot, self.config.method, *self.config.baseline_names())
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -83,8 +90,19 @@ class Prepared:
         state = {k: v for k, v in self.initial.state_dict().items() if is_plain(v)}
         return new_digest(pack(state, {})).hexdigest()
 
+    @property
+    def about_canaries(self) -> str | None:
+        """One line on what they are, or on why there are none; None where the config has none."""
+        splits, config = self.splits, self.config
+        if splits.canaries is None:
+            return f"canaries: none, {splits.no_canaries}" if splits.no_canaries else None
+        how = "with the labels of before they were checked"
+        if PILOT in self.stages:
+            how = f"some with wrong labels, drawn from the noise that a pilot of {pilot_epochs(config)} epoch(s) finds"
+        return f"canaries: {len(splits.canaries):,} clean {splits.train.source.noun} are trained on, {how}"
+
     def stage(self, name: str) -> Stage:
-        return Stage(name, self.config, self.data, self.build)
+        return Stage(name, self.config, self.data, self.build, self.canaries if name == self.config.method else None)
 
     def build(self, name: str) -> nn.Module:
         """A network of a stage's own: "model" is a copy of the initial one, every other name has other weights."""
@@ -117,7 +135,13 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         dataset = as_dataset(data)
         config = replace(config, dataset=f"{CUSTOM}{dataset.name}")
     config = replace(config, dataset=type(config.dataset)(lasting_name(config.dataset)))
-    splits = split(dataset, noise=preset_noise(config), meta_fraction=config.data.meta_fraction, seed=config.seed)
+    splits = split(
+        dataset,
+        noise=preset_noise(config),
+        meta_fraction=config.data.meta_fraction,
+        seed=config.seed,
+        canaries=config.labels.canaries if config.can_have_canaries else "off",
+    )
     notes: tuple[str, ...] = ()
     if model is not None:
         model, notes = inner_module(model)
@@ -137,7 +161,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     bf16 = config.precision == "bf16"
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     notes += Trial(model, str(config.model), x, splits.num_classes, autocast, device, splits.train.source.noun)()
-    prepared = Prepared(config, splits, pool, model, device, x, notes)
+    prepared = Prepared(config, splits, pool, model, device, x, notes, Canaries.known(splits, config.seed))
     _check_layers(prepared)
     return prepared
 

@@ -116,7 +116,11 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         lr=_or(config.optim.lr, preset.lr if sgd else ADAMW_LR),
         weight_decay=_or(config.optim.weight_decay, preset.weight_decay if sgd else ADAMW_WEIGHT_DECAY),
     )
-    labels = replace(config.labels, target_prob=_or(config.labels.target_prob, preset.target_prob))
+    labels = replace(
+        config.labels,
+        target_prob=_or(config.labels.target_prob, preset.target_prob),
+        canaries="off" if splits.canaries is None else str(len(splits.canaries)),
+    )
     epochs = _or(config.epochs, preset.epochs)
     if labels.update == "posterior":
         labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)

@@ -15,11 +15,14 @@ import torch
 
 from fastmeta._text import reason
 from fastmeta._version import __version__
-from fastmeta.data import InputError
+from fastmeta.data import PILOT, InputError
 from fastmeta.meta import OutOfMemory
+from fastmeta.training.canaries import Canaries
+from fastmeta.training.canaries import in_words as told
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
+from fastmeta.training.pilot import noise_of
 from fastmeta.training.prepare import Prepared
 from fastmeta.training.rundir import checkpoint
 from fastmeta.training.rundir.files import (
@@ -152,6 +155,9 @@ class Session:
                     "the results will not be bitwise those of an unbroken run"
                 )
         self.done, self.labels, self.files = values["done"], values["labels"], values["files"]
+        if values["canaries"] is not None:
+            with reading_state(self._checkpoint):
+                self.prepared.canaries = Canaries.of_state(self.prepared.splits, values["canaries"])
         self.warnings = values["warnings"] + self.warnings
         self.metrics_bytes = values["metrics_bytes"]
         self.metrics_digest = check_metrics(self.path / METRICS, self.metrics_bytes, values["metrics_digest"])
@@ -194,6 +200,7 @@ class Session:
             "environment": self._environment(),
             "done": self.done,
             "labels": self.labels,
+            "canaries": None if self.prepared.canaries is None else self.prepared.canaries.state(),
             "files": self.files,
             "warnings": self.warnings,
             "metrics_bytes": self.metrics_bytes,
@@ -214,6 +221,8 @@ class Session:
         self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
         for note in prepared.notes:
             self._warn(note)
+        if (text := prepared.about_canaries) is not None:
+            self.listener.note(text)
         for name in prepared.stages:
             if name in self.done:
                 continue
@@ -224,13 +233,15 @@ class Session:
                     with closing(self.stage):
                         self._run_stage(self.stage)
                 except Diverged as error:
-                    if name == config.method:
+                    if name in (PILOT, config.method):
                         raise
                     # what it is compared with is worth having without it
                     self.done[name] = failed_summary(self.stage, str(error))
                     self._warn(f"{error}; this baseline has no figures, the run goes on")
                 with self._writing():
-                    if name == config.method:
+                    if name == PILOT:
+                        self._draw_canaries(self.stage)
+                    elif name == config.method:
                         self._keep_main(self.stage)
                     self.stage = None
                     self._save()
@@ -292,6 +303,16 @@ class Session:
 
     # -- results ------------------------------------------------------------------------------------------
 
+    def _draw_canaries(self, pilot: Stage) -> None:
+        """Wrong labels for some of them, from the noise that the pilot has found."""
+        splits = self.prepared.splits
+        assert splits.canaries is not None
+        try:
+            transition, shares = noise_of(pilot)
+        except FloatingPointError as error:
+            raise TrainingError(f"{pilot.name}: {error}: training has diverged; lower optim.lr") from error
+        self.prepared.canaries = Canaries.drawn(splits.canaries.y, transition, shares, self.prepared.config.seed)
+
     def _keep_main(self, stage: Stage) -> None:
         values: dict[str, Any] = {"model": self.prepared.config.model, "step": stage.step}
         # what only the forward keeps is beside the state_dict, where training has moved it: see module_state
@@ -300,6 +321,13 @@ class Session:
         tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
         write_atomically(self.path / "model.safetensors", checkpoint.pack(tensors, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
+        fate = self.labels["canaries"]
+        if fate is not None and fate["right_after"] < fate["right_before"]:
+            withheld = self.labels["labels_withheld"]
+            how = "as they were given, unless with --force" if withheld else "all the same"
+            self._warn(
+                f"labels are worse than they were given, by the canaries: {told(fate)}; they are handed out {how}"
+            )
         self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 
     def _write_results(self) -> None:

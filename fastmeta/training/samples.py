@@ -34,16 +34,16 @@ class PoolSamples:
 
     @property
     def clean_targets(self) -> Tensor:
-        return self._data.targets[self._data.train_size :]
+        return self._data.targets[self._data.clean_start :]
 
     def clean_rows(self, rows: Tensor) -> Any:
         data = self._data
-        rows = rows.to("cpu" if data.source.rows_on_host else data.device) + data.train_size
+        rows = rows.to("cpu" if data.source.rows_on_host else data.device) + data.clean_start
         (x,) = data.source.read([rows], data.device)
         return x
 
     def clean(self, count: int) -> Iterator[tuple[Any, Tensor]]:
         data, begin = self._data, (self.epoch - 1) * count
-        batches = [self._clean(number) + data.train_size for number in range(begin, begin + count)]
+        batches = [self._clean(number) + data.clean_start for number in range(begin, begin + count)]
         for rows, x in zip(batches, data.source.read(batches, data.device), strict=True):
             yield x, data.targets[rows.to(data.device)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastmeta._numbers import as_real
+from fastmeta._numbers import as_real, as_whole
 from fastmeta._text import shown
 from fastmeta.data import InputError
 from fastmeta.training.values import LARGEST_RATE, at_least, check_types, positive, within
@@ -101,11 +102,18 @@ class LabelConfig:
     margin: float | None = None
     """Update posterior: how many times as probable as the given class another one must be to be read in its place;
     by default 2."""
+    canaries: str = "auto"
+    """Clean rows that are trained on like all others, some with a wrong label, to see what becomes of labels: auto, off
+    or a number. auto takes some of 200 clean rows and more."""
 
     def __post_init__(self) -> None:
         if (rate := as_real(self.lookahead)) is not None:
             object.__setattr__(self, "lookahead", repr(rate))
+        if (count := as_whole(self.canaries)) is not None:
+            object.__setattr__(self, "canaries", str(count))
         check_types(self, "labels.")
+        if self.canaries not in ("auto", "off") and not re.fullmatch("[1-9][0-9]{0,8}", self.canaries):
+            raise InputError(f"labels.canaries must be auto, off or a number from 1 on, got {shown(self.canaries)}")
         within("labels.target_prob", self.target_prob, 0, 1)
         positive("labels.label_lr", self.label_lr)
         at_least("labels.steps", self.steps, 1)

@@ -9,26 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta._numbers import as_real
 from fastmeta._text import reason, shown
-from fastmeta.data import EpochSampler, InputError, Pool, derived_seed
+from fastmeta.data import PILOT, EpochSampler, InputError, Pool, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
 from fastmeta.posterior import FOLDS
+from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.context import StageContext
 from fastmeta.training.device import memory_format
 from fastmeta.training.encoding import Decoder, Encoder
 from fastmeta.training.global_generators import host_state, seed_all, set_host_state
-from fastmeta.training.health import Health, label_rate_to_blame
+from fastmeta.training.health import Health, rate_to_lower
+from fastmeta.training.kept_labels import KeptLabels
 from fastmeta.training.label_metrics import label_figures
-from fastmeta.training.metrics import evaluate, means
+from fastmeta.training.metrics import evaluate, means, own_figures
 from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
+from fastmeta.training.pilot import pilot_epochs
 from fastmeta.training.samples import PoolSamples
 from fastmeta.training.schedule import lr_at, lr_share, moved_share
 
@@ -54,9 +56,17 @@ class Stage:
         config: resolved.
         data: on the device to train on.
         build: makes a freshly initialised network by its name, this stage's own.
+        canaries: of the method's own stage, where there are any.
     """
 
-    def __init__(self, name: str, config: TrainConfig, data: Pool, build: Callable[[str], nn.Module]) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        data: Pool,
+        build: Callable[[str], nn.Module],
+        canaries: Canaries | None = None,
+    ) -> None:
         assert config.data.batch_size is not None
         assert config.data.meta_batch_size is not None
         self.name, self.config, self.data = name, config, data
@@ -68,12 +78,14 @@ class Stage:
         self.first, self.last_row = data.rows(name)
         self.sampler, self.meta_sampler = self._samplers()
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
-        self.steps_per_epoch = data.train_size // min(config.data.batch_size, data.train_size)
-        self.total = self.steps_per_epoch * (config.epochs or 0)
+        self.steps_per_epoch = data.clean_start // min(config.data.batch_size, data.clean_start)
+        #: steps that the schedule of the learning rate reaches over
+        self.horizon = self.steps_per_epoch * (config.epochs or 0)
+        self.total = self.steps_per_epoch * pilot_epochs(config) if name == PILOT else self.horizon
         self.method = self._method()
         self.context = StageContext(
             config,
-            data.targets[self.first : self.last_row],
+            data.given(name, None if canaries is None else canaries.given),
             data.num_classes,
             batch_size=self.sampler.batch_size,
             steps_per_epoch=self.steps_per_epoch,
@@ -83,6 +95,7 @@ class Stage:
         )
         self.totals = self.context.totals
         self._setup()
+        self.kept = None if canaries is None else KeptLabels(self.method.labels, canaries, config.epochs or 0)
         self.step = 0
         self.seconds = 0.0
         self.best: tuple[float, int] | None = None  # test accuracy, epoch
@@ -107,7 +120,7 @@ class Stage:
 
         def plan(step: int) -> list[Tensor]:
             rows = [train(step) + self.first]
-            return [*rows, meta(step) + self.data.train_size] if self.method.uses_meta_batch else rows
+            return [*rows, meta(step) + self.data.clean_start] if self.method.uses_meta_batch else rows
 
         self.data.source.follow(plan, self.step, self.total)
         self._following = True
@@ -193,7 +206,7 @@ class Stage:
 
     def take_step(self) -> None:
         """One optimizer step. Nothing waits for the device."""
-        lr = lr_at(self.config.optim, self.step, self.total)
+        lr = lr_at(self.config.optim, self.step, self.horizon)
         for optimizer in self.context.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -205,7 +218,7 @@ class Stage:
         x = source.fetch(index + self.first, step, self.device)
         meta = None
         if self.method.uses_meta_batch:
-            rows = self.meta_sampler(self.step) + self.data.train_size
+            rows = self.meta_sampler(self.step) + self.data.clean_start
             meta = source.fetch(rows, step, self.device), self.data.targets[rows.to(self.device)]
         index = index.to(self.device)
         with self.autocast():
@@ -226,7 +239,8 @@ class Stage:
         if sums["longest_streak"] >= MOST_NONFINITE:
             raise Diverged(
                 f"{self.name}: loss or gradient was not finite for {MOST_NONFINITE} steps in a row "
-                f"(up to step {self.step}): training has diverged; {self._which_rate()}"
+                f"(up to step {self.step}): training has diverged; "
+                + rate_to_lower(self.config, self.method.labels, self.sampler.batch_size)
             )
 
     def finite(self) -> bool:
@@ -240,21 +254,6 @@ class Stage:
             return bool(all_finite([*self.model.parameters(), *state])) and labels.finite()
         own = [] if labels is None else [t for t in labels.state_dict().values() if isinstance(t, Tensor)]
         return bool(all_finite([*self.model.parameters(), *state, *own]))
-
-    def _which_rate(self) -> str:
-        """The rate to lower, for an error; waits for the device."""
-        optim, labels = self.config.optim, self.config.labels
-        now = labels.label_lr if labels.update == "exact" else labels.eta
-        if isinstance(self.method.labels, Labels) and now is not None:
-            assert optim.lr is not None
-            assert self.config.epochs is not None
-            usual = self.method.labels.default_eta
-            if labels.update == "exact":
-                rate = labels.lookahead_rate or optim.lr
-                usual = self.method.labels.default_label_lr(rate, self.sampler.batch_size, self.config.epochs)
-            if (why := label_rate_to_blame(self.method.labels, now, usual, labels.rate_name)) is not None:
-                return why
-        return f"lower optim.lr, now {optim.lr}"
 
     def sound(self) -> bool:
         """Whether this state is worth keeping: the last step was finite, and the model still is. Waits for the device.
@@ -279,13 +278,17 @@ class Stage:
             "run": self.name,
             "epoch": self.epoch,
             "step": self.step,
-            "lr": lr_at(self.config.optim, self.step - 1, self.total),
+            "lr": lr_at(self.config.optim, self.step - 1, self.horizon),
             "nonfinite_steps": int(sums["nonfinite"]),
             **means(sums, meta=self.method.uses_meta_batch, learned=self.method.learns_labels),
         }
         self.totals.reset()
         record |= self.figures()
-        if own := self._own_figures():
+        if self.kept is not None:
+            record |= self.kept.look(self.epoch)
+            if self.kept.stopped_at == self.epoch:
+                self._hold_labels()
+        if own := own_figures(self.name, self.method.figures()):
             record["method_figures"] = own
         warnings, self.method.warnings[:] = list(self.method.warnings), []
         if record["nonfinite_steps"]:
@@ -332,20 +335,12 @@ class Stage:
             source, targets = self.data.test
             figures |= evaluate(self.model, source, targets, batch_size=batch_size, autocast=self.autocast)
         if self.method.labels is not None:
-            figures |= label_figures(self.method.labels, self.data.y_true)
+            figures |= label_figures(self.method.labels, self.data.y_true, self.data.train_size)
         return figures
 
-    def _own_figures(self) -> dict[str, float | None]:
-        """What the method measures of itself; InputError for what is no number."""
-        figures: dict[str, float | None] = {}
-        for name, value in self.method.figures().items():
-            number = None if value is None else as_real(value)
-            if value is not None and number is None:
-                raise InputError(
-                    f"method {self.name}: figure {shown(name)} must be a number or None, got {shown(value)}"
-                )
-            figures[str(name)] = number
-        return figures
+    def _hold_labels(self) -> None:
+        self.method.hold_labels()
+        self.close()  # other batches will come
 
     # -- state --------------------------------------------------------------------------------------------
 
@@ -354,6 +349,10 @@ class Stage:
         tensors, parts = self.parts.save()
         tensors = {f"parts/{k}": v for k, v in tensors.items()}
         tensors["totals"] = self.totals.values
+        kept = None
+        if self.kept is not None:
+            held, kept = self.kept.save()
+            tensors |= {f"kept/{k}": v for k, v in held.items()}
         host = Encoder()
         host_values = host(host_state())
         tensors |= {f"host/{k}": v for k, v in host.tensors.items()}
@@ -367,6 +366,7 @@ class Stage:
             "best": self.best,
             "last": self.last,
             "warned": self.health.given,
+            "kept": kept,
             "parts": parts,
             "teachers": self.context.teachers,
             "host": host_values,
@@ -383,6 +383,13 @@ class Stage:
                 raise InputError(f"the teacher {path} is not the one that the run began with; bring that back")
         self.parts.load(under("parts/"), values["parts"])
         self.totals.values.copy_(tensors["totals"])
+        kept = values["kept"]
+        if (self.kept is None) != (kept is None):
+            raise ValueError("canaries belong to the run or to its state, and not to both")
+        if self.kept is not None:
+            self.kept.load(under("kept/"), kept)
+            if self.kept.stopped_at is not None:
+                self._hold_labels()
         set_host_state(Decoder(under("host/"))(values["host"]))
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:

@@ -59,6 +59,7 @@ def test_a_logger_hears_every_event(tmp_path):
     assert logger.events == [
         "begin",
         "warning",  # the clean set has no image of a class
+        "note canaries: none, 4 clean rows are too few to spare some, 200 are enough",
         "stage instance_labels",
         *(f"epoch instance_labels {k}" for k in (1, 2)),
         "stage noisy",

@@ -12,8 +12,8 @@ from fastmeta.data.npz_file import NpzFile
 from fastmeta.data.sources.scheme import Choice
 
 FORM = "npz:PATH"
-HELP = """a file with x_train and y_train, optional are x_meta and y_meta, or meta_index; x_test and y_test; y_true;
-class_names. A uint8 x_train (N, height, width, channels) is images, a float one (N, ...) features"""
+HELP = """a file with x_train and y_train, optional are x_meta and y_meta, or meta_index; y_meta_given; x_test and
+y_test; y_true; class_names. A uint8 x_train (N, height, width, channels) is images, a float one (N, ...) features"""
 
 
 def read(argument: str, choice: Choice) -> Dataset:

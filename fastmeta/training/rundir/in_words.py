@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmeta._text import printable
+from fastmeta.training.canaries import in_words as fates
 
 
 def in_words(path: Path, summary: Mapping[str, Any]) -> str:
@@ -37,6 +38,8 @@ def in_words(path: Path, summary: Mapping[str, Any]) -> str:
         lines.append(f"labels    {_percent(begin)} → {_percent(end)} right: {moved}")
     else:
         lines.append(f"labels    {summary['labels_changed']:,} changed")
+    if told := summary.get("canaries"):
+        lines.append(f"canaries  {fates(told)}")
     lines += [f"warning   {text}" for text in summary["warnings"]]
     lines.append("see       .summary .labels .labels_table() .model .config; figures/ in its folder")
     return "\n".join(printable(line) for line in lines)

@@ -15,7 +15,7 @@ import torch
 
 from fastmeta.data import Splits
 from fastmeta.losses import FAMILIES, Labels
-from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
+from fastmeta.training.label_metrics import average_precision, changes, flips, learned_labels
 from fastmeta.training.rundir.checkpoint import header, pack, unpack
 from fastmeta.training.rundir.files import write_atomically
 
@@ -24,30 +24,39 @@ if TYPE_CHECKING:
 
 
 def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
-    """labels.npz, and labels.safetensors for learned ones; returns the label figures of the summary."""
-    given = stage.context.targets
-    y_true = stage.data.y_true
-    labels = stage.method.labels
+    """labels.npz, and labels.safetensors for learned ones; returns the label figures of the summary.
+
+    Canaries are in neither. Labels that they say are worse than the given ones are withheld: see layout.py.
+    """
+    size, y_true, labels = stage.data.train_size, stage.data.y_true, stage.method.labels
+    given = stage.context.targets[:size]
+    canaries = None
+    if stage.kept is not None:
+        stage.kept.put_back()
+        canaries = stage.kept.result()
+    withheld = canaries is not None and canaries["right_after"] < canaries["right_before"] and not stage.config.force
     if labels is None:
         one, zero = torch.ones(len(given)), torch.zeros(len(given))
         table = {"learned": given, "probability": one, "given_probability": one, "entropy": zero}
     else:
-        table = learned_labels(labels)
-        write_atomically(path / "labels.safetensors", _packed(labels))
+        table = learned_labels(labels, range(size))
+        write_atomically(path / "labels.safetensors", _packed(labels, size))
+    learned = table["learned"]
+    if withheld:
+        table |= {"learned": given, "probability": table["given_probability"]}
     arrays = {
         "index": splits.train.row,
         "given": given.cpu().numpy(),
         **{k: v.cpu().numpy() for k, v in table.items()},
     }
+    if withheld:
+        arrays["withheld"] = learned.cpu().numpy()
     if splits.train.y_true is not None:
         arrays["true"] = splits.train.y_true
     write_atomically(path / "labels.npz", _npz(arrays))
 
     initial = None if y_true is None else float((given == y_true).double().mean())
-    fixed = {"labels_changed": 0, "labels_corrected": None, "labels_spoiled": None, "label_accuracy": initial}
-    if y_true is not None:
-        fixed |= {"labels_corrected": 0, "labels_spoiled": 0}
-    figures = fixed if labels is None else label_figures(labels, y_true)
+    figures = changes(given, table["learned"], y_true)
     precision = None if labels is None else average_precision(table["given_probability"], given, y_true)
     return {
         "label_accuracy_initial": initial,
@@ -57,6 +66,8 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
         "labels_spoiled": figures["labels_spoiled"],
         "wrong_label_average_precision": precision,
         "label_flips": flips(given, table["learned"], splits.num_classes),
+        "canaries": canaries,
+        "labels_withheld": withheld,
     }
 
 
@@ -72,17 +83,23 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _packed(labels: Any) -> bytes:
+def _packed(labels: Any, size: int) -> bytes:
     """What :func:`load_labels` takes: a family of ours with a dense table, wherever the labels themselves keep theirs.
+
+    Of labels with canaries behind the first `size` rows, these rows.
 
     Of other labels, and of a table that memory does not hold, it is what stands in tensors, under a name that says so.
     """
     tensors = {name: t for name, t in labels.state_dict().items() if isinstance(t, torch.Tensor)}
     if isinstance(labels, Labels):
         try:
-            return pack(labels.dense().state_dict(), {"family": labels.family})
+            state = labels.dense().state_dict()
+            shapes = labels.shapes(size, labels.num_classes)
+            return pack(
+                {k: t[: shapes[k][0]] if k in shapes else t for k, t in state.items()}, {"family": labels.family}
+            )
         except ValueError:
-            tensors = {"targets": labels.targets}
+            tensors = {"targets": labels.targets[:size]}
     return pack(tensors, {"family": f"{type(labels).__module__}:{type(labels).__qualname__}"})
 
 

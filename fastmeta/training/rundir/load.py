@@ -38,7 +38,7 @@ class Run:
     summary: dict[str, Any]  #: summary.json
     config: TrainConfig  #: resolved
     model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
-    labels: Labels | None  #: the learned labels; None for fixed ones, and for tables of others
+    labels: Labels | None  #: the learned labels; None for fixed ones, tables of others, and labels that are withheld
 
     def __repr__(self) -> str:
         """What was trained on what, and what came out, in a few lines."""
@@ -48,7 +48,8 @@ class Run:
         """labels.npz as a pandas DataFrame, one row per training sample, by its row in the data set.
 
         Columns: given and learned (class names, as categories), probability (of the learned class), given_probability,
-        entropy (nats); true where the right classes are known.
+        entropy (nats); true where the right classes are known. Where canaries say that labels are worse than they were
+        given, learned is given, and withheld is what was learned.
 
         Raises:
             ImportError: without pandas.
@@ -57,7 +58,7 @@ class Run:
         return labels_table(self.path / "labels.npz", self.summary["class_names"])
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bool = False) -> Run:
+def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bool = False, force: bool = False) -> Run:
     """A finished run from its directory, which may be anybody's: its files are read as data.
 
     Args:
@@ -66,6 +67,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
             weights and becomes the `Run.model`.
         trust_code: import and call the factory ``package.module:factory`` that the run names as its model. Without it
             such a run needs `model`, because the name may be that of any code.
+        force: hand out labels that canaries say are worse than the given ones.
 
     Raises:
         InputError: no run there, an unfinished or a damaged one, one that needs another `model`, or one whose model is
@@ -87,7 +89,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
     _check_same_run(path, config, summary)
     model = _load_model(path, config, summary, model)
     labels = None
-    if summary["learns_labels"]:
+    if summary["learns_labels"] and (force or not summary.get("labels_withheld")):
         size, num_classes = summary["train_size"], summary["num_classes"]
         labels = read(path / "labels.safetensors", lambda p: load_labels(p, size, num_classes))
     for name, seal in summary.get("files", {}).items():

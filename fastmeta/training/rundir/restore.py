@@ -74,6 +74,7 @@ _STATE_FORM = record(
         "environment": record({"device": text, "threads": whole(1), "torch": text}),
         "done": table(STAGE_FORM),
         "labels": table(anything),  # of LABELS_FORM once the method's own stage is done
+        "canaries": maybe(table(anything)),
         "warnings": each(text),
         "metrics_bytes": whole(),
         "metrics_digest": text,

@@ -59,6 +59,11 @@ def summary_of(
     labels_changed                  learned class differs from the given one
     labels_corrected, _spoiled      wrong labels put right, right ones made wrong
     wrong_label_average_precision   of 1 - p_learned[given] as a finder of wrong given labels
+    canaries                        null without; put_right and spoiled: rate, 95% interval low to high, and number of
+                                    rows, those that report; count of all; origin of their given labels (before, drawn);
+                                    wrong_rate, right_before, right_after of the training set as they tell it;
+                                    kept_epoch, whose labels are kept; stopped_at, or null where labels never stopped
+    labels_withheld                 whether labels are handed out as given, because canaries say that they are worse
     input_shape                     of one sample as the network takes it; null where that is no tensor
     noise_rate                      share of wrong given labels
     seconds                         training and evaluation of the method's own stage
@@ -122,9 +127,26 @@ _LABELS = {
     "wrong_label_average_precision": _RATE,
     "label_flips": each(record({"given": whole(), "learned": whole(), "count": whole(1)})),
 }
+_SHARE = record({"rate": _RATE, "low": number(0, 1), "high": number(0, 1), "rows": whole()})
+_OF_CANARIES = {
+    "canaries": maybe(
+        record(
+            {
+                "origin": text,
+                "count": whole(1),
+                "kept_epoch": whole(),
+                "stopped_at": maybe(whole()),
+                "put_right": _SHARE,
+                "spoiled": _SHARE,
+                **dict.fromkeys(("wrong_rate", "right_before", "right_after"), number(0, 1)),
+            }
+        )
+    ),
+    "labels_withheld": truth,
+}
 SEAL_FORM = record({"bytes": whole(), "digest": text})
 #: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
-STAGE_FORM, LABELS_FORM = record(_STAGE, _BESIDE), record(_LABELS)
+STAGE_FORM, LABELS_FORM = record(_STAGE, _BESIDE), record(_LABELS, _OF_CANARIES)
 SUMMARY_FORM = record(
     {
         "num_classes": whole(2, MOST_CLASSES),
@@ -154,6 +176,7 @@ SUMMARY_FORM = record(
     },
     {
         **_BESIDE,
+        **_OF_CANARIES,
         "label_update": maybe(text),
         "files": record({}, dict.fromkeys(result_files(True), SEAL_FORM)),
         "digest": anything,
