@@ -116,14 +116,14 @@ def _class_weight(y: np.ndarray, given: np.ndarray, train_given: np.ndarray, num
     The right classes of the training set are unknown, its given ones are known, and the pairs (right, given) of the
     clean rows tell which come from which.
     """
-    from scipy.stats import chi2
+    from scipy.special import chdtrc  # the upper tail of chi-squared; scipy.stats takes a second to import
 
     clean, train = (np.bincount(v, minlength=num_classes).astype(np.float64) for v in (given, train_given))
     both = clean + train
     expected = np.outer([clean.sum(), train.sum()], both / both.sum())
     seen = both > 0
     statistic = float((((np.stack([clean, train]) - expected) ** 2)[:, seen] / expected[:, seen]).sum())
-    if chi2.sf(statistic, max(int(seen.sum()) - 1, 1)) > SAME_SHARES:
+    if chdtrc(max(int(seen.sum()) - 1, 1), statistic) > SAME_SHARES:
         return np.ones(num_classes)
     pairs = np.zeros((num_classes, num_classes))
     np.add.at(pairs, (y, given), 1)

@@ -191,7 +191,7 @@ def _half(right: np.ndarray, given: np.ndarray, seed: int) -> np.ndarray:
 
 def _share(hits: np.ndarray, weight: np.ndarray) -> Share:
     """Clopper and Pearson's interval; under weights, of as many rows as are worth the same (Kish)."""
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats has it as beta.ppf, and takes a second to import
 
     total = float(weight.sum())
     if not total > 0:
@@ -199,8 +199,8 @@ def _share(hits: np.ndarray, weight: np.ndarray) -> Share:
     rate = min(float(weight[hits].sum()) / total, 1.0)
     size = total**2 / float((weight**2).sum())
     hit, tail = rate * size, (1 - CONFIDENCE) / 2
-    low = 0.0 if rate == 0 else float(beta.ppf(tail, hit, size - hit + 1))
-    high = 1.0 if rate == 1 else float(beta.ppf(1 - tail, hit + 1, size - hit))
+    low = 0.0 if rate == 0 else float(betaincinv(hit, size - hit + 1, tail))
+    high = 1.0 if rate == 1 else float(betaincinv(hit + 1, size - hit, 1 - tail))
     return Share(rate, low, high, len(hits))
 
 

@@ -90,7 +90,7 @@ def train(
             own = TrainConfig.read(begun / CONFIG)
             check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
             if os.path.isfile(begun / SUMMARY):
-                run = load_run(begun, model=copy_of(prepared.initial).cpu())
+                run = load_run(begun, model=copy_of(prepared.initial).cpu(), force=prepared.config.force)
                 listener.note(f"{begun} is finished already")
                 return run
         made: list[Path] = []

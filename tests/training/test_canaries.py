@@ -334,15 +334,24 @@ def test_labels_that_canaries_find_worse_are_withheld(force, tmp_path, monkeypat
         assert run.summary["labels_withheld"] is False
         return
     assert run.labels is None
+    asked = config(run.path, force=True)
+    assert train(asked, auto_resume=True, data=many_clean(), listener=Warnings()).labels is not None
     assert np.array_equal(table["learned"], table["given"])
     assert np.array_equal(table["withheld"], forced.labels.probs().argmax(1))
     assert (table["withheld"] != table["given"]).any()
     assert (run.summary["labels_changed"], run.summary["labels_withheld"]) == (0, True)
     assert run.summary["label_accuracy_final"] == run.summary["label_accuracy_initial"]
+
+
+def test_a_data_frame_has_withheld_labels_beside_those_that_are_handed_out(tmp_path, monkeypatch):
     pytest.importorskip("pandas")
-    assert list(run.labels_table()) == [
-        "given", "learned", "true", "withheld", "probability", "given_probability", "entropy",
-    ]  # fmt: skip
+    worse = Fate(Share(0.1, 0.0, 0.4, 10), Share(0.5, 0.3, 0.7, 30), 0.7, 0.4)
+    monkeypatch.setattr(Canaries, "fate", lambda *_: worse)
+    table = train(config(tmp_path / "run"), data=many_clean(), listener=Warnings()).labels_table()
+    wanted = ["given", "learned", "true", "withheld", "probability", "given_probability", "entropy"]
+    assert list(table) == wanted
+    assert (table.learned == table.given).all()
+    assert (table.withheld != table.given).any()
 
 
 # -- where there are none ------------------------------------------------------------------------------------

@@ -60,8 +60,11 @@ def check_same_config(
 
 
 def lasting(config: TrainConfig) -> dict[str, Any]:
-    """What a resumed run must not change; where and with how many threads it runs may change, with a warning."""
-    return replace(config, out=None, threads=None, device="auto").to_mapping()
+    """What a resumed run must not change.
+
+    Where and with how many threads it runs may change, with a warning, and so may what is handed out at its end.
+    """
+    return replace(config, out=None, threads=None, device="auto", force=False).to_mapping()
 
 
 # What a checkpoint must hold before anything is done with it: it may be anybody's. What is a stage's own is the
