@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta.data import PILOT
 from fastmeta.report.result_table import title
-from fastmeta.report.style import axes_of, legend, line, target
+from fastmeta.report.style import COLOURS, axes_of, legend, line, target
+from fastmeta.training.canaries import percent_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,25 @@ def accuracy(metrics: Mapping[str, Lines]) -> Figure | None:
             line(axes, number, epochs, values, f"{title(name)}: {values[-1]:.1f}")
     if not drawn:
         return None
+    legend(figure)
+    return figure
+
+
+def canaries(metrics: Mapping[str, Lines], summary: Mapping[str, Any]) -> Figure | None:
+    """What has become of the canaries that report, and the intervals at the end; None where there are none."""
+    told, lines = summary.get("canaries"), metrics.get(summary["method"], [])
+    if not told:
+        return None
+    figure, axes = axes_of("epoch", "share of canaries, %", "Canaries: labels that are known to be wrong or right")
+    words = (("put_right", "wrong, put right"), ("spoiled", "right, spoiled"))
+    for number, (key, word) in enumerate(words, 2):
+        epochs, values = series(lines, f"canaries_{key}", 100)
+        if epochs:
+            share = told[key]
+            line(axes, number, epochs, values, f"{word}: {percent_of(share)}")
+            at, low, high = told["kept_epoch"], 100 * share["low"], 100 * share["high"]
+            axes.plot([at, at], [low, high], color=COLOURS[number], linewidth=1.2, alpha=0.6, clip_on=False)
+    axes.set_ylim(0, 100)
     legend(figure)
     return figure
 

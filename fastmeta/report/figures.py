@@ -39,6 +39,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
     """Write under path/figures, as PNG and SVG, what the run has the figures for, and return the files.
 
     accuracy        test accuracy over the epochs
+    canaries        put right and spoiled over the epochs, where there are canaries
     labels          right, corrected and spoiled labels over the epochs
     label_matrix    learned classes of each given class; up to 1,000 classes, like the next
     confusion       given and learned classes of each true class, where those are known
@@ -50,6 +51,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
     probability = table.get("given_probability")
     figures = {
         "accuracy": curves.accuracy(metrics),
+        "canaries": curves.canaries(metrics, summary),
         "labels": curves.labels(metrics, summary),
         "label_matrix": given_to_learned(given, learned, summary),
         "confusion": None if true is None else true_to_learned(true, given, learned, summary),

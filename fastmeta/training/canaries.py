@@ -219,10 +219,11 @@ def figures(canaries: Canaries, fate: Fate) -> dict[str, Any]:
 def in_words(told: Mapping[str, Any]) -> str:
     """A summary's figures: wrong labels put right 61% [42, 78], right ones spoiled 3% [1, 9]."""
     wrong, right = told["put_right"], told["spoiled"]
-    return f"wrong labels put right {_percent(wrong)}, right ones spoiled {_percent(right)}"
+    return f"wrong labels put right {percent_of(wrong)}, right ones spoiled {percent_of(right)}"
 
 
-def _percent(share: Mapping[str, Any]) -> str:
+def percent_of(share: Mapping[str, Any]) -> str:
+    """61% [42, 78]."""
     if share["rate"] is None:
         return "unknown"
     return f"{100 * share['rate']:.0f}% [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"

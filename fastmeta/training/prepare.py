@@ -98,7 +98,9 @@ class Prepared:
             return f"canaries: none, {splits.no_canaries}" if splits.no_canaries else None
         how = "with the labels of before they were checked"
         if PILOT in self.stages:
-            how = f"some with wrong labels, drawn from the noise that a pilot of {pilot_epochs(config)} epoch(s) finds"
+            count = pilot_epochs(config)
+            pilot = f"a pilot of {count} epoch{'s' * (count > 1)}"
+            how = f"some with wrong labels, drawn from the noise that {pilot} finds"
         return f"canaries: {len(splits.canaries):,} clean {splits.train.source.noun} are trained on, {how}"
 
     def stage(self, name: str) -> Stage:

@@ -168,3 +168,14 @@ def test_without_the_truth_and_without_images(tmp_path):
     run_directory(tmp_path, given=GIVEN, learned=LEARNED, given_probability=LEFT)
     written = write_figures(tmp_path, summary(["a", "b"]))
     assert [path.stem for path in written[::2]] == ["accuracy", "labels", "label_matrix"]
+
+
+def test_what_became_of_canaries():
+    share = {"rate": 0.61, "low": 0.42, "high": 0.78, "rows": 30}
+    told = {"put_right": share, "spoiled": {**share, "rate": 0.03, "low": 0.0, "high": 0.1}, "kept_epoch": 2}
+    records = lines(["instance_labels"], canaries_put_right=0.61, canaries_spoiled=0.03)
+    axes = drawn(curves.canaries(records, summary(["a", "b"], canaries=told)))
+    shown = [line.get_label() for line in axes.get_lines() if not line.get_label().startswith("_")]
+    assert shown == ["wrong, put right: 61% [42, 78]", "right, spoiled: 3% [0, 10]"]
+    assert axes.get_ylim() == (0, 100)
+    assert curves.canaries(records, summary(["a", "b"])) is None

@@ -265,7 +265,7 @@ def test_who_trains_on_them(tmp_path):
     assert looking.stages["clean"] == (150, 360, order, total)
     assert looking.notes == [
         "canaries: 80 clean samples are trained on, some with wrong labels, drawn from the noise that a pilot of 1 "
-        "epoch(s) finds"
+        "epoch finds"
     ]
     assert run.summary["canaries"]["put_right"]["rows"] + run.summary["canaries"]["spoiled"]["rows"] == 40
 
