@@ -15,15 +15,16 @@ from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
 from fastmeta.data import PILOT
 from fastmeta.report.result_table import percent, plain, result_table, title
+from fastmeta.training.finetune import plain_steps as finetune_steps
+from fastmeta.training.finetune import steps_of
 from fastmeta.training.listener import Listener
 from fastmeta.training.outlook import (
     LONG,
-    PLAIN_FORWARDS,
     by_arithmetic,
     by_forwards,
     clock,
     end_at,
-    forwards,
+    plain_share,
     ways_out,
 )
 
@@ -119,12 +120,15 @@ class ConsoleListener(Listener):
         self._config = None
         exact = config.labels.update == "exact"
         whole = stage.total if exact else stage.total + stage.moves * stage.steps_per_move
-        rest = (stage.total - stage.step) / stage.total * whole * pace
-        baselines = 0.0
         meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
+        plain = pace * plain_share(meta_steps, config.approx)
+        rest = (stage.total - stage.step) / stage.total * whole * pace
+        finetuning = finetune_steps(stage) * plain if config.finetune_steps else 0.0
+        rest += finetuning
+        baselines = 0.0
         if stage.name == config.method:  # and not in the middle of what it is compared with
-            plain = min(1.0, PLAIN_FORWARDS / forwards(config.approx)) if meta_steps else 1.0
-            baselines = len(config.baseline_names()) * stage.total * pace * plain
+            names = config.baseline_names()
+            baselines = len(names) * stage.total * plain + sum(finetuning for n in names if steps_of(config, n))
         left = rest + baselines
         if left < SHORT:
             return

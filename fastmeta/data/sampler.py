@@ -21,7 +21,7 @@ class EpochSampler:
         self.batch_size = min(batch_size, size)
         self.batches = size // self.batch_size
         self._key = (seed, stream)
-        self._device = device
+        self.device = device
         self._pass = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -29,7 +29,7 @@ class EpochSampler:
         """Row numbers (batch_size,) int64 on the device."""
         number, position = divmod(step, self.batches)
         if number != self._pass:
-            generator = torch_generator(self._device, *self._key, number)
-            self._order = torch.randperm(self.size, generator=generator, device=self._device)
+            generator = torch_generator(self.device, *self._key, number)
+            self._order = torch.randperm(self.size, generator=generator, device=self.device)
             self._pass = number
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]

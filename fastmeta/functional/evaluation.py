@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -28,3 +29,17 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         for m, training in before:
             if m.training != training:
                 m.training = training
+
+
+@contextmanager
+def recurrent_backward(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """For a backward in evaluation mode: cuDNN has none of recurrent layers there, so these train, without dropout."""
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)] if device.type == "cuda" else []
+    dropouts = [m.dropout for m in layers]
+    for m in layers:
+        m.training, m.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for m, dropout in zip(layers, dropouts, strict=True):
+            m.training, m.dropout = False, dropout

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.functional.call import plain
-from fastmeta.functional.evaluation import evaluation
+from fastmeta.functional.evaluation import evaluation, recurrent_backward
 from fastmeta.functional.finite import all_finite
 from fastmeta.functional.network import Network, Tensors, functional_module, recorded
 from fastmeta.functional.optimizers import step_along
@@ -202,7 +202,7 @@ class EpochLookahead:
         for _, pair in zip(range(self.steps), _endless(meta), strict=False):
             x, y = check_meta(self.loss, pair)
             x = self._input(x)
-            with _turn(self._ranks), recorded(), _trainable(network, y.device):
+            with _turn(self._ranks), recorded(), recurrent_backward(network.model, y.device):
                 random = network.random_state(y.device)
                 try:
                     loss, g = meta_gradient(partial(gradient_at, network, state, ahead, list(ahead)), (x, y), self._cut)
@@ -289,20 +289,6 @@ class CleanPath:
 def _turn(ranks: Ranks) -> AbstractContextManager[Any]:
     """One thread at a time; ranks that are threads must not wait for each other."""
     return TURN if ranks.size == 1 else nullcontext()
-
-
-@contextmanager
-def _trainable(network: Network, device: torch.device) -> Iterator[None]:
-    """For a backward in evaluation mode: cuDNN has none of recurrent layers there, so these train, without dropout."""
-    layers = [m for m in network.model.modules() if isinstance(m, nn.RNNBase)] if device.type == "cuda" else []
-    dropouts = [m.dropout for m in layers]
-    for m in layers:
-        m.training, m.dropout = True, 0.0
-    try:
-        yield
-    finally:
-        for m, dropout in zip(layers, dropouts, strict=True):
-            m.training, m.dropout = False, dropout
 
 
 def _is_batch(value: Any) -> bool:

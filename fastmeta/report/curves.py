@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta.data import PILOT
 from fastmeta.report.result_table import title
-from fastmeta.report.style import COLOURS, axes_of, legend, line, target
+from fastmeta.report.style import COLOURS, axes_of, legend, line, point, target
 from fastmeta.training.canaries import percent_of
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def series(lines: Lines, key: str, scale: float = 1.0) -> tuple[list[int], list[
     return [e for e, _ in points], [v for _, v in points]
 
 
-def accuracy(metrics: Mapping[str, Lines]) -> Figure | None:
-    """Test accuracy of each stage."""
+def accuracy(metrics: Mapping[str, Lines], finetuned: Mapping[str, float] | None = None) -> Figure | None:
+    """Test accuracy of each stage, and of the copies that were `finetuned`, by stage, as points at the end."""
     figure, axes = axes_of("epoch", "test accuracy, %", "Test accuracy")
     drawn = False
     for number, (name, lines) in enumerate((name, lines) for name, lines in metrics.items() if name != PILOT):
@@ -31,6 +31,8 @@ def accuracy(metrics: Mapping[str, Lines]) -> Figure | None:
         if epochs:
             drawn = True
             line(axes, number, epochs, values, f"{title(name)}: {values[-1]:.1f}")
+            if (reached := (finetuned or {}).get(name)) is not None:
+                point(axes, number, epochs[-1], 100 * reached, f"fine-tuned: {100 * reached:.1f}")
     if not drawn:
         return None
     legend(figure)

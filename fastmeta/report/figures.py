@@ -38,7 +38,7 @@ def read_labels(path: Path) -> dict[str, np.ndarray]:
 def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -> list[Path]:
     """Write under path/figures, as PNG and SVG, what the run has the figures for, and return the files.
 
-    accuracy        test accuracy over the epochs
+    accuracy        test accuracy over the epochs, and of the copies that were fine-tuned
     canaries        put right and spoiled over the epochs, where there are canaries
     labels          right, corrected and spoiled labels over the epochs
     label_matrix    learned classes of each given class; up to 1,000 classes, like the next
@@ -50,7 +50,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
     given, learned, true = table["given"], table["learned"], table.get("true")
     probability = table.get("given_probability")
     figures = {
-        "accuracy": curves.accuracy(metrics),
+        "accuracy": curves.accuracy(metrics, _finetuned(summary)),
         "canaries": curves.canaries(metrics, summary),
         "labels": curves.labels(metrics, summary),
         "label_matrix": given_to_learned(given, learned, summary),
@@ -64,3 +64,10 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
         if figure is not None:
             written += write(figure, path / "figures" / name)
     return written
+
+
+def _finetuned(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Test accuracy of the copies that were fine-tuned, by stage."""
+    stages = {summary["method"]: summary, **summary.get("baselines", {})}
+    reached = {name: stage.get("finetuned", {}).get("test_accuracy") for name, stage in stages.items()}
+    return {name: value for name, value in reached.items() if value is not None}

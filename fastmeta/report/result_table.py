@@ -77,9 +77,13 @@ def result_table(summary: Mapping[str, Any]) -> Group:
         plain(summary["wrong_label_average_precision"], 3),
         seconds,
     )
+    for row in _finetuned_rows(summary):
+        table.add_row(*row)
     for name, figures in summary["baselines"].items():
         last, best, seconds = _stage_cells(figures)
         table.add_row(Text(title(name)), last, best, "", "", "", "", seconds)
+        for row in _finetuned_rows(figures):
+            table.add_row(*row)
     # as Text, because names of the user's may hold what rich takes for markup
     head = Text(f"{_name(summary['dataset'])}: {_data_line(summary)}")
     return Group(head, table, *map(Text, _notes(summary)))
@@ -91,6 +95,45 @@ def _stage_cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:
         percent(figures["test_accuracy_best"]),
         plain(figures["seconds"], 1),
     )
+
+
+def _finetuned_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Of the copy that was fine-tuned, if one was: what it reaches, labels by it, and by it and the learned ones."""
+    told = figures.get("finetuned")
+    if told is None:
+        return []
+    last = "failed" if told["failed"] else percent(told["test_accuracy"])
+    labels = told["labels"]
+    rows: list[tuple[str, ...]] = []
+    for name, way, first in ((" fine-tuned", "network", True), (" … × labels", "product", False)):
+        reading = labels.get(way)
+        if reading is None and not first:
+            continue
+        cells = ("–", "–", "–", "–")
+        if reading is not None:
+            cells = (
+                percent(reading["label_accuracy"]),
+                _count(reading["labels_corrected"]),
+                _count(reading["labels_spoiled"]),
+                plain(reading["wrong_label_average_precision"], 3),
+            )
+        rows.append((name, last if first else "", "", *cells, plain(told["seconds"], 1) if first else ""))
+    return rows
+
+
+def _finetuned_notes(summary: Mapping[str, Any]) -> list[str]:
+    told = summary.get("finetuned")
+    if told is None:
+        return []
+    if told["failed"]:
+        return [f"failed: {told['failed']}"]
+    lines = [f"fine-tuned: a copy behind {told['steps']:,} clean steps, and labels as it predicts them"]
+    if "product" in told["labels"]:
+        lines.append("× labels: its prediction times the learned labels")
+    if told["nll"] is not None and summary["nll"] is not None:
+        nll = f"nll {plain(summary['nll'], 3)} → {plain(told['nll'], 3)}"
+        lines.append(f"the copy: {nll}, ece {plain(summary['ece'], 3)} → {plain(told['ece'], 3)}")
+    return lines
 
 
 def _count(value: int | None) -> str:
@@ -114,6 +157,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         lines.append("best: the epoch that is best on the test set itself, for comparison only")
     if summary["wrong_label_average_precision"] is not None:
         lines.append("AP: average precision of the wrong labels, most doubted first; 1 is perfect")
+    lines += _finetuned_notes(summary)
     if summary["label_accuracy_initial"] is None:
         names = [printable(name, NAME_LENGTH) for name in summary["class_names"]]
         shown = [f"{names[f['given']]} → {names[f['learned']]} {f['count']:,}×" for f in summary["label_flips"][:5]]

@@ -40,6 +40,11 @@ def line(axes: Any, number: int, x: Any, y: Any, label: str) -> None:
     axes.plot(x, y, **look, linewidth=1.8, label=label, clip_on=False)
 
 
+def point(axes: Any, number: int, x: float, y: float, label: str) -> None:
+    """What became of a curve behind its end, in the curve's colour."""
+    axes.plot([x], [y], color=COLOURS[number % len(COLOURS)], linestyle="none", marker="D", label=label, clip_on=False)
+
+
 def target(axes: Any, y: float, label: str) -> None:
     """A level that the curves are held against."""
     axes.axhline(y, color=TARGET, linewidth=1.0, linestyle=(0, (1, 2)), label=label, zorder=1.5)

@@ -23,7 +23,7 @@ from fastmeta.data.sources import parse as parse_dataset
 from fastmeta.training.option_names import names_of, near
 from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig
 from fastmeta.training.toml_file import read_toml
-from fastmeta.training.values import at_least, check_types, hints_of, one_of, within
+from fastmeta.training.values import at_least, check_types, hints_of, one_of, positive, within
 
 if TYPE_CHECKING:
     from fastmeta.methods import Method
@@ -63,6 +63,11 @@ class TrainConfig:
     baselines: str | None = None
     """Runs beside it with fixed labels and the same schedule: all, none, or some of noisy,union,clean.
     By default all for the digits and none for other data."""
+    finetune_steps: int = 0
+    """Steps on the clean samples alone that a copy of the model takes at the end, in evaluation mode; what the copy
+    reaches is told beside the model. So do the baselines noisy and union."""
+    finetune_lr: float | None = None
+    """Learning rate of these steps, constant, of sgd with momentum 0.9; by default 0.02."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -99,6 +104,8 @@ class TrainConfig:
         within("threads", self.threads, 1, MOST_THREADS)
         at_least("micro_batch", self.micro_batch, 1)
         within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
+        at_least("finetune_steps", self.finetune_steps, 0)
+        positive("finetune_lr", self.finetune_lr)
         for name, value in (("model", self.model), ("out", self.out)):
             if value == "":
                 raise InputError(f"{name} is empty; leave it out for the default")
@@ -236,6 +243,8 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         if options := values.pop("options"):
             values["method"] = {"name": self.method, **options}
+        if not self.finetune_steps:  # as in the files of runs that knew of no such steps
+            del values["finetune_steps"]
         return _prune(values)
 
     def to_toml(self) -> str:

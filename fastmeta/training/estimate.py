@@ -17,7 +17,8 @@ from fastmeta.meta import graph_bytes
 from fastmeta.training import global_generators
 from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, ways_out
+from fastmeta.training.finetune import MOMENTUM, plain_steps, steps_of
+from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, plain_share, ways_out
 from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
 from fastmeta.training.rundir.layout import new_directory
@@ -73,6 +74,7 @@ def _describe(prepared: Prepared) -> str:
         ("batches", _batches(main)),
         ("model", f"{config.model}, {parameters:,} parameters, on {prepared.device}"),
         ("method", "\n          ".join(explained)),
+        *_finetuning(main),
         ("memory", f"{splits.train.source.noun} and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[_kind(s)]) for s in stages)}"),
@@ -95,7 +97,13 @@ def _shape(splits: Splits) -> str:
 
 def _steps(stage: Stage) -> float:
     """All that a stage costs, in steps."""
-    return stage.total + stage.moves * stage.steps_per_move
+    return stage.total + stage.moves * stage.steps_per_move + _finetune_steps(stage)
+
+
+def _finetune_steps(stage: Stage) -> float:
+    """What its fine-tuning costs, in its own steps."""
+    learns_in_steps = "approx" in stage.method.supports and stage.config.labels.update == "exact"
+    return plain_steps(stage) * plain_share(learns_in_steps, stage.config.approx)
 
 
 def _seconds_per_step(stage: Stage) -> float:
@@ -182,7 +190,20 @@ def _stage_line(stage: Stage, seconds: float) -> str:
         line += (
             f" and {stage.moves:,} moves of the labels × {stage.steps_per_move * seconds:.2g} s, by counted forwards"
         )
+    if extra := _finetune_steps(stage):
+        line += f" and {extra * seconds:.2g} s of fine-tuning, by counted forwards"
     return line
+
+
+def _finetuning(stage: Stage) -> list[tuple[str, str]]:
+    """A row of :func:`_describe`, where a copy is fine-tuned."""
+    config, count = stage.config, stage.meta_sampler.batch_size
+    if not config.finetune_steps:
+        return []
+    models = sum(steps_of(config, name) > 0 for name in (stage.name, *config.baseline_names()))
+    steps = f"{config.finetune_steps:,} clean steps of {count} {stage.data.source.noun}"
+    copies = "a copy" + (f" of each of {models} models" if models > 1 else "")
+    return [("finetune", f"{steps} at rate {config.finetune_lr:g}, momentum {MOMENTUM}, on {copies}")]
 
 
 def _size(tensor: torch.Tensor) -> int:

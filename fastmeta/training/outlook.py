@@ -25,6 +25,11 @@ def forwards(approx: str) -> float:
     return FORWARDS.get(approx, 7.0 if kind == "last" else FORWARDS["none"])
 
 
+def plain_share(learns_in_steps: bool, approx: str) -> float:
+    """What a plain step costs, as a share of a run's own, which may learn labels by `approx`."""
+    return min(1.0, PLAIN_FORWARDS / forwards(approx)) if learns_in_steps else 1.0
+
+
 @dataclass(frozen=True)
 class Way:
     """A cheaper run."""

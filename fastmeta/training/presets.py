@@ -59,7 +59,7 @@ ARRAYS = Preset(
     threads=None,
 )
 
-#: clean steps at the end of an epoch, and their rate
+#: clean steps at the end of an epoch, and their rate, which is that of fine-tuning too
 CLEAN_STEPS, CLEAN_LR = 10, 0.02
 #: clean rows in all of them, as a share of the training rows: labels then cost 2.5 times plain training at most
 MOST_CLEAN = 0.8
@@ -94,6 +94,11 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     preset = _preset(config)
     source = splits.train.source
     check_options(config, source)
+    if config.finetune_lr is not None and not config.finetune_steps:
+        raise InputError(
+            f"finetune_lr={config.finetune_lr} is about the steps of finetune_steps, and finetune_steps is 0; leave it "
+            "out, or say how many"
+        )
     side, channels = _image(source.input_shape)
     augment = config.data.augment
     if "augment" in source.options:
@@ -147,6 +152,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         optim=optim,
         labels=labels,
         data=data,
+        finetune_lr=_or(config.finetune_lr, CLEAN_LR) if config.finetune_steps else None,
     )
     try:
         resolved.method_class().check(resolved, splits.num_classes)

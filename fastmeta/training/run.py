@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from fastmeta._text import reason
 from fastmeta._version import __version__
@@ -20,6 +21,7 @@ from fastmeta.meta import OutOfMemory
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.canaries import in_words as told
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.finetune import finetune, steps_of
 from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.pilot import noise_of
@@ -38,6 +40,7 @@ from fastmeta.training.rundir.files import (
 from fastmeta.training.rundir.label_files import write_labels
 from fastmeta.training.rundir.layout import (
     CONFIG,
+    FINETUNED,
     METRICS,
     STATE,
     SUMMARY,
@@ -93,6 +96,7 @@ class Session:
     stop: Stop
     draw: Draw | None = None
     stage: Stage | None = None
+    finetuned: nn.Module | None = None  # copy of the model of `stage`, which is done
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)  # seals of the files of the method's own stage, once done
@@ -172,7 +176,10 @@ class Session:
 
     def _finished_files(self) -> tuple[str, ...]:
         config = self.prepared.config
-        return result_files(config.method_class().learns_labels) if config.method in self.done else ()
+        if config.method not in self.done:
+            return ()
+        finetuned = self.done[config.method].get("finetuned", {"failed": "there is none"})["failed"] is None
+        return result_files(config.method_class().learns_labels, finetuned)
 
     @property
     def _checkpoint(self) -> Path:
@@ -243,7 +250,7 @@ class Session:
                         self._draw_canaries(self.stage)
                     elif name == config.method:
                         self._keep_main(self.stage)
-                    self.stage = None
+                    self.stage = self.finetuned = None
                     self._save()
             except (TrainingError, OutOfMemory) as error:
                 raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
@@ -259,14 +266,7 @@ class Session:
         while stage.step < stage.total:
             if self.stop.signum is not None:
                 stage.seconds = time.perf_counter() - began
-                saved = "saved"
-                if stage.finite():
-                    with self._writing():
-                        self._save()
-                else:
-                    saved = f"its weights are no longer finite; the last good state, {self.saved}, is"
-                where = f"in {stage.name} at step {stage.step} of {stage.total}; {saved}"
-                raise Interrupted(self.path, self.stop.signum, where, self.prepared.config)
+                self._interrupt(stage, f"at step {stage.step} of {stage.total}")
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
@@ -287,7 +287,39 @@ class Session:
                 if due and stage.sound():  # what has begun to diverge must not replace the last good state
                     with self._writing():
                         self._save()
-        self.done[stage.name] = stage_summary(stage)
+        summary = stage_summary(stage)
+        if steps_of(self.prepared.config, stage.name):
+            summary["finetuned"] = self._finetune(stage)
+        self.done[stage.name] = summary
+
+    def _finetune(self, stage: Stage) -> dict[str, Any]:
+        """Behind a checkpoint: where the run is stopped now, it goes on from there, and these steps are taken again."""
+        if self.saved != self._position() and stage.sound():
+            with self._writing():
+                self._save()
+        found = finetune(stage, lambda: self.stop.signum is not None)
+        if found is None:
+            self._interrupt(stage, "while a copy was fine-tuned")
+        self.finetuned = found.model
+        if found.model is None:
+            self._warn(f"{stage.name}: {found.figures['failed']}")
+        else:
+            if (rate := found.figures["lr"]) != (asked := self.prepared.config.finetune_lr):
+                self._warn(f"{stage.name}: fine-tuning diverged at finetune_lr={asked:g}; taken anew at {rate:g}")
+            self.listener.note(f"{stage.name}: {found}")
+        return found.figures
+
+    def _interrupt(self, stage: Stage, at: str) -> NoReturn:
+        """Save where a signal has come, and say so."""
+        assert self.stop.signum is not None
+        saved = "saved"
+        if stage.finite():
+            with self._writing():
+                self._save()
+        else:
+            saved = f"its weights are no longer finite; the last good state, {self.saved}, is"
+        where = f"in {stage.name} {at}; {saved}"
+        raise Interrupted(self.path, self.stop.signum, where, self.prepared.config)
 
     def _write_line(self, record: Mapping[str, Any]) -> None:
         line = (to_json(record) + "\n").encode()
@@ -320,6 +352,10 @@ class Session:
         values["beside"] = module.values
         tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
         write_atomically(self.path / "model.safetensors", checkpoint.pack(tensors, values))
+        if self.finetuned is not None:  # evaluation mode moves nothing but parameters
+            moved = self.finetuned.state_dict()
+            tensors |= {k: moved[k] for k in module.state}
+            write_atomically(self.path / FINETUNED, checkpoint.pack(tensors, values))
         self.labels = write_labels(self.path, stage, self.prepared.splits)
         fate = self.labels["canaries"]
         if fate is not None and fate["right_after"] < fate["right_before"]:

@@ -316,31 +316,31 @@ class Stage:
         """As they are measured, for what a method does at the end of the epoch that has just ended."""
         device = torch.device("cpu") if self.data.source.rows_on_host else self.device
         count = self.config.data.meta_batch_size or 1
+        order = EpochSampler(self.data.meta_size, count, seed=self.config.seed, stream="clean-order", device=device)
         return PoolSamples(
             self.data,
             self.first,
             self.last_row,
             epoch=self.epoch,
             chunk=max(256, 2 * self.sampler.batch_size),  # without a graph they take little memory
-            clean_order=EpochSampler(
-                self.data.meta_size, count, seed=self.config.seed, stream="clean-order", device=device
-            ),
+            clean_order=order,
         )
 
     def figures(self) -> dict[str, Any]:
         """Test accuracy, nll, ece and how the labels stand, now."""
-        figures: dict[str, Any] = {}
-        if self.data.test is not None:
-            batch_size = max(512, self.config.data.batch_size or 0)
-            source, targets = self.data.test
-            figures |= evaluate(self.model, source, targets, batch_size=batch_size, autocast=self.autocast)
-        if self.method.labels is not None:
-            figures |= label_figures(self.method.labels, self.data.y_true, self.data.train_size)
-        return figures
+        labels, of_labels = self.method.labels, dict[str, Any]()
+        if labels is not None:
+            of_labels = label_figures(labels, self.data.y_true, self.data.train_size)
+        return self.tested(self.model) | of_labels
 
     def _hold_labels(self) -> None:
         self.method.hold_labels()
         self.close()  # other batches will come
+
+    def tested(self, model: nn.Module) -> dict[str, float | None]:
+        """Accuracy, nll and ece of `model` on the test set, nothing where there is none."""
+        size, test = max(512, self.config.data.batch_size or 0), self.data.test
+        return {} if test is None else evaluate(model, *test, batch_size=size, autocast=self.autocast)
 
     # -- state --------------------------------------------------------------------------------------------
 

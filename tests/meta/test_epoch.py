@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastmeta
-from fastmeta.functional.network import Network
-from fastmeta.meta.epoch import _trainable
+from fastmeta.functional.evaluation import recurrent_backward
 from tests.support.cases import make
 from tests.support.label_tables import Sparse
 from tests.support.losses import LOSSES, loss_of
@@ -349,7 +348,7 @@ def test_recurrent_layers_train_where_cudnn_has_no_other_backward():
     """cuDNN raises in evaluation mode; without a GPU, that they would train there and draw nothing."""
     model = nn.LSTM(4, 7, num_layers=2, dropout=0.5).eval()
     for kind, training in (("cpu", False), ("cuda", True)):
-        with _trainable(Network(model), torch.device(kind)):
+        with recurrent_backward(model, torch.device(kind)):
             assert (model.training, model.dropout) == (training, 0.0 if training else 0.5)
         assert (model.training, model.dropout) == (False, 0.5)
 

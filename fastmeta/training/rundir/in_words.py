@@ -32,6 +32,7 @@ def in_words(path: Path, summary: Mapping[str, Any]) -> str:
             f"test      {_percent(last)} right, best epoch {_percent(best)}"
             + (f"; fixed labels: {', '.join(others)}" if others else "")
         )
+    lines += _finetuned(summary)
     if summary["label_accuracy_initial"] is not None:
         begin, end = summary["label_accuracy_initial"], summary["label_accuracy_final"]
         moved = f"{summary['labels_corrected']:,} put right, {summary['labels_spoiled']:,} spoiled"
@@ -41,8 +42,38 @@ def in_words(path: Path, summary: Mapping[str, Any]) -> str:
     if told := summary.get("canaries"):
         lines.append(f"canaries  {fates(told)}")
     lines += [f"warning   {text}" for text in summary["warnings"]]
-    lines.append("see       .summary .labels .labels_table() .model .config; figures/ in its folder")
+    more = " .finetuned" if "finetuned" in summary else ""
+    lines.append("see       .summary .labels .labels_table() .model" + more + " .config; figures/ in its folder")
     return "\n".join(printable(line) for line in lines)
+
+
+def _finetuned(summary: Mapping[str, Any]) -> list[str]:
+    """Of the copy that was fine-tuned on clean samples, if one was, and of those of the baselines."""
+    told = summary.get("finetuned")
+    if told is None:
+        return []
+    if told["failed"]:
+        return [f"finetuned failed: {told['failed']}"]
+    parts = []
+    if told["test_accuracy"] is not None:
+        parts.append(f"{_percent(told['test_accuracy'])} of test right")
+        parts.append(f"nll {_number(summary['nll'])} → {_number(told['nll'])}")
+        parts.append(f"ece {_number(summary['ece'])} → {_number(told['ece'])}")
+    others = [
+        f"{name} {'failed' if figures['finetuned']['failed'] else _percent(figures['finetuned']['test_accuracy'])}"
+        for name, figures in summary["baselines"].items()
+        if "finetuned" in figures and told["test_accuracy"] is not None
+    ]
+    line = f"finetuned {told['steps']:,} clean steps: {', '.join(parts)}"
+    line += f"; fixed labels: {', '.join(others)}" if others else ""
+    readings = [f"{way} {_percent(r['label_accuracy'])}" for way, r in told["labels"].items()]
+    if summary["label_accuracy_initial"] is None:
+        readings = [f"{way} {r['labels_changed']:,} changed" for way, r in told["labels"].items()]
+    return [line.removesuffix(": "), f"read      labels by {', '.join(readings)}"]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _percent(value: float | None) -> str:

@@ -8,6 +8,7 @@ labels.npz           per training row: index (row in the data set), given, learn
                      are worse than they were given, learned is given, and what was learned is withheld
 labels.safetensors   the label parameters themselves (methods that learn labels)
 model.safetensors    weights after the last step, never the best on test
+model-finetuned.safetensors   those of the copy that was fine-tuned, with finetune_steps
 checkpoint/          state of the run, for --resume
 figures/             PNG and SVG, made from the files above
 """
@@ -27,6 +28,7 @@ from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
 
 CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
+FINETUNED = "model-finetuned.safetensors"
 STATE = Path("checkpoint", "state.safetensors")
 
 #: bytes of a file name that every usual file system takes
@@ -49,9 +51,10 @@ def _quoted(word: str) -> str:
     return f"$'{''.join(safe)}'"
 
 
-def result_files(learns_labels: bool) -> tuple[str, ...]:
+def result_files(learns_labels: bool, finetuned: bool) -> tuple[str, ...]:
     """What the method's own stage leaves when it is done."""
-    return ("model.safetensors", "labels.npz", *(["labels.safetensors"] if learns_labels else []))
+    named = {"labels.safetensors": learns_labels, FINETUNED: finetuned}
+    return ("model.safetensors", "labels.npz", *(name for name, there in named.items() if there))
 
 
 def resume_command(path: Path, config: TrainConfig | None = None) -> str:

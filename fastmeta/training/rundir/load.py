@@ -17,13 +17,14 @@ from fastmeta.losses import Labels
 from fastmeta.training import global_generators
 from fastmeta.training.build import build_model, inner_module, kind_of
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.model_copy import copy_of
 from fastmeta.training.module_state import ModuleState, load_state
 from fastmeta.training.rundir.checkpoint import header, unpack
 from fastmeta.training.rundir.files import is_sealed, read, user_path
 from fastmeta.training.rundir.in_words import in_words
 from fastmeta.training.rundir.label_files import load_labels
 from fastmeta.training.rundir.labels_table import labels_table
-from fastmeta.training.rundir.layout import CONFIG, SUMMARY, resume_command
+from fastmeta.training.rundir.layout import CONFIG, FINETUNED, SUMMARY, resume_command
 from fastmeta.training.rundir.summary import read_summary
 
 #: of tensors in model.safetensors that are no part of the state_dict; most models have none
@@ -39,6 +40,7 @@ class Run:
     config: TrainConfig  #: resolved
     model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
     labels: Labels | None  #: the learned labels; None for fixed ones, tables of others, and labels that are withheld
+    finetuned: nn.Module | None = None  #: a copy of `model` behind the config's `finetune_steps`; None without
 
     def __repr__(self) -> str:
         """What was trained on what, and what came out, in a few lines."""
@@ -88,6 +90,9 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
     summary = read(path / SUMMARY, read_summary)
     _check_same_run(path, config, summary)
     model = _load_model(path, config, summary, model)
+    finetuned = None
+    if summary.get("finetuned", {"failed": "there is none"})["failed"] is None:
+        finetuned = _load_finetuned(path, model)
     labels = None
     if summary["learns_labels"] and (force or not summary.get("labels_withheld")):
         size, num_classes = summary["train_size"], summary["num_classes"]
@@ -96,7 +101,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
         # all but the table of labels are needed above
         if os.path.lexists(path / name) and not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; run it again")
-    return Run(path, summary, config, model.eval(), labels)
+    return Run(path, summary, config, model.eval(), labels, finetuned)
 
 
 def _check_same_run(path: Path, config: TrainConfig, summary: Mapping[str, Any]) -> None:
@@ -128,14 +133,31 @@ def _load_model(path: Path, config: TrainConfig, summary: Mapping[str, Any], giv
             raise misfit(bare)
         with global_generators.kept():  # reading a run leaves the caller's draws alone
             model = build_model(*of_run)
-    tensors, values = read(file, unpack)
-    state = {k: t for k, t in tensors.items() if not k.startswith(BESIDE)}
-    beside = {k.removeprefix(BESIDE): t for k, t in tensors.items() if k.startswith(BESIDE)}
     try:
-        load_state(model, ModuleState(state, beside, values.get("beside", {})))
+        load_state(model, _state(file))
     except ValueError as error:
         raise misfit(model, f"; {error}") from error
     return model
+
+
+def _load_finetuned(path: Path, model: nn.Module) -> nn.Module:
+    """A copy of the run's model, which is loaded, with the weights of the fine-tuned one."""
+    file = path / FINETUNED
+    if read(file, header)[0] != read(path / "model.safetensors", header)[0]:
+        raise InputError(f"{file} does not fit model.safetensors beside it: the run is damaged, run it again")
+    copy = copy_of(model)
+    try:
+        load_state(copy, _state(file))
+    except ValueError as error:
+        raise InputError(f"{file} does not fit the {type(model).__name__}; {error}: the run is damaged") from error
+    return copy.eval()
+
+
+def _state(file: Path) -> ModuleState:
+    tensors, values = read(file, unpack)
+    state = {k: t for k, t in tensors.items() if not k.startswith(BESIDE)}
+    beside = {k.removeprefix(BESIDE): t for k, t in tensors.items() if k.startswith(BESIDE)}
+    return ModuleState(state, beside, values.get("beside", {}))
 
 
 def _without_memory(config: TrainConfig, num_classes: int, input_shape: list[int] | None) -> nn.Module | None:

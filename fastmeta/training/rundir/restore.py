@@ -145,7 +145,7 @@ def check_results(path: Path, finished: Mapping[str, Any]) -> None:
             raise InputError(f"{path / name} is gone, which the run had written; {_WAY}")
         if not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; {_WAY}")
-    to_come: tuple[str | Path, ...] = (*result_files(True), SUMMARY, STATE)
+    to_come: tuple[str | Path, ...] = (*result_files(True, True), SUMMARY, STATE)
     for written in to_come:
         for file in (path / written, part_of(path / written)):
             if _is_folder(file):

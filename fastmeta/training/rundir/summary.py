@@ -73,6 +73,9 @@ def summary_of(
     lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
     method_figures                  what the method has measured of itself at the end
+    finetuned                       with finetune_steps: test_accuracy, nll, ece of the copy, and in `labels` what
+                                    labels are by `network`, `product` and `table`, see :func:`finetune`; in baselines
+                                    too
     files                           sizes and digests of the files that the run has written
     digest                          of all of this but the seconds: equal runs have equal ones
     """
@@ -117,7 +120,29 @@ _STAGE = {
     "train_fit": _RATE,
     "seconds": number(0),
 }
-_BESIDE = {"failed": maybe(text), "method_figures": table(maybe(real))}
+_READING = record(
+    {
+        "label_accuracy": _RATE,
+        "labels_changed": whole(),
+        "labels_corrected": maybe(whole()),
+        "labels_spoiled": maybe(whole()),
+        "wrong_label_average_precision": _RATE,
+    },
+    {"right_by_canaries": number(0, 1)},
+)
+_FINETUNED = record(
+    {
+        "steps": whole(1),
+        "lr": number(0),
+        "test_accuracy": _RATE,
+        "nll": maybe(number(0)),
+        "ece": _RATE,
+        "labels": record({}, dict.fromkeys(("network", "product", "table"), _READING)),
+        "failed": maybe(text),
+        "seconds": number(0),
+    }
+)
+_BESIDE = {"failed": maybe(text), "method_figures": table(maybe(real)), "finetuned": _FINETUNED}
 _LABELS = {
     "label_accuracy_initial": _RATE,
     "label_accuracy_final": _RATE,
@@ -178,7 +203,7 @@ SUMMARY_FORM = record(
         **_BESIDE,
         **_OF_CANARIES,
         "label_update": maybe(text),
-        "files": record({}, dict.fromkeys(result_files(True), SEAL_FORM)),
+        "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
         "digest": anything,
     },
 )
@@ -203,7 +228,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def summary_digest(summary: Mapping[str, Any]) -> str:
     def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if k != "seconds"}
+        return {k: timeless(v) if k == "finetuned" else v for k, v in values.items() if k != "seconds"}
 
     baselines = {name: timeless(stage) for name, stage in summary["baselines"].items()}
     content = {k: v for k, v in timeless(summary).items() if k != "digest"} | {"baselines": baselines}

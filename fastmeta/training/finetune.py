@@ -1,0 +1,189 @@
+"""A few steps on the clean samples alone, which a copy of a trained model takes, and what that copy says of labels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import cross_entropy
+
+from fastmeta.data import PILOT, EpochSampler, derived_seed
+from fastmeta.functional.call import call_model, pick_logits
+from fastmeta.functional.evaluation import evaluation, recurrent_backward
+from fastmeta.functional.finite import all_finite
+from fastmeta.methods.plain_step import PlainStep
+from fastmeta.training import global_generators
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.label_metrics import average_precision, changes, learned_labels
+from fastmeta.training.model_copy import copy_of
+
+if TYPE_CHECKING:
+    from fastmeta.training.stage import Stage
+
+MOMENTUM = 0.9
+#: how often the rate is halved where steps diverge, which they do that raise the clean loss by more than this share of
+#: log C: less may happen where batches are small and the loss is low already
+HALVINGS, RISE = 5, 0.1
+_ROWS = 256
+#: stages without: what has been trained on clean samples alone has nothing to gain, and the pilot is no result
+WITHOUT = ("clean", PILOT)
+
+
+@dataclass
+class FineTuned:
+    """What :func:`finetune` gives."""
+
+    figures: dict[str, Any]  # for the summary
+    model: nn.Module | None  # the copy; None where a step was not finite
+
+    def __str__(self) -> str:
+        """In a line."""
+        told = [("test", self.figures["test_accuracy"])]
+        told += [(f"labels by {name}", r["label_accuracy"]) for name, r in self.figures["labels"].items()]
+        known = [f"{what} {value:.1%}" for what, value in told if value is not None]
+        return ": ".join([f"{self.figures['steps']:,} clean steps on a copy", *([", ".join(known)] if known else [])])
+
+
+def steps_of(config: TrainConfig, stage: str) -> int:
+    """How many steps the copy of a stage's model takes, 0 for none."""
+    return 0 if stage in WITHOUT else config.finetune_steps
+
+
+def plain_steps(stage: Stage) -> float:
+    """What the fine-tuning of `stage` costs, in plain steps on a batch: by counted forwards, three of each row."""
+    steps = steps_of(stage.config, stage.name)
+    if not steps:
+        return 0.0
+    return (steps * stage.meta_sampler.batch_size + stage.data.train_size / 3) / stage.sampler.batch_size
+
+
+def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
+    """A copy of the stage's model behind K steps of SGD on clean batches, and its figures; None if `stopped`.
+
+        theta <- theta - SGD step of L_clean(theta), at a constant rate, momentum 0.9
+
+    In evaluation mode: no dropout, and running statistics stay as they are. Networks with BatchNorm may be stiff so,
+    above all where weight decay has made their weights small: steps that raise the clean loss instead of lowering it
+    are taken anew from the model at half the rate, up to five times, and `lr` tells the rate of those that count.
+
+    All is a function of the stage's end and of the run's seed alone; nothing of the stage moves but its labels to those
+    that its canaries keep, and no random generator.
+    """
+    config, began = stage.config, time.perf_counter()
+    steps, lr = steps_of(config, stage.name), config.finetune_lr
+    assert lr is not None
+    with global_generators.kept():
+        global_generators.seed_all(derived_seed(config.seed, "finetune"))
+        most = _clean_loss(stage, copy_of(stage.model)) + RISE * math.log(stage.data.num_classes)
+        for halvings in range(HALVINGS + 1):
+            model, rate = copy_of(stage.model), lr / 2**halvings
+            sound = _descend(stage, model, steps, rate, stopped)
+            if sound is None:
+                return None
+            if sound and _clean_loss(stage, model) <= most:
+                break
+        else:
+            sound = False
+        figures: dict[str, Any] = {"steps": steps, "lr": rate, **dict.fromkeys(("test_accuracy", "nll", "ece"))}
+        if sound:
+            figures |= stage.tested(model) | {"labels": _readings(stage, model), "failed": None}
+        else:
+            reason = f"fine-tuning diverged at rates from finetune_lr={lr:g} down to {rate:g}; lower it"
+            figures |= {"labels": {}, "failed": reason}
+        figures["seconds"] = time.perf_counter() - began
+        return FineTuned(figures, model if sound else None)
+
+
+def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Callable[[], bool]) -> bool | None:
+    """Take the steps, in place; whether all was finite, None if `stopped`."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:  # a predictor that its method moves without gradients, such as a mean of weights
+        params = list(model.requires_grad_(True).parameters())
+    optimizer = torch.optim.SGD(params, lr=lr, momentum=MOMENTUM)
+    step, samples = PlainStep(model, optimizer, stage.config.micro_batch), stage.samples()
+    targets, size = samples.clean_targets, stage.config.data.meta_batch_size or 1
+    device, seed = stage.meta_sampler.device, stage.config.seed
+    order = EpochSampler(len(targets), size, seed=seed, stream="finetune-order", device=device)
+    sound = torch.ones((), dtype=torch.bool, device=stage.device)
+    with evaluation(model), recurrent_backward(model, stage.device):
+        for number in range(steps):
+            if stopped():
+                return None
+            rows = order(number)
+            y = targets[rows.to(targets.device)]
+
+            def backward(logits: Tensor, part: slice, y: Tensor = y) -> Tensor:
+                loss = cross_entropy(logits, y[part], reduction="sum") / len(y)
+                loss.backward()
+                return loss.detach()
+
+            with stage.autocast():  # anew for each step: it keeps the weights that it has cast
+                _, _, finite = step(samples.clean_rows(rows), len(y), backward)
+            sound &= finite
+    return bool(sound & all_finite(params))
+
+
+def _clean_loss(stage: Stage, model: nn.Module) -> float:
+    """Mean over the clean set, in evaluation mode."""
+    samples = stage.samples()
+    targets, total = samples.clean_targets, torch.zeros((), dtype=torch.float64, device=stage.device)
+    with torch.no_grad(), evaluation(model):
+        for rows in torch.arange(len(targets), device=stage.meta_sampler.device).split(_ROWS):
+            with stage.autocast():
+                logits = pick_logits(call_model(model, samples.clean_rows(rows)))
+            total += functional.cross_entropy(logits.double(), targets[rows.to(targets.device)], reduction="sum")
+    return float(total) / len(targets)
+
+
+def _readings(stage: Stage, model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Labels of the training rows, read in several ways, beside the given ones.
+
+        table     the learned labels, those that the canaries keep where there are any
+        network   argmax_k log q_ik, q of the fine-tuned model
+        product   argmax_k (log q_ik + log p_ik), p the learned labels
+
+    Where none are learned there is no table, and no product.
+    """
+    labels, given = stage.method.labels, stage.context.targets
+    if stage.kept is not None:
+        stage.kept.put_back()
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    with torch.no_grad(), evaluation(model):
+        for x, rows in stage.samples().train():
+            with stage.autocast():
+                logits = pick_logits(call_model(model, x))
+            log_q = logits.double().log_softmax(1)
+            found.setdefault("network", []).append(_read(log_q, given[rows]))
+            if labels is not None:
+                log_p = labels.probs(rows).double().log()
+                found.setdefault("product", []).append(_read((log_q + log_p).log_softmax(1), given[rows]))
+    readings = {name: [torch.cat(t) for t in zip(*parts, strict=True)] for name, parts in found.items()}
+    if labels is not None:
+        table = learned_labels(labels)
+        readings = {"table": [table["learned"], table["given_probability"]], **readings}
+    return {name: _figures(stage, learned, probability) for name, (learned, probability) in readings.items()}
+
+
+def _figures(stage: Stage, learned: Tensor, given_probability: Tensor) -> dict[str, Any]:
+    """Of labels as they are read, (n,) for all rows of the stage: the training rows alone, and what canaries say."""
+    size, y_true = stage.data.train_size, stage.data.y_true
+    given = stage.context.targets[:size]
+    figures = changes(given, learned[:size], y_true)
+    figures["wrong_label_average_precision"] = average_precision(given_probability[:size], given, y_true)
+    if stage.kept is not None:
+        canaries = stage.kept.canaries
+        figures["right_by_canaries"] = canaries.fate(learned[size:].cpu().numpy()).after
+    return figures
+
+
+def _read(log_probs: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) the likeliest class and the probability of the given one; a row without a softmax keeps what was given."""
+    sound = ~log_probs.isnan().any(1)
+    probability = log_probs.exp().gather(1, given[:, None]).squeeze(1)
+    return torch.where(sound, log_probs.argmax(1), given), torch.where(sound, probability, 1.0)
