@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from worth_rivals import BATCH, DECAY, LR, MOMENTUM, Method, Result, doubt, network, soft_start, tested
+import numpy as np
+from worth_rivals import BATCH, DECAY, LR, MOMENTUM, Method, Result, network, soft_start, tested
 from worth_sets import Set
 
 import fastmeta
@@ -47,10 +48,11 @@ def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Me
             warnings.simplefilter("ignore")  # the health of labels, which the figures tell
             config = dataclasses.replace(config, out=f"{folder}/run", **changes(data))
             done = fastmeta.train(config, model=network(data, seed), data=arrays(data))
-            probs = done.labels.probs().double().numpy()
+            with np.load(f"{folder}/run/labels.npz") as table:  # as they are handed out: by their margin, or withheld
+                labels, doubted = table["learned"], 1 - table["given_probability"].astype(np.float64)
         seconds = time.process_time() - began
         test, by_class = tested(data, done.model)
-        return Result(test, probs.argmax(1), doubt(probs, data.y_given), seconds, by_class)
+        return Result(test, labels, doubted, seconds, by_class)
 
     return run
 
