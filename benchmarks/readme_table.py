@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,79 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((HERE / "results" / name).read_text())
 
 
+def percent(values: Iterable[float]) -> str:
+    found = [100 * value for value in values]
+    return f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+
+
+def job_rows() -> dict[str, list[str]]:
+    """Cells of the main job's table, without their titles, by row."""
+    runs = load("main-job.json")["runs"]
+
+    def row(name: str, right: str = "") -> list[str]:
+        best = percent(r[name]["test_accuracy_best"] for r in runs) if "test_accuracy_best" in runs[0][name] else ""
+        svm = percent(r["svm"][name] for r in runs) if name in runs[0]["svm"] else ""
+        return [percent(r[name]["test_accuracy_last"] for r in runs), best, right, svm]
+
+    def final(name: str) -> str:
+        return percent(r[name]["label_accuracy_final"] for r in runs)
+
+    given = percent(r["label_accuracy_initial"] for r in runs)
+    return {
+        "learned": row("learned", f"{given} → {final('learned')}"),
+        "noisy": row("noisy", given),
+        "softened": row("softened", given),
+        "union": row("union"),
+        "clean": row("clean"),
+        "finetuned": row("finetuned", final("finetuned")),
+    }
+
+
+TITLES = {
+    "learned": "**learned**",
+    "noisy": "as given",
+    "softened": "softened, never moved",
+    "union": "given and clean",
+    "clean": "clean alone",
+    "finetuned": "given, fine-tuned on clean",
+}
+
+
+def job_line() -> str:
+    runs = load("main-job.json")["runs"]
+    wrong = 1 - statistics.mean(r["label_accuracy_initial"] for r in runs)
+    seconds = statistics.mean(r["cpu_seconds"] for r in runs)
+    time = f"{seconds:.0f} s for all rows of a seed"
+    return f"Digits, 80% uniform noise ({100 * wrong:.0f}% wrong), 30 clean images, {len(runs)} seeds, {time}:"
+
+
 def main_job() -> list[str]:
     content = load("main-job.json")
-    runs = content["runs"]
-
-    def cell(values: list[float]) -> str:
-        return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-
-    def accuracy(pick: Any) -> str:
-        return " | ".join(cell([pick(r)[f"test_accuracy_{which}"] for r in runs]) for which in ("last", "best"))
-
-    labels = [cell([r[f"label_accuracy_{when}"] for r in runs]) for when in ("initial", "final")]
-    seconds = statistics.mean(r["wall_seconds_of_all_four"] for r in runs)
-    return [
-        f"Digits, 40% uniform label noise, 30 clean images, {len(runs)} seeds; {seconds:.0f} s for four rows:",
+    lines = [
+        job_line(),
         "",
-        "| labels | test %, last epoch | best epoch | training labels right, % |",
-        "|---|---|---|---|",
-        f"| learned per sample | {accuracy(lambda r: r)} | {labels[0]} → {labels[1]} |",
-        f"| fixed, as given | {accuracy(lambda r: r['baselines']['noisy'])} | {labels[0]} |",
-        f"| fixed, given and clean together | {accuracy(lambda r: r['baselines']['union'])} | |",
-        f"| the 30 clean images alone | {accuracy(lambda r: r['baselines']['clean'])} | |",
-        f"| as given, scikit-learn's kernel SVM | {cell([r['svc'] for r in runs])} | | {labels[0]} |",
-        f"| softened as ours start (0.6), never moved | {accuracy(lambda r: r['soft_start_frozen'])} | {labels[0]} |",
-        f"| softened more (0.4), never moved | {accuracy(lambda r: r['softer_start_frozen'])} | {labels[0]} |",
+        "| labels | test %, last epoch | best epoch | training labels right, % | kernel SVM on these labels, test % |",
+        "|---|---|---|---|---|",
+        *(f"| {TITLES[name]} | {' | '.join(cells)} |" for name, cells in job_rows().items()),
+        "",
+        "Learned labels less the others, the same seed's each, in points with 95% intervals:",
+        "",
+        "| less | test, last epoch | test of the kernel SVM |",
+        "|---|---|---|",
     ]
+    for name, title in TITLES.items():
+        cells = [points(content["learned_minus"].get(key)) for key in (name, f"svm:{name}")]
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def points(found: Mapping[str, float] | None) -> str:
+    return (
+        ""
+        if found is None
+        else "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format_map({key: 100 * value for key, value in found.items()})
+    )
 
 
 def steps() -> list[str]:
@@ -108,18 +158,38 @@ def small() -> list[str]:
     return lines
 
 
-SHORT = ("Digits", "| labels |", "|---", "| learned", "| fixed, as", "| as given", "| softened more")
+#: methods of results/worth.json; of ours the first that is there
+NEWS = {"given": "as given", "finetuned": "then fine-tuned on 100 clean texts"}
+OURS = ("default", "posterior")
+
+
+def news() -> list[str]:
+    """What it is for: labels that people got wrong."""
+    rows = [row for row in load("worth.json")["rows"] if row["set"] == "news"]
+    there = {row["method"] for row in rows}
+    titles = NEWS | {name: "learned" for name in [name for name in OURS if name in there][:1]}
+    found = []
+    for name, title in titles.items():
+        of = [row for row in rows if row["method"] == name]
+        test, right = (100 * statistics.mean(row[key] for row in of) for key in ("test", "labels_right"))
+        found.append(f"{title} {test:.1f}, {right:.1f}")
+    head = "News labelled by people (NoisyAG-News), test % and training labels right"
+    return [f"{head}: {'; '.join(found)}.", ""]
 
 
 def short() -> list[str]:
-    """The README's: the rows of the main job that say most, and what a step costs."""
-    lines = main_job()
-    rows = [lines[0], "", *(line for line in lines[1:] if line.startswith(SHORT))]
+    """The README's: news, the main job, and what a step costs."""
+    rows = []
+    for name, (last, _, right, svm) in job_rows().items():
+        cells = (re.sub(r" ± [\d.]+", "", cell) for cell in (last, right, svm))
+        rows.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    head = ["| labels | test % | labels right, % | kernel SVM on them, test % |", "|---|---|---|---|"]
     costs = []
     for name, title in MODELS:
         full = next(row for row in load(name)["rows"] if row["variant"] == "fastmeta:full")["ratios"]
-        costs.append(f"{full['sgd']:.1f} on {title} ({1 / full['reference']:.1f}× faster than autograd)")
-    return [*rows, "", f"One exact compiled step, in plain SGD steps: {', '.join(costs)}."]
+        costs.append(f"{full['sgd']:.1f} on {title} ({1 / full['reference']:.1f}×)")
+    cost = f"One exact compiled step, in plain SGD steps (times faster than autograd): {', '.join(costs)}."
+    return [*news(), job_line(), "", *head, *rows, "", cost]
 
 
 def write(path: Path, lines: list[str]) -> None:

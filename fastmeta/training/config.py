@@ -46,7 +46,7 @@ class TrainConfig:
     noise: str | None = None
     """Label noise to add: none; uniform:RATE, any class; class:RATE, every second class to the one after it; pair:RATE,
     every class to the one after it; instance:RATE, as the sample looks; or your own as package.module:function:RATE.
-    By default uniform:0.4 for the digits and none for all else."""
+    By default uniform:0.8 for the digits and none for all else."""
     method: str = "instance_labels"
     """onehot, class_labels or instance_labels, or your own as package.module:Class."""
     options: Any = field(default=None, metadata={"flags": "method"})

@@ -37,7 +37,7 @@ def train(
     """Train with learned labels (or fixed ones), the config's baselines beside it, and write a run directory.
 
     Args:
-        config: defaults to ``TrainConfig()``: the bundled digits with 40% label noise. Left out with `resume`.
+        config: defaults to ``TrainConfig()``: the bundled digits with 80% label noise. Left out with `resume`.
         model: a module of your own in place of ``config.model``; each stage trains a copy of it.
         data: a :class:`fastmeta.data.Dataset` or a mapping of arrays in place of ``config.dataset``.
         resume: a run directory to go on with, bitwise where it stopped; `model` and `data` as the first time.

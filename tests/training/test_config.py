@@ -144,7 +144,7 @@ def test_label_lr_adapts_to_rate_and_batch(digit_splits):
 
 
 def test_only_the_digits_are_corrupted_unasked():
-    assert preset_noise(TrainConfig()) == "uniform:0.4"
+    assert preset_noise(TrainConfig()) == "uniform:0.8"
     assert preset_noise(TrainConfig(dataset="npz:x.npz")) == "none"
     assert preset_noise(TrainConfig(noise="none")) == "none"
     assert (preset_threads(TrainConfig()), preset_threads(TrainConfig(dataset="npz:x.npz"))) == (1, None)
