@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MOMENTUM = 0.9
 #: how often the rate is halved where steps diverge, which they do that raise the clean loss by more than this share of
-#: log C: less may happen where batches are small and the loss is low already
-HALVINGS, RISE = 5, 0.1
+#: log C at their end or as the mean of a pass: less may happen where batches are small and the loss is low already
+HALVINGS, RISE = 5, 0.5
 _ROWS = 256
 #: stages without: what has been trained on clean samples alone has nothing to gain, and the pilot is no result
 WITHOUT = ("clean", PILOT)
@@ -69,8 +69,8 @@ def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
         theta <- theta - SGD step of L_clean(theta), at a constant rate, momentum 0.9
 
     In evaluation mode: no dropout, and running statistics stay as they are. Networks with BatchNorm may be stiff so,
-    above all where weight decay has made their weights small: steps that raise the clean loss instead of lowering it
-    are taken anew from the model at half the rate, up to five times, and `lr` tells the rate of those that count.
+    above all where weight decay has made their weights small: steps that raise the clean loss on their way or at their
+    end are taken anew from the model at half the rate, up to five times; `lr` tells the rate of those that count.
 
     All is a function of the stage's end and of the run's seed alone; nothing of the stage moves but its labels to those
     that its canaries keep, and no random generator.
@@ -83,13 +83,11 @@ def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
         most = _clean_loss(stage, copy_of(stage.model)) + RISE * math.log(stage.data.num_classes)
         for halvings in range(HALVINGS + 1):
             model, rate = copy_of(stage.model), lr / 2**halvings
-            sound = _descend(stage, model, steps, rate, stopped)
-            if sound is None:
+            highest = _descend(stage, model, steps, rate, stopped)
+            if highest is None:
                 return None
-            if sound and _clean_loss(stage, model) <= most:
+            if sound := highest <= most and _clean_loss(stage, model) <= most:
                 break
-        else:
-            sound = False
         figures: dict[str, Any] = {"steps": steps, "lr": rate, **dict.fromkeys(("test_accuracy", "nll", "ece"))}
         if sound:
             figures |= stage.tested(model) | {"labels": _readings(stage, model), "failed": None}
@@ -100,8 +98,8 @@ def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
         return FineTuned(figures, model if sound else None)
 
 
-def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Callable[[], bool]) -> bool | None:
-    """Take the steps, in place; whether all was finite, None if `stopped`."""
+def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Callable[[], bool]) -> float | None:
+    """Take the steps, in place; the largest mean loss of a pass, infinite if one was not finite, None if `stopped`."""
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:  # a predictor that its method moves without gradients, such as a mean of weights
         params = list(model.requires_grad_(True).parameters())
@@ -110,7 +108,7 @@ def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Cal
     targets, size = samples.clean_targets, stage.config.data.meta_batch_size or 1
     device, seed = stage.meta_sampler.device, stage.config.seed
     order = EpochSampler(len(targets), size, seed=seed, stream="finetune-order", device=device)
-    sound = torch.ones((), dtype=torch.bool, device=stage.device)
+    sound, losses = torch.ones((), dtype=torch.bool, device=stage.device), []
     with evaluation(model), recurrent_backward(model, stage.device):
         for number in range(steps):
             if stopped():
@@ -124,9 +122,13 @@ def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Cal
                 return loss.detach()
 
             with stage.autocast():  # anew for each step: it keeps the weights that it has cast
-                _, _, finite = step(samples.clean_rows(rows), len(y), backward)
+                _, loss, finite = step(samples.clean_rows(rows), len(y), backward)
             sound &= finite
-    return bool(sound & all_finite(params))
+            losses.append(loss)
+    if not bool(sound & all_finite(params)):
+        return math.inf
+    passes = torch.stack(losses)[: steps // order.batches * order.batches].view(-1, order.batches)
+    return float(passes.mean(1).max()) if len(passes) else 0.0
 
 
 def _clean_loss(stage: Stage, model: nn.Module) -> float:
