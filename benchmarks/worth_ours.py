@@ -59,7 +59,10 @@ def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Me
 
 #: per-sample labels by exact steps at the rate that the label family has by default
 EXACT = by_trainer(
-    lambda data: {"method": "instance_labels", "labels": LabelConfig(target_prob=soft_start(data.num_classes))}
+    lambda data: {
+        "method": "instance_labels",
+        "labels": LabelConfig(update="exact", target_prob=soft_start(data.num_classes)),
+    }
 )
 
 #: the same start, moved once an epoch along steps on the clean rows, as `--labels.update epoch` has it by default
@@ -74,5 +77,5 @@ EPOCH = by_trainer(
 DEFAULT = by_trainer()
 
 #: THE PLACE for another method of ours: a function (Set, seed) -> Result under a name. `DEFAULT` follows the package's
-#: defaults by itself; what reads labels otherwise than by the table's argmax returns a Result of its own.
+#: defaults by itself.
 OURS: dict[str, Method] = {"exact": EXACT, "epoch": EPOCH, "default": DEFAULT}

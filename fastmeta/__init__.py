@@ -18,6 +18,7 @@ from fastmeta.checker import check
 from fastmeta.losses import ClassLabels, InstanceLabels, LabelTable, LearnableLoss
 from fastmeta.meta import EpochLookahead, EpochResult, MetaStep, StepResult, label_gradient, meta_gradient
 from fastmeta.per_sample import per_sample
+from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 if TYPE_CHECKING:
     from fastmeta._train import train
@@ -29,6 +30,8 @@ __all__ = [
     "EpochLookahead",
     "EpochResult",
     "InstanceLabels",
+    "LabelEstimate",
+    "LabelPosterior",
     "LabelTable",
     "LearnableLoss",
     "Listener",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,8 @@ class Method(ABC):
     #: which of the trainer's options it follows, of compile, approx, micro_batch, labels.update and labels.canaries; a
     #: run with another is refused. With canaries, `labels` are those of fastmeta, and :meth:`hold_labels` is there
     supports: ClassVar[frozenset[str]] = frozenset()
+    #: labels.update where a run leaves it open
+    default_update: ClassVar[Literal["exact", "epoch", "posterior"]] = "exact"
     #: the learned labels, once :meth:`setup` has made them
     labels: Any = None
 

@@ -17,7 +17,7 @@ class ClassLabelMethod(LearnedLabels):
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         super().check(config, num_classes)
-        if config.labels.update == "posterior":
+        if config.label_update == "posterior":
             raise ValueError(
                 "labels.update=posterior gives each sample a label of its own, and class_labels hold one value per "
                 "class; take exact or epoch, or method=instance_labels"

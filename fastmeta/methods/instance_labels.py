@@ -11,11 +11,15 @@ from fastmeta.losses import InstanceLabels, LabelTable
 from fastmeta.methods.base import Context
 from fastmeta.methods.learned import LearnedLabels
 
+#: probability of the given class in a table that no start was asked for, which the first estimate replaces
+_UNTIL_ESTIMATED = 0.9
+
 
 class InstanceLabelMethod(LearnedLabels):
     """:class:`fastmeta.InstanceLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = InstanceLabels
+    default_update = "posterior"
     #: where the label logits lie; None: in a dense tensor
     table: ClassVar[type[LabelTable] | None] = None
 
@@ -24,7 +28,7 @@ class InstanceLabelMethod(LearnedLabels):
         return InstanceLabels(
             context.targets,
             context.num_classes,
-            config.labels.target_prob,
+            _UNTIL_ESTIMATED if config.labels.target_prob is None else config.labels.target_prob,
             dtype=getattr(torch, config.labels.dtype),
             seed=derived_seed(config.seed, "label-rounding"),
             table=self.table,
@@ -39,7 +43,7 @@ class InstanceLabelMethod(LearnedLabels):
                 f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got {target_prob}: no "
                 "gradient leads back from an infinite logit; take 0.9"
             )
-        if num_classes is not None and target_prob <= 1 / num_classes:
+        if num_classes is not None and target_prob is not None and target_prob <= 1 / num_classes:
             raise ValueError(
                 f"labels.target_prob must be above 1/C = {1 / num_classes:g}, got {target_prob}: the given class "
                 "would not lead at the start"

@@ -61,7 +61,7 @@ class LearnedLabels(Method):
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
-        if config.labels.update == "exact":
+        if config.label_update == "exact":
             return
         for name, value, without in (("compile", config.compile, "off"), ("approx", config.approx, "none")):
             if value != without:

@@ -116,13 +116,15 @@ class TrainConfig:
                 f"labels.lookahead={self.labels.lookahead} follows an sgd, and optim.name is {self.optim.name}; leave "
                 "it out, or give the rate of the look-ahead"
             )
-        self._check_label_options()
         self._check_method()
+        self._check_label_options()
         self.baseline_names()
 
     def _check_label_options(self) -> None:
         """Those of the other kind of update are refused, not ignored."""
-        update = self.labels.update
+        if isinstance(self.method, Untrusted) and self.labels.update is None:
+            return  # what it takes by default is its own to say
+        update = self.label_update
         about: dict[str, list[str]] = {}
         for other, keys in OPTIONS_OF.items():
             for key in keys:
@@ -132,7 +134,7 @@ class TrainConfig:
             if update not in others and value != getattr(LabelConfig, key):
                 raise InputError(
                     f"labels.{key}={value} is about labels.update={' and '.join(others)}, and labels.update is "
-                    f"{update}; leave it out"
+                    f"{update}; leave it out{'' if self.labels.update else ', or take one of them'}"
                 )
 
     def _check_method(self) -> None:
@@ -162,7 +164,7 @@ class TrainConfig:
                     f"{name}={value} is about {steps}, and method={self.method} takes none; "
                     f"leave it {'out' if without is None else f'at {without}'}"
                 )
-        if self.labels.update != "exact" and "labels.update" not in method.supports:
+        if self.labels.update not in (None, "exact") and "labels.update" not in method.supports:
             raise InputError(
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
                 "none; leave it out"
@@ -176,6 +178,16 @@ class TrainConfig:
             method.check(self)
         except ValueError as error:
             raise InputError(error) from error
+
+    @property
+    def label_update(self) -> Literal["exact", "epoch", "posterior"]:
+        """`labels.update`, or what stands for it where it is left out."""
+        if self.labels.update is not None:
+            return self.labels.update
+        exact = any(getattr(self.labels, k) != getattr(LabelConfig, k) for k in OPTIONS_OF["exact"])
+        if exact or self.compile != "off" or self.approx != "none":
+            return "exact"
+        return self.method_class().default_update
 
     def method_class(self) -> type[Method]:
         """The class that `method` names; InputError where there is none, or a file names code that is not trusted."""

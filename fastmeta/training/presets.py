@@ -66,6 +66,8 @@ MOST_CLEAN = 0.8
 
 #: of labels that are estimated: clean steps of a copy, least samples of a step, and share of the prediction
 POSTERIOR_STEPS, LEAST_CLEAN_BATCH, MIX = 30, 16, 0.3
+#: clean rows without which none can be left out, so that nothing is estimated
+LEAST_CLEAN = 2
 
 #: torch's own of AdamW; the presets' are of SGD
 ADAMW_LR, ADAMW_WEIGHT_DECAY = 1e-3, 1e-2
@@ -121,11 +123,13 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         lr=_or(config.optim.lr, preset.lr if sgd else ADAMW_LR),
         weight_decay=_or(config.optim.weight_decay, preset.weight_decay if sgd else ADAMW_WEIGHT_DECAY),
     )
-    labels = replace(
-        config.labels,
-        target_prob=_or(config.labels.target_prob, preset.target_prob),
-        canaries="off" if splits.canaries is None else str(len(splits.canaries)),
-    )
+    update = config.label_update
+    if config.labels.update is None and update == "posterior" and len(splits.meta) < LEAST_CLEAN:
+        update = "exact"
+    canaries = "off" if splits.canaries is None else str(len(splits.canaries))
+    labels = replace(config.labels, update=update, canaries=canaries)
+    if update != "posterior":
+        labels = replace(labels, target_prob=_or(labels.target_prob, preset.target_prob))
     epochs = _or(config.epochs, preset.epochs)
     if labels.update == "posterior":
         labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)

@@ -14,8 +14,8 @@ from fastmeta.training.values import LARGEST_RATE, at_least, check_types, positi
 
 #: of the table [labels], by labels.update
 OPTIONS_OF = {
-    "exact": ("label_lr", "lookahead", "tangent"),
-    "epoch": ("steps", "clean_lr", "eta", "warmup_epochs"),
+    "exact": ("target_prob", "label_lr", "lookahead", "tangent"),
+    "epoch": ("target_prob", "steps", "clean_lr", "eta", "warmup_epochs"),
     "posterior": ("steps", "clean_lr", "clean_batch", "warmup_epochs", "every", "mix", "trust", "margin"),
 }
 MOST_THREADS = 1024
@@ -64,12 +64,13 @@ class OptimConfig:
 class LabelConfig:
     """How labels start and move."""
 
-    update: Literal["exact", "epoch", "posterior"] = "exact"
+    update: Literal["exact", "epoch", "posterior"] | None = None
     """exact: in each step, by the meta-gradient of that step; epoch: at the end of each epoch, by how a few steps
     on clean samples move the logits, between plain steps; posterior: every few epochs, estimated anew from
-    predictions of copies that a few clean steps have moved, and from how given labels err."""
+    predictions of copies that a few clean steps have moved, and from how given labels err. By default posterior for
+    instance labels, and exact for others and where an option of exact steps is given."""
     target_prob: float | None = None
-    """Probability of the given class at the start."""
+    """Updates exact and epoch: probability of the given class at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
     label_lr: float | None = None

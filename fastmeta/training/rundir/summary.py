@@ -69,7 +69,7 @@ def summary_of(
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
-    label_update                    exact or epoch: how learned labels move; null where none are learned
+    label_update                    exact, epoch or posterior: how learned labels move; null where none are learned
     lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
     method_figures                  what the method has measured of itself at the end
