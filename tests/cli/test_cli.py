@@ -256,7 +256,19 @@ def test_version(capsys):
 
 
 def test_dry_run_writes_nothing(npz, capsys, tmp_path):
-    assert main(["train", "--dataset", f"npz:{npz}", "--dry-run", "--model", "mlp", "--threads", "1"]) == 0
+    run = [
+        "train",
+        "--dataset",
+        f"npz:{npz}",
+        "--dry-run",
+        "--model",
+        "mlp",
+        "--threads",
+        "1",
+        "--labels.update",
+        "exact",
+    ]
+    assert main(run) == 0
     text = capsys.readouterr().out
     assert "epochs = 100" in text
     assert "80 images (4, 4, 1), wrong labels: 10.0%" in text

@@ -155,7 +155,7 @@ def test_options_of_epochs_are_refused_with_exact_steps(options):
     with pytest.raises(
         InputError, match=f"labels.{name}=.* is about labels.update=epoch.*, and labels.update is exact"
     ):
-        TrainConfig(labels=LabelConfig(**options))
+        TrainConfig(labels=LabelConfig(update="exact", **options))
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"eta": 0.0}, {"clean_lr": -1.0}, {"warmup_epochs": -1}])

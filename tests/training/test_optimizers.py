@@ -17,7 +17,8 @@ from tests.support.stopped import Kill, config
 
 @pytest.mark.parametrize("method", ["instance_labels", "onehot"])
 def test_adamw_trains_as_torch_has_it_and_resumes_bitwise(method, tmp_path):
-    made = lambda path: config(path, method=method, optim=OptimConfig(name="adamw"))  # noqa: E731
+    exact, adamw = LabelConfig(update="exact"), OptimConfig(name="adamw")
+    made = lambda path: config(path, method=method, optim=adamw, labels=exact)  # noqa: E731
     unbroken = fastmeta.train(made(tmp_path / "unbroken"), data=two_classes())
     assert unbroken.config.optim == OptimConfig(name="adamw", lr=1e-3, weight_decay=1e-2)
     assert unbroken.summary["optimizer"] == "adamw"
@@ -49,6 +50,7 @@ def test_the_steps_are_those_of_adamw(tmp_path):
 
 def test_a_fixed_look_ahead_sets_the_default_rate_of_labels(tmp_path):
     def label_lr(**changes):
+        changes = {"labels": LabelConfig(update="exact"), **changes}
         return prepare(config(tmp_path / "run", baselines="none", **changes), data=two_classes()).config.labels.label_lr
 
     sgd = label_lr(optim=OptimConfig(lr=0.1))

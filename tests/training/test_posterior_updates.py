@@ -82,16 +82,26 @@ def test_defaults(tmp_path):
         ),
         ({"labels": LabelConfig(update="posterior", label_lr=0.1)}, "is about labels.update=exact"),
         (
-            {"labels": LabelConfig(mix=0.5)},
+            {"labels": LabelConfig(update="exact", mix=0.5)},
             "mix=0.5 is about labels.update=posterior, and labels.update is exact",
         ),
-        ({"labels": LabelConfig(steps=3)}, "labels.steps=3 is about labels.update=epoch and posterior"),
+        ({"labels": LabelConfig(update="exact", steps=3)}, "labels.steps=3 is about labels.update=epoch and posterior"),
         ({"method": "onehot", "labels": LabelConfig(update="posterior")}, "about methods whose labels move"),
     ],
 )
 def test_refusals(change, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**change)
+
+
+def test_instance_labels_are_estimated_where_nothing_else_is_asked_for():
+    assert TrainConfig().label_update == "posterior"
+    assert TrainConfig(labels=LabelConfig(mix=0.5)).label_update == "posterior"
+    assert TrainConfig(method="class_labels").label_update == "exact"
+    assert TrainConfig(approx="delayed").label_update == "exact"
+    assert TrainConfig(compile="trace").label_update == "exact"
+    assert TrainConfig(labels=LabelConfig(target_prob=0.8)).label_update == "exact"
+    assert TrainConfig(labels=LabelConfig(update="epoch")).label_update == "epoch"
 
 
 @pytest.mark.parametrize(("key", "value"), [("mix", 1.5), ("margin", 0.5), ("trust", -1.0), ("every", 0)])

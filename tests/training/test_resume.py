@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(at, unbroken, tmp_path):
 
 def test_a_bfloat16_table_draws_on(tmp_path):
     """Stochastic rounding goes on with the counter that the checkpoint holds."""
-    options = {"labels": LabelConfig(dtype="bfloat16"), "baselines": "none"}
+    options = {"labels": LabelConfig(update="exact", dtype="bfloat16"), "baselines": "none"}
     unbroken, path = train(config(tmp_path / "unbroken", **options), data=two_classes()).path, tmp_path / "run"
     with pytest.raises(Interrupted):
         train(config(path, **options), data=two_classes(), listener=Kill(signal.SIGTERM, "instance_labels", 7))

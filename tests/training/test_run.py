@@ -23,7 +23,7 @@ FIGURES = ("accuracy", "confusion", "label_matrix", "labels", "wrong_labels")
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "with figures" / "digits"
-    return fastmeta.train(fastmeta.TrainConfig(epochs=2, out=str(path)))
+    return fastmeta.train(fastmeta.TrainConfig(epochs=2, out=str(path), labels=LabelConfig(update="exact")))
 
 
 def test_directory_holds_every_file(digits_run):
@@ -111,7 +111,8 @@ def test_every_method_on_arrays_of_ones_own(method, tmp_path):
     assert s["noise"] == "none"
     assert s["class_names"] == ["dark", "bright"]
     assert (run.labels is None) == (method == "onehot")
-    assert (s["label_lr"] is None) == (method == "onehot")
+    assert s["label_update"] == {"onehot": None, "class_labels": "exact", "instance_labels": "posterior"}[method]
+    assert (s["label_lr"] is None) == (method != "class_labels")
     assert list(s["baselines"]) == ["clean"]
 
 
@@ -231,7 +232,10 @@ def test_ten_bad_steps_leave_the_state_of_before(compile, tmp_path):
 
 
 def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
-    runs = [train(config(tmp_path / mode, compile=mode), data=two_classes()) for mode in ("off", "trace")]
+    runs = [
+        train(config(tmp_path / mode, compile=mode, labels=LabelConfig(update="exact")), data=two_classes())
+        for mode in ("off", "trace")
+    ]
     assert [r.summary["compile"] for r in runs] == ["off", "trace"]
     a, b = (r.labels.label_logits for r in runs)
     assert float((a - b).norm() / b.norm()) < 1e-3
@@ -252,7 +256,8 @@ class Hungry(nn.Module):
 
 
 def test_out_of_memory_names_the_ways_out_and_the_last_good_state(tmp_path):
-    run = config(tmp_path / "run", model=None, epochs=40, checkpoint_seconds=0)
+    exact = LabelConfig(update="exact")
+    run = config(tmp_path / "run", model=None, epochs=40, checkpoint_seconds=0, labels=exact)
     with pytest.raises(TrainingError, match="out of memory in a step on 80 train and 8 meta rows, whose graphs") as e:
         train(run, model=Hungry(), data=two_classes(), listener=Warnings())
     assert "micro_batch=80" in str(e.value)
