@@ -118,7 +118,7 @@ class ConsoleListener(Listener):
         else:
             return
         self._config = None
-        exact = config.labels.update == "exact"
+        exact = config.label_update == "exact"
         whole = stage.total if exact else stage.total + stage.moves * stage.steps_per_move
         meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
         plain = pace * plain_share(meta_steps, config.approx)

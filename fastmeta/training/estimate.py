@@ -141,7 +141,7 @@ def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, f
         return step
 
     with global_generators.kept():
-        if "approx" in main.method.supports and config.approx == "none" and config.labels.update == "exact":
+        if "approx" in main.method.supports and config.approx == "none" and config.label_update == "exact":
             for approx, price in PRICES.items():
                 measured(f"--approx {approx}", price, replace(prepared, config=replace(config, approx=approx)), False)
         if (smaller := SMALLER.get(str(config.model))) is not None:
