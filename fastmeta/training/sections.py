@@ -68,7 +68,7 @@ class LabelConfig:
     """exact: in each step, by the meta-gradient of that step; epoch: at the end of each epoch, by how a few steps
     on clean samples move the logits, between plain steps; posterior: every few epochs, estimated anew from
     predictions of copies that a few clean steps have moved, and from how given labels err. By default posterior for
-    instance labels, and exact for others and where an option of exact steps is given."""
+    instance labels, and exact for others, on the digits, and where an option of exact steps is given."""
     target_prob: float | None = None
     """Updates exact and epoch: probability of the given class at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"

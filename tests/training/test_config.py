@@ -394,3 +394,11 @@ def test_a_config_from_a_pipe_of_the_shell(tmp_path):
         assert TrainConfig.read(f"/dev/fd/{read}").epochs == 9
     finally:
         os.close(read)
+
+
+def test_the_digits_take_exact_steps_unless_others_are_asked_for(digit_splits):
+    def update(**options):
+        return resolve(TrainConfig(labels=LabelConfig(**options)), digit_splits).labels.update
+
+    assert update() == update(target_prob=0.6) == "exact"
+    assert update(update="posterior") == update(mix=0.5) == "posterior"
