@@ -5,9 +5,10 @@ import signal
 
 import torch
 
-# a shell starts its background jobs with Ctrl-C ignored, and a run rightly keeps it so: tests send it
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# a shell starts its background jobs with Ctrl-C ignored, nohup with hang-ups, and a run keeps that: tests send them
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # without it inductor asks the compiler what the processor can do, by compiling a file of torch's headers for each
 # instruction set: half a minute in a fresh cache

@@ -92,7 +92,7 @@ def _fusable(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[l
     if group["momentum"] != 0:
         buffers = [optimizer.state[p].get("momentum_buffer") for p in params]
     started = [b for b in buffers if b is not None]
-    if isinstance(group["lr"], Tensor) or (started and len(started) < len(buffers)):
+    if not isinstance(group["lr"], float | int) or (started and len(started) < len(buffers)):
         return None
     for p, *others in zip(params, grads, *([started] if started else []), strict=True):
         for t in (p, *others):

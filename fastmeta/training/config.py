@@ -326,7 +326,7 @@ def _nested(cls: type, values: Mapping[str, Any], prefix: str, known: Sequence[s
             tables = {name.partition(".")[0] for name in known if "." in name}
             table = isinstance(values[key], Mapping)
             close = difflib.get_close_matches(str(key)[:80], tables, n=1) if table else near(f"{prefix}{key}", known)
-            close = close if hints else []
+            close = [option for option in close if option != prefix.rstrip(".")]  # the table that it stands in
             listed = f"known are {', '.join(hints)}" if hints else "there are none"
             hint = f"did you mean {' or '.join(close)}?" if close else listed
             raise InputError(f"unknown key {shown(f'{prefix}{key}')}; {hint}")

@@ -23,7 +23,8 @@ EPOCHS = 4
 
 def config(path, method="instance_labels", update="exact", **changes):
     rates = {"label_lr": 300.0} if update == "exact" else {"steps": 2}
-    labels = LabelConfig(update=update, target_prob=0.6, **{**rates, **changes.pop("labels", {})})
+    start = {} if update == "posterior" else {"target_prob": 0.6}
+    labels = LabelConfig(update=update, **{**start, **rates, **changes.pop("labels", {})})
     return TrainConfig(
         method=method,
         epochs=EPOCHS,

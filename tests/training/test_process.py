@@ -9,6 +9,7 @@ from torch import nn
 
 from fastmeta import train
 from fastmeta.data import InputError
+from fastmeta.training import LabelConfig
 from fastmeta.training.estimate import dry_run
 from fastmeta.training.listener import Listener
 from tests.support.runs import Warnings, config, two_classes
@@ -31,7 +32,8 @@ def test_an_inexact_tangent_is_a_warning_of_the_run(tmp_path):
         warnings.simplefilter("error")  # the user hears it once, from the run
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        run = train(config(tmp_path / "run", model=None), model=Bagged(), data=two_classes(), listener=listener)
+        exact = config(tmp_path / "run", model=None, labels=LabelConfig(update="exact"))
+        run = train(exact, model=Bagged(), data=two_classes(), listener=listener)
     own = [t for t in listener.texts if "the label gradient is inexact" in t]
     assert len(own) == 1
     assert "no exact way leads through bag (EmbeddingBag)" in own[0]
