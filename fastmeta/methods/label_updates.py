@@ -1,4 +1,4 @@
-"""When and how learned labels move: by a meta-gradient in each step, or by a look-ahead at the end of each epoch."""
+"""When and how learned labels move: by a meta-gradient in each step, or between epochs."""
 
 from __future__ import annotations
 

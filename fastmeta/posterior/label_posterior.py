@@ -165,10 +165,11 @@ class LabelPosterior:
                     f"train must give each of the {len(labels)} rows once, got {int((times == 0).sum())} of them never "
                     f"and {int((times > 1).sum())} more than once"
                 )
-            lost = int((~out.isfinite().all(1)).sum())
-            if lost:
+            if lost := int((~out.isfinite().all(1)).sum()):
                 raise FloatingPointError(f"{lost} training rows have logits that are not finite behind the clean steps")
             predictions.append(out)
+        if lost := int((~held_out.isfinite().all(1)).sum()):
+            raise FloatingPointError(f"{lost} clean rows have logits that are not finite behind the clean steps")
         few, many = shares(y, classes), shares(given, classes)
         for _ in range(2):
             shift = share_shift(few, many)

@@ -11,6 +11,7 @@ from fastmeta.data import derived_seed
 from fastmeta.losses import ClassLabels
 from fastmeta.posterior import FOLDS, LabelPosterior
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.samples import read_rows
 
 if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
@@ -35,9 +36,7 @@ def noise_of(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
     data, config = stage.data, stage.config
 
     def clean(rows: Tensor) -> Any:
-        rows = rows.to("cpu" if data.source.rows_on_host else data.device) + data.train_size
-        (x,) = data.source.read([rows], data.device)
-        return x
+        return read_rows(data, rows + data.train_size)
 
     # clean steps cost no more than the pilot, as long as their batches are no smaller than a few rows of each class
     most = stage.total * stage.sampler.batch_size // (FOLDS * STEPS)

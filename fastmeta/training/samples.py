@@ -11,6 +11,12 @@ from torch import Tensor
 from fastmeta.data import EpochSampler, Pool
 
 
+def read_rows(data: Pool, rows: Tensor) -> Any:
+    """x of the rows `rows` (m,) int64 of the pool, on whichever device these are."""
+    (x,) = data.source.read([rows.to("cpu" if data.source.rows_on_host else data.device)], data.device)
+    return x
+
+
 class PoolSamples:
     """:class:`fastmeta.methods.Samples` of one epoch.
 
@@ -37,10 +43,7 @@ class PoolSamples:
         return self._data.targets[self._data.clean_start :]
 
     def clean_rows(self, rows: Tensor) -> Any:
-        data = self._data
-        rows = rows.to("cpu" if data.source.rows_on_host else data.device) + data.clean_start
-        (x,) = data.source.read([rows], data.device)
-        return x
+        return read_rows(self._data, rows + self._data.clean_start)
 
     def clean(self, count: int) -> Iterator[tuple[Any, Tensor]]:
         data, begin = self._data, (self.epoch - 1) * count

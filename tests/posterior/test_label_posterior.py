@@ -124,3 +124,15 @@ def test_refusals():
     x[5] = torch.nan
     with pytest.raises(FloatingPointError, match="1 training rows"):
         posterior.estimate(batches(x), clean)
+
+
+def test_a_clean_row_that_is_not_finite_is_told():
+    """Also where the copies' steps have not met it."""
+    model, labels, x, _, (x_meta, y_meta) = problem()
+    look = LabelPosterior(model, labels)
+    ahead, few = look.lookahead.ahead, (x_meta[:9], y_meta[:9])
+    look.lookahead.ahead = lambda meta: ahead(few)
+    x_meta = x_meta.clone()
+    x_meta[20] = torch.nan
+    with pytest.raises(FloatingPointError, match="1 clean rows"):
+        look.estimate(batches(x), (x_meta, y_meta))
