@@ -92,6 +92,7 @@ SHARED_NAMES = {
     "__init__",
     "registry",  # a folder's choices by name
     *("class_labels", "instance_labels"),  # operation, loss and method
+    "labels",  # family of losses and command
     "digits",  # data set and its network
 }
 

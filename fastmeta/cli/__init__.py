@@ -21,6 +21,7 @@ from fastmeta._text import printable_lines, shown
 #: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
 COMMANDS = {
     "train": "learn the labels of a training set and compare with fixed labels",
+    "labels": "write labels with noise to a file",
     "check": "is the meta-gradient of a model right, and what does it cost",
     "bench": "time the operations, or whole steps of a model",
 }
