@@ -1,5 +1,6 @@
 """Training losses with parameters of their own, which the meta-gradient moves."""
 
+from fastmeta.losses.batch_weights import BatchWeights
 from fastmeta.losses.class_labels import ClassLabels, class_gradient
 from fastmeta.losses.epoch_moves import EpochMove
 from fastmeta.losses.head import Head, Move
@@ -15,6 +16,7 @@ FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabe
 
 __all__ = [
     "FAMILIES",
+    "BatchWeights",
     "ClassLabels",
     "DenseTable",
     "EpochMove",

@@ -53,6 +53,8 @@ class LearnableLoss(nn.Module):
 
     #: whether the loss moves its parameters itself, at a rate `label_lr`, and needs no optimizer
     moves_itself: ClassVar[bool] = False
+    #: whether its parameters are made anew in each step, at no rate, and nothing of them is there before or after
+    for_one_step: ClassVar[bool] = False
     #: the rate of its move at the end of an epoch, where it moves itself: see :class:`fastmeta.EpochLookahead`
     default_eta: ClassVar[float] = 0.0
     num_classes: int | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmeta.losses import LearnableLoss
+from fastmeta.meta.approximation import Approximation
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
@@ -71,6 +72,17 @@ def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         )
 
 
+def approximation_of(approx: str | None, loss: LearnableLoss) -> Approximation:
+    """What `approx` stands for; a ValueError where it trains on the loss of before, and `loss` has none."""
+    parsed = Approximation.parse(approx)
+    if loss.for_one_step and parsed.kind in ("delayed", "every"):
+        raise ValueError(
+            f"approx={approx!r} trains on the loss of an earlier step, and {type(loss).__name__} is made anew in each; "
+            "take None, 'last:L' or 'difference'"
+        )
+    return parsed
+
+
 def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The parameters of `loss` that `optimizer` moves now, by name: those that require a gradient."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -84,6 +96,10 @@ def check_loss_optimizer(loss: LearnableLoss, optimizer: torch.optim.Optimizer |
     """
     name = type(loss).__name__
     if loss.moves_itself:
+        if optimizer is not None and loss.for_one_step:
+            raise TypeError(
+                f"loss_optimizer is for losses that an optimizer moves; {name} is made anew in each step: leave it out"
+            )
         if optimizer is not None:
             raise TypeError(
                 f"loss_optimizer is for losses that an optimizer moves; {name} move by an SGD of their own: leave it "

@@ -48,7 +48,7 @@ def explanation(
     if step.approx.kind == "last" and network is not None:
         layers = f": {', '.join(step.approx.moving(network))}"
     how = f"label_lr {rate}" if step.loss.moves_itself else f"moved by {type(step.loss_optimizer).__name__}"
-    moved = f"{step.loss.title()}, {how}"
+    moved = f"{step.loss.title()}, {'made anew in each step' if step.loss.for_one_step else how}"
     return "\n".join(
         [
             moved,

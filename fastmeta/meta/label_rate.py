@@ -28,6 +28,8 @@ class LabelRate:
         eta = None if given is None else as_real(given)
         if given is not None and (eta is None or not 0 <= eta < float("inf")):
             raise ValueError(f"label_lr must be None or a finite number >= 0, got {shown(given)}")
+        if given is not None and loss.for_one_step:
+            raise TypeError(f"label_lr is a rate, and {type(loss).__name__} has none: leave it out")
         if given is not None and not loss.moves_itself:
             raise TypeError(
                 f"label_lr is the rate of label families; {type(loss).__name__} moves by loss_optimizer, which has "
@@ -59,7 +61,7 @@ class LabelRate:
         """
         groups = optimizer.param_groups
         follows = loss.moves_itself and self.given is None and isinstance(lookahead.choice, str)
-        if self.told or len(groups) < 2 or not follows:
+        if self.told or len(groups) < 2 or not follows or loss.for_one_step:
             return ""
         on_device = any(isinstance(group["lr"], Tensor) and group["lr"].is_cuda for group in groups)
         rates = [float(group["lr"]) for group in groups]

@@ -18,8 +18,7 @@ from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import LearnableLoss, Move
-from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.demands import check_loss_optimizer, check_optimizer, check_parameters, learned_by
+from fastmeta.meta.demands import approximation_of, check_loss_optimizer, check_optimizer, check_parameters, learned_by
 from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
@@ -128,7 +127,7 @@ class MetaStep:
         if compile not in get_args(CompileMode):
             raise ValueError(f"compile must be one of {', '.join(get_args(CompileMode))}, got {compile!r}")
         self.compile: CompileMode = compile
-        self.approx = Approximation.parse(approx)
+        self.approx = approximation_of(approx, loss)
         if self.approx.kind == "difference":
             if tangent not in ("auto", "difference"):
                 raise ValueError(f"approx='difference' makes the tangent by differences, got tangent={tangent!r}")

@@ -9,6 +9,7 @@ from fastmeta._trust import load_object
 from fastmeta.methods.base import Method
 from fastmeta.methods.class_labels import ClassLabelMethod
 from fastmeta.methods.instance_labels import InstanceLabelMethod
+from fastmeta.methods.l2rw import L2RW
 from fastmeta.methods.onehot import OneHot
 
 #: every method of this package by its name in a config
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "onehot": OneHot,
     "class_labels": ClassLabelMethod,
     "instance_labels": InstanceLabelMethod,
+    "l2rw": L2RW,
 }
 
 

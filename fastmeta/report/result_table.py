@@ -17,6 +17,7 @@ TITLES = {
     "instance_labels": "instance labels",
     "class_labels": "class labels",
     "onehot": "fixed labels",
+    "l2rw": "learned weights",
     PILOT: "pilot",
     "noisy": "fixed: given",
     "union": "fixed: given+clean",

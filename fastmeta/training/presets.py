@@ -134,7 +134,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         update = "exact"
     canaries = "off" if splits.canaries is None else str(len(splits.canaries))
     labels = replace(config.labels, update=update, canaries=canaries)
-    if update != "posterior":
+    if update != "posterior" and config.method_class().learns_labels:
         labels = replace(labels, target_prob=_or(labels.target_prob, preset.target_prob))
     epochs = _or(config.epochs, preset.epochs)
     if labels.update == "posterior":
