@@ -52,8 +52,8 @@ class L2RW(LearnedLoss):
             )
         if config.labels.lookahead == "optimizer":
             raise ValueError(
-                f"labels.lookahead=optimizer moves a model on, and method={config.method} takes the meta-gradient where "
-                "all weights are 0, at the model itself; leave it out"
+                f"labels.lookahead=optimizer moves a model on, and method={config.method} takes the meta-gradient "
+                "where all weights are 0, at the model itself; leave it out"
             )
 
 

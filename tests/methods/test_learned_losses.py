@@ -55,7 +55,7 @@ def test_it_is_refused_what_is_about_a_table_of_labels(method):
     for update in ("epoch", "posterior"):
         with pytest.raises(InputError, match=f"labels.update={update} is about methods whose labels move"):
             TrainConfig(method=method, labels=LabelConfig(update=update))
-    with pytest.raises(InputError, match="labels.canaries=5 is about labels that are learned"):
+    with pytest.raises(InputError, match=r"labels\.canaries=5 is about labels that are learned"):
         TrainConfig(method=method, labels=LabelConfig(canaries=5))
 
 
