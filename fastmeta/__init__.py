@@ -22,6 +22,7 @@ from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 if TYPE_CHECKING:
     from fastmeta._train import train
+    from fastmeta.learner import LabelLearner
     from fastmeta.training import Listener, TrainConfig, load_run
 
 
@@ -32,6 +33,7 @@ __all__ = [
     "EpochResult",
     "InstanceLabels",
     "LabelEstimate",
+    "LabelLearner",
     "LabelPosterior",
     "LabelTable",
     "LearnableLoss",
@@ -61,4 +63,8 @@ def __getattr__(name: str) -> Any:
         from fastmeta._train import train
 
         return train
+    if name == "LabelLearner":
+        from fastmeta.learner import LabelLearner
+
+        return LabelLearner
     raise AttributeError(f"module 'fastmeta' has no attribute {name!r}")

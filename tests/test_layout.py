@@ -20,7 +20,7 @@ FLOORS = [
     ["checker", "posterior"],
     ["methods"],
     ["training"],
-    ["report"],
+    ["report", "learner"],
     ["_train"],
     ["fastmeta"],
     ["bench"],
