@@ -1,5 +1,6 @@
 """Samples with given labels: where they come from, their splits and noise, and batches of them on the device."""
 
+from fastmeta.data.bounds import LARGEST_RATE, at_least, positive, within
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.given import DATA_FORMS, as_dataset, is_data
@@ -15,6 +16,7 @@ from fastmeta.data.stream import Stream
 
 __all__ = [
     "DATA_FORMS",
+    "LARGEST_RATE",
     "PILOT",
     "Dataset",
     "EpochSampler",
@@ -30,9 +32,12 @@ __all__ = [
     "TrainBatches",
     "Transform",
     "as_dataset",
+    "at_least",
     "derived_seed",
     "is_data",
     "load_batch",
     "load_dataset",
+    "positive",
     "split",
+    "within",
 ]

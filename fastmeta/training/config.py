@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastmeta._text import shown
 from fastmeta._trust import Untrusted
-from fastmeta.data import InputError
+from fastmeta.data import InputError, at_least, positive, within
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.data.sources import parse as parse_dataset
 from fastmeta.training.option_names import names_of, near
 from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig
 from fastmeta.training.toml_file import read_toml
-from fastmeta.training.values import at_least, check_types, hints_of, one_of, positive, within
+from fastmeta.training.values import check_types, hints_of, one_of
 
 if TYPE_CHECKING:
     from fastmeta.methods import Method

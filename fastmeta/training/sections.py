@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from fastmeta._numbers import as_real, as_whole
 from fastmeta._text import shown
-from fastmeta.data import InputError
-from fastmeta.training.values import LARGEST_RATE, at_least, check_types, positive, within
+from fastmeta.data import LARGEST_RATE, InputError, at_least, positive, within
+from fastmeta.training.values import check_types
 
 #: of the table [labels], by labels.update
 OPTIONS_OF = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import os
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,8 +15,6 @@ from fastmeta.data.errors import InputError
 
 #: whole numbers are those of TOML and of torch
 LARGEST = 2**63 - 1
-#: of float32
-LARGEST_RATE = 3.4e38
 #: characters of a text; no path is longer
 LONGEST = 4096
 
@@ -114,22 +111,3 @@ def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
             f"{name} must be one of {', '.join(map(str, allowed))}, got {shown(value)}"
             + (f"; did you mean {close[0]}?" if close else "")
         )
-
-
-def positive(name: str, value: float | None) -> None:
-    """For rates, by which float32 is multiplied."""
-    if value is not None and not 0 < value <= LARGEST_RATE:
-        finite = "at most 3.4e38, as float32 is" if 0 < value < math.inf else "finite"
-        raise InputError(f"{name} must be above 0 and {finite}, got {shown(value)}")
-
-
-def within(name: str, value: float | None, low: float, high: float, *, high_open: bool = False) -> None:
-    if value is not None and not (low <= value < high if high_open else low <= value <= high):
-        finite = " and finite" if high_open else ""
-        interval = f"at least {low}{finite}" if high == math.inf else f"in [{low}, {high}{')' if high_open else ']'}"
-        raise InputError(f"{name} must be {interval}, got {shown(value)}")
-
-
-def at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise InputError(f"{name} must be at least {low}, got {shown(value)}")
