@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from fastmeta._text import reason
@@ -38,3 +41,25 @@ def load_object(spec: str) -> Any:
             raise ValueError(f"{module_name!r} has no {attribute!r}, asked for by {spec!r}")
         found = getattr(found, part)
     return found
+
+
+_trusts_pickles: ContextVar[bool] = ContextVar("trusts_pickles", default=False)
+
+
+@contextmanager
+def trusting_pickles(trusted: bool = True) -> Iterator[None]:
+    """Within, pickles are loaded, which run whatever code their writer put there."""
+    token = _trusts_pickles.set(trusted)
+    try:
+        yield
+    finally:
+        _trusts_pickles.reset(token)
+
+
+def check_pickle(what: str) -> None:
+    """ValueError unless pickles are trusted. `what` the file is, for the message."""
+    if not _trusts_pickles.get():
+        raise ValueError(
+            f"it {what}, which would run code of whoever wrote it: write it anew as .npz, or, if you trust them, add "
+            "--trust-pickle (in Python trust_pickle=True)"
+        )

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from fastmeta._text import printable, printable_lines
+from fastmeta._trust import trusting_pickles
 from fastmeta.cli import find_code_here
 from fastmeta.cli.parser import seed, wrapped
 from fastmeta.data import InputError, load_dataset
-from fastmeta.data.noise import NoiseFile, confusion, in_words, parse
+from fastmeta.data.noise import NoiseFile, in_words, parse
 from fastmeta.data.sources import forms
 from fastmeta.data.sources import parse as parse_dataset
 from fastmeta.training.rundir import write_atomically
@@ -31,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="Ends in .npz or .json.")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="Of the noise.")
     parser.add_argument("--data.given", default="y_train", metavar="NAME", help="Array of the labels to corrupt.")
+    parser.add_argument("--data.superclasses", metavar="FILE", help="A superclass for each class, as JSON.")
+    parser.add_argument("--trust-pickle", action="store_true", help="Load noise file:PATH where it is a pickle.")
     parser.add_argument("--data.root", metavar="FOLDER", help="Of the files of a torchvision set.")
     parser.add_argument("--data.download", action="store_true", help="Fetch its files that are not there.")
 
@@ -45,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         given=of["data.given"],
         root=of["data.root"],
+        superclasses=of["data.superclasses"],
         download=of["data.download"],
     )
-    made = NoiseFile.of(data, args.noise, args.seed)
+    with trusting_pickles(args.trust_pickle):
+        made = NoiseFile.of(data, args.noise, args.seed)
     try:
         write_atomically(args.out, made.packed(args.out.suffix))
     except OSError as error:
         raise InputError(f"cannot write {args.out}: {error.strerror}; name another file") from error
-    print(wrapped(printable_lines(in_words(confusion(made.given, made.labels, data.num_classes), data.class_names))))
+    print(wrapped(printable_lines(in_words(made.given, made.labels, data.class_names))))
     print(wrapped(printable(f"wrote {args.out}: {len(made.labels):,} labels")))
     return 0

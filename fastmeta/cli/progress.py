@@ -80,6 +80,9 @@ class ConsoleListener(Listener):
         self._line(
             f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes"
         )
+        if splits.noise_told is not None:
+            for line in f"noise {splits.noise}: {splits.noise_told}".split("\n"):
+                self._line(line)
         self._line(f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}")
         if self.console.is_terminal and self.console.width >= LEAST_WIDTH:
             self._progress = Progress(

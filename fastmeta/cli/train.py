@@ -14,7 +14,7 @@ import tyro
 
 from fastmeta._text import printable, printable_lines, shown
 from fastmeta._train import train
-from fastmeta._trust import Untrusted
+from fastmeta._trust import Untrusted, trusting_pickles
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.cli.config_help import config_help
@@ -39,12 +39,15 @@ class _Arguments:
     config: str | None = None
     """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again."""
     resume: str | None = None
-    """Run directory to go on with where it stopped; it knows its own config, so only --trust-code goes with it."""
+    """Run directory to go on with where it stopped; it knows its own config, so only --trust-code and --trust-pickle
+    go with it."""
     auto_resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Begin the run in --out, or go on with it where it has begun there: one line for a scheduler to run again."""
     trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Import and run the code package.module:name that a run directory or config file names; needed for no other, and
     not for what this line names."""
+    trust_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Load a pickle where --noise file:PATH is one, which runs code of whoever wrote it."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the resolved config, the splits, memory and estimated time; train nothing, write nothing."""
 
@@ -73,17 +76,18 @@ def _main(argv: list[str]) -> int:
     if arguments.dry_run:
         from fastmeta.training.estimate import dry_run
 
-        print(wrapped(printable_lines(dry_run(config)), 10 * " "))
+        with trusting_pickles(arguments.trust_pickle):
+            print(wrapped(printable_lines(dry_run(config)), 10 * " "))
         return 0
     keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
 
-    listener = ConsoleListener()
+    listener, pickles = ConsoleListener(), arguments.trust_pickle
     try:
         if arguments.resume is not None:
-            train(resume=arguments.resume, trust_code=arguments.trust_code, listener=listener)
+            train(resume=arguments.resume, trust_code=arguments.trust_code, listener=listener, trust_pickle=pickles)
         else:
-            train(config, auto_resume=arguments.auto_resume, listener=listener)
+            train(config, auto_resume=arguments.auto_resume, listener=listener, trust_pickle=pickles)
     finally:
         listener.close()
     return 0
@@ -120,7 +124,8 @@ def parse(argv: list[str]) -> _Arguments:
         raise InputError(_one_line(errors.getvalue(), flags_of(_help(start.run)))) from None
     run = TrainConfig(**{f.name: getattr(arguments.run, f.name) for f in fields(TrainConfig)})
     arguments = _Arguments(run, **{f.name: getattr(arguments, f.name) for f in fields(_Arguments) if f.name != "run"})
-    alone = replace(_Arguments(TrainConfig()), resume=arguments.resume, trust_code=arguments.trust_code)
+    with_it = {name: getattr(arguments, name) for name in ("resume", "trust_code", "trust_pickle")}
+    alone = replace(_Arguments(TrainConfig()), **with_it)
     if arguments.resume is not None and arguments != alone:
         raise InputError("--resume goes on with the run's own config: give no other flag with it")
     return arguments

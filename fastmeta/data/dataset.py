@@ -13,6 +13,7 @@ from fastmeta.data.arrays import NUMBER_NAMES, as_array, class_numbers, entries,
 from fastmeta.data.errors import InputError
 from fastmeta.data.resident import Features, Images
 from fastmeta.data.source import Source
+from fastmeta.data.superclasses import as_superclasses, known_superclasses
 
 #: what an .npz file or a mapping of arrays may hold; other names are left alone
 FIELDS = (
@@ -26,6 +27,7 @@ FIELDS = (
     "x_test",
     "y_test",
     "class_names",
+    "superclasses",
 )
 #: what the kernels are tested for
 MOST_CLASSES = 65536
@@ -41,7 +43,7 @@ class Dataset:
     Build it with :meth:`from_arrays` or :meth:`from_sources`, which check everything. `y_true` are the right labels of
     the training rows where somebody knows them; they are for measuring alone and never reach training. The clean meta
     set is either `meta` or the rows `meta_index` of the training set, or absent; `meta_given` are the labels that its
-    rows had before somebody checked them, where those are known.
+    rows had before somebody checked them, where those are known. `superclasses` (C,) say which classes belong together.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Dataset:
     #: names beside `FIELDS` that look as if they were meant for one of them
     unused: tuple[str, ...] = ()
     meta_given: np.ndarray | None = None
+    superclasses: np.ndarray | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], *, name: str = "arrays") -> Dataset:
@@ -71,6 +74,7 @@ class Dataset:
         """
         found = entries(arrays, FIELDS, name)
         names = texts(found.pop("class_names"), f"{name}: class_names") if "class_names" in found else None
+        groups = found.pop("superclasses", None)
         given = {k: as_array(value, f"{name}: {k}") for k, value in found.items()}
         check_forms(name, given, known=lambda: names_in(arrays))
         labels = {k: class_numbers(given[k].reshape(-1), f"{name}: {k}") for k in _LABELS if k in given}
@@ -96,6 +100,7 @@ class Dataset:
             test=part("x_test", "y_test"),
             unused=strays(arrays),
             meta_given=labels.get("y_meta_given"),
+            superclasses=_superclasses(name, groups, class_names),
         )
 
     @classmethod
@@ -110,6 +115,7 @@ class Dataset:
         y_true: np.ndarray | None = None,
         meta_index: np.ndarray | None = None,
         meta_given: np.ndarray | None = None,
+        superclasses: Any = None,
     ) -> Dataset:
         """The same of sources of any kind. InputError where they do not fit each other."""
         labels = {"y_train": train.targets}
@@ -132,7 +138,10 @@ class Dataset:
                 )
         names, num_classes = _classes(name, class_names or train.class_names, labels)
         rows = _meta_index(name, meta_index, len(train))
-        return cls(name, train, num_classes, names, y_true, meta, rows, test, meta_given=meta_given)
+        groups = _superclasses(name, superclasses, names)
+        return cls(
+            name, train, num_classes, names, y_true, meta, rows, test, meta_given=meta_given, superclasses=groups
+        )
 
 
 def strays(names: Iterable[Any], taken: Collection[str] = ()) -> tuple[str, ...]:
@@ -296,10 +305,7 @@ def _classes(name: str, names: tuple[str, ...] | None, labels: Mapping[str, np.n
         )
     count = len(names) if names is not None else 1 + max(int(y.max()) for y in labels.values())
     for key, y in labels.items():
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= count:
-            wanted = f"lie in 0..{count - 1} ({count} class_names are given)" if names is not None else "start from 0"
-            raise InputError(f"{name}: {key} must {wanted}, got {low} to {high}; renumber the labels or drop the rows")
+        check_classes(name, key, y, count, "class_names" if names is not None else "")
     # before anything of that size is made: a stray label such as an id would ask for a network of as many outputs
     if count > MOST_CLASSES:
         raise InputError(
@@ -309,6 +315,44 @@ def _classes(name: str, names: tuple[str, ...] | None, labels: Mapping[str, np.n
     if names is None:
         return tuple(map(str, range(count))), count
     return names, count
+
+
+#: what PyTorch's losses and makers of segmentation masks write where there is no label
+_IGNORED = (-100, 255)
+
+
+def check_classes(name: str, key: str, y: np.ndarray, count: int, named: str = "classes") -> None:
+    """InputError for class numbers (N,) outside of 0..count-1, and for marks of rows that have no label.
+
+    `named` is what gives the count; nothing where the labels do so themselves.
+    """
+    low, high = int(y.min()), int(y.max())
+    mark = next((v for v in _IGNORED if v in (low, high) and (v < 0 or _alone(y, v, count, named))), None)
+    if mark is not None:
+        rows = np.flatnonzero(y == mark)
+        raise InputError(
+            f"{name}: {key} holds {mark} in {len(rows):,} row(s), the first is row {rows[0]}; {mark} marks what has no "
+            "label (ignore_index), and every row needs a class here: drop these rows"
+        )
+    if low < 0 or high >= count:
+        wanted = f"lie in 0..{count - 1} ({count} {named} are given)" if named else "start from 0"
+        raise InputError(f"{name}: {key} must {wanted}, got {low} to {high}; renumber the labels or drop the rows")
+
+
+def _alone(y: np.ndarray, mark: int, count: int, named: str) -> bool:
+    """Whether a largest label is no class: beyond those that are known, or far above all others."""
+    if named:
+        return mark >= count
+    others = y[y != mark]
+    return not len(others) or int(others.max()) < mark // 2
+
+
+def _superclasses(name: str, given: Any, class_names: tuple[str, ...]) -> np.ndarray | None:
+    if given is None:
+        return known_superclasses(class_names)
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    return as_superclasses(given, class_names, name)
 
 
 def _meta_index(name: str, index: np.ndarray | None, size: int) -> np.ndarray | None:

@@ -20,7 +20,7 @@ DATA_FORMS = (
     "a mapping of arrays, such as {'x_train': ..., 'y_train': ...}, a map-style data set of (x, y) or a "
     "fastmeta.data.Dataset"
 )
-_BESIDE = ("y_true", "meta_index", "y_meta_given", "class_names")
+_BESIDE = ("y_true", "meta_index", "y_meta_given", "class_names", "superclasses")
 
 
 def is_data(value: Any) -> bool:
@@ -39,7 +39,7 @@ def as_dataset(value: Any, name: str = "arrays") -> Dataset:
     Args:
         value: a Dataset; a mapping of arrays as an npz file has them; one map-style torch data set of (x, y), or a
             :class:`Source`, to train on; or a mapping of such by ``train``, ``meta`` and ``test``, with ``y_true``,
-            ``meta_index``, ``y_meta_given`` and ``class_names`` beside them.
+            ``meta_index``, ``y_meta_given``, ``class_names`` and ``superclasses`` beside them.
 
     Raises:
         InputError: anything else, or parts that do not fit each other.
@@ -68,6 +68,7 @@ def as_dataset(value: Any, name: str = "arrays") -> Dataset:
         y_true=numbers.get("y_true"),
         meta_index=numbers.get("meta_index"),
         meta_given=numbers.get("y_meta_given"),
+        superclasses=beside.get("superclasses"),
     )
 
 

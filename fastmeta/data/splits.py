@@ -15,7 +15,7 @@ from fastmeta._text import printable
 from fastmeta.data.canary_rows import Chosen, choose, how_many
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
-from fastmeta.data.noise import corrupt, parse
+from fastmeta.data.noise import MOST_KEPT, in_words, noisy, parse, transition
 from fastmeta.data.seeds import numpy_generator
 from fastmeta.data.source import Source, digest_of
 
@@ -56,6 +56,24 @@ class Splits:
     canaries: Part | None = None  # y: their right labels
     chosen: Chosen | None = None  # what is known of the canaries before training
     no_canaries: str = ""  # why there are none, where that is not the config's doing
+
+    @property
+    def noise_matrix(self) -> list[list[float]] | None:
+        """(C, C): share of the training rows of each class that say each; None of many classes, or where nobody knows.
+
+        A class without a row has zeros.
+        """
+        if self.train.y_true is None or self.num_classes > MOST_KEPT:
+            return None
+        shares = transition(self.train.y_true, self.train.y, self.num_classes)
+        return [[round(float(v), 4) for v in row] for row in shares]
+
+    @property
+    def noise_told(self) -> str | None:
+        """The same in words, of noise that was added."""
+        if self.noise == "none" or self.train.y_true is None:
+            return None
+        return in_words(self.train.y_true, self.train.y, self.class_names)
 
     def fingerprint(self) -> str:
         """Changes when any sample or label of any part does: a resumed run must see the data that it began with."""
@@ -108,7 +126,7 @@ def split(
 
     before = targets[train_rows]
     train = data.train if len(train_rows) == len(rows) else data.train.take(train_rows)
-    given = corrupt(before, train.x, data.num_classes, noise, numpy_generator(seed, "noise"))
+    given = noisy(data, train_rows, noise, numpy_generator(seed, "noise"))
     # labels that we corrupt ourselves were right as far as anybody knows
     y_true = data.y_true[train_rows] if data.y_true is not None else before if noise != "none" else None
     if len(np.unique(given)) < 2:

@@ -44,9 +44,11 @@ class TrainConfig:
     are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; torchvision:NAME, such as
     FashionMNIST, from files in data.root; or package.module:factory."""
     noise: str | None = None
-    """Label noise to add: none; uniform:RATE, any class; class:RATE, every second class to the one after it; pair:RATE,
-    every class to the one after it; instance:RATE, as the sample looks; or your own as package.module:function:RATE.
-    By default uniform:0.8 for the digits and none for all else."""
+    """Label noise to add: none; uniform:RATE, any class; uniform_exact:RATE, exactly so many, another class;
+    uniform_other:RATE, another class; class:RATE, every second class to the one after it; pair:RATE, every class to the
+    one after it; permute:RATE, every class to one other at random; superclass:RATE, to the next of its superclass;
+    instance:RATE, as the sample looks; file:PATH, the labels of a file, file:PATH:NAME of several in one; or your own
+    as package.module:function:RATE. By default uniform:0.8 for the digits and none for all else."""
     method: str = "instance_labels"
     """onehot, class_labels, instance_labels or l2rw, or your own as package.module:Class."""
     options: Any = field(default=None, metadata={"flags": "method"})

@@ -67,6 +67,7 @@ def _describe(prepared: Prepared) -> str:
     about_canaries = prepared.about_canaries
     rows = [
         ("train", f"{len(splits.train):,} {splits.train.source.noun}{_shape(splits)}, wrong labels: {rate}"),
+        *([] if splits.noise_told is None else [("noise", splits.noise_told.replace("\n", "\n" + 10 * " "))]),
         ("clean", f"{len(splits.meta):,}"),
         *([] if about_canaries is None else [("canaries", about_canaries.removeprefix("canaries: "))]),
         ("test", test),

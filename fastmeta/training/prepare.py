@@ -23,8 +23,9 @@ from fastmeta.data import (
     load_dataset,
     split,
 )
+from fastmeta.data.noise import lasting as lasting_noise
 from fastmeta.data.sources import lasting as lasting_name
-from fastmeta.data.sources import lasting_root
+from fastmeta.data.sources import lasting_path, lasting_root, with_superclasses
 from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
 from fastmeta.training import global_generators
@@ -136,7 +137,12 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     else:
         dataset = as_dataset(data)
         config = replace(config, dataset=f"{CUSTOM}{dataset.name}")
+    if (file := config.data.superclasses) is not None:
+        dataset = with_superclasses(dataset, file)
+        config = replace(config, data=replace(config.data, superclasses=lasting_path(file)))
     config = replace(config, dataset=type(config.dataset)(lasting_name(config.dataset)))
+    if config.noise is not None:
+        config = replace(config, noise=type(config.noise)(lasting_noise(config.noise)))
     splits = split(
         dataset,
         noise=preset_noise(config),

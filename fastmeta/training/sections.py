@@ -180,6 +180,8 @@ class DataConfig:
     """Array of an npz file with the labels to train on."""
     truth: str = "y_true"
     """Array of an npz file with the right labels, for measuring alone."""
+    superclasses: str | None = None
+    """JSON file with a superclass for each class, for superclass noise; those of CIFAR-100 are known."""
     root: str | None = None
     """Folder of the files of a torchvision set; by default ./data."""
     download: bool = False

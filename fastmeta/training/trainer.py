@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from fastmeta._trust import trusting_pickles
 from fastmeta.data import InputError
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.listener import Listener
@@ -31,6 +32,7 @@ def train(
     resume: str | Path | None = None,
     auto_resume: bool = False,
     trust_code: bool = False,
+    trust_pickle: bool = False,
     listener: Listener | None = None,
     draw: Draw | None = None,
 ) -> Run:
@@ -45,6 +47,7 @@ def train(
             where it is finished: the same call goes on however often it is stopped.
         trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
             is named in Python needs no trust.
+        trust_pickle: load a pickle where noise ``file:PATH`` is one, which runs code of whoever wrote it.
         listener: is told of progress; the default says nothing but the warnings.
         draw: makes the figures of a run that is done, from its directory, summary and train samples;
             ``fastmeta.train`` gives :func:`fastmeta.report.write_figures`.
@@ -82,7 +85,7 @@ def train(
         begun = out if os.path.isfile(out / CONFIG) else None
     if trust_code:
         config = config.trusted()
-    with whole_process(config):
+    with whole_process(config), trusting_pickles(trust_pickle):
         if begun is not None and not auto_resume:
             check_same_kind(begun, config, model, data)
         prepared = prepare(config, model=model, data=data)

@@ -55,7 +55,8 @@ def npz(tmp_path_factory):
         ("--method foo", "method must be one of onehot, class_labels, instance_labels, got 'foo'"),
         (
             "--noise pairs:0.1",
-            "unknown noise 'pairs:0.1': expected none, uniform:RATE, class:RATE, pair:RATE, instance:RATE or "
+            "unknown noise 'pairs:0.1': expected none, uniform:RATE, uniform_exact:RATE, uniform_other:RATE, "
+            "class:RATE, pair:RATE, permute:RATE, instance:RATE, superclass:RATE, file:PATH or "
             "package.module:function:RATE",
         ),
         ("--model resnet99", "unknown model 'resnet99'"),

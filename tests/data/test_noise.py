@@ -10,6 +10,7 @@ from fastmeta.data import Dataset, InputError, split
 from fastmeta.data.noise import KINDS, corrupt
 from fastmeta.data.seeds import numpy_generator
 from fastmeta.data.sources.digits import digits
+from fastmeta.data.superclasses import CIFAR100
 from fastmeta.training import Interrupted, TrainConfig
 from tests.support.stopped import Kill, assert_same
 
@@ -20,6 +21,80 @@ def corrupted(spec, classes, x=None, seed=0):
     """True and given labels of as many rows of each class."""
     true = np.arange(COUNT) % classes
     return true, corrupt(true, x, classes, spec, numpy_generator(seed, "noise"))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_uniform_noise_that_spares_no_label(classes):
+    """Wrong at the rate, to each other class alike."""
+    true, given = corrupted("uniform_other:0.6", classes)
+    for c in range(classes):
+        rows = given[true == c]
+        shares = np.bincount(rows, minlength=classes) / len(rows)
+        assert abs(shares[c] - 0.4) < 5 * np.sqrt(0.24 / len(rows))
+        assert np.allclose(np.delete(shares, c), 0.6 / (classes - 1), atol=0.03)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.4, 0.73, 1.0])
+@pytest.mark.parametrize("count", [7, 1370])
+def test_uniform_noise_of_an_exact_count(rate, count):
+    true = np.arange(count) % 3
+    given = corrupt(true, None, 3, f"uniform_exact:{rate}", numpy_generator(0, "noise"))
+    assert (given != true).sum() == round(rate * count)
+    if count > 1000 and rate == 1:
+        assert all(400 > ((given - true) % 3 == k).sum() / 2 > 300 for k in (1, 2))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_permuted_classes(classes):
+    found = set()
+    for seed in range(6):
+        true, given = corrupted("permute:0.4", classes, seed=seed)
+        becomes = [int(np.unique(given[(true == c) & (given != true)]).item()) for c in range(classes)]
+        assert sorted(becomes) == list(range(classes))
+        assert abs((given != true).mean() - 0.4) < 5 * np.sqrt(0.24 / COUNT)
+        found.add(tuple(becomes))
+    assert len(found) > 1 or classes == 2
+
+
+def test_superclass_noise_stays_in_its_group():
+    groups = np.array([0, 1, 0, 2, 1, 0])
+    true = np.arange(COUNT) % 6
+    given = corrupt(true, None, 6, "superclass:0.4", numpy_generator(0, "noise"), groups)
+    assert np.array_equal(groups[true], groups[given])
+    for c, after in enumerate([2, 4, 5, 3, 1, 0]):
+        assert set(np.unique(given[true == c])) == {c, after}
+        assert abs((given != true)[true == c].mean() - 0.4 * (c != after)) < 0.05
+
+
+def test_superclasses_are_those_of_the_data():
+    """Of CIFAR-100 they are known by name, whatever the order; of others they are given, or refused with a way out."""
+    names = [name for members in CIFAR100.values() for name in members.split()]
+    order = np.random.default_rng(0).permutation(100)
+    y = np.arange(400) % 100
+    arrays = {"x_train": features(2)[:400], "y_train": y}
+    cifar = Dataset.from_arrays({**arrays, "class_names": np.array(names)[order]})
+    assert np.array_equal(cifar.superclasses, order // 5)
+    parts = split(cifar, noise="superclass:0.5")
+    assert np.array_equal(cifar.superclasses[parts.train.y], cifar.superclasses[parts.train.y_true])
+    assert parts.noise_rate > 0.3
+    few = {"x_train": features(2)[:40], "y_train": np.arange(40) % 4, "class_names": ["cat", "dog", "cup", "can"]}
+    with pytest.raises(InputError, match=r"needs superclasses, which are known of CIFAR-100 alone.*data\.superclasses"):
+        split(Dataset.from_arrays(few), noise="superclass:0.5")
+    for groups in (
+        [7, 7, 1, 1],
+        np.array(["pet", "pet", "thing", "thing"]),
+        {"pet": ["dog", "cat"], "x": ["cup", "can"]},
+    ):
+        made = split(Dataset.from_arrays({**few, "superclasses": groups}), noise="superclass:1").train
+        assert np.array_equal(made.y, np.array([1, 0, 3, 2])[made.y_true])
+    for groups, message in (
+        ([1, 2], "2 of them for 4 classes"),
+        ({"cat": "pet"}, "has none for class 'dog'"),
+        ({"pet": ["cat", "dog", "cup", "can", "cow"]}, "names class 'cow', which there is not"),
+        ([1, 2, None, 3], "neither number nor name"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Dataset.from_arrays({**few, "superclasses": groups})
 
 
 def features(size=6):
@@ -118,6 +193,10 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_labels(kind, tmp_path):
     settings = {"noise": f"{kind}:0.4", "model": "mlp", "epochs": 2, "baselines": "none", "checkpoint_seconds": 0}
     whole = fastmeta.train(TrainConfig(**settings, out=str(tmp_path / "whole"))).summary
     assert whole["noise"] == f"{kind}:0.4"
+    matrix = np.array(whole["noise_matrix"])
+    assert matrix.shape == (10, 10)
+    assert np.allclose(matrix.sum(1), 1, atol=1e-3)
+    assert 1 - np.diag(matrix).mean() == pytest.approx(whole["noise_rate"], abs=0.02)
     assert 0.15 < whole["noise_rate"] < 0.45
     with pytest.raises(Interrupted):
         fastmeta.train(

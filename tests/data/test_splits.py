@@ -112,7 +112,7 @@ def test_uniform_noise_reaches_every_class_and_may_hit_the_true_one():
 def test_unknown_noise(spec):
     with pytest.raises(
         InputError,
-        match=r"expected none, uniform:RATE, class:RATE, pair:RATE, instance:RATE or package.module:function:RATE",
+        match=r"expected none, (\w+:RATE, ){8}file:PATH or package.module:function:RATE",
     ):
         parse(spec)
 

@@ -1,7 +1,21 @@
-"""Label noise on purpose, for measuring: one file per kind, found as ``KIND:RATE`` or ``package.module:function``."""
+"""Label noise on purpose, for measuring: one file per kind, found as ``KIND:RATE``,
+``file:PATH`` or ``package.module:function``."""
 
-from fastmeta.data.noise.measured import confusion, in_words, shares
+from fastmeta.data.noise.corrupt import corrupt, noisy
+from fastmeta.data.noise.measured import MOST_KEPT, in_words, transition
 from fastmeta.data.noise.noise_file import NoiseFile
-from fastmeta.data.noise.registry import KINDS, Noise, corrupt, parse
+from fastmeta.data.noise.registry import GROUPED, KINDS, Noise, lasting, parse
 
-__all__ = ["KINDS", "Noise", "NoiseFile", "confusion", "corrupt", "in_words", "parse", "shares"]
+__all__ = [
+    "GROUPED",
+    "KINDS",
+    "MOST_KEPT",
+    "Noise",
+    "NoiseFile",
+    "corrupt",
+    "in_words",
+    "lasting",
+    "noisy",
+    "parse",
+    "transition",
+]

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
-from fastmeta.data.noise.registry import corrupt
+from fastmeta.data.noise.corrupt import noisy
 from fastmeta.data.seeds import numpy_generator
 
 SUFFIXES = (".npz", ".json")
@@ -30,9 +30,9 @@ class NoiseFile:
 
     @classmethod
     def of(cls, data: Dataset, noise: str, seed: int) -> NoiseFile:
-        """Noise on all training rows of `data`. InputError as :func:`corrupt` raises it."""
+        """Noise on all training rows of `data`. InputError as :func:`noisy` raises it."""
         given = np.asarray(data.train.targets, np.int64)
-        labels = corrupt(given, data.train.x, data.num_classes, noise, numpy_generator(seed, "noise"))
+        labels = noisy(data, np.arange(len(given)), noise, numpy_generator(seed, "noise"))
         return cls(labels, given, noise, seed, data.train.fingerprint(), data.class_names)
 
     @staticmethod

@@ -1,34 +1,51 @@
-"""Kinds of noise by name."""
+"""Kinds of noise by name, and the one parser of what names one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmeta._text import reason, shown
-from fastmeta._trust import Untrusted, load_object
+from fastmeta._text import shown
 from fastmeta.data.errors import InputError
+from fastmeta.data.label_file import SUFFIXES
 from fastmeta.data.noise.classwise import classwise
 from fastmeta.data.noise.instance import instance
 from fastmeta.data.noise.pair import pair
-from fastmeta.data.noise.uniform import uniform
+from fastmeta.data.noise.permute import permute
+from fastmeta.data.noise.superclass import superclass
+from fastmeta.data.noise.uniform import uniform, uniform_exact, uniform_other
 
 #: (targets (N,) int64, x (N, ...), num_classes, rate, generator) -> labels (N,); a function of these alone
 Kind = Callable[[np.ndarray, Any, int, float, np.random.Generator], np.ndarray]
 
 #: every kind of this package by its name
-KINDS: dict[str, Kind] = {"uniform": uniform, "class": classwise, "pair": pair, "instance": instance}
+KINDS: dict[str, Kind] = {
+    "uniform": uniform,
+    "uniform_exact": uniform_exact,
+    "uniform_other": uniform_other,
+    "class": classwise,
+    "pair": pair,
+    "permute": permute,
+    "instance": instance,
+}
+#: those that take the keyword `superclasses`, (C,), too
+GROUPED: dict[str, Callable[..., np.ndarray]] = {"superclass": superclass}
+FILE = "file"
 _CODE = re.compile(r"([^\W\d][\w.]*:[^\W\d][\w.]*)(?::([^:]+))?")
+_FILE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, SUFFIXES))}))(?::(.+))?", re.IGNORECASE | re.DOTALL)
 
 
 class Noise(NamedTuple):
     """What a text stands for."""
 
-    kind: str  # of `KINDS`, none, or package.module:function
+    kind: str  # of `KINDS` or `GROUPED`, none, file, or package.module:function
     rate: float
+    path: Path | None = None  # of a file
+    key: str | None = None  # what it calls the labels
 
     @property
     def names_code(self) -> bool:
@@ -38,7 +55,8 @@ class Noise(NamedTuple):
 def parse(spec: str) -> Noise:
     """("uniform", 0.4) of "uniform:0.4", ("none", 0) of "none", ("mine:flip", 0.3) of "mine:flip:0.3".
 
-    A function of the user's may come without a rate, and is called with rate 1. Nothing is imported here.
+    A function of the user's may come without a rate, and is called with rate 1. "file:PATH:KEY" is a file, in which KEY
+    may be left out. Nothing is imported or read here.
 
     Raises:
         InputError: anything else.
@@ -48,7 +66,9 @@ def parse(spec: str) -> Noise:
     if spec == "none":
         return Noise("none", 0.0)
     kind, _, text = spec.partition(":")
-    if kind not in KINDS:
+    if kind == FILE:
+        return _file(text)
+    if kind not in KINDS and kind not in GROUPED:
         code = _CODE.fullmatch(spec)
         if code is None:
             raise _unknown(spec)
@@ -62,39 +82,29 @@ def parse(spec: str) -> Noise:
     return Noise(kind, rate)
 
 
-def _unknown(spec: Any) -> InputError:
-    known = ", ".join(f"{k}:RATE" for k in KINDS)
-    return InputError(
-        f"unknown noise {shown(spec)}: expected none, {known} or package.module:function:RATE with RATE in [0, 1], "
-        "such as uniform:0.4"
-    )
+def _file(text: str) -> Noise:
+    found = _FILE.fullmatch(text)
+    if found is None:
+        raise InputError(
+            f"noise file:PATH or file:PATH:KEY takes a file that ends in {', '.join(SUFFIXES)}, got {shown(text)}"
+        )
+    try:
+        return Noise(FILE, 0.0, Path(found[1]).expanduser(), found[2])
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise InputError(f"noise file:{text}: {error}; write the path out") from error
 
 
-def corrupt(targets: np.ndarray, x: Any, num_classes: int, spec: str, generator: np.random.Generator) -> np.ndarray:
-    """Labels (N,) after the noise of `spec`; the input stays. `x` are the samples, in the order of `targets`."""
+def lasting(spec: str) -> str:
+    """`spec` as a run directory keeps it: it finds the same file from any folder."""
     noise = parse(spec)
-    if noise.kind == "none":
-        return targets.copy()
-    if not noise.names_code:
-        return KINDS[noise.kind](targets, x, num_classes, noise.rate, generator)
-    try:
-        function = load_object(Untrusted(noise.kind) if isinstance(spec, Untrusted) else noise.kind)
-    except ValueError as error:
-        raise InputError(f"noise: {error}") from error
-    try:
-        labels = np.asarray(function(targets.copy(), x, num_classes, noise.rate, generator))
-    except Exception as error:  # of a function of the user's
-        raise InputError(
-            f"noise {noise.kind} is called as function(targets, x, num_classes, rate, generator) and failed: "
-            f"{reason(error)}"
-        ) from error
-    if labels.shape != targets.shape or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"noise {noise.kind} must return class numbers {targets.shape} of an integer dtype, got {labels.dtype} of "
-            f"shape {labels.shape}"
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(
-            f"noise {noise.kind} must return classes in 0..{num_classes - 1}, got {labels.min()} to {labels.max()}"
-        )
-    return labels.astype(np.int64)
+    if noise.path is None:
+        return spec
+    return f"{FILE}:{noise.path.resolve()}" + (f":{noise.key}" if noise.key else "")
+
+
+def _unknown(spec: Any) -> InputError:
+    known = ", ".join(f"{k}:RATE" for k in (*KINDS, *GROUPED))
+    return InputError(
+        f"unknown noise {shown(spec)}: expected none, {known}, file:PATH or package.module:function:RATE with RATE in "
+        "[0, 1], such as uniform:0.4"
+    )

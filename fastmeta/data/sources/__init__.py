@@ -1,5 +1,25 @@
 """Where a data set comes from: one file per scheme (``SCHEME:ARGUMENT``), or ``package.module:factory``."""
 
-from fastmeta.data.sources.registry import SCHEMES, Name, forms, lasting, lasting_root, load_dataset, parse
+from fastmeta.data.sources.registry import (
+    SCHEMES,
+    Name,
+    forms,
+    lasting,
+    lasting_path,
+    lasting_root,
+    load_dataset,
+    parse,
+    with_superclasses,
+)
 
-__all__ = ["SCHEMES", "Name", "forms", "lasting", "lasting_root", "load_dataset", "parse"]
+__all__ = [
+    "SCHEMES",
+    "Name",
+    "forms",
+    "lasting",
+    "lasting_path",
+    "lasting_root",
+    "load_dataset",
+    "parse",
+    "with_superclasses",
+]

@@ -13,7 +13,8 @@ from fastmeta.data.sources.scheme import Choice
 
 FORM = "npz:PATH"
 HELP = """a file with x_train and y_train, optional are x_meta and y_meta, or meta_index; y_meta_given; x_test and
-y_test; y_true; class_names. A uint8 x_train (N, height, width, channels) is images, a float one (N, ...) features"""
+y_test; y_true; class_names; superclasses. A uint8 x_train (N, height, width, channels) is images, a float one (N, ...)
+features"""
 
 
 def read(argument: str, choice: Choice) -> Dataset:
@@ -40,10 +41,13 @@ def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Da
         for field, key in (("given", given), ("truth", truth)):
             if key not in file and key not in ("y_train", "y_true"):
                 raise InputError(f"{path}: no array {shown(key)} for data.{field}, found {file.names}")
+        if "superclasses" not in file:  # by the name that copies of CIFAR-100 give them
+            sources["superclasses"] = "fine_to_coarse"
         declared = {key: file.declared(key) for key in dict.fromkeys(sources.values()) if key in file}
         # what does not fit is said before anything is unpacked
         forms = {field: declared[key] for field, key in sources.items() if key in declared}
         names = forms.pop("class_names", None)
+        forms.pop("superclasses", None)
         check_forms(str(path), forms, known=lambda: file.names)
         if names is not None and (names.ndim != 1 or names.shape[0] > MOST_CLASSES):
             raise InputError(f"{path}: class_names must be one name per class (C,), got shape {names.shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from fastmeta.data.errors import InputError
 from fastmeta.data.given import as_dataset
 from fastmeta.data.sources import digits, npz, of_torchvision
 from fastmeta.data.sources.scheme import Choice
+from fastmeta.data.superclasses import read_superclasses
 
 #: a module per scheme: FORM as it is written, HELP, read(argument, choice) -> Dataset, and maybe lasting(argument), and
 #: folder(root) where files lie in a folder
@@ -69,6 +71,10 @@ def lasting(spec: str) -> str:
     return spec if resolve is None else f"{name.scheme}:{resolve(name.argument)}"
 
 
+def lasting_path(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
 def lasting_root(spec: str, root: str | None) -> str | None:
     """The folder of a scheme's files in the same way; None of a scheme that has none."""
     name = parse(spec)
@@ -84,18 +90,29 @@ def load_dataset(
     truth: str = "y_true",
     root: str | None = None,
     download: bool = False,
+    superclasses: str | None = None,
 ) -> Dataset:
     """The data set that `spec` names, of a scheme or of ``package.module:factory``, which is called without arguments.
 
     `seed` chooses the split of the digits. `given` and `truth` name the arrays of a file that hold the labels to train
     on and the right ones; the second may be absent. `root` is the folder of a torchvision set's files, by default
-    ``data``; what is not there is fetched with `download` alone.
+    ``data``; what is not there is fetched with `download` alone. `superclasses` is a JSON file that says which classes
+    belong together.
 
     Raises:
         InputError: an unknown spec, a file that is missing or broken, arrays that do not fit each other, or a factory
             that cannot be imported or fails.
     """
-    name, choice = parse(spec), Choice(seed, given, truth, root, download)
+    data = _loaded(spec, Choice(seed, given, truth, root, download))
+    return data if superclasses is None else with_superclasses(data, superclasses)
+
+
+def with_superclasses(data: Dataset, path: str) -> Dataset:
+    return replace(data, superclasses=read_superclasses(Path(path).expanduser(), data.class_names))
+
+
+def _loaded(spec: str, choice: Choice) -> Dataset:
+    name = parse(spec)
     if not hasattr(SCHEMES.get(name.scheme), "folder"):
         choice.refuse_files(spec)
     if name.scheme in SCHEMES:

@@ -66,6 +66,8 @@ def summary_of(
     labels_withheld                 whether labels are handed out as given, because canaries say that they are worse
     input_shape                     of one sample as the network takes it; null where that is no tensor
     noise_rate                      share of wrong given labels
+    noise_matrix                    rows of true classes: shares that say each class, to four digits, zeros where no row
+                                    is of it; null of more than 100 classes
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
@@ -86,6 +88,7 @@ def summary_of(
         "dataset": config.dataset,
         "noise": splits.noise,
         "noise_rate": splits.noise_rate,
+        "noise_matrix": splits.noise_matrix,
         "method": config.method,
         "uses_meta_batch": method.uses_meta_batch,
         "learns_labels": method.learns_labels,
@@ -203,6 +206,7 @@ SUMMARY_FORM = record(
         **_BESIDE,
         **_OF_CANARIES,
         "label_update": maybe(text),
+        "noise_matrix": maybe(each(each(number(0, 1)))),
         "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
         "digest": anything,
     },
