@@ -20,6 +20,7 @@ FLOORS = [
     ["checker", "posterior"],
     ["methods"],
     ["training"],
+    ["export"],
     ["report", "learner"],
     ["_train"],
     ["fastmeta"],

@@ -1,4 +1,4 @@
-"""``fastmeta labels noise``: a group of commands about labels, one module each; errors of the user in one line."""
+"""``fastmeta labels noise|export|apply``: commands about labels, one module each; errors of the user in one line."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from fastmeta._text import printable
-from fastmeta.cli import label_noise
+from fastmeta.cli import label_apply, label_export, label_noise
 from fastmeta.cli.parser import Parser
 
 PROG = "fastmeta labels"
 #: a module per sub-command: WHAT it does, add_options(parser), and run(args) -> exit code, which raises InputError for
 #: what the user got wrong
-_COMMANDS: dict[str, ModuleType] = {"noise": label_noise}
+_COMMANDS: dict[str, ModuleType] = {"noise": label_noise, "export": label_export, "apply": label_apply}
 
 
 def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:

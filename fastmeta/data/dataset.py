@@ -29,6 +29,8 @@ FIELDS = (
     "class_names",
     "superclasses",
 )
+#: the labels as given, in a file whose labels were corrected: no field, and no mistake
+LABELS_BEFORE = "y_given"
 #: what the kernels are tested for
 MOST_CLASSES = 65536
 #: labels -> the images that they are of
@@ -148,7 +150,7 @@ def strays(names: Iterable[Any], taken: Collection[str] = ()) -> tuple[str, ...]
     """Of `names`, those that are no field and not `taken`, and look like one: ``x_clean``, ``ymeta``, ``X_Test``."""
 
     def stray(name: Any) -> bool:
-        if not isinstance(name, str) or name in FIELDS or name in taken:
+        if not isinstance(name, str) or name in (*FIELDS, LABELS_BEFORE) or name in taken:
             return False
         return name.lower().startswith(("x_", "y_")) or bool(difflib.get_close_matches(name.lower(), FIELDS, 1, 0.8))
 

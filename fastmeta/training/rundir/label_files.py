@@ -53,7 +53,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
         arrays["withheld"] = learned.cpu().numpy()
     if splits.train.y_true is not None:
         arrays["true"] = splits.train.y_true
-    write_atomically(path / "labels.npz", _npz(arrays))
+    write_atomically(path / "labels.npz", npz_bytes(arrays))
 
     initial = None if y_true is None else float((given == y_true).double().mean())
     figures = changes(given, table["learned"], y_true)
@@ -71,7 +71,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
     }
 
 
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """As np.savez_compressed, but for the time of day, which that writes beside each array."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:

@@ -1,0 +1,29 @@
+"""``fastmeta labels apply``: the data of a run with the learned labels in place of the given ones."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastmeta._text import printable
+from fastmeta.cli.parser import wrapped
+from fastmeta.export import apply
+
+WHAT = "Write the data of a finished run with the learned labels, in their own format."
+EPILOG = """
+examples:
+  fastmeta labels apply runs/my-run --to corrected.npz
+
+Of an npz file all arrays stay as they are, but that of the given labels, which becomes y_given.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="Directory of a finished run.")
+    parser.add_argument("--to", required=True, metavar="FILE", help="A file that is not there yet.")
+    parser.add_argument("--force", action="store_true", help="Also labels that canaries find worse than given ones.")
+
+
+def run(args: argparse.Namespace) -> int:
+    for line in apply(args.run, args.to, force=args.force).lines:
+        print(wrapped(printable(line)))
+    return 0

@@ -1,0 +1,109 @@
+"""The samples of a finished run as people look at them: images, texts, or numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+
+from fastmeta.data import Dataset, InputError, load_dataset
+from fastmeta.data.sources import parse
+from fastmeta.training.rundir import RunLabels
+
+#: samples that tell how bright all are
+_FEW = 64
+
+
+class Samples:
+    """What rows of a run look like, one by one: `x` (N, ...), as ``x[i]`` or an array, or texts.
+
+    Args:
+        x: uint8 images (N, H, W, 1 or 3), texts, or anything else, which is numbers.
+    """
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+        first = x[0]
+        if isinstance(first, str):
+            self.kind = "text"
+        else:
+            one = np.asarray(first)
+            image = one.dtype == np.uint8 and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (1, 3)))
+            self.kind = "image" if image else "numbers"
+        # grey images of few levels, such as 16, would all be black
+        few = range(min(len(x), _FEW)) if self.kind == "image" else ()
+        self._levels = max((int(np.asarray(x[i]).max()) for i in few), default=255) or 255
+
+    def text(self, at: int) -> str:
+        return str(self.x[at])
+
+    def image_uri(self, at: int, most: int, least: int = 1) -> str:
+        """A ``data:`` URI of a PNG; see :meth:`png`."""
+        return "data:image/png;base64," + base64.b64encode(self.png(at, most, least)).decode()
+
+    def png(self, at: int, most: int, least: int = 1) -> bytes:
+        """The longer side has at most `most` pixels, and from `least` on where whole pixels repeated make it so."""
+        from PIL import Image  # which matplotlib and torchvision bring along
+
+        pixels = np.asarray(self.x[at])
+        pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        if pixels.ndim == 2 and self._levels < 255:
+            pixels = np.minimum(pixels.astype(np.uint16) * 255 // self._levels, 255).astype(np.uint8)
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        image.thumbnail((most, most))
+        if max(image.size) < least:
+            factor = -(-least // max(image.size))
+            image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+
+def samples_of(labels: RunLabels) -> Samples | None:
+    """The samples of these rows, read anew by the name of the run's data set.
+
+    None where that cannot be had without code of others or data of the caller's own, where the files are gone, or hold
+    other labels now.
+    """
+    data = dataset_of(labels)
+    return None if data is None else Samples(_Rows(data.train.x, labels.row))
+
+
+def dataset_of(labels: RunLabels) -> Dataset | None:
+    """The same for the whole data set, whose given labels are as they were."""
+    config = labels.config
+    name = parse(config.dataset)
+    if name.names_code or name.scheme == "custom":
+        return None
+    try:
+        data = load_dataset(
+            config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth, root=config.data.root
+        )
+    except InputError:
+        return None
+    return data if fits(data, labels) else None
+
+
+def fits(data: Dataset, labels: RunLabels) -> bool:
+    """Whether the rows are there, with the labels that the run was given, where no noise was added to these."""
+    targets = np.asarray(data.train.targets)
+    if data.num_classes != labels.summary["num_classes"] or not len(labels):
+        return False
+    if int(labels.row.min()) < 0 or int(labels.row.max()) >= len(targets):
+        return False
+    return labels.config.noise != "none" or bool((targets[labels.row] == labels.given).all())
+
+
+class _Rows:
+    """Some rows of `x`, which may be an array or samples that are read one by one."""
+
+    def __init__(self, x: Any, rows: np.ndarray) -> None:
+        self._x, self._rows = x, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: int) -> Any:
+        return self._x[int(self._rows[at])]
