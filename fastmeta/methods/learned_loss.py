@@ -15,6 +15,12 @@ from fastmeta.meta import MetaStep, StepResult
 from fastmeta.methods.base import Batch, Context, Method, Outcome
 
 
+def adam(loss: LearnableLoss, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Of the loss's parameters; on CUDA its count of steps lies there too, so that no step waits to put it back."""
+    params = list(loss.parameters())
+    return torch.optim.Adam(params, lr=lr, weight_decay=weight_decay, capturable=params[0].is_cuda)
+
+
 class LearnedLoss(Method):
     """A :class:`fastmeta.LearnableLoss`, an optimizer of its parameters, and one :class:`fastmeta.MetaStep`.
 

@@ -12,7 +12,7 @@ import torch
 from fastmeta.data import InputError, at_least, positive, within
 from fastmeta.losses import LearnableLoss, WeightingNet
 from fastmeta.methods.base import Context
-from fastmeta.methods.learned_loss import LearnedLoss
+from fastmeta.methods.learned_loss import LearnedLoss, adam
 
 #: weight decay of the net, by its optimizer
 WEIGHT_DECAY = {"adam": 1e-4, "sgd": 5e-4}
@@ -50,7 +50,7 @@ class MetaWeightNet(LearnedLoss):
         decay = WEIGHT_DECAY[own.optimizer] if own.weight_decay is None else own.weight_decay
         if own.optimizer == "sgd":
             return torch.optim.SGD(loss.parameters(), lr=own.lr, momentum=own.momentum, weight_decay=decay)
-        return torch.optim.Adam(loss.parameters(), lr=own.lr, weight_decay=decay, capturable=loss.device.type == "cuda")
+        return adam(loss, own.lr, decay)
 
     def figures(self) -> Mapping[str, Any]:
         """Weights of samples with no loss, with that of a guess, and with twice that."""
