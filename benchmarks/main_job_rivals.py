@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from fastmeta import InstanceLabels
 from fastmeta.methods import Batch, Context, Method, Outcome, Samples
-from fastmeta.methods.onehot import OneHot
+from fastmeta.methods.fixed_labels import OneHot
 
 
 class Softened(Method):

@@ -8,16 +8,19 @@ from fastmeta._text import shown
 from fastmeta._trust import load_object
 from fastmeta.methods.base import Method
 from fastmeta.methods.class_labels import ClassLabelMethod
+from fastmeta.methods.fixed_labels import ConfidencePenalty, Focal, LabelSmoothing, OneHot
 from fastmeta.methods.instance_labels import InstanceLabelMethod
 from fastmeta.methods.l2rw import L2RW
 from fastmeta.methods.mwnet import MetaWeightNet
-from fastmeta.methods.onehot import OneHot
 
 #: every method of this package by its name in a config
 METHODS: dict[str, type[Method]] = {
     "onehot": OneHot,
     "class_labels": ClassLabelMethod,
     "instance_labels": InstanceLabelMethod,
+    "label_smoothing": LabelSmoothing,
+    "confidence_penalty": ConfidencePenalty,
+    "focal": Focal,
     "l2rw": L2RW,
     "mwnet": MetaWeightNet,
 }

@@ -50,7 +50,10 @@ class TrainConfig:
     instance:RATE, as the sample looks; file:PATH, the labels of a file, file:PATH:NAME of several in one; or your own
     as package.module:function:RATE. By default uniform:0.8 for the digits and none for all else."""
     method: str = "instance_labels"
-    """onehot, class_labels, instance_labels, l2rw or mwnet, or your own as package.module:Class."""
+    """How a batch trains, see docs/methods.md: instance_labels, class_labels,
+    onehot, label_smoothing, confidence_penalty, focal,
+    l2rw, mwnet,
+    or your own as package.module:Class."""
     options: Any = field(default=None, metadata={"flags": "method"})
     """What the method's own Config holds: the table [method] of a file, flags --method.NAME."""
     model: str | None = None

@@ -373,7 +373,7 @@ import copy
 
 import torch
 
-from fastmeta.methods.onehot import OneHot
+from fastmeta.methods.fixed_labels import OneHot
 
 
 class Mean(OneHot):

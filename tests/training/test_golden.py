@@ -14,6 +14,7 @@ from torch import nn
 
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.metrics import StepTotals
+from tests.support.methods import CORE
 
 FILE = Path(__file__).parent / "golden" / "curves.json"
 STEPS, ROWS, META, N, CLASSES, FEATURES = 20, 12, 10, 48, 5, 6
@@ -110,7 +111,7 @@ def curve(name, compile, kind):
     return {"steps": records, "norms": norms, "labels": labels, "state": state}
 
 
-CASES = [(n, c, k) for n in METHODS for c in ("off", "trace") for k in ("tanh", "gelu")]
+CASES = [(n, c, k) for n in CORE for c in ("off", "trace") for k in ("tanh", "gelu")]
 CASES = [case for case in CASES if case[:2] != ("onehot", "trace")]  # there is one way of a plain step
 
 

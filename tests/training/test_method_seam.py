@@ -409,7 +409,7 @@ def test_a_teacher_is_a_finished_run_and_a_resumed_run_has_the_same(plug, tmp_pa
 
 LOOKING = """
 import torch
-from fastmeta.methods.onehot import OneHot
+from fastmeta.methods.fixed_labels import OneHot
 
 
 class Looking(OneHot):

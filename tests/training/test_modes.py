@@ -9,9 +9,9 @@ from torch import nn
 
 from fastmeta import train
 from fastmeta.functional.evaluation import evaluation
-from fastmeta.methods import METHODS
 from fastmeta.training import load_run
 from fastmeta.training.modes import looked_at
+from tests.support.methods import CORE
 from tests.support.runs import Warnings, config, two_classes
 
 
@@ -52,7 +52,7 @@ def by_hand():
 MODELS = {"by hand": by_hand, "by train()": lambda: Keeping().train()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CORE)
 @pytest.mark.parametrize("made", MODELS)
 def test_frozen_parts_stand_still(made, method, tmp_path):
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def test_frozen_parts_stand_still(made, method, tmp_path):
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CORE)
 def test_a_model_all_in_evaluation_mode_is_trained_so_and_that_is_said(method, tmp_path):
     torch.manual_seed(0)
     model = Partly().eval()

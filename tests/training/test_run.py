@@ -11,9 +11,9 @@ from torch import nn
 import fastmeta
 from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.methods import METHODS
 from fastmeta.training import DataConfig, LabelConfig, OptimConfig, TrainConfig, TrainingError, load_run
 from fastmeta.training.rundir import checkpoint
+from tests.support.methods import CORE
 from tests.support.runs import Warnings, config, two_classes
 
 #: of a run that has changed no label; the sheet of changed images comes with the first
@@ -101,7 +101,7 @@ def test_config_file_of_a_run_runs_it_again(digits_run, tmp_path):
         assert (again.path / name).read_bytes() == (digits_run.path / name).read_bytes()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CORE)
 def test_every_method_on_arrays_of_ones_own(method, tmp_path):
     run = train(config(tmp_path / "run", method=method, baselines="clean"), data=two_classes())
     s = run.summary

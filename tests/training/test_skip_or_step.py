@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from fastmeta import train
-from fastmeta.methods import METHODS
 from fastmeta.report.result_table import result_table
 from fastmeta.training import DataConfig, OptimConfig, TrainingError, load_run
 from fastmeta.training.prepare import prepare
+from tests.support.methods import CORE
 from tests.support.runs import Faulty, Warnings, config, two_classes
 
 
@@ -26,7 +26,7 @@ def state(stage):
     return tensors
 
 
-WAYS = [(m, "off", k) for m in METHODS for k in (None, 6)] + [(m, "trace", None) for m in METHODS if m != "onehot"]
+WAYS = [(m, "off", k) for m in CORE for k in (None, 6)] + [(m, "trace", None) for m in CORE if m != "onehot"]
 CASES = [(*w, how) for w in WAYS for how in ("loss", "gradient")]
 CASES += [(*w, how) for w in WAYS for how in ("buffer", "variance")]
 
@@ -54,7 +54,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(method, compile, micro_batch,
     assert all(bool(p.isfinite().all()) for p in stage.model.parameters())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CORE)
 def test_ten_bad_steps_in_a_row_end_the_methods_own_stage(method, tmp_path):
     model = Faulty("gradient")
     model.bad = True

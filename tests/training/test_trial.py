@@ -12,10 +12,10 @@ from torch import nn
 
 from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.methods import METHODS
 from fastmeta.training import load_run
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.module_state import ModuleState, Watch, load_state
+from tests.support.methods import CORE
 from tests.support.runs import Warnings, config, two_classes
 
 
@@ -308,7 +308,7 @@ def test_what_would_fail_later_is_said_at_the_start(kind, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CORE)
 def test_the_trial_leaves_no_trace(method, tmp_path):
     """Neither on the caller's module nor in what is trained: the same with a module that nobody has tried."""
 

@@ -1,0 +1,120 @@
+"""Fixed labels under four losses: methods that train on the given classes as they are."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fastmeta.data import within
+from fastmeta.methods.base import Batch, Context, Method, Outcome
+from fastmeta.methods.plain_step import PlainStep
+
+
+def confidence_penalty(logits: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """Mean over rows of -log q_iy - beta H(q_i), 0-d. logits (n, C), targets (n,) int64."""
+    log_q = logits.log_softmax(1)
+    negative_entropy = (log_q.exp() * log_q).sum(1)
+    return cross_entropy(logits, targets) + beta * negative_entropy.mean()
+
+
+def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """Mean over rows of -(1 - q_iy)^gamma log q_iy, 0-d. logits (n, C), targets (n,) int64."""
+    log_q = logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    # above zero, where a power below one has no slope
+    miss = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny)
+    return -(miss**gamma * log_q).mean()
+
+
+class FixedLabels(Method):
+    """Plain steps along the gradient of a mean loss of the given labels, which :meth:`loss` says."""
+
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the rows, 0-d. logits (n, C), targets (n,) int64."""
+
+    def setup(self, context: Context) -> None:
+        self.model = context.model()
+        optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        self.targets, self.network_input = context.targets, context.network_input
+        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+
+    def predictor(self) -> nn.Module:
+        return self.model
+
+    def step(self, batch: Batch) -> Outcome:
+        n, targets = len(batch.index), self.targets[batch.index]
+
+        def backward(logits: Tensor, rows: slice) -> Tensor:
+            part = self.loss(logits, targets[rows])
+            if len(logits) < n:
+                part = part * (len(logits) / n)
+            part.backward()
+            return part.detach()
+
+        return Outcome(*self.plain_step(self.network_input(batch.x), n, backward))
+
+
+class OneHot(FixedLabels):
+    """The given class with probability one: -log q_iy."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets)
+
+
+class LabelSmoothing(FixedLabels):
+    """Szegedy et al., 2016: -sum_k p_ik log q_ik, p_ik = (1 - eps) [k = y_i] + eps / C."""
+
+    @dataclass(frozen=True)
+    class Config:
+        eps: float = 0.1
+        """Share of each label that all classes have alike, in [0, 1]."""
+
+    @classmethod
+    def check(cls, config: Any, num_classes: int | None = None) -> None:
+        within("method.eps", config.options.eps, 0, 1)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets, label_smoothing=self.config.eps)
+
+    def explain(self) -> str:
+        return f"labels: fixed as given, of which all classes alike have {self.config.eps:g}"
+
+
+class ConfidencePenalty(FixedLabels):
+    """Pereyra et al., 2017: -log q_iy - beta H(q_i), H the entropy of the prediction."""
+
+    @dataclass(frozen=True)
+    class Config:
+        beta: float = 0.1
+        """Weight of the entropy of the prediction, at least 0."""
+
+    @classmethod
+    def check(cls, config: Any, num_classes: int | None = None) -> None:
+        within("method.beta", config.options.beta, 0, math.inf, high_open=True)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return confidence_penalty(logits, targets, self.config.beta)
+
+
+class Focal(FixedLabels):
+    """Lin et al., 2017: -(1 - q_iy)^gamma log q_iy."""
+
+    @dataclass(frozen=True)
+    class Config:
+        gamma: float = 2.0
+        """Power of what is missing of the given class's probability, at least 0; 0 is plain cross-entropy."""
+
+    @classmethod
+    def check(cls, config: Any, num_classes: int | None = None) -> None:
+        within("method.gamma", config.options.gamma, 0, math.inf, high_open=True)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return focal(logits, targets, self.config.gamma)
