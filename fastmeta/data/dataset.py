@@ -60,6 +60,10 @@ class Dataset:
     unused: tuple[str, ...] = ()
     meta_given: np.ndarray | None = None
     superclasses: np.ndarray | None = None
+    #: lines that the user should see
+    notes: tuple[str, ...] = ()
+    #: what the training rows are called where they come from, such as files
+    row_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], *, name: str = "arrays") -> Dataset:

@@ -95,7 +95,7 @@ def split(
     """
     parse(noise)
     rows, targets = np.arange(len(data.train)), data.train.targets
-    notes: list[str] = []
+    notes = list(data.notes)
     if data.unused:
         notes.append(
             f"{data.name}: {_some(data.unused)} {'is' if len(data.unused) == 1 else 'are'} not used; a clean set is "

@@ -41,8 +41,9 @@ class TrainConfig:
 
     dataset: str = "digits"
     """digits; npz:PATH, a file with x_train (uint8 images, NHWC, or float features of any shape) and y_train, optional
-    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; torchvision:NAME, such as
-    FashionMNIST, from files in data.root; or package.module:factory."""
+    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; csv:PATH or parquet:PATH, a table of
+    numbers with a column of labels; folder:PATH, image files in a folder per class, below train/, test/ and meta/;
+    torchvision:NAME, such as FashionMNIST, from files in data.root; cifar10, cifar100; or package.module:factory."""
     noise: str | None = None
     """Label noise to add: none; uniform:RATE, any class; uniform_exact:RATE, exactly so many, another class;
     uniform_other:RATE, another class; class:RATE, every second class to the one after it; pair:RATE, every class to the
@@ -262,6 +263,8 @@ class TrainConfig:
             values["method"] = {"name": self.method, **options}
         if not self.finetune_steps:  # as in the files of runs that knew of no such steps
             del values["finetune_steps"]
+        if not self.data.skip_corrupt:
+            del values["data"]["skip_corrupt"]
         return _prune(values)
 
     def to_toml(self) -> str:

@@ -44,6 +44,11 @@ from fastmeta.training.stage import Stage
 from fastmeta.training.trial import Trial, with_weights
 
 Data = Any  # of `fastmeta.data.as_dataset`
+#: what a config says of how a data set is read
+CHOSEN = (
+    *("given", "truth", "root", "download", "superclasses", "image_size", "skip_corrupt"),
+    *("label_column", "truth_column", "split_column"),
+)
 
 
 @dataclass
@@ -129,16 +134,14 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     config.method_class()  # or an error before the data are read
     if data is None:
         of = config.data
-        dataset = load_dataset(
-            config.dataset, seed=config.seed, given=of.given, truth=of.truth, root=of.root, download=of.download
-        )
+        dataset = load_dataset(config.dataset, seed=config.seed, **{name: getattr(of, name) for name in CHOSEN})
         # what is there now is not fetched again, by whoever the run's config comes to
         config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root), download=False))
     else:
         dataset = as_dataset(data)
         config = replace(config, dataset=f"{CUSTOM}{dataset.name}")
     if (file := config.data.superclasses) is not None:
-        dataset = with_superclasses(dataset, file)
+        dataset = with_superclasses(dataset, file) if data is not None else dataset
         config = replace(config, data=replace(config.data, superclasses=lasting_path(file)))
     config = replace(config, dataset=type(config.dataset)(lasting_name(config.dataset)))
     if config.noise is not None:

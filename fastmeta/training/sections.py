@@ -19,6 +19,7 @@ OPTIONS_OF = {
     "posterior": ("steps", "clean_lr", "clean_batch", "warmup_epochs", "every", "mix", "trust", "margin"),
 }
 MOST_THREADS = 1024
+MOST_PIXELS = 4096
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,16 @@ class DataConfig:
     """Array of an npz file with the labels to train on."""
     truth: str = "y_true"
     """Array of an npz file with the right labels, for measuring alone."""
+    label_column: str | None = None
+    """Column of a table with the labels to train on; by default label, target, class or y."""
+    truth_column: str | None = None
+    """Column of a table with the right labels, for measuring alone, and for the clean and the test rows."""
+    split_column: str | None = None
+    """Column of a table that says train, meta or test of each row; by default all are train."""
+    image_size: int | None = None
+    """Image files: pixels to which the shorter side is scaled, and the middle cut out; without it all have one size."""
+    skip_corrupt: bool = False
+    """Image files: leave those out that cannot be read, and name them; without it they stop the run."""
     superclasses: str | None = None
     """JSON file with a superclass for each class, for superclass noise; those of CIFAR-100 are known."""
     root: str | None = None
@@ -196,6 +207,7 @@ class DataConfig:
         at_least("data.batch_size", self.batch_size, 1)
         at_least("data.meta_batch_size", self.meta_batch_size, 1)
         at_least("data.padding", self.padding, 0)
+        within("data.image_size", self.image_size, 1, MOST_PIXELS)
         within("data.workers", self.workers, 0, MOST_THREADS)
         if not 0 < self.meta_fraction < 1:
             raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")

@@ -80,10 +80,24 @@ def test_absent_files_are_named_with_their_folder_and_nothing_is_fetched(tmp_pat
     assert fetched == [str(tmp_path / "data")]
 
 
+@pytest.mark.parametrize("number", [10, 100])
+def test_short_names(number, tmp_path):
+    texts = []
+    for spec in (f"cifar{number}", f"torchvision:CIFAR{number}"):
+        with pytest.raises(InputError) as error:
+            load_dataset(spec, root=str(tmp_path))
+        texts.append(str(error.value))
+    assert texts[0] == texts[1]
+    assert str(tmp_path) in texts[0]
+    assert f"MD5 {getattr(torchvision.datasets, f'CIFAR{number}').filename} " in texts[0]
+
+
 def test_what_is_missing_of_other_sets_is_named(tmp_path):
     for name, parts in {
         "CIFAR10": ("data_batch_1", "test_batch", "cifar-10-batches-py"),
-        "SVHN": ("train_32x32.mat", "test_32x32.mat"),
+        "SVHN": ("train_32x32.mat", "test_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        "MNIST": ("train-images-idx3-ubyte.gz f68b3c2dcbeaaa9fbdd348bbdeb94873",),
+        "EuroSAT": ("those of torchvision.datasets.EuroSAT",),
     }.items():
         with pytest.raises(InputError) as error:
             load_dataset(f"torchvision:{name}", root=str(tmp_path))

@@ -9,7 +9,7 @@ from fastmeta._text import shown
 from fastmeta.data.dataset import FIELDS, MOST_CLASSES, Dataset, check_forms, strays
 from fastmeta.data.errors import InputError
 from fastmeta.data.npz_file import NpzFile
-from fastmeta.data.sources.scheme import Choice
+from fastmeta.data.sources.scheme import Choice, given_path
 
 FORM = "npz:PATH"
 HELP = """a file with x_train and y_train, optional are x_meta and y_meta, or meta_index; y_meta_given; x_test and
@@ -18,20 +18,12 @@ features"""
 
 
 def read(argument: str, choice: Choice) -> Dataset:
-    return read_npz(_path(argument), given=choice.given, truth=choice.truth)
+    return read_npz(given_path(FORM, argument), given=choice.given, truth=choice.truth)
 
 
 def lasting(argument: str) -> str:
     """Absolute, because a run directory must find the file again from any folder."""
-    return str(_path(argument).resolve())
-
-
-def _path(argument: str) -> Path:
-    """A shell leaves the tilde behind a colon to us."""
-    try:
-        return Path(argument).expanduser()
-    except RuntimeError as error:  # ~somebody who is not known here
-        raise InputError(f"npz:{argument}: {error}; write the path out") from error
+    return str(given_path(FORM, argument).resolve())
 
 
 def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Dataset:

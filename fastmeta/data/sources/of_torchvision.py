@@ -5,6 +5,8 @@ Of these sets torchvision unpickles the files of CIFAR alone, and compares their
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from fastmeta._text import reason, shown
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.idx_file import read_idx
+from fastmeta.data.pictures import stack
 from fastmeta.data.sources.scheme import Choice
 
 FORM = "torchvision:NAME"
 HELP = "a set of small images such as FashionMNIST or CIFAR10, from the files in --data.root"
+OPTIONS = frozenset({"root", "download", "image_size", "skip_corrupt"})
 #: where files are without data.root
 FOLDER = "data"
 
@@ -38,16 +42,35 @@ OTHERS: dict[str, tuple[str, str]] = {
     "STL10": ("split", "stl10_binary/ with train_X.bin, train_y.bin, unlabeled_X.bin, test_X.bin and test_y.bin"),
     "USPS": ("train", "usps.bz2 and usps.t.bz2"),
 }
+#: of image files, which its classes open one by one: how the class is asked for its parts, and the words for these
+PICTURES: dict[str, tuple[str | None, str, str | None]] = {
+    "EuroSAT": (None, "all", None),
+    "GTSRB": ("split", "train", "test"),
+    "Flowers102": ("split", "train", "test"),
+    "DTD": ("split", "train", "test"),
+    "OxfordIIITPet": ("split", "trainval", "test"),
+    "FGVCAircraft": ("split", "trainval", "test"),
+    "Food101": ("split", "train", "test"),
+    "Country211": ("split", "train", "test"),
+    "Imagenette": ("split", "train", "val"),
+    "RenderedSST2": ("split", "train", "test"),
+}
 
 
 def read(argument: str, choice: Choice) -> Dataset:
     """Train and test parts; the labels are taken as published."""
-    if argument not in IDX and argument not in OTHERS:
+    if argument not in IDX and argument not in OTHERS and argument not in PICTURES:
         raise InputError(
-            f"torchvision:NAME takes sets of uint8 images with train and test parts: {', '.join((*IDX, *OTHERS))}, got "
-            f"{shown(argument)}; build another one in a factory of your own, and name that: package.module:factory"
+            "torchvision:NAME takes sets of uint8 images for classification: "
+            f"{', '.join((*IDX, *PICTURES, *OTHERS))}, got {shown(argument)}; build another one in a factory of your "
+            "own, and name that: package.module:factory"
         )
     choice.refuse_arrays(f"{argument} has none to choose")
+    if argument in PICTURES:
+        return _opened(argument, folder(choice.root), choice)
+    if choice.image_size is not None or choice.skip_corrupt:
+        name = "skip_corrupt" if choice.image_size is None else "image_size"
+        raise InputError(f"data.{name} is about image files, and {argument} holds arrays; leave it out")
     arrays = (_idx if argument in IDX else _made)(argument, folder(choice.root), choice.download)
     return Dataset.from_arrays(arrays, name=argument)
 
@@ -106,6 +129,45 @@ def _made(argument: str, root: Path, download: bool) -> dict[str, Any]:
     return arrays
 
 
+def _opened(argument: str, root: Path, choice: Choice) -> Dataset:
+    """Of images that its classes open from files."""
+    word, *parts = PICTURES[argument]
+    arrays: dict[str, Any] = {}
+    notes = []
+    grey = None
+    for part, value in zip(("train", "test"), parts, strict=True):
+        if value is None:
+            continue
+        choose = {} if word is None else {word: value}
+        try:
+            made = (_fetched if choice.download else _made_of)(argument, root, choose)
+        except InputError:
+            raise
+        except Exception as error:  # of files that are absent or broken, of a network
+            raise _absent(
+                argument, str(root), f"those of torchvision.datasets.{argument}", f" ({reason(error)})"
+            ) from error
+        labels = np.empty(len(made), np.int64)
+
+        def image(i: int, made: Any = made, labels: np.ndarray = labels) -> Any:
+            picture, label = made[i]
+            labels[i] = label
+            return picture
+
+        names = [f"image {i} of {value}" for i in range(len(made))]
+        found = stack(
+            argument, [partial(image, i) for i in range(len(made))], names, choice.image_size, choice.skip_corrupt, grey
+        )
+        grey = found.x.shape[-1] == 1
+        arrays |= {f"x_{part}": found.x, f"y_{part}": labels[found.rows], **_names(made)}
+        notes += [found.note] if found.note else []
+    return replace(Dataset.from_arrays(arrays, name=argument), notes=tuple(notes))
+
+
+def _made_of(argument: str, root: Path, choose: dict[str, Any]) -> Any:
+    return _class(argument)(str(root), **choose)
+
+
 def _names(made: Any) -> dict[str, Any]:
     names = getattr(made, "classes", None)
     return {} if names is None else {"class_names": list(map(str, names))}
@@ -119,7 +181,22 @@ def _fetched(argument: str, root: Path, choose: dict[str, Any]) -> Any:
 
 
 def _absent(argument: str, where: str, files: str, why: str = "") -> InputError:
+    sums = _checksums(argument)
     return InputError(
-        f"torchvision:{argument} finds no files in {where}: expected {files}; name their folder with --data.root, or "
-        f"have them downloaded with --data.download{why}"
+        f"torchvision:{argument} finds no files in {where}: expected {files}"
+        f"{f', MD5 {sums}' if sums else ''}; name their folder with --data.root, or have them downloaded with "
+        f"--data.download{why}"
     )
+
+
+def _checksums(argument: str) -> str:
+    """``file sum`` of what is downloaded, as the class of torchvision has it; nothing where it tells none."""
+    made = _class(argument)
+    pairs: list[tuple[Any, Any]] = []
+    if hasattr(made, "tgz_md5"):
+        pairs.append((made.filename, made.tgz_md5))
+    elif isinstance(getattr(made, "resources", None), list):
+        pairs += [pair for pair in made.resources if len(pair) == 2]
+    elif isinstance(getattr(made, "split_list", None), dict):
+        pairs += [(entry[1], entry[2]) for part, entry in made.split_list.items() if part in ("train", "test")]
+    return ", ".join(f"{name} {sum}" for name, sum in pairs)

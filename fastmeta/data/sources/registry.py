@@ -13,13 +13,22 @@ from fastmeta._trust import load_object
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.given import as_dataset
-from fastmeta.data.sources import digits, npz, of_torchvision
+from fastmeta.data.sources import csv_table, digits, image_folder, npz, of_torchvision, parquet
 from fastmeta.data.sources.scheme import Choice
 from fastmeta.data.superclasses import read_superclasses
 
-#: a module per scheme: FORM as it is written, HELP, read(argument, choice) -> Dataset, and maybe lasting(argument), and
-#: folder(root) where files lie in a folder
-SCHEMES: dict[str, ModuleType] = {"digits": digits, "npz": npz, "torchvision": of_torchvision}
+#: a module per scheme: FORM as it is written, HELP, read(argument, choice) -> Dataset, and maybe OPTIONS, what it
+#: follows of a choice, lasting(argument), and folder(root) where files lie in a folder
+SCHEMES: dict[str, ModuleType] = {
+    "digits": digits,
+    "npz": npz,
+    "csv": csv_table,
+    "parquet": parquet,
+    "folder": image_folder,
+    "torchvision": of_torchvision,
+}
+#: names of their own that some have
+SHORT = {"cifar10": "torchvision:CIFAR10", "cifar100": "torchvision:CIFAR100"}
 #: of data that were given in Python
 CUSTOM = "custom"
 _CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -45,14 +54,14 @@ class Name(NamedTuple):
 
 def forms() -> str:
     """For messages and help: digits, npz:PATH, torchvision:NAME or package.module:factory."""
-    return f"{', '.join(module.FORM for module in SCHEMES.values())} or package.module:factory"
+    return f"{', '.join([*(module.FORM for module in SCHEMES.values()), *SHORT])} or package.module:factory"
 
 
 def parse(spec: str) -> Name:
     """The parts of what names a data set. InputError for what names none; nothing is read or imported."""
     if not isinstance(spec, str):
         raise InputError(f"a data set is named by a text, {forms()}, got {shown(spec)}")
-    scheme, colon, argument = spec.partition(":")
+    scheme, colon, argument = SHORT.get(spec, spec).partition(":")
     known = SCHEMES.get(scheme)
     if (known is not None and bool(colon) == (":" in known.FORM) and bool(argument) == bool(colon)) or (
         scheme == CUSTOM and argument
@@ -60,7 +69,8 @@ def parse(spec: str) -> Name:
         return Name(scheme, argument)
     if known is None and _CODE.fullmatch(spec):
         return Name("", spec)
-    hint = f"; did you mean npz:{printable(spec, 80)}?" if spec.endswith(".npz") else ""
+    kind = next((k for k in ("npz", "csv", "parquet") if spec.endswith(f".{k}")), None)
+    hint = f"; did you mean {kind}:{printable(spec, 80)}?" if kind else ""
     raise InputError(f"dataset must be {forms()}, got {shown(spec)}{hint}")
 
 
@@ -91,19 +101,28 @@ def load_dataset(
     root: str | None = None,
     download: bool = False,
     superclasses: str | None = None,
+    label_column: str | None = None,
+    truth_column: str | None = None,
+    split_column: str | None = None,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
 ) -> Dataset:
     """The data set that `spec` names, of a scheme or of ``package.module:factory``, which is called without arguments.
 
     `seed` chooses the split of the digits. `given` and `truth` name the arrays of a file that hold the labels to train
     on and the right ones; the second may be absent. `root` is the folder of a torchvision set's files, by default
     ``data``; what is not there is fetched with `download` alone. `superclasses` is a JSON file that says which classes
-    belong together.
+    belong together. `label_column`, `truth_column` and `split_column` name columns of a table; image files are brought
+    to `image_size` pixels, and with `skip_corrupt` those that cannot be read are left out.
 
     Raises:
         InputError: an unknown spec, a file that is missing or broken, arrays that do not fit each other, or a factory
             that cannot be imported or fails.
     """
-    data = _loaded(spec, Choice(seed, given, truth, root, download))
+    choice = Choice(
+        seed, given, truth, root, download, label_column, truth_column, split_column, image_size, skip_corrupt
+    )
+    data = _loaded(spec, choice)
     return data if superclasses is None else with_superclasses(data, superclasses)
 
 
@@ -113,8 +132,9 @@ def with_superclasses(data: Dataset, path: str) -> Dataset:
 
 def _loaded(spec: str, choice: Choice) -> Dataset:
     name = parse(spec)
-    if not hasattr(SCHEMES.get(name.scheme), "folder"):
-        choice.refuse_files(spec)
+    choice.refuse_others(spec, getattr(SCHEMES.get(name.scheme), "OPTIONS", frozenset()))
+    if name.scheme in ("csv", "parquet", "folder"):
+        choice.refuse_arrays(f"{spec} is none")
     if name.scheme in SCHEMES:
         return SCHEMES[name.scheme].read(name.argument, choice)
     if not name.names_code:

@@ -1,0 +1,93 @@
+"""``folder:PATH``: image files in a folder per class, in train/, test/ and meta/, or all of them to train on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmeta._text import printable
+from fastmeta.data.dataset import Dataset
+from fastmeta.data.errors import InputError
+from fastmeta.data.pictures import stack
+from fastmeta.data.sources.scheme import Choice, given_path
+
+FORM = "folder:PATH"
+HELP = "image files in a folder for each class, below train/, and test/ and meta/ where there are any"
+OPTIONS = frozenset({"image_size", "skip_corrupt"})
+
+PARTS = ("train", "meta", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+_LAYOUT = "folder:PATH wants PATH/train/CLASS/IMAGE, and PATH/test and PATH/meta alike, or PATH/CLASS/IMAGE"
+
+
+def read(argument: str, choice: Choice) -> Dataset:
+    root = given_path(FORM, argument)
+    try:
+        return _read(root, choice)
+    except OSError as error:
+        raise InputError(f"{error.filename or root} cannot be read ({error.strerror}); {_LAYOUT}") from error
+
+
+def lasting(argument: str) -> str:
+    return str(given_path(FORM, argument).resolve())
+
+
+def _read(root: Path, choice: Choice) -> Dataset:
+    from PIL import Image
+
+    if not root.is_dir():
+        raise InputError(f"{root} {'is no folder' if root.exists() else 'does not exist'}; {_LAYOUT}")
+    there = [part for part in PARTS if (root / part).is_dir()]
+    if there and "train" not in there:
+        raise InputError(f"{root} has {there[0]}/ and no train/; {_LAYOUT}")
+    places = {part: root / part for part in there} or {"train": root}
+    classes = _folders(places["train"])
+    if len(classes) < 2:
+        got = f"one class only ({classes[0]})" if classes else "no folder"
+        raise InputError(f"{places['train']} holds {got}; {_LAYOUT}, and labels can be learned from two classes on")
+    notes, arrays, files = [], dict[str, Any](), list[str]()
+    if there and (others := [n for n in _folders(root) if n not in PARTS]):
+        notes.append(f"{root}: {', '.join(printable(n, 40) for n in others[:5])} beside train/ are not used")
+    grey: bool | None = None
+    for part, place in places.items():
+        if strange := [n for n in _folders(place) if n not in classes]:
+            raise InputError(
+                f"{place} has a class {printable(strange[0], 40)!r} that train has not: "
+                f"{', '.join(printable(n, 40) for n in classes[:8])}{' …' if len(classes) > 8 else ''}; all parts need "
+                "the same classes"
+            )
+        paths, labels = _listed(place, classes)
+        if not paths:
+            raise InputError(f"{place} holds no image ({', '.join(SUFFIXES)}); {_LAYOUT}")
+        names = [str(path.relative_to(root)) for path in paths]
+        openings = [partial(Image.open, path) for path in paths]
+        made = stack(str(root), openings, names, choice.image_size, choice.skip_corrupt, grey)
+        grey = made.x.shape[-1] == 1 if grey is None else grey
+        arrays |= {f"x_{part}": made.x, f"y_{part}": np.array(labels, np.int64)[made.rows]}
+        if made.note:
+            notes.append(made.note)
+        if part == "train":
+            files = [names[row] for row in made.rows]
+    data = Dataset.from_arrays({**arrays, "class_names": classes}, name=str(root))
+    return replace(data, notes=tuple(notes), row_names=tuple(files))
+
+
+def _folders(place: Path) -> list[str]:
+    """By name, and without hidden ones, as torchvision's ImageFolder numbers classes."""
+    return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _listed(place: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    paths, labels = [], []
+    for number, name in enumerate(classes):
+        if not (place / name).is_dir():
+            continue
+        found = sorted(p for p in (place / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = [p for p in found if not p.name.startswith(".")]
+        paths += found
+        labels += [number] * len(found)
+    return paths, labels

@@ -1,0 +1,60 @@
+"""``parquet:PATH``: the same of a file of Parquet, by pyarrow where that is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmeta._text import reason
+from fastmeta.data.dataset import Dataset
+from fastmeta.data.errors import InputError
+from fastmeta.data.sources.scheme import Choice, given_path
+from fastmeta.data.tabular import dataset_of_table
+
+FORM = "parquet:PATH"
+HELP = "the same of a file of Parquet, with pyarrow: pip install 'fastmeta[parquet]'"
+OPTIONS = frozenset({"label_column", "truth_column", "split_column"})
+
+
+def read(argument: str, choice: Choice) -> Dataset:
+    path = given_path(FORM, argument)
+    columns = read_columns(path)
+    return dataset_of_table(str(path), columns, choice.label_column, choice.truth_column, choice.split_column)
+
+
+def lasting(argument: str) -> str:
+    return str(given_path(FORM, argument).resolve())
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Columns by name. InputError where pyarrow is absent, or the file is none of Parquet."""
+    if not path.is_file():
+        raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}; parquet:PATH wants a table")
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(
+            f"parquet:{path} needs pyarrow, which is not installed: pip install 'fastmeta[parquet]', or write the "
+            "table as csv"
+        ) from error
+    try:
+        table = parquet.read_table(str(path))
+        return {str(name): _array(table.column(name)) for name in table.column_names}
+    except Exception as error:  # of pyarrow: any kind, for any bytes
+        raise InputError(f"{path} cannot be read as Parquet ({reason(error, 200)})") from error
+
+
+def _array(column: Any) -> np.ndarray:
+    values = column.to_pylist()
+    kinds = {type(v) for v in values if v is not None}
+    if kinds <= {int, float} and kinds:
+        if kinds == {int} and None not in values:
+            return np.array(values)
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    if kinds == {bool} and None not in values:
+        return np.array(values)
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

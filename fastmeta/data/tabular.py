@@ -1,0 +1,168 @@
+"""A table as a data set: numeric columns are features, one column is the label; words become classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastmeta._text import printable, shown
+from fastmeta.data.dataset import Dataset, check_classes
+from fastmeta.data.errors import InputError
+
+#: what the label's column is called where nobody says so
+LABEL_COLUMNS = ("label", "target", "class", "y")
+_PARTS = {"train": "train", "meta": "meta", "clean": "meta", "test": "test"}
+#: a column of row numbers, as pandas writes it
+_INDEX = ("", "Unnamed: 0", "__index_level_0__")
+_NAMED = 5
+
+#: column -> (N,) cells: numbers, truth values, or objects of texts and None
+Columns = Mapping[str, np.ndarray]
+
+
+def dataset_of_table(
+    name: str, columns: Columns, label: str | None = None, truth: str | None = None, split: str | None = None
+) -> Dataset:
+    """`label`, `truth` and `split` name columns: given classes, right ones, and train, meta or test of each row.
+
+    Where there is a truth, clean and test rows have that for a label. Classes are sorted, by number where all of them
+    are whole numbers.
+
+    Raises:
+        InputError: no such column, cells that are empty, are no numbers or are no labels; the row is named.
+    """
+    label = _label_column(name, columns, label)
+    for option, column in (("truth_column", truth), ("split_column", split)):
+        if column is not None and column not in columns:
+            raise InputError(f"{name}: no column {shown(column)} for data.{option}, found {_listed(columns)}")
+    words = {c: _classes(name, c, columns[c]) for c in (label, truth) if c is not None}
+    class_names = _sorted_names(name, np.concatenate(list(words.values())))
+    number = {word: i for i, word in enumerate(class_names)}
+    given, right = (np.array([number[w] for w in words[c].tolist()]) if c else None for c in (label, truth))
+    assert given is not None
+    features, ignored = _features(name, {c: v for c, v in columns.items() if c not in (label, truth, split)})
+    part = np.full(len(given), "train") if split is None else _parts(name, split, columns[split])
+    arrays: dict[str, Any] = {"class_names": list(map(str, class_names))}
+    for which in ("train", "meta", "test"):
+        rows = np.flatnonzero(part == which)
+        if not len(rows):
+            continue
+        arrays[f"x_{which}"] = features[rows]
+        arrays[f"y_{which}"] = (given if which == "train" or right is None else right)[rows]
+        if right is not None and which == "train":
+            arrays["y_true"] = right[rows]
+        if right is not None and which == "meta":
+            arrays["y_meta_given"] = given[rows]
+    if "x_train" not in arrays:
+        raise InputError(f"{name}: column {shown(split)} puts no row into train")
+    notes = []
+    if ignored:
+        texts = ", ".join(printable(c, 40) or "''" for c in ignored[:_NAMED]) + (" …" if len(ignored) > _NAMED else "")
+        notes.append(f"{name}: {len(ignored)} of {len(columns)} columns are no features: {texts}")
+    return replace(Dataset.from_arrays(arrays, name=name), notes=tuple(notes))
+
+
+def _listed(columns: Columns) -> str:
+    names = [printable(c, 40) for c in columns]
+    return ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+
+
+def _label_column(name: str, columns: Columns, label: str | None) -> str:
+    if label is None:
+        label = next((c for c in LABEL_COLUMNS if c in columns), None)
+        if label is None:
+            raise InputError(
+                f"{name}: no column is called {', '.join(LABEL_COLUMNS)}; say which holds the labels, "
+                f"--data.label-column: found {_listed(columns)}"
+            )
+    if label not in columns:
+        raise InputError(f"{name}: no column {shown(label)} for data.label_column, found {_listed(columns)}")
+    if not len(columns[label]):
+        raise InputError(f"{name} has no row")
+    return label
+
+
+def _classes(name: str, column: str, cells: np.ndarray) -> np.ndarray:
+    """(N,) objects: whole numbers or texts."""
+    what = f"column {printable(column, 40)!r}"
+    if cells.dtype.kind == "b":
+        return np.array([str(v) for v in cells.tolist()], object)
+    if cells.dtype.kind == "f":
+        empty = np.flatnonzero(np.isnan(cells))
+        if len(empty):
+            raise InputError(f"{name}: {what} has no label in row {empty[0]}, in {len(empty):,} row(s); drop these")
+        raise InputError(
+            f"{name}: {what} holds numbers such as {cells[0]}, which are no classes; labels are whole numbers or words"
+        )
+    if cells.dtype.kind in "iu":
+        number = cells.astype(np.int64)
+        check_classes(name, what, number, max(int(number.max()) + 1, 1), "")
+        return number.astype(object)
+    values = cells.tolist()
+    empty = np.array([row for row, v in enumerate(values) if v is None or v == "" or v != v], np.int64)
+    if len(empty):
+        raise InputError(f"{name}: {what} has no label in row {empty[0]}, in {len(empty):,} row(s); drop these")
+    return np.array([str(v) for v in values], object)
+
+
+def _sorted_names(name: str, words: np.ndarray) -> list[Any]:
+    kinds = {type(w) for w in words.tolist()}
+    if len(kinds) > 1:
+        raise InputError(f"{name}: labels are numbers in one column and words in the other; write both alike")
+    return sorted(set(words.tolist()))
+
+
+def _features(name: str, columns: Columns) -> tuple[np.ndarray, list[str]]:
+    """(N, d) float32 of the columns of numbers, and the names of the others."""
+    kept, ignored = [], []
+    for column, cells in columns.items():
+        what = f"column {printable(column, 40)!r}"
+        if column in _INDEX and cells.dtype.kind in "iu":
+            ignored.append(column)
+            continue
+        if cells.dtype.kind not in "iufb":
+            numbers = np.array([_is_number(v) for v in cells.tolist()])
+            if not numbers.any():
+                ignored.append(column)
+                continue
+            row = int(np.flatnonzero(~numbers)[0])
+            raise InputError(
+                f"{name}: {what} holds {shown(cells[row])} in row {row}, among numbers, in {(~numbers).sum():,} row(s) "
+                "in all; mend these, or make all of it words"
+            )
+        with np.errstate(over="ignore"):
+            values = cells.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            got = "is empty or NaN" if np.isnan(values[bad[0]]) else f"holds {cells[bad[0]]}"
+            raise InputError(
+                f"{name}: {what} {got} in row {bad[0]}, in {len(bad):,} row(s) in all; fill such cells, or drop the "
+                "rows"
+            )
+        kept.append(values)
+    if not kept:
+        raise InputError(f"{name}: no column of numbers is left beside the labels; found {_listed(columns)}")
+    return np.stack(kept, 1), ignored
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _parts(name: str, column: str, cells: np.ndarray) -> np.ndarray:
+    words = [str(v).strip().lower() for v in cells.tolist()]
+    for row, word in enumerate(words):
+        if word not in _PARTS:
+            way = "; data.val_fraction holds out a validation set" if word.startswith("val") else ""
+            raise InputError(
+                f"{name}: column {printable(column, 40)!r} must say train, meta or test, got {shown(cells[row])} in "
+                f"row {row}{way}"
+            )
+    return np.array([_PARTS[word] for word in words])
