@@ -36,6 +36,11 @@ class Samples:
         few = range(min(len(x), _FEW)) if self.kind == "image" else ()
         self._levels = max((int(np.asarray(x[i]).max()) for i in few), default=255) or 255
 
+    @classmethod
+    def of_rows(cls, x: Any, rows: np.ndarray) -> Samples:
+        """Of these rows of `x` alone, in this order."""
+        return cls(_Rows(x, rows))
+
     def text(self, at: int) -> str:
         return str(self.x[at])
 
@@ -68,7 +73,7 @@ def samples_of(labels: RunLabels) -> Samples | None:
     other labels now.
     """
     data = dataset_of(labels)
-    return None if data is None else Samples(_Rows(data.train.x, labels.row))
+    return None if data is None else Samples.of_rows(data.train.x, labels.row)
 
 
 def dataset_of(labels: RunLabels) -> Dataset | None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def parse(words: list[str]) -> str:
     """The command, such as train; raises or fails for what would not parse."""
-    from fastmeta.cli import bench, check, labels, main, train
+    from fastmeta.cli import bench, check, labels, main, show, train
 
     program, command, *flags = words
     if program == "python":
@@ -30,6 +30,8 @@ def parse(words: list[str]) -> str:
         assert check.parser().parse_args(flags).model
     elif command == "bench":
         assert bench.parse(flags).command == flags[0]
+    elif command == "show":
+        assert show.parser().parse(flags).runs
     elif command == "labels":
         assert labels.parse(flags).command == flags[0]
     elif command == "--version":

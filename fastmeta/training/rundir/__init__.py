@@ -1,8 +1,23 @@
 """Everything that touches a run directory: where it is, its files, what is read from them and what may be believed."""
 
-from fastmeta.training.rundir.files import to_json, user_path, write_atomically
+from fastmeta.training.rundir.files import read, to_json, user_path, write_atomically
 from fastmeta.training.rundir.handed_out import RunLabels, run_labels
 from fastmeta.training.rundir.label_files import npz_bytes
+from fastmeta.training.rundir.layout import CONFIG, SUMMARY
 from fastmeta.training.rundir.load import Run, load_run
+from fastmeta.training.rundir.summary import read_summary
 
-__all__ = ["Run", "RunLabels", "load_run", "npz_bytes", "run_labels", "to_json", "user_path", "write_atomically"]
+__all__ = [
+    "CONFIG",
+    "SUMMARY",
+    "Run",
+    "RunLabels",
+    "load_run",
+    "npz_bytes",
+    "read",
+    "read_summary",
+    "run_labels",
+    "to_json",
+    "user_path",
+    "write_atomically",
+]
