@@ -61,6 +61,11 @@ class Pool:
         """The first clean row, which is one past the last row that a method trains on."""
         return self.train_size + self.canary_size
 
+    @property
+    def wrong_share(self) -> float | None:
+        """Share of wrong given labels among the training rows; None where nobody knows. Waits for the device."""
+        return None if self.y_true is None else float((self.targets[: self.train_size] != self.y_true).double().mean())
+
     def rows(self, run: str) -> tuple[int, int]:
         """First and one past the last row that a run trains on.
 

@@ -82,6 +82,7 @@ class Context(Protocol):
 
     targets: Tensor  #: (N,) int64, the given labels of the rows that this method trains on
     num_classes: int
+    noise_rate: float | None  #: share of wrong labels, where the run itself has added noise; else None
     device: torch.device
     epochs: int
     steps_per_epoch: int

@@ -8,10 +8,15 @@ from fastmeta._text import shown
 from fastmeta._trust import load_object
 from fastmeta.methods.base import Method
 from fastmeta.methods.class_labels import ClassLabelMethod
+from fastmeta.methods.coteaching import Coteaching
+from fastmeta.methods.data_parameters import DataParameters
+from fastmeta.methods.elr import ELR
 from fastmeta.methods.fixed_labels import ConfidencePenalty, Focal, LabelSmoothing, OneHot
 from fastmeta.methods.instance_labels import InstanceLabelMethod
 from fastmeta.methods.l2rw import L2RW
+from fastmeta.methods.mentornet import MentorNet
 from fastmeta.methods.mwnet import MetaWeightNet
+from fastmeta.methods.sop import SOP
 
 #: every method of this package by its name in a config
 METHODS: dict[str, type[Method]] = {
@@ -21,6 +26,11 @@ METHODS: dict[str, type[Method]] = {
     "label_smoothing": LabelSmoothing,
     "confidence_penalty": ConfidencePenalty,
     "focal": Focal,
+    "elr": ELR,
+    "sop": SOP,
+    "coteaching": Coteaching,
+    "data_parameters": DataParameters,
+    "mentornet": MentorNet,
     "l2rw": L2RW,
     "mwnet": MetaWeightNet,
 }

@@ -26,6 +26,7 @@ class StageContext:
         targets: (N,) int64 given labels of the rows that the stage trains on, on its device.
         build: makes a network by its name, on the host.
         place: moves a network to where the stage trains.
+        noise_rate: share of wrong labels among the training rows, where the run has added noise.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class StageContext:
         targets: Tensor,
         num_classes: int,
         *,
+        noise_rate: float | None,
         batch_size: int,
         steps_per_epoch: int,
         transform: InputTransform,
@@ -44,7 +46,7 @@ class StageContext:
         self.config, self.targets, self.num_classes, self.device = config, targets, num_classes, targets.device
         self.epochs, self.steps_per_epoch, self.batch_size = config.epochs, steps_per_epoch, batch_size
         self.transform, self.totals = transform, StepTotals(targets.device)
-        self._build, self._place = build, place
+        self.noise_rate, self._build, self._place = noise_rate, build, place
         self.models: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.teachers: dict[str, Any] = {}  # path -> size and digest of the weights

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from fastmeta._text import shown
 from fastmeta.data import InputError
@@ -45,3 +46,8 @@ def arithmetic(config: TrainConfig) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` where it trains, in the format that is fast there."""
+    return model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]

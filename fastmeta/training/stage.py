@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fastmeta.posterior import FOLDS
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.context import StageContext
-from fastmeta.training.device import memory_format
+from fastmeta.training.device import placed
 from fastmeta.training.encoding import Decoder, Encoder
 from fastmeta.training.global_generators import host_state, seed_all, set_host_state
 from fastmeta.training.health import Health, rate_to_lower
@@ -72,9 +73,6 @@ class Stage:
         self.name, self.config, self.data = name, config, data
         self.device = data.device
 
-        def place(model: nn.Module) -> nn.Module:
-            return model.to(device=self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
-
         self.first, self.last_row = data.rows(name)
         self.sampler, self.meta_sampler = self._samplers()
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
@@ -87,11 +85,12 @@ class Stage:
             config,
             data.given(name, None if canaries is None else canaries.given),
             data.num_classes,
+            noise_rate=None if config.noise == "none" else data.wrong_share,
             batch_size=self.sampler.batch_size,
             steps_per_epoch=self.steps_per_epoch,
             transform=data.source.transform,
             build=build,
-            place=place,
+            place=partial(placed, device=self.device),
         )
         self.totals = self.context.totals
         self._setup()

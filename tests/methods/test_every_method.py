@@ -16,7 +16,7 @@ from tests.support.stopped import Kill, config
 
 OTHERS = [name for name in METHODS if name not in CORE]
 #: what a method must be told
-NEEDED = {}
+NEEDED = {"coteaching": {"forget_rate": 0.1}}
 
 
 def made(path, name, **changes):
