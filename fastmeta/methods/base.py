@@ -107,6 +107,10 @@ class Context(Protocol):
         """The trained model of a finished run, frozen and in evaluation mode; see :func:`fastmeta.load_run`."""
         ...
 
+    def learned_labels(self, path: str | Path) -> Labels:
+        """The learned labels of a finished run on the same training rows with the same given labels."""
+        ...
+
 
 class Method(ABC):
     """One way to train, found by its name or as ``package.module:Class``.

@@ -10,6 +10,7 @@ from fastmeta.methods.base import Method
 from fastmeta.methods.class_labels import ClassLabelMethod
 from fastmeta.methods.coteaching import Coteaching
 from fastmeta.methods.data_parameters import DataParameters
+from fastmeta.methods.distill import Distill
 from fastmeta.methods.elr import ELR
 from fastmeta.methods.fixed_labels import ConfidencePenalty, Focal, LabelSmoothing, OneHot
 from fastmeta.methods.instance_labels import InstanceLabelMethod
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "coteaching": Coteaching,
     "data_parameters": DataParameters,
     "mentornet": MentorNet,
+    "distill": Distill,
     "l2rw": L2RW,
     "mwnet": MetaWeightNet,
 }

@@ -53,7 +53,7 @@ class TrainConfig:
     method: str = "instance_labels"
     """How a batch trains, see docs/methods.md: instance_labels, class_labels,
     onehot, label_smoothing, confidence_penalty, focal,
-    elr, sop, coteaching, data_parameters, mentornet,
+    elr, sop, coteaching, data_parameters, mentornet, distill,
     l2rw, mwnet,
     or your own as package.module:Class."""
     options: Any = field(default=None, metadata={"flags": "method"})

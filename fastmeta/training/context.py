@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import InputError
+from fastmeta.losses import Labels
 from fastmeta.meta import InputTransform
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.metrics import StepTotals
@@ -70,6 +71,27 @@ class StageContext:
             raise InputError(f"the teacher {path} knows {run.summary['num_classes']} classes, not {self.num_classes}")
         self.teachers[str(path)] = seal_of(run.path / "model.safetensors")
         return self._place(run.model.requires_grad_(False)).eval()
+
+    def learned_labels(self, path: str | Path) -> Labels:
+        run = load_run(path)
+        if run.labels is None:
+            why = "withheld" if run.summary.get("labels_withheld") else "none that can be read"
+            raise InputError(f"the learned labels of {path} are {why}; name a run of a method that learns labels")
+        targets = run.labels.targets.to(self.device)
+        here, there = (len(self.targets), self.num_classes), (len(targets), run.labels.num_classes)
+        if here != there:
+            raise InputError(
+                f"the learned labels of {path} are {there[0]:,} of {there[1]:,} classes, and this run trains on "
+                f"{here[0]:,} rows of {here[1]:,} classes; it needs the same data and split"
+            )
+        if others := int((targets != self.targets).sum()):
+            raise InputError(
+                f"the learned labels of {path} belong to other rows or other noise: {others:,} of {len(targets):,} "
+                "given labels differ; it needs the same data, noise and seed"
+            )
+        file = run.path / "labels.safetensors"
+        self.teachers[str(file)] = seal_of(file)
+        return run.labels.to(self.device)
 
     def parts(self) -> dict[str, Any]:
         return {**self.models, **self.optimizers}
