@@ -13,7 +13,8 @@ EPILOG = """
 examples:
   fastmeta labels apply runs/my-run --to corrected.npz
 
-Of an npz file all arrays stay as they are, but that of the given labels, which becomes y_given.
+Of an npz file all arrays stay as they are, but that of the given labels, which becomes y_given. Of a table, csv or
+parquet, the cells of the label column change. Folders of images are not written: export their labels.
 """
 
 

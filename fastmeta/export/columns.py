@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from fastmeta.data import InputError
+from fastmeta.data.sources import parse
+from fastmeta.export.sample_views import samples_of
 from fastmeta.training.rundir import RunLabels, npz_bytes
 
 NOTE = "learned labels are in-sample; the label quality is the learned probability of the given label"
@@ -19,7 +21,7 @@ NOTE = "learned labels are in-sample; the label quality is the learned probabili
 def write(labels: RunLabels, path: Path, format: str) -> dict[Path, bytes]:
     if format == "npz":
         return {path: npz_bytes(numbers(labels))}
-    table = cleanlab(labels) if format == "cleanlab" else columns(labels)
+    table = cleanlab(labels) if format == "cleanlab" else columns(labels) | files(labels)
     if format == "cleanlab" and path.suffix not in (".csv", ".parquet"):
         raise InputError(f"a frame of cleanlab is written as .csv or .parquet, got {path}")
     if format == "parquet" or path.suffix == ".parquet":
@@ -41,6 +43,13 @@ def columns(labels: RunLabels) -> dict[str, np.ndarray]:
         "true_label": None if labels.true is None else names[labels.true],
     }
     return {name: column for name, column in found.items() if column is not None}
+
+
+def files(labels: RunLabels) -> dict[str, np.ndarray]:
+    """What file each sample is, where the data set is a folder of them that can still be read."""
+    if parse(labels.config.dataset).scheme != "folder" or (samples := samples_of(labels)) is None:
+        return {}
+    return {} if samples.files is None else {"file": np.array(samples.files, dtype=object)}
 
 
 def cleanlab(labels: RunLabels) -> dict[str, np.ndarray]:

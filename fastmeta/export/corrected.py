@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from fastmeta._text import shown
 from fastmeta.data import InputError
-from fastmeta.data.dataset import LABELS_BEFORE
-from fastmeta.data.npz_file import NpzFile
 from fastmeta.data.sources import parse
+from fastmeta.export.corrected_arrays import write_npz
+from fastmeta.export.corrected_tables import write_csv, write_parquet
 from fastmeta.training.rundir import RunLabels, run_labels, user_path
 
 
@@ -30,8 +24,9 @@ class Applied(NamedTuple):
 def apply(run: str | Path, to: str | Path, *, force: bool = False) -> Applied:
     """Write the data of the finished `run` anew to the file `to`, with the learned labels in place of the given ones.
 
-    Of an npz file all arrays are as they were, but the one with the given labels, which stays as ``y_given``. Rows that
-    the run did not train on, such as those of ``meta_index``, keep their labels.
+    Of an npz file all arrays are as they were, but the one with the given labels, which stays as ``y_given``. Of a
+    table (csv, parquet) the cells of the label column change, in the words of the file. Rows that the run did not train
+    on, such as those of ``meta_index``, keep their labels.
 
     Args:
         to: a file that is not there yet.
@@ -50,7 +45,7 @@ def apply(run: str | Path, to: str | Path, *, force: bool = False) -> Applied:
     if name.scheme not in WRITERS:
         raise InputError(
             f"labels are written back into {' and '.join(WRITERS)} files, and the data set of {labels.path} is "
-            f"{config.dataset}; take labels export, and its column row"
+            f"{config.dataset}; take labels export, whose rows are numbered"
         )
     source = Path(name.argument)
     if to.exists() and source.exists() and os.path.samefile(to, source):
@@ -63,75 +58,9 @@ def apply(run: str | Path, to: str | Path, *, force: bool = False) -> Applied:
     return Applied(to, (said, *lines))
 
 
-def _npz(labels: RunLabels, source: Path, to: Path) -> tuple[str, ...]:
-    name = labels.config.data.given
-    with NpzFile(source) as file:
-        if name not in file:
-            raise InputError(f"{source} has no array {name} any more, found {file.names}")
-        given = file.read({name: file.declared(name)})[name]
-        kept = LABELS_BEFORE in file
-    learned = corrected(labels, given, source)
-
-    def fill(out: IO[bytes]) -> None:
-        with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w") as new:
-            for entry in old.infolist():
-                made = zipfile.ZipInfo(entry.filename, entry.date_time)
-                made.compress_type = entry.compress_type
-                with new.open(made, "w", force_zip64=True) as content:
-                    if entry.filename.removesuffix(".npy") == name:
-                        np.lib.format.write_array(content, learned, allow_pickle=False)
-                    else:  # byte by byte: nothing is unpickled
-                        with old.open(entry) as before:
-                            shutil.copyfileobj(before, content, 2**20)
-            if not kept:
-                with new.open(f"{LABELS_BEFORE}.npy", "w", force_zip64=True) as content:
-                    np.lib.format.write_array(content, given, allow_pickle=False)
-
-    whole(to, fill)
-    if kept:
-        return (f"{LABELS_BEFORE} was in {source} already, and stays as it was",)
-    return (f"the labels as given are in {LABELS_BEFORE}",)
-
-
-def corrected(labels: RunLabels, given: np.ndarray, source: Path) -> np.ndarray:
-    """`given` with the learned labels in their rows. InputError where it is not what the run was given."""
-    flat = given.reshape(-1)
-    if given.dtype.kind not in "iu" or int(labels.row.max()) >= len(flat):
-        raise InputError(f"{source} is not what the run was trained on: {len(flat):,} labels of {given.dtype}")
-    if labels.config.noise in (None, "none"):
-        other = np.flatnonzero(flat[labels.row] != labels.given)
-        if len(other):
-            row = int(labels.row[other[0]])
-            raise InputError(
-                f"{source} is not what the run was trained on: row {row} has label {shown(flat[row].item())}, the run "
-                f"was given {labels.given[other[0]]}; run it again"
-            )
-    largest = int(labels.learned.max())
-    learned = flat.astype(given.dtype if largest <= np.iinfo(given.dtype).max else np.int64)
-    learned[labels.row] = labels.learned
-    return learned.reshape(given.shape)
-
-
-def whole(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
-    """`path` is there with all that `fill` writes, or not at all. InputError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                fill(out)
-                out.flush()
-                os.fsync(out.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(part, 0o666 & ~mask)  # as any other new file; mkstemp's is the owner's alone
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; name another file") from error
-
-
 #: writes the learned labels in the form of a scheme's file, by scheme
-WRITERS: dict[str, Callable[[RunLabels, Path, Path], tuple[str, ...]]] = {"npz": _npz}
+WRITERS: dict[str, Callable[[RunLabels, Path, Path], tuple[str, ...]]] = {
+    "npz": write_npz,
+    "csv": write_csv,
+    "parquet": write_parquet,
+}

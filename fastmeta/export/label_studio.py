@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from fastmeta._version import __version__
@@ -33,6 +34,8 @@ def _task(labels: RunLabels, at: int, kind: str, samples: Any) -> dict[str, Any]
     given, learned = names[labels.given[at]], names[labels.learned[at]]
     if samples is None or samples.kind == "numbers":
         shown = f"row {row}"
+    elif samples.files is not None:  # as Label Studio serves files of its LOCAL_FILES_DOCUMENT_ROOT
+        shown = "/data/local-files/?d=" + quote(samples.files[at], errors="surrogateescape")
     else:
         shown = samples.image_uri(at, MOST, LEAST) if kind == "image" else samples.text(at)
     prediction: dict[str, Any] = {

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fastmeta._text import printable
 from fastmeta.data import Dataset, InputError, load_dataset
 from fastmeta.data.sources import parse
+from fastmeta.training import TrainConfig
+from fastmeta.training.prepare import CHOSEN
 from fastmeta.training.rundir import RunLabels
 
 #: samples that tell how bright all are
@@ -22,6 +26,9 @@ class Samples:
     Args:
         x: uint8 images (N, H, W, 1 or 3), texts, or anything else, which is numbers.
     """
+
+    #: of each row, where samples are files: its path below the folder of the data set
+    files: list[str] | None = None
 
     def __init__(self, x: Any) -> None:
         self.x = x
@@ -66,6 +73,12 @@ class Samples:
         return buffer.getvalue()
 
 
+def load(config: TrainConfig) -> Dataset:
+    """The data set of a run, read anew; nothing is fetched. InputError where that cannot be done."""
+    of = replace(config.data, download=False)
+    return load_dataset(config.dataset, seed=config.seed, **{name: getattr(of, name) for name in CHOSEN})
+
+
 def samples_of(labels: RunLabels) -> Samples | None:
     """The samples of these rows, read anew by the name of the run's data set.
 
@@ -73,7 +86,12 @@ def samples_of(labels: RunLabels) -> Samples | None:
     other labels now.
     """
     data = dataset_of(labels)
-    return None if data is None else Samples.of_rows(data.train.x, labels.row)
+    if data is None:
+        return None
+    samples = Samples.of_rows(data.train.x, labels.row)
+    if data.row_names is not None:
+        samples.files = [data.row_names[row] for row in labels.row.tolist()]
+    return samples
 
 
 def dataset_of(labels: RunLabels) -> Dataset | None:
@@ -83,22 +101,30 @@ def dataset_of(labels: RunLabels) -> Dataset | None:
     if name.names_code or name.scheme == "custom":
         return None
     try:
-        data = load_dataset(
-            config.dataset, seed=config.seed, given=config.data.given, truth=config.data.truth, root=config.data.root
-        )
+        data = load(config)
+        check_same(labels, data, config.dataset)
     except InputError:
         return None
-    return data if fits(data, labels) else None
+    return data
 
 
-def fits(data: Dataset, labels: RunLabels) -> bool:
-    """Whether the rows are there, with the labels that the run was given, where no noise was added to these."""
-    targets = np.asarray(data.train.targets)
-    if data.num_classes != labels.summary["num_classes"] or not len(labels):
-        return False
-    if int(labels.row.min()) < 0 or int(labels.row.max()) >= len(targets):
-        return False
-    return labels.config.noise != "none" or bool((targets[labels.row] == labels.given).all())
+def check_same(labels: RunLabels, data: Dataset, source: Any) -> None:
+    """InputError unless `data` has the rows of the run, with the labels that it was given.
+
+    Labels that a run has made noisy itself are not compared.
+    """
+    targets, last = np.asarray(data.train.targets), int(labels.row.max())
+    said = f"{source} is not what the run was trained on"
+    if data.num_classes != len(labels.class_names):
+        raise InputError(f"{said}: it has {data.num_classes} classes, the run had {len(labels.class_names)}")
+    if last >= len(targets) or int(labels.row.min()) < 0:
+        raise InputError(f"{said}: it has {len(targets):,} training rows, the run had row {last:,}")
+    if labels.config.noise in (None, "none"):
+        other = np.flatnonzero(targets[labels.row] != labels.given)
+        if len(other):
+            row = int(labels.row[other[0]])
+            now, then = (printable(labels.class_names[k], 40) for k in (targets[row], labels.given[other[0]]))
+            raise InputError(f"{said}: row {row} has label {now}, the run was given {then}; run it again")
 
 
 class _Rows:

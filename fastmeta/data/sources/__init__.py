@@ -1,5 +1,6 @@
 """Where a data set comes from: one file per scheme (``SCHEME:ARGUMENT``), or ``package.module:factory``."""
 
+from fastmeta.data.sources.csv_table import delimiter_of
 from fastmeta.data.sources.registry import (
     SCHEMES,
     Name,
@@ -15,6 +16,7 @@ from fastmeta.data.sources.registry import (
 __all__ = [
     "SCHEMES",
     "Name",
+    "delimiter_of",
     "forms",
     "lasting",
     "lasting_path",

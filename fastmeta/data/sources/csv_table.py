@@ -49,7 +49,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a table in UTF-8 ({reason(error)})") from error
     head = text[: text.find("\n")] if "\n" in text else text
-    delimiter = max(_DELIMITERS, key=head.count)
+    delimiter = delimiter_of(head)
     try:
         rows = [(n, row) for n, row in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1) if row]
     except csv.Error as error:
@@ -66,6 +66,11 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         if len(row) != len(header):
             raise InputError(f"{path} has {len(row)} cells for {len(header)} columns in record {number}")
     return {name: _typed([row[i].strip() for _, row in rows[1:]]) for i, name in enumerate(header)}
+
+
+def delimiter_of(head: str) -> str:
+    """What lies between the cells of a table whose first line is `head`."""
+    return max(_DELIMITERS, key=head.count)
 
 
 def _typed(cells: list[str]) -> np.ndarray:
