@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from fastmeta import ops
 from fastmeta._version import __version__
 from fastmeta.checker import check
-from fastmeta.losses import BatchWeights, ClassLabels, InstanceLabels, LabelTable, LearnableLoss, WeightingNet
+from fastmeta.losses import (
+    BatchWeights,
+    ClassLabels,
+    InstanceLabels,
+    LabelCorrector,
+    LabelTable,
+    LearnableLoss,
+    WeightingNet,
+)
 from fastmeta.meta import EpochLookahead, EpochResult, MetaStep, StepResult, label_gradient, meta_gradient
 from fastmeta.per_sample import per_sample
 from fastmeta.posterior import LabelEstimate, LabelPosterior
@@ -32,6 +40,7 @@ __all__ = [
     "EpochLookahead",
     "EpochResult",
     "InstanceLabels",
+    "LabelCorrector",
     "LabelEstimate",
     "LabelLearner",
     "LabelPosterior",

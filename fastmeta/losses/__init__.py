@@ -5,6 +5,7 @@ from fastmeta.losses.class_labels import ClassLabels, class_gradient
 from fastmeta.losses.epoch_moves import EpochMove
 from fastmeta.losses.head import Head, Move
 from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
+from fastmeta.losses.label_corrector import LabelCorrector
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.read_out import read_out
@@ -23,6 +24,7 @@ __all__ = [
     "EpochMove",
     "Head",
     "InstanceLabels",
+    "LabelCorrector",
     "LabelTable",
     "Labels",
     "LearnableLoss",

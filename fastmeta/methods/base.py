@@ -87,6 +87,7 @@ class Context(Protocol):
     epochs: int
     steps_per_epoch: int
     batch_size: int
+    input_shape: tuple[int, ...] | None  #: of one sample as a model takes it; None where that is no tensor
     transform: InputTransform  #: makes network input of a batch's x; for :class:`fastmeta.MetaStep`
     totals: Any  #: :class:`fastmeta.meta.Totals`, for a step that counts itself inside of its graph
     config: Any  #: the run's whole resolved :class:`fastmeta.TrainConfig`, to read
@@ -175,6 +176,11 @@ class Method(ABC):
     @classmethod  # noqa: B027 (nothing to check by default)
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         """Raise a ValueError where a run's config does not fit this method; C is None before the data are there."""
+
+    @classmethod
+    def default_target_prob(cls, usual: float) -> float | None:
+        """labels.target_prob where the config leaves it open, `usual` for its data; None for a method without."""
+        return usual if cls.learns_labels else None
 
     @classmethod
     def default_label_lr(cls, lookahead_lr: float, batch_size: int, visits: int, num_classes: int) -> float | None:

@@ -85,6 +85,10 @@ class LearnedLoss(Method):
         return self.meta_step.explain()
 
     @classmethod
+    def default_target_prob(cls, usual: float) -> float | None:
+        return None
+
+    @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         of_labels = config.labels
         for name, value, without in (

@@ -16,6 +16,7 @@ from fastmeta.methods.fixed_labels import ConfidencePenalty, Focal, LabelSmoothi
 from fastmeta.methods.instance_labels import InstanceLabelMethod
 from fastmeta.methods.l2rw import L2RW
 from fastmeta.methods.mentornet import MentorNet
+from fastmeta.methods.mlc import MetaLabelCorrection
 from fastmeta.methods.mwnet import MetaWeightNet
 from fastmeta.methods.sop import SOP
 
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "distill": Distill,
     "l2rw": L2RW,
     "mwnet": MetaWeightNet,
+    "mlc": MetaLabelCorrection,
 }
 
 

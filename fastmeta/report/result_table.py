@@ -19,6 +19,7 @@ TITLES = {
     "onehot": "fixed labels",
     "l2rw": "l2rw: weights",
     "mwnet": "mwnet: weights",
+    "mlc": "mlc: corrector",
     PILOT: "pilot",
     "noisy": "fixed: given",
     "union": "fixed: given+clean",

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import InputError
+from fastmeta.data import InputError, Source
 from fastmeta.losses import Labels
-from fastmeta.meta import InputTransform
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.metrics import StepTotals
 from fastmeta.training.optimizer import build_optimizer
@@ -25,6 +24,7 @@ class StageContext:
     Args:
         config: resolved.
         targets: (N,) int64 given labels of the rows that the stage trains on, on its device.
+        source: of the samples, on the device to train on.
         build: makes a network by its name, on the host.
         place: moves a network to where the stage trains.
         noise_rate: share of wrong labels among the training rows, where the run has added noise.
@@ -39,14 +39,15 @@ class StageContext:
         noise_rate: float | None,
         batch_size: int,
         steps_per_epoch: int,
-        transform: InputTransform,
+        source: Source,
         build: Callable[[str], nn.Module],
         place: Callable[[nn.Module], nn.Module],
     ) -> None:
         assert config.epochs is not None
         self.config, self.targets, self.num_classes, self.device = config, targets, num_classes, targets.device
         self.epochs, self.steps_per_epoch, self.batch_size = config.epochs, steps_per_epoch, batch_size
-        self.transform, self.totals = transform, StepTotals(targets.device)
+        self.input_shape = source.input_shape
+        self.transform, self.totals = source.transform, StepTotals(targets.device)
         self.noise_rate, self._build, self._place = noise_rate, build, place
         self.models: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}

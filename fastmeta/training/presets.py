@@ -134,8 +134,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         update = "exact"
     canaries = "off" if splits.canaries is None else str(len(splits.canaries))
     labels = replace(config.labels, update=update, canaries=canaries)
-    if update != "posterior" and config.method_class().learns_labels:
-        labels = replace(labels, target_prob=_or(labels.target_prob, preset.target_prob))
+    if update != "posterior" and labels.target_prob is None:
+        labels = replace(labels, target_prob=config.method_class().default_target_prob(preset.target_prob))
     epochs = _or(config.epochs, preset.epochs)
     if labels.update == "posterior":
         labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)

@@ -88,7 +88,7 @@ class Stage:
             noise_rate=None if config.noise == "none" else data.wrong_share,
             batch_size=self.sampler.batch_size,
             steps_per_epoch=self.steps_per_epoch,
-            transform=data.source.transform,
+            source=data.source,
             build=build,
             place=partial(placed, device=self.device),
         )

@@ -1,5 +1,6 @@
 """Methods that learn a loss: a run of each, stopped and gone on with; as one graph; their options and refusals."""
 
+import copy
 import signal
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 import fastmeta
 from fastmeta.cli.train import parse
 from fastmeta.data import InputError
+from fastmeta.methods.mlc import CorrectedLabels
+from fastmeta.methods.mwnet import MetaWeightNet
 from fastmeta.training import Interrupted, LabelConfig, OptimConfig, TrainConfig
 from tests.support.plugs import files
 from tests.support.runs import two_classes
 from tests.support.stopped import Kill, config
 
-METHODS = ["l2rw", "mwnet"]
+METHODS = ["l2rw", "mwnet", "mlc"]
 
 
 def made(path, method, **changes):
@@ -31,11 +34,16 @@ def test_a_run_that_is_stopped_goes_on_bitwise(method, tmp_path):
     assert files(path) == files(unbroken.path)
     summary = unbroken.summary
     assert summary["uses_meta_batch"]
-    assert all(value is not None for value in summary["method_figures"].values())
-    assert summary["method_figures"] == files(unbroken.path)[1][-1]["method_figures"]
+    figures = summary.get("method_figures", {})
+    assert all(value is not None for value in figures.values())
+    assert figures == files(unbroken.path)[1][-1].get("method_figures", {})
+    if method == "mlc":
+        labels = unbroken.labels.probs()
+        assert torch.equal(labels, fastmeta.load_run(path).labels.probs())
+        assert not torch.equal(labels, fastmeta.InstanceLabels(unbroken.labels.targets, 2, 0.9).probs())
     if method == "l2rw":
-        assert 0 < summary["method_figures"]["rows_weighted"] < 1
-        assert 0 <= summary["method_figures"]["batches_without"] < 1
+        assert 0 < figures["rows_weighted"] < 1
+        assert 0 <= figures["batches_without"] < 1
 
 
 @pytest.mark.parametrize("changes", [{"micro_batch": 8}, pytest.param({"compile": "trace"}, marks=pytest.mark.slow)])
@@ -107,11 +115,55 @@ def test_wrong_options_of_mwnet_are_named(options, message):
 
 
 def test_mwnet_takes_its_optimizer_and_its_decay_from_its_options(tmp_path):
-    from fastmeta.methods.mwnet import MetaWeightNet
-
     loss = fastmeta.WeightingNet(torch.tensor([0, 1]), 2)
     of = lambda **options: MetaWeightNet(MetaWeightNet.Config(**options)).make_optimizer(loss)  # noqa: E731
     sgd, adam = of(optimizer="sgd", lr=0.01), of()
     assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.01, 0.9, 5e-4)
     assert (type(adam), adam.defaults["lr"], adam.defaults["weight_decay"]) == (torch.optim.Adam, 1e-3, 1e-4)
     assert of(weight_decay=0.0).defaults["weight_decay"] == 0
+
+
+def test_mlc_reads_its_labels_by_the_network_in_evaluation_mode(tmp_path):
+    """At the end of each epoch; the network, with BatchNorm, is left as it was."""
+
+    class Look(fastmeta.Listener):
+        epochs = 0
+
+        def epoch(self, stage, record):
+            self.epochs += 1
+            method, model = stage.method, copy.deepcopy(stage.model).eval()
+            assert stage.model.training
+            assert method.loss.net[0].in_features == 16 + 128
+            for x, rows in stage.samples().train():
+                with torch.no_grad():
+                    wanted = method.loss.probs(model(x), rows, x)
+                torch.testing.assert_close(method.labels.probs(rows), wanted, rtol=1e-4, atol=1e-4)
+
+    look, changes = Look(), {"options": {"features": "input"}, "model": "small_conv", "epochs": 2}
+    fastmeta.train(made(tmp_path / "run", "mlc", **changes), data=two_classes(), listener=look)
+    assert look.epochs == 2
+
+
+def test_labels_that_a_corrector_loses_are_kept_as_they_were():
+    labels = CorrectedLabels(torch.tensor([0, 1, 2]), 3, 0.9)
+    before = labels.probs()
+    made_of = torch.tensor([[0.2, 0.3, 0.5], [torch.nan, 0.5, 0.5]])
+    assert labels.read(torch.tensor([2, 1]), made_of) == 1
+    torch.testing.assert_close(labels.probs()[2], made_of[0])
+    assert torch.equal(labels.probs()[:2], before[:2])
+    assert labels.stuck(0.9) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "hidden"}, "method.features must be one of logits, input, got 'hidden'"),
+        ({"embedding": 0}, "method.embedding must be at least 1, got 0"),
+        ({"hidden": -1}, "method.hidden must be at least 1, got -1"),
+        ({"lr": float("inf")}, "method.lr must be above 0 and finite, got inf"),
+        ({"weight_decay": -1.0}, "method.weight_decay must be at least 0 and finite"),
+    ],
+)
+def test_wrong_options_of_mlc_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(method="mlc", options=options)
