@@ -1,7 +1,6 @@
 """Methods that learn a loss: a run of each, stopped and gone on with; as one graph; their options and refusals."""
 
 import copy
-import signal
 
 import pytest
 import torch
@@ -9,12 +8,12 @@ import torch
 import fastmeta
 from fastmeta.cli.train import parse
 from fastmeta.data import InputError
+from fastmeta.methods.l2rw import Tally
 from fastmeta.methods.mlc import CorrectedLabels
 from fastmeta.methods.mwnet import MetaWeightNet
-from fastmeta.training import Interrupted, LabelConfig, OptimConfig, TrainConfig
-from tests.support.plugs import files
+from fastmeta.training import LabelConfig, OptimConfig, TrainConfig
 from tests.support.runs import two_classes
-from tests.support.stopped import Kill, config
+from tests.support.stopped import config
 
 METHODS = ["l2rw", "mwnet", "mlc"]
 
@@ -23,27 +22,32 @@ def made(path, method, **changes):
     return config(path, **{"method": method, "baselines": "none", "model": "mlp", **changes})
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_is_stopped_goes_on_bitwise(method, tmp_path):
-    """Inside of an epoch, whose figures the method has counted in part."""
-    unbroken = fastmeta.train(made(tmp_path / "unbroken", method), data=two_classes())
-    path = tmp_path / "stopped"
-    with pytest.raises(Interrupted):
-        fastmeta.train(made(path, method), data=two_classes(), listener=Kill(signal.SIGTERM, method, 7))
-    fastmeta.train(resume=path, data=two_classes())
-    assert files(path) == files(unbroken.path)
-    summary = unbroken.summary
-    assert summary["uses_meta_batch"]
-    figures = summary.get("method_figures", {})
-    assert all(value is not None for value in figures.values())
-    assert figures == files(unbroken.path)[1][-1].get("method_figures", {})
-    if method == "mlc":
-        labels = unbroken.labels.probs()
-        assert torch.equal(labels, fastmeta.load_run(path).labels.probs())
-        assert not torch.equal(labels, fastmeta.InstanceLabels(unbroken.labels.targets, 2, 0.9).probs())
-    if method == "l2rw":
-        assert 0 < figures["rows_weighted"] < 1
-        assert 0 <= figures["batches_without"] < 1
+def test_a_run_has_the_figures_of_its_method_and_mlc_has_labels(tmp_path):
+    """How each is resumed is looked at in test_every_method.py."""
+    runs = {method: fastmeta.train(made(tmp_path / method, method), data=two_classes()) for method in METHODS}
+    assert all(run.summary["uses_meta_batch"] for run in runs.values())
+    figures = {method: run.summary["method_figures"] for method, run in runs.items() if method != "mlc"}
+    assert all(value is not None for own in figures.values() for value in own.values())
+    assert 0 < figures["l2rw"]["rows_weighted"] < 1
+    assert 0 <= figures["l2rw"]["batches_without"] < 1
+    labels = runs["mlc"].labels
+    assert torch.equal(labels.probs(), fastmeta.load_run(runs["mlc"].path).labels.probs())
+    assert not torch.equal(labels.probs(), fastmeta.InstanceLabels(labels.targets, 2, 0.9).probs())
+
+
+def test_a_tally_goes_on_inside_of_an_epoch():
+    class Result:
+        alignment = torch.tensor([1.0, -1.0, 2.0, -0.5])
+
+    whole, first, second = (Tally(torch.device("cpu")) for _ in range(3))
+    for tally in (whole, whole, first):
+        tally.add(Result())
+    second.load_state_dict(first.state_dict())
+    second.add(Result())
+    for tally in (whole, second):
+        tally.close()
+        assert tally.last == {"rows_weighted": 0.5, "batches_without": 0.0}
+        assert not tally.sums.any()
 
 
 @pytest.mark.parametrize("changes", [{"micro_batch": 8}, pytest.param({"compile": "trace"}, marks=pytest.mark.slow)])
