@@ -6,11 +6,12 @@ the rest trains, so nothing here ever puts a whole model in training mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # what all of torch's BatchNorm layers have in common
 
 
 @contextmanager
@@ -29,6 +30,24 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         for m, training in before:
             if m.training != training:
                 m.training = training
+
+
+@contextmanager
+def batch_statistics(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, these BatchNorm layers normalise by the batch."""
+    standing = [m for m in layers if not m.training]
+    for m in standing:
+        m.training = True
+    try:
+        yield
+    finally:
+        for m in standing:
+            m.training = False
+
+
+def training_batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorm layers of `model` that are in training mode, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
 
 
 @contextmanager

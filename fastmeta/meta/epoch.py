@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.functional.call import plain
-from fastmeta.functional.evaluation import evaluation, recurrent_backward
+from fastmeta.functional.evaluation import (
+    batch_statistics,
+    evaluation,
+    recurrent_backward,
+    training_batch_norms,
+)
 from fastmeta.functional.finite import all_finite
 from fastmeta.functional.network import Network, Tensors, functional_module, recorded
 from fastmeta.functional.optimizers import step_along
@@ -30,6 +35,8 @@ from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.meta_batch import gradient_at
 from fastmeta.meta.micro import Cut, check_logits
 
+#: rows of a clean batch whose statistics BatchNorm may take: fewer say too little
+LEAST_ROWS = 8
 #: forwards of one row that a forward with its backward costs
 _WITH_BACKWARD = 3
 
@@ -100,6 +107,9 @@ class EpochLookahead:
         logits_of: picks the logits from the model's output; default the output itself, else its ``.logits``.
         transform: makes network input of x and x_meta: see :class:`fastmeta.meta.InputTransform`.
         micro_batch: the most clean rows whose graph is held at once; None holds a batch's.
+        batch_statistics: in clean steps of 8 rows and more, BatchNorm layers that train take the statistics of the
+            batch, as they do in training, and the copy's running ones follow. With running ones in the steps a network
+            may be stiff: steps of the same rate may ruin it.
         per_row: which tensors of an x_meta that is no tensor `micro_batch` cuts.
         process_group: data parallelism: each rank with rows and clean batches of its own. Clean gradients are averaged,
             and every rank's labels move by every rank's rows.
@@ -123,6 +133,7 @@ class EpochLookahead:
         transform: InputTransform | None = None,
         micro_batch: int | None = None,
         per_row: Any = None,
+        batch_statistics: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         functional_module(model)  # raises for what is none
@@ -140,6 +151,7 @@ class EpochLookahead:
         check_parameters(functional_module(model), torch.optim.SGD(self.params or model.parameters(), lr=0.0))
         self.logits_of, self.transform = logits_of, transform
         self._cut = Cut(None if micro_batch is None else _whole("micro_batch", micro_batch), per_row, per_row)
+        self.batch_statistics = batch_statistics
         self._ranks = Ranks(process_group)
 
     def update(self, train: Iterable[Any], meta: Iterable[Any]) -> EpochResult:
@@ -191,23 +203,35 @@ class EpochLookahead:
     @contextmanager
     def ahead(self, meta: Iterable[Any]) -> Iterator[CleanPath]:
         """The copy behind its K clean steps, to ask for logits. The model is in evaluation mode meanwhile."""
-        with evaluation(functional_module(self.model)):
-            yield self._descend(meta)
+        model = functional_module(self.model)
+        normed = training_batch_norms(model) if self.batch_statistics else {}
+        with evaluation(model):
+            yield self._descend(meta, normed)
 
-    def _descend(self, meta: Iterable[Any]) -> CleanPath:
+    def _descend(self, meta: Iterable[Any], normed: dict[str, nn.Module]) -> CleanPath:
         network = Network(self.model, self.params, self.logits_of)
         state, ahead = network.state(), {name: p.detach().clone() for name, p in network.params.items()}
         optimizer = torch.optim.SGD(ahead.values(), lr=self.lr, momentum=self.momentum)
+        statistics = [name for name in state if name.rpartition(".")[0] in normed]
         losses, rows = [], 0
         for _, pair in zip(range(self.steps), _endless(meta), strict=False):
             x, y = check_meta(self.loss, pair)
             x = self._input(x)
-            with _turn(self._ranks), recorded(), recurrent_backward(network.model, y.device):
+            layers = normed.values() if len(y) >= LEAST_ROWS else ()
+            moved = state.clone()
+            at = partial(gradient_at, network, moved, ahead, list(ahead), moves=bool(layers))
+            with (
+                _turn(self._ranks),
+                recorded(),
+                recurrent_backward(network.model, y.device),
+                batch_statistics(layers),
+            ):
                 random = network.random_state(y.device)
                 try:
-                    loss, g = meta_gradient(partial(gradient_at, network, state, ahead, list(ahead)), (x, y), self._cut)
+                    loss, g = meta_gradient(at, (x, y), self._cut)
                 finally:
                     random.restore()
+            state.update({name: moved[name] for name in statistics if layers})  # and no other trace of the pass
             mean = self._ranks.mean([loss, *g.values()])
             step_along(optimizer, {name: ahead[name] for name in g}, dict(zip(g, mean[1:], strict=True)))
             rows += len(y)
@@ -222,7 +246,7 @@ class EpochLookahead:
             with _turn(self._ranks), recorded(), torch.no_grad():
                 random = network.random_state(index.device)
                 try:
-                    logits = network(network.params, path.state.clone(), x)
+                    logits = network(network.params, network.state(), x)
                     random.restore()
                     ahead = network(path.ahead, path.state.clone(), x)
                 finally:

@@ -12,16 +12,16 @@ from fastmeta.functional.state import State
 
 
 def gradient_at(
-    network: Network, state: State, ahead: Tensors, names: list[str], x: Any, y: Tensor
+    network: Network, state: State, ahead: Tensors, names: list[str], x: Any, y: Tensor, *, moves: bool = False
 ) -> tuple[Tensor, Tensors]:
     """Mean loss at `ahead`, and its gradient for those of the parameters `names` that it reaches.
 
-    `state` is left alone.
+    `state` is left alone, unless it `moves` by the forward.
     """
     # a leaf of its own per parameter, so that this graph ends at theta*; what stays has no graph at all
     moved = set(names)
     ahead = {k: t.detach().requires_grad_(k in moved) for k, t in ahead.items()}
-    logits = network(ahead, state.clone(), x)
+    logits = network(ahead, state if moves else state.clone(), x)
     check_meta_logits(logits, y)
     loss = torch.nn.functional.cross_entropy(logits, y)
     with network.held(ahead, state):

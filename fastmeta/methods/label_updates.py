@@ -211,7 +211,8 @@ class EpochUpdates(BetweenEpochs):
 class PosteriorUpdates(BetweenEpochs):
     """labels.update=posterior: :class:`fastmeta.LabelPosterior`, from the end of epoch `warmup_epochs` on.
 
-    Labels become the posterior mixed with the prediction, every so many epochs, and behind the last one.
+    The estimate is the posterior mixed with the prediction, every so many epochs, and behind the last one. Labels are the
+    mean of all estimates so far: one is off by what the network has just learned by heart, and early ones least.
     """
 
     def prepare(self, model: nn.Module) -> None:
@@ -227,6 +228,7 @@ class PosteriorUpdates(BetweenEpochs):
             seed=derived_seed(self.config.seed, "clean-order"),
             micro_batch=self.config.micro_batch,
         )
+        self.estimates = 0
         self.last: LabelEstimate | None = None  # of the epoch that has just ended, if labels were estimated then
 
     def move(self, samples: Samples | None) -> None:
@@ -238,10 +240,19 @@ class PosteriorUpdates(BetweenEpochs):
         except FloatingPointError as error:
             self.warnings.append(f"at the end of an epoch {error}; labels stayed as they were")
             return
+        self.estimates += 1
         mixed = self.last.mixed(self.config.labels.mix)
         assert isinstance(self.labels, InstanceLabels)
         for rows in torch.arange(len(mixed), device=mixed.device).split(_ROWS):
-            self.labels.assign_(rows, mixed[rows])
+            before = self.labels.probs(rows).to(mixed.dtype)
+            self.labels.assign_(rows, before.lerp(mixed[rows], 1 / self.estimates))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "estimates": self.estimates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.estimates = state["estimates"]
 
     def explain(self) -> str:
         of_labels, epochs = self.config.labels, self.config.epochs

@@ -63,7 +63,8 @@ class LabelPosterior:
         estimate = fastmeta.LabelPosterior(model, labels).estimate(batches, (x_meta, y_meta))
         labels.assign_(torch.arange(len(labels)), estimate.mixed(0.3))
 
-    The model is in evaluation mode meanwhile; it, its ``.grad`` and all random generators stand as before. One process.
+    The model is in evaluation mode meanwhile, but that BatchNorm takes the statistics of the batch in clean steps of 8
+    rows and more; it, its ``.grad`` and all random generators stand as before. One process.
 
     Args:
         model: with logits (n, C), as :class:`fastmeta.MetaStep` takes it.
@@ -119,6 +120,7 @@ class LabelPosterior:
             transform=transform,
             micro_batch=micro_batch,
             per_row=per_row,
+            batch_statistics=True,
         )
 
     def estimate(

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from fastmeta import train
+from fastmeta import LabelPosterior, train
 from fastmeta.data import InputError
+from fastmeta.methods.label_updates import PosteriorUpdates
 from fastmeta.training import Interrupted, LabelConfig, TrainConfig
 from tests.support.runs import Warnings, two_classes
 from tests.support.stopped import Kill, assert_same, config
@@ -41,6 +43,29 @@ def test_labels_move_behind_the_epochs_that_were_said(unbroken):
     assert len({round(e, 9) for e in entropy}) == 4
     assert unbroken.summary["label_update"] == "posterior"
     assert "meta_loss" not in lines[1]
+
+
+def test_labels_are_the_mean_of_the_estimates_so_far(tmp_path, monkeypatch):
+    estimates, held = [], []
+    estimate, move = LabelPosterior.estimate, PosteriorUpdates.move
+
+    def noted(self, *args):
+        found = estimate(self, *args)
+        estimates.append(found.mixed(0.3))
+        return found
+
+    def seen(self, samples):
+        move(self, samples)
+        if samples is not None:
+            held.append(self.labels.probs(torch.arange(len(self.labels))).clone())
+
+    monkeypatch.setattr(LabelPosterior, "estimate", noted)
+    monkeypatch.setattr(PosteriorUpdates, "move", seen)
+    train(posterior_config(tmp_path / "run"), data=two_classes(), listener=Warnings())
+    assert len(held) == len(estimates) == 4
+    for count, labels in enumerate(held, 1):
+        torch.testing.assert_close(labels, torch.stack(estimates[:count]).mean(0), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(held[-1], estimates[-1], atol=1e-3)
 
 
 def test_labels_are_read_with_the_margin(unbroken):
