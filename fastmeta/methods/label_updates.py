@@ -211,8 +211,8 @@ class EpochUpdates(BetweenEpochs):
 class PosteriorUpdates(BetweenEpochs):
     """labels.update=posterior: :class:`fastmeta.LabelPosterior`, from the end of epoch `warmup_epochs` on.
 
-    The estimate is the posterior mixed with the prediction, every so many epochs, and behind the last one. Labels are the
-    mean of all estimates so far: one is off by what the network has just learned by heart, and early ones least.
+    An estimate is the posterior mixed with the prediction, every so many epochs, and behind the last one. Labels are
+    the mean of all estimates so far: one is off by what the network has just learned by heart, and early ones least.
     """
 
     def prepare(self, model: nn.Module) -> None:
