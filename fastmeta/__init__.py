@@ -22,6 +22,7 @@ from fastmeta.losses import (
     LabelCorrector,
     LabelTable,
     LearnableLoss,
+    SimplexLabels,
     WeightingNet,
 )
 from fastmeta.meta import EpochLookahead, EpochResult, MetaStep, StepResult, label_gradient, meta_gradient
@@ -48,6 +49,7 @@ __all__ = [
     "LearnableLoss",
     "Listener",
     "MetaStep",
+    "SimplexLabels",
     "StepResult",
     "TrainConfig",
     "WeightingNet",

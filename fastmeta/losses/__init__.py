@@ -9,12 +9,13 @@ from fastmeta.losses.label_corrector import LabelCorrector
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.read_out import read_out
+from fastmeta.losses.simplex_labels import SimplexLabels, onto_simplex
 from fastmeta.losses.table import DenseTable, LabelTable, Start, put_rows_, take_rows
 from fastmeta.losses.traced_loss import TracedLoss, Unsupported
 from fastmeta.losses.weighting_net import WeightingNet
 
 #: label families by the name under which files hold them
-FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabels, ClassLabels)}
+FAMILIES: dict[str, type[Labels]] = {kind.family: kind for kind in (InstanceLabels, ClassLabels, SimplexLabels)}
 
 __all__ = [
     "FAMILIES",
@@ -29,12 +30,14 @@ __all__ = [
     "Labels",
     "LearnableLoss",
     "Move",
+    "SimplexLabels",
     "Start",
     "TracedLoss",
     "Unsupported",
     "WeightingNet",
     "class_gradient",
     "instance_gradient",
+    "onto_simplex",
     "put_rows_",
     "read_out",
     "take_rows",

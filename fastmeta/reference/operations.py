@@ -32,6 +32,16 @@ def class_probs(alpha: Tensor, targets: Tensor) -> Tensor:
     return torch.where(given, 1 - a, a / (num_classes - 1))
 
 
+def onto_simplex(rows: Tensor) -> Tensor:
+    """The nearest distributions to `rows` (n, C): max(x - t, 0), whose t is found by halving an interval."""
+    low, high = rows.amin(1, keepdim=True) - 1, rows.amax(1, keepdim=True)
+    for _ in range(100):
+        middle = (low + high) / 2
+        over = (rows - middle).clamp(min=0).sum(1, keepdim=True) > 1
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return (rows - high).clamp(min=0)
+
+
 def target_margin(target_prob: float, num_classes: int) -> float:
     """Label-logit margin log(p0 (C-1) / (1-p0)) that gives the target class probability p0."""
     return math.log(target_prob * (num_classes - 1) / (1 - target_prob))
