@@ -27,6 +27,7 @@ from fastmeta.training.outlook import (
     plain_share,
     ways_out,
 )
+from fastmeta.training.readings import reading_steps
 
 if TYPE_CHECKING:
     from fastmeta.data import Splits
@@ -127,7 +128,7 @@ class ConsoleListener(Listener):
         plain = pace * plain_share(meta_steps, config.approx)
         rest = (stage.total - stage.step) / stage.total * whole * pace
         finetuning = finetune_steps(stage) * plain if config.finetune_steps else 0.0
-        rest += finetuning
+        rest += finetuning + reading_steps(stage) * plain
         baselines = 0.0
         if stage.name == config.method:  # and not in the middle of what it is compared with
             names = config.baseline_names()

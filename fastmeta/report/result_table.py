@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastmeta._text import printable
 from fastmeta.data import PILOT
 from fastmeta.training.canaries import in_words
+from fastmeta.training.readings import in_words as read_as
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -168,6 +169,8 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"
             + (f" ({', '.join(shown)})" if shown else "")
         )
+    if told := summary.get("reading"):
+        lines.append(read_as(told))
     if told := summary.get("canaries"):
         how = {"before": "labels of before they were checked", "drawn": "wrong labels drawn as noise falls here"}
         count = told["put_right"]["rows"] + told["spoiled"]["rows"]

@@ -12,6 +12,7 @@ One half of them chooses which labels are kept; the other half reports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,11 @@ from fastmeta.data.seeds import numpy_generator
 BEFORE, DRAWN = "before", "drawn"
 #: of intervals
 CONFIDENCE = 0.95
+#: another reading of labels is taken where it has so much more of the share of right labels, which chance alone would
+#: make it have no more often than so
+WORTH, BY_CHANCE = 0.005, 0.05
+#: differences of canaries whose signs are all tried; of more, the sum is normal enough
+_TRIED = 16
 #: most of a class's canaries that get a wrong label
 MOST_WRONG = 0.6
 #: of a wrong label without any sign of where wrong ones go
@@ -145,6 +151,28 @@ class Canaries:
         after = before * (1 - (spoiled.rate or 0.0)) + self.wrong_rate * (put_right.rate or 0.0)
         return Fate(put_right, spoiled, before, after)
 
+    def choose(self, learned: Mapping[str, np.ndarray]) -> tuple[str, dict[str, dict[str, float | None]]]:
+        """Which of several readings of the same labels, classes (K,) by name, the choosing half finds best.
+
+        The first one stays unless another has more of the expected share of right labels, by half a point and by more
+        than chance: of the values of the canaries that are right in one of the two alone, with their signs drawn at
+        random, the sum is as large in no more than a share of 0.05, split among the others. Of several such, the best.
+
+        Returns:
+            Its name; of each reading `right_by_choosing`, the expected share, and `chance`, that of chance alone, None
+            of the first one.
+        """
+        value = self.choice
+        right = {name: classes == self.right for name, classes in learned.items()}
+        first, *others = right
+        share = {name: min(float(value @ hit), 1.0) for name, hit in right.items()}
+        chance = {name: chance_alone(value * (right[name].astype(np.float64) - right[first])) for name in others}
+        better = [
+            name for name in others if share[name] - share[first] >= WORTH and chance[name] * len(others) <= BY_CHANCE
+        ]
+        told = {name: {"right_by_choosing": share[name], "chance": chance.get(name)} for name in right}
+        return max([first, *better], key=share.__getitem__), told
+
     @property
     def choice(self) -> np.ndarray:
         """(K,) what each choosing canary adds to the expected share of right labels where its own is right."""
@@ -189,6 +217,20 @@ def _half(right: np.ndarray, given: np.ndarray, seed: int) -> np.ndarray:
     return half
 
 
+def chance_alone(differences: np.ndarray) -> float:
+    """P(sum_i s_i |d_i| >= sum_i d_i) for signs s_i that are + or - alike."""
+    differences = differences[differences != 0]
+    total, sizes = float(differences.sum()), np.abs(differences)
+    if len(sizes) == 0:
+        return 1.0
+    if len(sizes) > _TRIED:
+        return 0.5 * math.erfc(total / math.sqrt(2 * float((sizes**2).sum())))
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate([sums - size, sums + size])
+    return float((sums >= total - 1e-9 * sizes.sum()).mean())
+
+
 def _share(hits: np.ndarray, weight: np.ndarray) -> Share:
     """Clopper and Pearson's interval; under weights, of as many rows as are worth the same (Kish)."""
     from scipy.special import betaincinv  # scipy.stats has it as beta.ppf, and takes a second to import
@@ -220,6 +262,14 @@ def in_words(told: Mapping[str, Any]) -> str:
     """A summary's figures: wrong labels put right 61% [42, 78], right ones spoiled 3% [1, 9]."""
     wrong, right = told["put_right"], told["spoiled"]
     return f"wrong labels put right {percent_of(wrong)}, right ones spoiled {percent_of(right)}"
+
+
+def warning(told: Mapping[str, Any], withheld: bool) -> str | None:
+    """Where a summary's figures say that labels are worse than they were given."""
+    if told["right_after"] >= told["right_before"]:
+        return None
+    how = "as they were given, unless with --force" if withheld else "all the same"
+    return f"labels are worse than they were given, by the canaries: {in_words(told)}; they are handed out {how}"
 
 
 def percent_of(share: Mapping[str, Any]) -> str:

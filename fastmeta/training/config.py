@@ -181,6 +181,11 @@ class TrainConfig:
                 f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "
                 "has none that are kept by them; leave it out"
             )
+        if self.labels.read != "auto" and not method.learns_labels:
+            raise InputError(
+                f"labels.read={self.labels.read} is about labels that are learned, and method={self.method} has none; "
+                "leave it out"
+            )
         try:
             method.check(self)
         except ValueError as error:
@@ -262,10 +267,13 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         if options := values.pop("options"):
             values["method"] = {"name": self.method, **options}
-        if not self.finetune_steps:  # as in the files of runs that knew of no such steps
+        # as in the files of runs that knew of none of these
+        if not self.finetune_steps:
             del values["finetune_steps"]
         if not self.data.skip_corrupt:
             del values["data"]["skip_corrupt"]
+        if self.labels.read == "auto":
+            del values["labels"]["read"]
         return _prune(values)
 
     def to_toml(self) -> str:

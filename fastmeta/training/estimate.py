@@ -21,6 +21,7 @@ from fastmeta.training.finetune import MOMENTUM, plain_steps, steps_of
 from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, plain_share, ways_out
 from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
+from fastmeta.training.readings import reading_steps
 from fastmeta.training.rundir.layout import new_directory
 from fastmeta.training.stage import Stage
 
@@ -98,13 +99,22 @@ def _shape(splits: Splits) -> str:
 
 def _steps(stage: Stage) -> float:
     """All that a stage costs, in steps."""
-    return stage.total + stage.moves * stage.steps_per_move + _finetune_steps(stage)
+    return stage.total + stage.moves * stage.steps_per_move + _finetune_steps(stage) + _reading_steps(stage)
 
 
 def _finetune_steps(stage: Stage) -> float:
     """What its fine-tuning costs, in its own steps."""
+    return plain_steps(stage) * _plain_share(stage)
+
+
+def _reading_steps(stage: Stage) -> float:
+    """What it costs to read its labels off its network, in its own steps."""
+    return reading_steps(stage) * _plain_share(stage)
+
+
+def _plain_share(stage: Stage) -> float:
     learns_in_steps = "approx" in stage.method.supports and stage.config.labels.update == "exact"
-    return plain_steps(stage) * plain_share(learns_in_steps, stage.config.approx)
+    return plain_share(learns_in_steps, stage.config.approx)
 
 
 def _seconds_per_step(stage: Stage) -> float:
@@ -193,6 +203,8 @@ def _stage_line(stage: Stage, seconds: float) -> str:
         )
     if extra := _finetune_steps(stage):
         line += f" and {extra * seconds:.2g} s of fine-tuning, by counted forwards"
+    if extra := _reading_steps(stage):
+        line += f" and {extra * seconds:.2g} s to read labels off the network"
     return line
 
 

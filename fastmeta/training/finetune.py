@@ -20,8 +20,8 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.methods.plain_step import PlainStep
 from fastmeta.training import global_generators
 from fastmeta.training.config import TrainConfig
-from fastmeta.training.label_metrics import average_precision, changes, learned_labels
 from fastmeta.training.model_copy import copy_of
+from fastmeta.training.readings import Readings, look_steps, read
 
 if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
@@ -41,6 +41,14 @@ class FineTuned:
 
     figures: dict[str, Any]  # for the summary
     model: nn.Module | None  # the copy; None where a step was not finite
+    readings: Readings | None = None  # of labels, by that copy too
+
+    def warning(self, lr: float | None) -> str | None:
+        """Where the rate `lr` that was asked for was not the one."""
+        if self.model is None:
+            return str(self.figures["failed"])
+        rate = self.figures["lr"]
+        return None if rate == lr else f"fine-tuning diverged at finetune_lr={lr:g}; taken anew at {rate:g}"
 
     def __str__(self) -> str:
         """In a line."""
@@ -60,7 +68,7 @@ def plain_steps(stage: Stage) -> float:
     steps = steps_of(stage.config, stage.name)
     if not steps:
         return 0.0
-    return (steps * stage.meta_sampler.batch_size + stage.data.train_size / 3) / stage.sampler.batch_size
+    return steps * stage.meta_sampler.batch_size / stage.sampler.batch_size + look_steps(stage)
 
 
 def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
@@ -89,13 +97,16 @@ def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
             if sound := highest <= most and _clean_loss(stage, model) <= most:
                 break
         figures: dict[str, Any] = {"steps": steps, "lr": rate, **dict.fromkeys(("test_accuracy", "nll", "ece"))}
+        readings = None
         if sound:
-            figures |= stage.tested(model) | {"labels": _readings(stage, model), "failed": None}
+            readings = read(stage, model)
+            assert readings is not None
+            figures |= stage.tested(model) | {"labels": readings.figures(stage), "failed": None}
         else:
             reason = f"fine-tuning diverged at rates from finetune_lr={lr:g} down to {rate:g}; lower it"
             figures |= {"labels": {}, "failed": reason}
         figures["seconds"] = time.perf_counter() - began
-        return FineTuned(figures, model if sound else None)
+        return FineTuned(figures, model if sound else None, readings)
 
 
 def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Callable[[], bool]) -> float | None:
@@ -141,51 +152,3 @@ def _clean_loss(stage: Stage, model: nn.Module) -> float:
                 logits = pick_logits(call_model(model, samples.clean_rows(rows)))
             total += functional.cross_entropy(logits.double(), targets[rows.to(targets.device)], reduction="sum")
     return float(total) / len(targets)
-
-
-def _readings(stage: Stage, model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Labels of the training rows, read in several ways, beside the given ones.
-
-        table     the learned labels, those that the canaries keep where there are any
-        network   argmax_k log q_ik, q of the fine-tuned model
-        product   argmax_k (log q_ik + log p_ik), p the learned labels
-
-    Where none are learned there is no table, and no product.
-    """
-    labels, given = stage.method.labels, stage.context.targets
-    if stage.kept is not None:
-        stage.kept.put_back()
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    with torch.no_grad(), evaluation(model):
-        for x, rows in stage.samples().train():
-            with stage.autocast():
-                logits = pick_logits(call_model(model, x))
-            log_q = logits.double().log_softmax(1)
-            found.setdefault("network", []).append(_read(log_q, given[rows]))
-            if labels is not None:
-                log_p = labels.probs(rows).double().log()
-                found.setdefault("product", []).append(_read((log_q + log_p).log_softmax(1), given[rows]))
-    readings = {name: [torch.cat(t) for t in zip(*parts, strict=True)] for name, parts in found.items()}
-    if labels is not None:
-        table = learned_labels(labels)
-        readings = {"table": [table["learned"], table["given_probability"]], **readings}
-    return {name: _figures(stage, learned, probability) for name, (learned, probability) in readings.items()}
-
-
-def _figures(stage: Stage, learned: Tensor, given_probability: Tensor) -> dict[str, Any]:
-    """Of labels as they are read, (n,) for all rows of the stage: the training rows alone, and what canaries say."""
-    size, y_true = stage.data.train_size, stage.data.y_true
-    given = stage.context.targets[:size]
-    figures = changes(given, learned[:size], y_true)
-    figures["wrong_label_average_precision"] = average_precision(given_probability[:size], given, y_true)
-    if stage.kept is not None:
-        canaries = stage.kept.canaries
-        figures["right_by_canaries"] = canaries.fate(learned[size:].cpu().numpy()).after
-    return figures
-
-
-def _read(log_probs: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) the likeliest class and the probability of the given one; a row without a softmax keeps what was given."""
-    sound = ~log_probs.isnan().any(1)
-    probability = log_probs.exp().gather(1, given[:, None]).squeeze(1)
-    return torch.where(sound, log_probs.argmax(1), given), torch.where(sound, probability, 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastmeta.training.canaries import Canaries, figures
+from fastmeta.training.canaries import Canaries, Fate, figures
 from fastmeta.training.label_metrics import learned_labels
 from fastmeta.training.parts import Part
 
@@ -73,9 +73,20 @@ class KeptLabels:
         """The best labels are the stage's again."""
         self._part.load(self._tensors, self._values)
 
-    def result(self) -> dict[str, Any]:
-        """Of the labels as they are: what summary.json says of canaries."""
-        fate = self.canaries.fate(self._learned())
+    def fate(self, learned: Tensor) -> Fate:
+        """By the reporting canaries, of labels `learned` (n,) of all rows, however they were read."""
+        return self.canaries.fate(self._own(learned))
+
+    def choose(self, learned: Mapping[str, Tensor]) -> tuple[str, dict[str, dict[str, float | None]]]:
+        """The choosing canaries' choice among labels (n,) of all rows, and what they say: see `Canaries.choose`."""
+        return self.canaries.choose({name: self._own(classes) for name, classes in learned.items()})
+
+    def _own(self, learned: Tensor) -> np.ndarray:
+        return learned[len(learned) - len(self.canaries.right) :].cpu().numpy()
+
+    def result(self, learned: Tensor | None = None) -> dict[str, Any]:
+        """What summary.json says of canaries, of labels `learned` (n,) of all rows; by default those of the table."""
+        fate = self.canaries.fate(self._learned() if learned is None else self._own(learned))
         return {
             "count": len(self.canaries.right),
             "kept_epoch": self.epoch,

@@ -10,24 +10,30 @@ from torch import Tensor
 from fastmeta.losses import Labels, read_out
 
 _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
+#: (n,) each: learned class; its probability, and that of the given class; entropy
+Reading = dict[str, Tensor]
 
 
-def learned_labels(labels: Labels, rows: range | None = None) -> dict[str, Tensor]:
-    """Of all rows or of those in `rows`, on the labels' device: learned class, its probability, that of the given
-    class, entropy.
+def read_rows(probs: Tensor, given: Tensor, margin: float) -> Reading:
+    """Of distributions (n, C): what :func:`fastmeta.losses.read_out` makes of them beside the classes `given` (n,)."""
+    learned = read_out(probs, given, margin)
+    return {
+        "learned": learned,
+        "probability": probs.gather(1, learned[:, None]).squeeze(1),
+        "given_probability": probs.gather(1, given[:, None]).squeeze(1),
+        "entropy": torch.special.entr(probs).sum(1),
+    }
 
-    The learned class is :func:`fastmeta.losses.read_out`, by the labels' own margin.
-    """
-    parts, margin = [], getattr(labels, "margin", 1.0)  # which labels of others need not have
+
+def learned_labels(labels: Labels, rows: range | None = None) -> Reading:
+    """Of all rows or of those in `rows`, on the labels' device, by the labels' own margin."""
+    margin = getattr(labels, "margin", 1.0)  # which labels of others need not have
     wanted = range(len(labels)) if rows is None else rows
-    for index in torch.arange(wanted.start, wanted.stop, device=labels.targets.device).split(_ROWS):
-        p, given = labels.probs(index), labels.targets[index]
-        at_given = p.gather(1, given[:, None]).squeeze(1)
-        learned = read_out(p, given, margin)
-        at_learned = p.gather(1, learned[:, None]).squeeze(1)
-        parts.append((learned, at_learned, at_given, torch.special.entr(p).sum(1)))
-    names = ("learned", "probability", "given_probability", "entropy")
-    return dict(zip(names, (torch.cat(part) for part in zip(*parts, strict=True)), strict=True))
+    parts = [
+        read_rows(labels.probs(index), labels.targets[index], margin)
+        for index in torch.arange(wanted.start, wanted.stop, device=labels.targets.device).split(_ROWS)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def label_figures(labels: Labels, y_true: Tensor | None, size: int | None = None) -> dict[str, Any]:

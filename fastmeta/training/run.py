@@ -19,13 +19,14 @@ from fastmeta._version import __version__
 from fastmeta.data import PILOT, InputError
 from fastmeta.meta import OutOfMemory
 from fastmeta.training.canaries import Canaries
-from fastmeta.training.canaries import in_words as told
+from fastmeta.training.canaries import warning as worse
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.finetune import finetune, steps_of
 from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.pilot import noise_of
 from fastmeta.training.prepare import Prepared
+from fastmeta.training.readings import Readings, read
 from fastmeta.training.rundir import checkpoint
 from fastmeta.training.rundir.files import (
     append,
@@ -97,6 +98,7 @@ class Session:
     draw: Draw | None = None
     stage: Stage | None = None
     finetuned: nn.Module | None = None  # copy of the model of `stage`, which is done
+    readings: Readings | None = None  # of the labels of `stage`, which is done
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)  # seals of the files of the method's own stage, once done
@@ -250,7 +252,7 @@ class Session:
                         self._draw_canaries(self.stage)
                     elif name == config.method:
                         self._keep_main(self.stage)
-                    self.stage = self.finetuned = None
+                    self.stage = self.finetuned = self.readings = None
                     self._save()
             except (TrainingError, OutOfMemory) as error:
                 raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
@@ -264,7 +266,7 @@ class Session:
         self.listener.stage(stage)
         began = time.perf_counter() - stage.seconds
         while stage.step < stage.total:
-            if self.stop.signum is not None:
+            if self.stop.asked():
                 stage.seconds = time.perf_counter() - began
                 self._interrupt(stage, f"at step {stage.step} of {stage.total}")
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
@@ -288,8 +290,13 @@ class Session:
                     with self._writing():
                         self._save()
         summary = stage_summary(stage)
+        self.readings = None
         if steps_of(self.prepared.config, stage.name):
             summary["finetuned"] = self._finetune(stage)
+        if stage.name == self.prepared.config.method and self.readings is None:
+            self.readings = read(stage, None, self.stop.asked)
+            if self.readings is None:
+                self._interrupt(stage, "while labels were read")
         self.done[stage.name] = summary
 
     def _finetune(self, stage: Stage) -> dict[str, Any]:
@@ -297,15 +304,13 @@ class Session:
         if self.saved != self._position() and stage.sound():
             with self._writing():
                 self._save()
-        found = finetune(stage, lambda: self.stop.signum is not None)
+        found = finetune(stage, self.stop.asked)
         if found is None:
             self._interrupt(stage, "while a copy was fine-tuned")
-        self.finetuned = found.model
-        if found.model is None:
-            self._warn(f"{stage.name}: {found.figures['failed']}")
-        else:
-            if (rate := found.figures["lr"]) != (asked := self.prepared.config.finetune_lr):
-                self._warn(f"{stage.name}: fine-tuning diverged at finetune_lr={asked:g}; taken anew at {rate:g}")
+        self.finetuned, self.readings = found.model, found.readings
+        if (text := found.warning(self.prepared.config.finetune_lr)) is not None:
+            self._warn(f"{stage.name}: {text}")
+        if found.model is not None:
             self.listener.note(f"{stage.name}: {found}")
         return found.figures
 
@@ -356,14 +361,11 @@ class Session:
             moved = self.finetuned.state_dict()
             tensors |= {k: moved[k] for k in module.state}
             write_atomically(self.path / FINETUNED, checkpoint.pack(tensors, values))
-        self.labels = write_labels(self.path, stage, self.prepared.splits)
+        assert self.readings is not None
+        self.labels = write_labels(self.path, stage, self.prepared.splits, self.readings)
         fate = self.labels["canaries"]
-        if fate is not None and fate["right_after"] < fate["right_before"]:
-            withheld = self.labels["labels_withheld"]
-            how = "as they were given, unless with --force" if withheld else "all the same"
-            self._warn(
-                f"labels are worse than they were given, by the canaries: {told(fate)}; they are handed out {how}"
-            )
+        if fate is not None and (text := worse(fate, self.labels["labels_withheld"])) is not None:
+            self._warn(text)
         self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 
     def _write_results(self) -> None:

@@ -107,6 +107,10 @@ class LabelConfig:
     canaries: str = "auto"
     """Clean rows that are trained on like all others, some with a wrong label, to see what becomes of labels: auto, off
     or a number. auto takes some of 200 clean rows and more."""
+    read: Literal["auto", "table", "network", "product"] = "auto"
+    """What the labels that a run hands out are read off: table, the learned labels; network, its prediction for the
+    training rows, of the copy behind finetune_steps where there is one; product of the two. auto takes the one that
+    canaries find best, and the table without them."""
 
     def __post_init__(self) -> None:
         if (rate := as_real(self.lookahead)) is not None:

@@ -26,6 +26,9 @@ class Stop:
         for s in self.heard:
             signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
 
+    def asked(self) -> bool:
+        return self.signum is not None
+
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:

@@ -2,9 +2,28 @@
 
 import numpy as np
 
+from fastmeta.training import DataConfig, LabelConfig, OptimConfig, TrainConfig
 from tests.support.tables import Pairs
 
-CLASSES = 3
+CLASSES, EPOCHS = 3, 4
+
+
+def config(path, method="instance_labels", update="exact", **changes):
+    rates = {"label_lr": 300.0} if update == "exact" else {"steps": 2}
+    start = {} if update == "posterior" else {"target_prob": 0.6}
+    labels = LabelConfig(update=update, **{**start, **rates, **changes.pop("labels", {})})
+    return TrainConfig(
+        method=method,
+        epochs=EPOCHS,
+        threads=1,
+        model="mlp",
+        out=str(path),
+        labels=labels,
+        optim=OptimConfig(lr=0.05),
+        data=DataConfig(batch_size=25, meta_batch_size=30),
+        checkpoint_seconds=0,
+        **{"baselines": "none", **changes},
+    )
 
 
 def many_clean(seed=0, count=150, clean=210, rate=0.3, **changes):

@@ -346,12 +346,13 @@ def test_canaries_judge_each_reading(tmp_path):
     )
     run = train(made, data=many_clean(), listener=Warnings())
     told, canaries = run.summary["finetuned"]["labels"], run.summary["canaries"]
-    assert told["table"]["right_by_canaries"] == canaries["right_after"]
+    assert told[run.summary["reading"]["chosen"]]["right_by_canaries"] == canaries["right_after"]
     assert all(0 <= reading["right_by_canaries"] <= 1 for reading in told.values())
     learned = np.load(run.path / "labels.npz")
     assert "pilot" not in run.summary["baselines"]
     if not run.summary["labels_withheld"]:
-        assert told["table"]["labels_changed"] == int((learned["learned"] != learned["given"]).sum())
+        changed = told[run.summary["reading"]["chosen"]]["labels_changed"]
+        assert changed == int((learned["learned"] != learned["given"]).sum())
     for name in ("noisy", "union"):
         assert "right_by_canaries" not in run.summary["baselines"][name]["finetuned"]["labels"]["network"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastmeta._text import printable
 from fastmeta.training.canaries import in_words as fates
+from fastmeta.training.readings import in_words as readings
 
 
 def in_words(path: Path, summary: Mapping[str, Any]) -> str:
@@ -33,6 +34,7 @@ def in_words(path: Path, summary: Mapping[str, Any]) -> str:
             + (f"; fixed labels: {', '.join(others)}" if others else "")
         )
     lines += _finetuned(summary)
+    lines += _read(summary)
     if summary["label_accuracy_initial"] is not None:
         begin, end = summary["label_accuracy_initial"], summary["label_accuracy_final"]
         moved = f"{summary['labels_corrected']:,} put right, {summary['labels_spoiled']:,} spoiled"
@@ -66,10 +68,21 @@ def _finetuned(summary: Mapping[str, Any]) -> list[str]:
     ]
     line = f"finetuned {told['steps']:,} clean steps: {', '.join(parts)}"
     line += f"; fixed labels: {', '.join(others)}" if others else ""
-    readings = [f"{way} {_percent(r['label_accuracy'])}" for way, r in told["labels"].items()]
+    return [line.removesuffix(": ")]
+
+
+def _read(summary: Mapping[str, Any]) -> list[str]:
+    """What labels are by each reading, and which one it was."""
+    told = summary.get("reading")
+    if told is None:  # labels that are not learned have none, nor had older runs
+        told = {"readings": summary.get("finetuned", {}).get("labels", {})}
+    if not told["readings"]:
+        return []
+    each = [f"{way} {_percent(r['label_accuracy'])}" for way, r in told["readings"].items()]
     if summary["label_accuracy_initial"] is None:
-        readings = [f"{way} {r['labels_changed']:,} changed" for way, r in told["labels"].items()]
-    return [line.removesuffix(": "), f"read      labels by {', '.join(readings)}"]
+        each = [f"{way} {r['labels_changed']:,} changed" for way, r in told["readings"].items()]
+    line = f"read      labels by {', '.join(each)}"
+    return [line, *([f"          {readings(told)}"] if "chosen" in told else [])]
 
 
 def _number(value: float | None) -> str:

@@ -15,7 +15,8 @@ import torch
 
 from fastmeta.data import Splits
 from fastmeta.losses import FAMILIES, Labels
-from fastmeta.training.label_metrics import average_precision, changes, flips, learned_labels
+from fastmeta.training.label_metrics import average_precision, changes, flips
+from fastmeta.training.readings import TABLE, Readings
 from fastmeta.training.rundir.checkpoint import header, pack, unpack
 from fastmeta.training.rundir.files import write_atomically
 
@@ -23,24 +24,27 @@ if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
 
 
-def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
-    """labels.npz, and labels.safetensors for learned ones; returns the label figures of the summary.
+def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings) -> dict[str, Any]:
+    """labels.npz, as they are read, and labels.safetensors, the table of learned ones; returns the label figures of the
+    summary.
 
     Canaries are in neither. Labels that they say are worse than the given ones are withheld: see layout.py.
     """
     size, y_true, labels = stage.data.train_size, stage.data.y_true, stage.method.labels
     given = stage.context.targets[:size]
     canaries = None
-    if stage.kept is not None:
-        stage.kept.put_back()
-        canaries = stage.kept.result()
-    withheld = canaries is not None and canaries["right_after"] < canaries["right_before"] and not stage.config.force
     if labels is None:
         one, zero = torch.ones(len(given)), torch.zeros(len(given))
         table = {"learned": given, "probability": one, "given_probability": one, "entropy": zero}
     else:
-        table = learned_labels(labels, range(size))
+        chosen = readings.of[readings.chosen]
+        if stage.kept is not None:
+            canaries = stage.kept.result(chosen["learned"])
+        # in the precision of the table, which its own reading has already
+        dtype = readings.of[TABLE]["probability"].dtype
+        table = {k: v[:size] if k == "learned" else v[:size].to(dtype) for k, v in chosen.items()}
         write_atomically(path / "labels.safetensors", _packed(labels, size))
+    withheld = canaries is not None and canaries["right_after"] < canaries["right_before"] and not stage.config.force
     learned = table["learned"]
     if withheld:
         table |= {"learned": given, "probability": table["given_probability"]}
@@ -68,6 +72,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits) -> dict[str, Any]:
         "label_flips": flips(given, table["learned"], splits.num_classes),
         "canaries": canaries,
         "labels_withheld": withheld,
+        "reading": None if labels is None else readings.summary(stage),
     }
 
 

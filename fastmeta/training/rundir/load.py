@@ -39,7 +39,7 @@ class Run:
     summary: dict[str, Any]  #: summary.json
     config: TrainConfig  #: resolved
     model: nn.Module  #: after the last step, in evaluation mode, on the CPU if loaded from files
-    labels: Labels | None  #: the learned labels; None for fixed ones, tables of others, and labels that are withheld
+    labels: Labels | None  #: the table of learned labels; None for fixed ones, tables of others, and withheld ones
     finetuned: nn.Module | None = None  #: a copy of `model` behind the config's `finetune_steps`; None without
 
     def __repr__(self) -> str:

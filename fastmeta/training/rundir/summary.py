@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING, Any
 from fastmeta.data import Splits
 from fastmeta.data.dataset import MOST_CLASSES
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.readings import READINGS
 from fastmeta.training.rundir.files import new_digest, parse_json, read_bytes, to_json
 from fastmeta.training.rundir.layout import result_files
-from fastmeta.training.rundir.schema import anything, each, maybe, number, real, record, table, text, truth, whole
+from fastmeta.training.rundir.schema import (
+    anything,
+    each,
+    maybe,
+    number,
+    one_of,
+    real,
+    record,
+    table,
+    text,
+    truth,
+    whole,
+)
 
 if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
@@ -55,14 +68,18 @@ def summary_of(
     schema, schema_version          "fastmeta.run", raised when a field changes its meaning
     test_accuracy_last, _best       after the last epoch; the best epoch is picked on the test set itself
     nll, ece                        on the test set after the last epoch
-    label_accuracy_initial, _final  share of given and of learned labels (argmax) that are right
+    label_accuracy_initial, _final  share of given and of learned labels, as they are read, that are right
     labels_changed                  learned class differs from the given one
     labels_corrected, _spoiled      wrong labels put right, right ones made wrong
-    wrong_label_average_precision   of 1 - p_learned[given] as a finder of wrong given labels
+    wrong_label_average_precision   of 1 - p[given] as a finder of wrong given labels, p as labels are read
     canaries                        null without; put_right and spoiled: rate, 95% interval low to high, and number of
                                     rows, those that report; count of all; origin of their given labels (before, drawn);
                                     wrong_rate, right_before, right_after of the training set as they tell it;
                                     kept_epoch, whose labels are kept; stopped_at, or null where labels never stopped
+    reading                         null where labels were read off their table alone; chosen: table, network or
+                                    product, by: canaries, asked or default, network: finetuned or model; of each of the
+                                    readings its figures, right_by_canaries, put_right and spoiled by the canaries that
+                                    report, right_by_choosing and chance by the others, see `Canaries.choose`
     labels_withheld                 whether labels are handed out as given, because canaries say that they are worse
     input_shape                     of one sample as the network takes it; null where that is no tensor
     noise_rate                      share of wrong given labels
@@ -123,6 +140,7 @@ _STAGE = {
     "train_fit": _RATE,
     "seconds": number(0),
 }
+_SHARE = record({"rate": _RATE, "low": number(0, 1), "high": number(0, 1), "rows": whole()})
 _READING = record(
     {
         "label_accuracy": _RATE,
@@ -131,7 +149,13 @@ _READING = record(
         "labels_spoiled": maybe(whole()),
         "wrong_label_average_precision": _RATE,
     },
-    {"right_by_canaries": number(0, 1)},
+    {
+        "right_by_canaries": number(0, 1),
+        "put_right": _SHARE,
+        "spoiled": _SHARE,
+        "right_by_choosing": number(0, 1),
+        "chance": _RATE,
+    },
 )
 _FINETUNED = record(
     {
@@ -140,7 +164,7 @@ _FINETUNED = record(
         "test_accuracy": _RATE,
         "nll": maybe(number(0)),
         "ece": _RATE,
-        "labels": record({}, dict.fromkeys(("network", "product", "table"), _READING)),
+        "labels": record({}, dict.fromkeys(READINGS, _READING)),
         "failed": maybe(text),
         "seconds": number(0),
     }
@@ -155,8 +179,17 @@ _LABELS = {
     "wrong_label_average_precision": _RATE,
     "label_flips": each(record({"given": whole(), "learned": whole(), "count": whole(1)})),
 }
-_SHARE = record({"rate": _RATE, "low": number(0, 1), "high": number(0, 1), "rows": whole()})
-_OF_CANARIES = {
+_OF_LABELS = {
+    "reading": maybe(
+        record(
+            {
+                "chosen": one_of(*READINGS),
+                "by": text,
+                "network": maybe(text),
+                "readings": record({}, dict.fromkeys(READINGS, _READING)),
+            }
+        )
+    ),
     "canaries": maybe(
         record(
             {
@@ -174,7 +207,7 @@ _OF_CANARIES = {
 }
 SEAL_FORM = record({"bytes": whole(), "digest": text})
 #: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
-STAGE_FORM, LABELS_FORM = record(_STAGE, _BESIDE), record(_LABELS, _OF_CANARIES)
+STAGE_FORM, LABELS_FORM = record(_STAGE, _BESIDE), record(_LABELS, _OF_LABELS)
 SUMMARY_FORM = record(
     {
         "num_classes": whole(2, MOST_CLASSES),
@@ -204,7 +237,7 @@ SUMMARY_FORM = record(
     },
     {
         **_BESIDE,
-        **_OF_CANARIES,
+        **_OF_LABELS,
         "label_update": maybe(text),
         "noise_matrix": maybe(each(each(number(0, 1)))),
         "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
@@ -225,6 +258,8 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ValueError(f"class_names has {len(summary['class_names'])} names for num_classes {classes}")
     if any(max(flip["given"], flip["learned"]) >= classes for flip in summary["label_flips"]):
         raise ValueError(f"label_flips names a class above num_classes {classes}")
+    if (reading := summary.get("reading")) and reading["chosen"] not in reading["readings"]:
+        raise ValueError(f"reading.readings has none that is called {reading['chosen']}")
     if summary.get("digest", summary_digest(summary)) != summary_digest(summary):
         raise ValueError("its content and its digest differ: it has changed since it was written")
     return summary
