@@ -41,7 +41,7 @@ def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Me
             threads=1,
             baselines="none",
             optim=OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
-            data=DataConfig(batch_size=BATCH, standardise=False),
+            data=DataConfig(batch_size=BATCH, standardise=False, split_seed=seed),
         )
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -21,8 +21,8 @@ except ImportError as error:
 
 from fastmeta._text import shown
 from fastmeta.data import Features, Images, InputError, Settings, Source
+from fastmeta.data.hold_out import held_out
 from fastmeta.data.npz_file import NpzFile
-from fastmeta.data.splits import held_out
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.evaluation import evaluation
 from fastmeta.training import Interrupted, Listener, TrainConfig, train

@@ -53,7 +53,7 @@ def _add(group: Any, name: str, hint: Any, text: str, default: str | None) -> No
     flag = f"--{name.replace('_', '-')}"
     if default is not None:
         text = f"{text} (default: {default})"
-    if hint is bool:
+    if _without_none(hint) is bool:
         parts = flag.removeprefix("--").rpartition(".")
         flags = [flag] if default is None else [flag, f"--{parts[0]}{parts[1]}no-{parts[2]}"]
         group.add_argument(*flags, action="store_true", help=_escaped(text))

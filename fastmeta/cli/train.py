@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from typing import Annotated, Any
 
 import tyro
@@ -25,6 +25,7 @@ from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, NoOptions
 from fastmeta.training import Interrupted, TrainConfig, TrainingError
 from fastmeta.training.config import NAMES_OF_CODE, is_code
+from fastmeta.training.values import hints_of
 
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.
@@ -112,7 +113,7 @@ def parse(argv: list[str]) -> _Arguments:
         with contextlib.redirect_stderr(errors):
             arguments = tyro.cli(
                 kind,
-                args=argv,
+                args=_switches(argv),
                 default=start,
                 prog=PROG,
                 description=DESCRIPTION,
@@ -151,6 +152,19 @@ def _with_options(default: TrainConfig, method: str | None) -> tuple[type, Any]:
     arguments = object.__new__(kind)
     vars(arguments).update({**vars(_Arguments(default)), "run": start})
     return kind, arguments
+
+
+def _switches(argv: list[str]) -> list[str]:
+    """``--group.option`` and ``--group.no-option`` of a truth value that may be left open, as an option with a word."""
+    words: dict[str, list[str]] = {}
+    for table in (f.name for f in fields(TrainConfig)):
+        kind = hints_of(TrainConfig)[table]
+        for name, hint in hints_of(kind).items() if isinstance(kind, type) and is_dataclass(kind) else ():
+            if hint == bool | None:
+                option = name.replace("_", "-")
+                words[f"--{table}.{option}"] = [f"--{table}.{option}", "yes"]
+                words[f"--{table}.no-{option}"] = [f"--{table}.{option}", "no"]
+    return [part for word in argv for part in words.get(word, [word])]
 
 
 def _value_of(argv: list[str], flag: str) -> str | None:
@@ -198,6 +212,15 @@ def _registry() -> Any:
             return None
         (kind,) = (m for m in members if m is not NoneType)
         choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+        if kind is bool:  # said by a flag of its own, see `_switches`
+            return tyro.constructors.PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="{yes,no}",
+                instance_from_str=lambda texts: texts[0] == "yes",
+                is_instance=lambda value: value is None or isinstance(value, bool),
+                str_from_instance=lambda value: ["auto" if value is None else "yes" if value else "no"],
+                choices=("yes", "no"),
+            )
         metavar, words = ("{" + ",".join(choices) + "}", "") if choices else _TYPES[kind]
 
         def read(texts: list[str]) -> Any:

@@ -4,6 +4,7 @@ from fastmeta.data.bounds import LARGEST_RATE, at_least, positive, within
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.given import DATA_FORMS, as_dataset, is_data
+from fastmeta.data.hold_out import HoldOut
 from fastmeta.data.images import TrainBatches, Transform, load_batch
 from fastmeta.data.pool import PILOT, Pool
 from fastmeta.data.resident import Features, Images
@@ -21,6 +22,7 @@ __all__ = [
     "Dataset",
     "EpochSampler",
     "Features",
+    "HoldOut",
     "Images",
     "InputError",
     "Part",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.data.source import Settings, Source
-from fastmeta.data.splits import Splits
+from fastmeta.data.splits import Part, Splits
 
 #: the run that finds out how the given labels are wrong, before canaries get wrong ones
 PILOT = "pilot"
@@ -32,6 +32,7 @@ class Pool:
     test: tuple[Source, Tensor] | None  # samples, targets
     num_classes: int
     device: torch.device
+    val: tuple[Source, Tensor] | None = None  # samples, targets
 
     @classmethod
     def of(cls, splits: Splits, device: torch.device, settings: Settings) -> Pool:
@@ -44,6 +45,10 @@ class Pool:
         clean = [meta] if splits.canaries is None else [splits.canaries, meta]
         behind = meta.source if splits.canaries is None else splits.canaries.source.join(meta.source)
         source = train.source.join(behind).placed(settings, device, len(train))
+
+        def measured(part: Part | None) -> tuple[Source, Tensor] | None:
+            return None if part is None else (part.source.placed(settings, device, None, source), to(part.y))
+
         return cls(
             source=source,
             targets=torch.cat([to(part.y) for part in (train, *clean)]),
@@ -51,7 +56,8 @@ class Pool:
             train_size=len(train),
             canary_size=0 if splits.canaries is None else len(splits.canaries),
             meta_size=len(meta),
-            test=None if test is None else (test.source.placed(settings, device, None, source), to(test.y)),
+            test=measured(test),
+            val=measured(splits.val),
             num_classes=splits.num_classes,
             device=device,
         )
@@ -92,5 +98,5 @@ class Pool:
     @property
     def bytes(self) -> int:
         """Size on the device."""
-        sources = [self.source, *(() if self.test is None else (self.test[0],))]
+        sources = [self.source, *(part[0] for part in (self.test, self.val) if part is not None)]
         return sum(s.nbytes for s in sources) + self.targets.numel() * self.targets.element_size()

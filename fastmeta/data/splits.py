@@ -15,6 +15,7 @@ from fastmeta._text import printable
 from fastmeta.data.canary_rows import Chosen, choose, how_many
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
+from fastmeta.data.hold_out import HoldOut
 from fastmeta.data.noise import MOST_KEPT, in_words, noisy, parse, transition
 from fastmeta.data.seeds import numpy_generator
 from fastmeta.data.source import Source, digest_of
@@ -56,6 +57,8 @@ class Splits:
     canaries: Part | None = None  # y: their right labels
     chosen: Chosen | None = None  # what is known of the canaries before training
     no_canaries: str = ""  # why there are none, where that is not the config's doing
+    val: Part | None = None  # to validate on; y as given, before any noise
+    overlap: int | None = 0  # rows of train that stand in the clean set or in val too; None where nobody looked
 
     @property
     def noise_matrix(self) -> list[list[float]] | None:
@@ -75,25 +78,39 @@ class Splits:
             return None
         return in_words(self.train.y_true, self.train.y, self.class_names)
 
+    @property
+    def overlap_told(self) -> str:
+        """How many training rows stand in what is held apart from them."""
+        apart = "clean" if self.val is None else "clean and validation"
+        return f"overlap of train with {apart} rows: {'not looked at' if self.overlap is None else f'{self.overlap:,}'}"
+
     def fingerprint(self) -> str:
         """Changes when any sample or label of any part does: a resumed run must see the data that it began with."""
-        parts = [part for part in (self.train, self.canaries, self.meta, self.test) if part is not None]
+        parts = [part for part in (self.train, self.canaries, self.meta, self.test, self.val) if part is not None]
         before = [self.chosen.given] if self.chosen is not None and self.chosen.given is not None else []
         return digest_of(*(v for part in parts for v in (part.source.fingerprint(), part.y, part.row)), *before)
 
 
 def split(
-    data: Dataset, *, noise: str = "none", meta_fraction: float = 0.2, seed: int = 0, canaries: str = "off"
+    data: Dataset,
+    *,
+    noise: str = "none",
+    meta_fraction: float = 0.2,
+    seed: int = 0,
+    canaries: str = "off",
+    hold_out: HoldOut | None = None,
 ) -> Splits:
-    """Take the clean set out of train, or hold out a class-balanced `meta_fraction` of train, then corrupt the rest.
+    """Take the clean set out of train, or hold out a class-balanced part of train, then corrupt the rest.
 
-    `canaries` says how many clean rows become canaries: auto, off or a number.
+    `canaries` says how many clean rows become canaries: auto, off or a number. `seed` draws the noise; what is held
+    out goes by `hold_out`, and where that is left out by `meta_fraction` and `seed`.
 
     Raises:
         InputError: an image of the meta set that also stands in train, a part that ends up empty, an unknown noise, a
             number of canaries that cannot be had.
     """
     parse(noise)
+    hold_out = hold_out or HoldOut(seed, meta_fraction)
     rows, targets = np.arange(len(data.train)), data.train.targets
     notes = list(data.notes)
     if data.unused:
@@ -101,28 +118,27 @@ def split(
             f"{data.name}: {_some(data.unused)} {'is' if len(data.unused) == 1 else 'are'} not used; a clean set is "
             "x_meta and y_meta, a test set x_test and y_test"
         )
+    overlap: int | None = 0
     if data.meta is not None:
-        notes += _check_overlap(data, data.meta)
+        if hold_out.asked is not None:
+            raise InputError(f"{hold_out.asked} holds out a clean set, and {data.name} brings its own; leave it out")
+        overlap, more = _overlap(data, data.meta)
+        notes += more
         train_rows = rows
         meta = Part(data.meta, data.meta.targets, np.arange(len(data.meta)))
     else:
-        if data.meta_index is not None:
-            meta_rows = data.meta_index
-        else:
-            meta_rows = held_out(targets, meta_fraction, seed)
-            if not len(meta_rows):
-                raise InputError(
-                    f"{data.name}: no clean set can be held out, because no class has two "
-                    f"{data.train.noun}; bring x_meta and y_meta, or more {data.train.noun}"
-                )
-            notes.append(
-                f"{data.name} has no clean set (x_meta, y_meta or meta_index): {len(meta_rows):,} training rows, "
-                f"{meta_fraction:.0%} of each class, are held out as one, and their labels are trusted as they are"
-            )
+        meta_rows = _clean_rows(data, hold_out, notes)
         train_rows = np.setdiff1d(rows, meta_rows)
         meta = Part(data.train.take(meta_rows), targets[meta_rows], meta_rows)
+    val_rows = train_rows[hold_out.validation_rows(targets[train_rows])]
+    if hold_out.val_fraction is not None and not len(val_rows):
+        raise InputError(f"{data.name}: no row is left to validate on; leave data.val_fraction out")
+    val = Part(data.train.take(val_rows), targets[val_rows], val_rows) if len(val_rows) else None
+    train_rows = np.setdiff1d(train_rows, val_rows)
     if not len(train_rows):
         raise InputError(f"{data.name}: no training row is left beside the clean set; name fewer rows in meta_index")
+    apart = [train_rows, val_rows, *([] if data.meta is not None else [meta.row])]
+    assert len(np.unique(np.concatenate(apart))) == sum(map(len, apart)), "a row stands in two parts"
 
     before = targets[train_rows]
     train = data.train if len(train_rows) == len(rows) else data.train.take(train_rows)
@@ -145,7 +161,7 @@ def split(
             f"the clean set has no {one} of {len(absent)} class(es): {_some(absent)}; it learns from the others"
         )
     clean = meta
-    meta, canary_part, chosen, no_canaries = _with_canaries(data, meta, given, canaries, seed)
+    meta, canary_part, chosen, no_canaries = _with_canaries(data, meta, given, canaries, hold_out.seed)
     test = None if data.test is None else Part(data.test, data.test.targets, np.arange(len(data.test)))
     if test is not None:
         looked_at = [source.digests() for source in (data.train, clean.source, test.source)]
@@ -170,7 +186,35 @@ def split(
         canaries=canary_part,
         chosen=chosen,
         no_canaries=no_canaries,
+        val=val,
+        overlap=overlap,
     )
+
+
+def _clean_rows(data: Dataset, hold_out: HoldOut, notes: list[str]) -> np.ndarray:
+    """Of the training set, those that are named, or are held out; what is to be said of it goes to `notes`."""
+    targets = data.train.targets
+    if data.meta_index is not None:
+        # where all labels are known to be right, others are as good
+        if hold_out.asked is None:
+            return data.meta_index
+        if data.y_true is None or (data.y_true != targets).any():
+            raise InputError(
+                f"{hold_out.asked} holds out a clean set, and {data.name} names its own in meta_index; leave it out"
+            )
+    chosen = hold_out.clean_rows(targets, data.class_names)
+    if not len(chosen):
+        raise InputError(
+            f"{data.name}: no clean set can be held out, because no class has two "
+            f"{data.train.noun}; bring x_meta and y_meta, or more {data.train.noun}"
+        )
+    if data.meta_index is None:
+        share = "" if hold_out.asked or hold_out.balanced else f", {hold_out.meta_fraction:.0%} of each class,"
+        notes.append(
+            f"{data.name} has no clean set (x_meta, y_meta or meta_index): {len(chosen):,} training rows{share} are "
+            "held out as one, and their labels are trusted as they are"
+        )
+    return chosen
 
 
 def _with_canaries(
@@ -190,34 +234,27 @@ def _with_canaries(
     return part(rest), part(chosen.rows), chosen, ""
 
 
-def held_out(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Rows (sorted) of a class-balanced hold-out: the rounded `fraction` of each class, at least one of two or more."""
-    generator = numpy_generator(seed, "hold-out")
-    chosen = []
-    for c in np.unique(targets):
-        members = np.flatnonzero(targets == c)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen.append(generator.permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(printable(name, NAME_LENGTH) for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
-def _check_overlap(data: Dataset, meta: Source) -> list[str]:
-    """InputError for images of the clean set that stand in train too; a note for other rows, which may be equal."""
+def _overlap(data: Dataset, meta: Source) -> tuple[int | None, list[str]]:
+    """Training rows that stand in the clean set too, and a note on them: features of two samples may be equal.
+
+    InputError for images. None where looking would take too long.
+    """
     of_meta, of_train = meta.digests(), data.train.digests()
     if of_meta is None or of_train is None:
-        return []
+        return None, []
     seen = set(of_meta)
     shared = [row for row, digest in enumerate(of_train) if digest in seen]
     if not shared:
-        return []
+        return 0, []
     noun = data.train.noun
     text = f"the clean set and train share {len(shared)} {noun.removesuffix('s')}(s), the first at row {shared[0]} of"
     if noun != "images":
-        return [f"{data.name}: {text} train; where they are the same sample and not two equal ones, results flatter"]
+        note = f"{data.name}: {text} train; where they are the same sample and not two equal ones, results flatter"
+        return len(shared), [note]
     raise InputError(
         f"{data.name}: {text} x_train; a leak would flatter every result: drop these rows, or name them with meta_index"
     )

@@ -69,7 +69,8 @@ def _describe(prepared: Prepared) -> str:
     rows = [
         ("train", f"{len(splits.train):,} {splits.train.source.noun}{_shape(splits)}, wrong labels: {rate}"),
         *([] if splits.noise_told is None else [("noise", splits.noise_told.replace("\n", "\n" + 10 * " "))]),
-        ("clean", f"{len(splits.meta):,}"),
+        ("clean", f"{len(splits.meta):,}; {splits.overlap_told}"),
+        *([] if splits.val is None else [("validate", f"{len(splits.val):,}")]),
         *([] if about_canaries is None else [("canaries", about_canaries.removeprefix("canaries: "))]),
         ("test", test),
         ("classes", f"{splits.num_classes}"),

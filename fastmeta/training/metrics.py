@@ -94,6 +94,21 @@ def means(sums: dict[str, float], *, meta: bool, learned: bool) -> dict[str, flo
     return figures
 
 
+def not_finite(record: Mapping[str, Any]) -> list[str]:
+    """Warnings about the figures of an epoch: steps, and logits of test samples, that were not finite."""
+    warnings = []
+    if record["nonfinite_steps"]:
+        warnings.append(
+            f"{record['nonfinite_steps']} steps of epoch {record['epoch']} were not finite and were skipped"
+        )
+    if record.get("test_accuracy") is not None and record["ece"] is None:
+        warnings.append(
+            f"at the end of epoch {record['epoch']} some test samples have logits that are not finite: they count as "
+            "wrong, and nll and ece are null"
+        )
+    return warnings
+
+
 def own_figures(method: str, figures: Mapping[str, Any]) -> dict[str, float | None]:
     """What a method measures of itself, as numbers; InputError for what is none."""
     found: dict[str, float | None] = {}

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from fastmeta.data import (
     DATA_FORMS,
     PILOT,
+    HoldOut,
     InputError,
     Pool,
     Settings,
@@ -132,9 +133,14 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         raise InputError(f"data must be {DATA_FORMS}, got {kind_of(data)}")
     device = pick_device(config.device)
     config.method_class()  # or an error before the data are read
+    split_seed = config.data.split_seed or 0
+    config = replace(config, data=replace(config.data, split_seed=split_seed))
+    of = config.data
+    hold_out = HoldOut(
+        split_seed, of.meta_fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction
+    )
     if data is None:
-        of = config.data
-        dataset = load_dataset(config.dataset, seed=config.seed, **{name: getattr(of, name) for name in CHOSEN})
+        dataset = load_dataset(config.dataset, seed=split_seed, **{name: getattr(of, name) for name in CHOSEN})
         # what is there now is not fetched again, by whoever the run's config comes to
         config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root), download=False))
     else:
@@ -149,9 +155,9 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     splits = split(
         dataset,
         noise=preset_noise(config),
-        meta_fraction=config.data.meta_fraction,
         seed=config.seed,
         canaries=config.labels.canaries if config.can_have_canaries else "off",
+        hold_out=hold_out,
     )
     notes: tuple[str, ...] = ()
     if model is not None:

@@ -137,6 +137,7 @@ class Session:
         """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
         tensors, values = checkpoint.load(self._checkpoint)
         check_state(self._checkpoint, values)
+        values["config"].get("data", {}).setdefault("split_seed", values["config"].get("seed"))  # of an older run
         check_same_config(self.path, values["config"], lasting(self.prepared.config), CHANGED_FILE)
         if values["fingerprint"] != self.prepared.fingerprint:
             raise InputError(

@@ -175,6 +175,18 @@ class DataConfig:
     """Clean samples per step; all of them if there are fewer."""
     meta_fraction: float = 0.2
     """Share of each class held out as clean set where the data set brings none."""
+    meta_count: int | None = None
+    """Number of rows held out as clean set, in place of a share."""
+    meta_balanced: bool | None = None
+    """Whether as many rows of each class are held out, or as many as its share; by default with meta_count alone."""
+    folds: int | None = None
+    """Parts, of as many rows of each class, of which one is held out as clean set in place of a share."""
+    fold: int | None = None
+    """Which of them, from 0 on; by default 0."""
+    val_fraction: float | None = None
+    """Share of each class held out, beside the clean set, to validate on; by default none. Noise leaves it be."""
+    split_seed: int | None = None
+    """Of what is held out, of the digits' parts and of the choice of canaries; by default 0 whatever the run's seed."""
     augment: Literal["none", "crop", "crop_flip"] | None = None
     """Random crops from the padded image, and horizontal flips; by default crop_flip for colour images, else none."""
     padding: int = 4
@@ -215,3 +227,9 @@ class DataConfig:
         within("data.workers", self.workers, 0, MOST_THREADS)
         if not 0 < self.meta_fraction < 1:
             raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise InputError(f"data.val_fraction must lie strictly between 0 and 1, got {self.val_fraction}")
+        at_least("data.meta_count", self.meta_count, 2)
+        at_least("data.split_seed", self.split_seed, 0)
+        at_least("data.folds", self.folds, 2)
+        at_least("data.fold", self.fold, 0)

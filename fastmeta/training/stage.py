@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta._text import reason, shown
-from fastmeta.data import PILOT, EpochSampler, InputError, Pool, derived_seed
+from fastmeta.data import PILOT, EpochSampler, InputError, Pool, Source, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
 from fastmeta.posterior import FOLDS
+from fastmeta.training.best import Best
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.context import StageContext
@@ -27,7 +28,7 @@ from fastmeta.training.global_generators import host_state, seed_all, set_host_s
 from fastmeta.training.health import Health, rate_to_lower
 from fastmeta.training.kept_labels import KeptLabels
 from fastmeta.training.label_metrics import label_figures
-from fastmeta.training.metrics import evaluate, means, own_figures
+from fastmeta.training.metrics import evaluate, means, not_finite, own_figures
 from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
@@ -97,7 +98,7 @@ class Stage:
         self.kept = None if canaries is None else KeptLabels(self.method.labels, canaries, config.epochs or 0)
         self.step = 0
         self.seconds = 0.0
-        self.best: tuple[float, int] | None = None  # test accuracy, epoch
+        self.best = Best()
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
         self.health = Health()
         self._following = False  # whether the source has been told which batches will come
@@ -290,13 +291,7 @@ class Stage:
         if own := own_figures(self.name, self.method.figures()):
             record["method_figures"] = own
         warnings, self.method.warnings[:] = list(self.method.warnings), []
-        if record["nonfinite_steps"]:
-            warnings.append(f"{record['nonfinite_steps']} steps of epoch {self.epoch} were not finite and were skipped")
-        if record.get("test_accuracy") is not None and record["ece"] is None:
-            warnings.append(
-                f"at the end of epoch {self.epoch} some test samples have logits that are not finite: they count as "
-                "wrong, and nll and ece are null"
-            )
+        warnings += not_finite(record)
         if isinstance(self.method.labels, Labels) and self.config.labels.update != "posterior":
             warnings += self.health.look(
                 self.method.labels,
@@ -305,9 +300,7 @@ class Stage:
                 record["label_grad_norm"],
                 self.config.labels.rate_name,
             )
-        accuracy = record.get("test_accuracy")
-        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
-            self.best = accuracy, self.epoch
+        self.best.look(record, self.epoch)
         self.last = record
         return record, warnings
 
@@ -330,7 +323,10 @@ class Stage:
         labels, of_labels = self.method.labels, dict[str, Any]()
         if labels is not None:
             of_labels = label_figures(labels, self.data.y_true, self.data.train_size)
-        return self.tested(self.model) | of_labels
+        found = self.tested(self.model)
+        if self.data.val is not None:
+            found["val_accuracy"] = self._evaluated(self.model, *self.data.val)["test_accuracy"]
+        return found | of_labels
 
     def _hold_labels(self) -> None:
         self.method.hold_labels()
@@ -338,8 +334,11 @@ class Stage:
 
     def tested(self, model: nn.Module) -> dict[str, float | None]:
         """Accuracy, nll and ece of `model` on the test set, nothing where there is none."""
-        size, test = max(512, self.config.data.batch_size or 0), self.data.test
-        return {} if test is None else evaluate(model, *test, batch_size=size, autocast=self.autocast)
+        return {} if self.data.test is None else self._evaluated(model, *self.data.test)
+
+    def _evaluated(self, model: nn.Module, source: Source, targets: Tensor) -> dict[str, float | None]:
+        size = max(512, self.config.data.batch_size or 0)
+        return evaluate(model, source, targets, batch_size=size, autocast=self.autocast)
 
     # -- state --------------------------------------------------------------------------------------------
 
@@ -362,7 +361,7 @@ class Stage:
             "name": self.name,
             "step": self.step,
             "seconds": self.seconds,
-            "best": self.best,
+            **self.best.state(),
             "last": self.last,
             "warned": self.health.given,
             "kept": kept,
@@ -394,6 +393,6 @@ class Stage:
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
         self.step, self.seconds = values["step"], values["seconds"]
-        self.best = None if values["best"] is None else (values["best"][0], values["best"][1])
+        self.best = Best.of_state(values)
         self.last = values["last"]
         self.health.given = list(values["warned"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -76,7 +77,7 @@ def train(
             run = load_run(begun, model=model, trust_code=trust_code)
             listener.note(f"{begun} is finished already")
             return run
-        config = TrainConfig.read(begun / CONFIG)
+        config = _read(begun)
     config = config or TrainConfig()
     if auto_resume:
         if config.out is None:
@@ -90,7 +91,7 @@ def train(
             check_same_kind(begun, config, model, data)
         prepared = prepare(config, model=model, data=data)
         if begun is not None and auto_resume:
-            own = TrainConfig.read(begun / CONFIG)
+            own = _read(begun)
             check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
             if os.path.isfile(begun / SUMMARY):
                 run = load_run(begun, model=copy_of(prepared.initial).cpu(), force=prepared.config.force)
@@ -111,3 +112,11 @@ def train(
                     raise
                 where = f"at once; the last saved state, {session.saved}, is"
                 raise Interrupted(path, signal.SIGINT, where, prepared.config) from None
+
+
+def _read(begun: Path) -> TrainConfig:
+    """The config of a run. Before splits had a seed of their own, they went by the run's."""
+    config = TrainConfig.read(begun / CONFIG)
+    if config.data.split_seed is not None:
+        return config
+    return replace(config, data=replace(config.data, split_seed=config.seed))

@@ -41,7 +41,7 @@ def test_intervals_hold_what_became_of_the_training_labels(update, tmp_path):
                 baselines="none",
                 out=str(out),
                 labels=LabelConfig(update=update, target_prob=0.6),
-                data=DataConfig(batch_size=64, meta_batch_size=64),
+                data=DataConfig(batch_size=64, meta_batch_size=64, split_seed=seed),
             )
             run = train(config, data=digits(noise, seed, given), listener=Warnings())
             with np.load(out / "labels.npz") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastmeta import train
-from fastmeta.training import LabelConfig, TrainConfig
+from fastmeta.training import DataConfig, LabelConfig, TrainConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -60,7 +60,9 @@ def test_an_interval_is_students(script):
 
 def test_a_shorter_run_learns_labels(tmp_path):
     """Twelve epochs in place of thirty, one seed."""
-    s = train(TrainConfig(seed=11, epochs=12, baselines="none", out=str(tmp_path / "run"))).summary
+    s = train(
+        TrainConfig(seed=11, epochs=12, baselines="none", data=DataConfig(split_seed=11), out=str(tmp_path / "run"))
+    ).summary
     assert s["noise_rate"] == pytest.approx(0.72, abs=0.01)
     assert s["label_update"] == "exact"
     assert s["test_accuracy_last"] >= 0.60
@@ -93,6 +95,7 @@ def test_a_bfloat16_table_learns_as_well(tmp_path):
             train(
                 TrainConfig(
                     seed=seed,
+                    data=DataConfig(split_seed=seed),
                     noise="uniform:0.4",
                     baselines="none",
                     labels=LabelConfig(update="exact", target_prob=0.6, label_lr=3200, dtype=dtype),

@@ -38,9 +38,7 @@ def stage_summary(stage: Stage) -> dict[str, Any]:
     """Figures of a stage that has taken its last step."""
     record = stage.last
     return {
-        "test_accuracy_last": record.get("test_accuracy"),
-        "test_accuracy_best": None if stage.best is None else stage.best[0],
-        "test_accuracy_best_epoch": None if stage.best is None else stage.best[1],
+        **stage.best.summary(record),
         "nll": record.get("nll"),
         "ece": record.get("ece"),
         "train_fit": record.get("train_fit"),
@@ -67,6 +65,10 @@ def summary_of(
 
     schema, schema_version          "fastmeta.run", raised when a field changes its meaning
     test_accuracy_last, _best       after the last epoch; the best epoch is picked on the test set itself
+    val_accuracy_last, _best        the same on the validation set, with data.val_fraction
+    test_accuracy_at_best_val       after the epoch that the validation set picks
+    val_size, overlap               rows of the validation set; training rows that stand in it or in the clean set, null
+                                    where nobody looked
     nll, ece                        on the test set after the last epoch
     label_accuracy_initial, _final  share of given and of learned labels, as they are read, that are right
     labels_changed                  learned class differs from the given one
@@ -119,6 +121,8 @@ def summary_of(
         "train_size": len(splits.train),
         "meta_size": len(splits.meta),
         "test_size": None if splits.test is None else len(splits.test),
+        **({} if splits.val is None else {"val_size": len(splits.val)}),
+        "overlap": splits.overlap,
         "num_classes": splits.num_classes,
         "class_names": list(splits.class_names),
         "input_shape": None if shape is None else list(shape),
@@ -169,7 +173,13 @@ _FINETUNED = record(
         "seconds": number(0),
     }
 )
-_BESIDE = {"failed": maybe(text), "method_figures": table(maybe(real)), "finetuned": _FINETUNED}
+_BESIDE = {
+    "failed": maybe(text),
+    "method_figures": table(maybe(real)),
+    "finetuned": _FINETUNED,
+    **dict.fromkeys(("val_accuracy_last", "val_accuracy_best", "test_accuracy_at_best_val"), _RATE),
+    "val_accuracy_best_epoch": maybe(whole()),
+}
 _LABELS = {
     "label_accuracy_initial": _RATE,
     "label_accuracy_final": _RATE,
@@ -240,6 +250,8 @@ SUMMARY_FORM = record(
         **_OF_LABELS,
         "label_update": maybe(text),
         "noise_matrix": maybe(each(each(number(0, 1)))),
+        "val_size": whole(1),
+        "overlap": maybe(whole()),
         "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
         "digest": anything,
     },
