@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,8 +23,9 @@ from fastmeta.cli.parser import Parser, wrapped
 from fastmeta.data import InputError
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, NoOptions
-from fastmeta.training import Interrupted, TrainConfig, TrainingError
+from fastmeta.training import Interrupted, Listener, Run, TrainConfig, TrainingError
 from fastmeta.training.config import NAMES_OF_CODE, is_code
+from fastmeta.training.listener import Listeners
 from fastmeta.training.values import hints_of
 
 PROG = "fastmeta train"
@@ -49,6 +50,11 @@ class _Arguments:
     not for what this line names."""
     trust_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Load a pickle where --noise file:PATH is one, which runs code of whoever wrote it."""
+    seeds: int = 1
+    """Runs of so many seeds, from --seed on, each in a folder of its own in --out, and what they come to: means and
+    standard deviations. The same command goes on where it was stopped."""
+    log: Literal["none", "tensorboard"] = "none"
+    """Log the figures of each epoch: tensorboard writes them into the run's folder tensorboard."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the resolved config, the splits, memory and estimated time; train nothing, write nothing."""
 
@@ -75,22 +81,42 @@ def _main(argv: list[str]) -> int:
     arguments = parse(argv)
     config = arguments.run
     if arguments.dry_run:
+        from fastmeta.cli.several_seeds import configs
         from fastmeta.training.estimate import dry_run
 
         with trusting_pickles(arguments.trust_pickle):
-            print(wrapped(printable_lines(dry_run(config)), 10 * " "))
+            first = config if arguments.seeds == 1 else configs(config, arguments.seeds)[1][0]
+            print(wrapped(printable_lines(dry_run(first)), 10 * " "))
+        if arguments.seeds > 1:
+            print(f"{arguments.seeds} seeds: {arguments.seeds} such runs, one after the other")
         return 0
     keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
+    from fastmeta.cli.several_seeds import run_seeds
 
-    listener, pickles = ConsoleListener(), arguments.trust_pickle
+    pickles = arguments.trust_pickle
+
+    def heard(console: ConsoleListener) -> Listener:
+        if arguments.log == "none":
+            return console
+        from fastmeta.report.tensorboard_log import TensorBoardLog
+
+        return Listeners(console, TensorBoardLog())
+
+    def one(config: TrainConfig, console: ConsoleListener) -> Run:
+        return train(config, auto_resume=True, listener=heard(console), trust_pickle=pickles)
+
+    if arguments.seeds != 1:
+        return run_seeds(config, arguments.seeds, argv, one)
+    console = ConsoleListener()
+    listener = heard(console)
     try:
         if arguments.resume is not None:
             train(resume=arguments.resume, trust_code=arguments.trust_code, listener=listener, trust_pickle=pickles)
         else:
             train(config, auto_resume=arguments.auto_resume, listener=listener, trust_pickle=pickles)
     finally:
-        listener.close()
+        console.close()
     return 0
 
 

@@ -18,16 +18,11 @@ from fastmeta.training.rundir import CONFIG, SUMMARY, read, read_summary
 #: folders below the one that is named in which runs are looked for
 _DEPTH = 2
 _MOST = 1000
-#: what a run is summed up by: key of the summary, in words, times
-FIGURES = {
-    "test_accuracy_last": ("test %", 100.0),
-    "label_accuracy_initial": ("labels right % as given", 100.0),
-    "label_accuracy_final": ("labels right % learned", 100.0),
-    "labels_changed": ("labels changed", 1.0),
-    "wrong_label_average_precision": ("finds wrong, AP", 1.0),
-    "nll": ("NLL", 1.0),
-    "ece": ("ECE", 1.0),
-}
+#: keys of a summary that runs are summed up by
+FIGURES = (
+    *("test_accuracy_last", "nll", "ece", "label_accuracy_initial", "label_accuracy_final", "labels_changed"),
+    *("labels_corrected", "labels_spoiled", "wrong_label_average_precision", "seconds"),
+)
 
 
 @dataclass(frozen=True)

@@ -60,3 +60,38 @@ class Listener:
 
     def end(self, path: Path, summary: Mapping[str, Any]) -> None:
         """The run is finished and its files are written; `summary` is its summary.json."""
+
+
+class Listeners(Listener):
+    """Several listeners, each of which is told all, in this order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def begin(self, path: Path, config: TrainConfig, splits: Splits, device: str) -> None:
+        for listener in self.listeners:
+            listener.begin(path, config, splits, device)
+
+    def stage(self, stage: Stage) -> None:
+        for listener in self.listeners:
+            listener.stage(stage)
+
+    def step(self, stage: Stage) -> None:
+        for listener in self.listeners:
+            listener.step(stage)
+
+    def epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener.epoch(stage, record)
+
+    def note(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.note(text)
+
+    def warning(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.warning(text)
+
+    def end(self, path: Path, summary: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener.end(path, summary)

@@ -112,7 +112,8 @@ def test_names_texts_and_configs_of_others_are_text(run, tmp_path):
     evil = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\x1b[31m"
     told = {"class_names": [evil, f"{evil}2"], "warnings": [evil], "dataset": evil, "method": evil, "model": evil}
     copy = changed(run, tmp_path / "run", told)
-    config = (copy / "config.toml").read_text().replace("seed = 0", f"seed = 0\nout = {json.dumps(evil)}")
+    config = f"out = {json.dumps(evil)}
+" + (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(config)
     page = checked(write_report(copy, samples=np.array([f"{evil} text {k}" for k in range(80)])))
     assert "alert(1)" in page.text
@@ -199,7 +200,7 @@ def test_a_folder_of_runs(run, tmp_path, capsys):
     for seed, accuracy in ((0, 0.5), (9, 0.6), (10, 0.7)):
         told = {"seed": seed, "test_accuracy_last": accuracy}
         copy = changed(run, tmp_path / "all" / f"seed{seed}", told)
-        (copy / "config.toml").write_text((copy / "config.toml").read_text().replace("seed = 0", f"seed = {seed}"))
+        (copy / "config.toml").write_text((copy / "config.toml").read_text().replace("\nseed = 0", f"\nseed = {seed}"))
     changed(run, tmp_path / "all" / "other" / "<i>x", {"epochs": 3})
     (tmp_path / "all" / "other" / "<i>x" / "report.html").unlink(missing_ok=True)
     cut = changed(run, tmp_path / "all" / "cut")

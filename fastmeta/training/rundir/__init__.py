@@ -3,7 +3,7 @@
 from fastmeta.training.rundir.files import read, to_json, user_path, write_atomically
 from fastmeta.training.rundir.handed_out import RunLabels, run_labels
 from fastmeta.training.rundir.label_files import npz_bytes
-from fastmeta.training.rundir.layout import CONFIG, SUMMARY
+from fastmeta.training.rundir.layout import CONFIG, SUMMARY, command
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.summary import read_summary
 
@@ -12,6 +12,7 @@ __all__ = [
     "SUMMARY",
     "Run",
     "RunLabels",
+    "command",
     "load_run",
     "npz_bytes",
     "read",
