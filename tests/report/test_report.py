@@ -112,8 +112,7 @@ def test_names_texts_and_configs_of_others_are_text(run, tmp_path):
     evil = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\x1b[31m"
     told = {"class_names": [evil, f"{evil}2"], "warnings": [evil], "dataset": evil, "method": evil, "model": evil}
     copy = changed(run, tmp_path / "run", told)
-    config = f"out = {json.dumps(evil)}
-" + (copy / "config.toml").read_text()
+    config = f"out = {json.dumps(evil)}\n" + (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(config)
     page = checked(write_report(copy, samples=np.array([f"{evil} text {k}" for k in range(80)])))
     assert "alert(1)" in page.text
