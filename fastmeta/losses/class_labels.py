@@ -75,6 +75,9 @@ class ClassLabels(Labels):
         others = (a / (self.num_classes - 1)).expand(-1, self.num_classes)
         return others.scatter(1, targets.unsqueeze(1), 1 - a)
 
+    def restart_(self, target_prob: float) -> None:
+        self.alpha.fill_(1 - target_prob)
+
     def over_epoch(self, move: Move, learned: Tensors | None = None) -> EpochMove:
         return ClassMove(move, self)
 

@@ -202,6 +202,12 @@ class InstanceLabels(Labels):
         logits = probs.double().clamp_min(_LEAST_MASS / self.num_classes).log()
         self.write_(index, logits - logits.mean(1, keepdim=True))
 
+    def restart_(self, target_prob: float) -> None:
+        """Every label as it is at a start of `target_prob`."""
+        start = Start(self, self._margin(target_prob), self.dtype)
+        for index in start.pieces():
+            self.write_(index, start.rows(index))
+
     def over_epoch(self, move: Move, learned: Tensors | None = None) -> EpochMove:
         return TableMove(move, self) if self.table is None else PassingMove(move, self)
 

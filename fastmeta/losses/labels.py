@@ -194,6 +194,10 @@ class Labels(LearnableLoss):
         """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
         raise NotImplementedError
 
+    def restart_(self, target_prob: float) -> None:
+        """Every label as it is at a start of `target_prob`."""
+        raise NotImplementedError
+
     # What a look at the labels tells; it waits for the device.
 
     def dense(self) -> Labels:

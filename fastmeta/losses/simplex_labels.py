@@ -49,8 +49,8 @@ class SimplexLabels(Labels):
 
     family = "simplex"
     parameter = "label_probs"
-    default_step = 0.02
-    _travel = 2.0
+    default_step = 0.1
+    _travel = 5.0
     label_probs: Tensor
 
     def __init__(
@@ -63,13 +63,18 @@ class SimplexLabels(Labels):
         if p0 is None or not 0 <= p0 <= 1:
             raise ValueError(f"target_prob must lie in [0, 1], got {shown(target_prob)}")
         self.register_buffer("targets", targets)
-        rest = (1 - p0) / (self.num_classes - 1)
-        rows = torch.full((len(targets), self.num_classes), rest, dtype=dtype, device=targets.device)
-        self.register_buffer("label_probs", rows.scatter_(1, targets.unsqueeze(1), p0))
+        self.register_buffer(
+            "label_probs", torch.empty(len(targets), self.num_classes, dtype=dtype, device=targets.device)
+        )
+        self.restart_(p0)
 
     @classmethod
     def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
         return {"targets": (size,), cls.parameter: (size, num_classes)}
+
+    def restart_(self, target_prob: float) -> None:
+        rest = (1 - target_prob) / (self.num_classes - 1)
+        self.label_probs.fill_(rest).scatter_(1, self.targets.unsqueeze(1), target_prob)
 
     @property
     def _rows(self) -> DenseTable:

@@ -23,5 +23,11 @@ class ClassLabelMethod(LearnedLabels):
                 "class; take exact or epoch, or method=instance_labels"
             )
 
+        if config.labels.parametrisation != "softmax":
+            raise ValueError(
+                f"labels.parametrisation={config.labels.parametrisation} is about a distribution of each sample, and "
+                "class_labels hold one value per class; leave it out, or take method=instance_labels"
+            )
+
     def make_labels(self, context: Context) -> ClassLabels:
         return ClassLabels(context.targets, context.num_classes, context.config.labels.target_prob)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastmeta.data.seeds import derived_seed
-from fastmeta.losses import InstanceLabels, LabelTable
+from fastmeta.losses import InstanceLabels, LabelTable, SimplexLabels
 from fastmeta.methods.base import Context
 from fastmeta.methods.learned import LearnedLabels
 
@@ -23,8 +23,10 @@ class InstanceLabelMethod(LearnedLabels):
     #: where the label logits lie; None: in a dense tensor
     table: ClassVar[type[LabelTable] | None] = None
 
-    def make_labels(self, context: Context) -> InstanceLabels:
+    def make_labels(self, context: Context) -> InstanceLabels | SimplexLabels:
         config = context.config
+        if config.labels.parametrisation == "simplex":
+            return SimplexLabels(context.targets, context.num_classes, config.labels.target_prob)
         return InstanceLabels(
             context.targets,
             context.num_classes,
@@ -37,8 +39,18 @@ class InstanceLabelMethod(LearnedLabels):
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         super().check(config, num_classes)
-        target_prob = config.labels.target_prob
-        if target_prob in (0, 1):
+        target_prob, simplex = config.labels.target_prob, config.labels.parametrisation == "simplex"
+        if simplex and config.labels.dtype != "float32":
+            raise ValueError(
+                f"labels.dtype={config.labels.dtype} is about a table of logits, and labels.parametrisation=simplex "
+                "holds probabilities in float32; leave it out"
+            )
+        if simplex and cls.table is not None:
+            raise ValueError(
+                f"labels.parametrisation=simplex keeps labels in a dense tensor, and method={config.method} in a "
+                f"{cls.table.__name__}; leave it at softmax"
+            )
+        if target_prob in (0, 1) and not (simplex and target_prob == 1):
             raise ValueError(
                 f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got {target_prob}: no "
                 "gradient leads back from an infinite logit; take 0.9"

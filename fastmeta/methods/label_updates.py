@@ -16,6 +16,7 @@ from fastmeta.meta import EpochLookahead, MetaStep
 from fastmeta.meta.epoch import EpochResult
 from fastmeta.methods.base import Batch, Context, Outcome, Samples
 from fastmeta.methods.held_labels import HeldLabelsStep
+from fastmeta.methods.label_curriculum import Restart, entropy_weights
 from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 #: share that all classes have alike of the given labels that a network is warmed up on
@@ -65,7 +66,9 @@ class ExactUpdates(Updates):
         optimizer: torch.optim.Optimizer,
         warnings: list[str],
     ) -> None:
-        config = context.config
+        self.config = config = context.config
+        self.labels = labels
+        self.restart = Restart(labels, config.labels.target_prob) if config.labels.reset else None
         self.meta_step = MetaStep(
             model,
             labels,
@@ -91,16 +94,31 @@ class ExactUpdates(Updates):
         if self._held is not None:
             return self._held(batch)
         assert batch.meta is not None
-        r = self.meta_step((batch.x, batch.index), batch.meta)
+        if self.restart is not None:
+            self.restart.before_step()
+        kind, weight = self.config.labels.entropy_weight, None
+        if kind != "none":
+            weight = entropy_weights(self.labels.probs(batch.index), kind)
+        r = self.meta_step((batch.x, batch.index), batch.meta, weight=weight)
         return Outcome(
             r.logits, r.train_loss, r.finite, r.meta_loss, r.entropy, r.label_grad_norm, r.skipped, counted=True
         )
 
     def explain(self) -> str:
-        return self.meta_step.explain()
+        lines = [self.meta_step.explain()]
+        if (kind := self.config.labels.entropy_weight) != "none":
+            lines.append(f"weights:    of samples {kind} by the entropy H of their labels, with mean 1 in a batch")
+        if self.restart is not None:
+            lines.append("restart:    labels start anew in each epoch")
+        return "\n".join(lines)
+
+    def end_epoch(self, samples: Samples) -> None:
+        if self.restart is not None:
+            self.restart.due = True
 
     def stateful(self) -> Mapping[str, Any]:
-        return {"meta_step": self.meta_step}
+        kept = {"meta_step": self.meta_step}
+        return kept if self.restart is None else {**kept, "restart": self.restart}
 
 
 class BetweenEpochs(Updates):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fastmeta.losses import ClassLabels, InstanceLabels
+from fastmeta.losses import ClassLabels, InstanceLabels, SimplexLabels
 from fastmeta.methods.base import Batch, Context, Method, Outcome, Samples
 from fastmeta.methods.label_updates import UPDATES
 
@@ -23,10 +23,10 @@ class LearnedLabels(Method):
         {"compile", "approx", "micro_batch", "labels.update", "labels.canaries"}
     )
     family: ClassVar[type[InstanceLabels] | type[ClassLabels]]
-    labels: InstanceLabels | ClassLabels
+    labels: InstanceLabels | ClassLabels | SimplexLabels
 
     @abstractmethod
-    def make_labels(self, context: Context) -> InstanceLabels | ClassLabels:
+    def make_labels(self, context: Context) -> InstanceLabels | ClassLabels | SimplexLabels:
         """The labels as they start."""
 
     def setup(self, context: Context) -> None:

@@ -176,6 +176,13 @@ class TrainConfig:
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
                 "none; leave it out"
             )
+        for name in ("parametrisation", "entropy_weight", "reset"):
+            value = getattr(self.labels, name)
+            if value != getattr(LabelConfig, name) and "labels.update" not in method.supports:
+                raise InputError(
+                    f"labels.{name}={value} is about methods whose labels move, and method={self.method} has none; "
+                    "leave it out"
+                )
         if self.labels.canaries not in ("auto", "off") and not self.can_have_canaries:
             raise InputError(
                 f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "

@@ -74,6 +74,9 @@ POSTERIOR_STEPS, LEAST_CLEAN_BATCH, MIX = 30, 16, 0.3
 #: clean rows without which none can be left out, so that nothing is estimated
 LEAST_CLEAN = 2
 
+#: rate of labels that are probabilities, as a share of that of logits, whose gradient has a factor p more
+SIMPLEX_RATE = 1 / 6
+
 #: torch's own of AdamW; the presets' are of SGD
 ADAMW_LR, ADAMW_WEIGHT_DECAY = 1e-3, 1e-2
 
@@ -150,6 +153,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
                 label_lr: float | None = preset.instance_rate * batch_size / rate
             else:
                 label_lr = config.method_class().default_label_lr(rate, batch_size, epochs, splits.num_classes)
+            if label_lr is not None and labels.parametrisation == "simplex":
+                label_lr *= SIMPLEX_RATE
             labels = replace(labels, label_lr=label_lr)
     model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
     resolved = replace(

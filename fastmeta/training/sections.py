@@ -14,7 +14,7 @@ from fastmeta.training.values import check_types
 
 #: of the table [labels], by labels.update
 OPTIONS_OF = {
-    "exact": ("target_prob", "label_lr", "lookahead", "tangent"),
+    "exact": ("target_prob", "label_lr", "lookahead", "tangent", "parametrisation", "entropy_weight", "reset"),
     "epoch": ("target_prob", "steps", "clean_lr", "eta", "warmup_epochs"),
     "posterior": ("steps", "clean_lr", "clean_batch", "warmup_epochs", "every", "mix", "trust", "margin"),
 }
@@ -81,6 +81,14 @@ class LabelConfig:
     By default sgd for sgd and 0.1 for adamw."""
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
     """How the logit tangent is computed; auto goes by the model's layers."""
+    parametrisation: Literal["softmax", "simplex"] = "softmax"
+    """Update exact, instance labels: their parameters are logits of a softmax, or the probabilities themselves,
+    projected onto the simplex."""
+    entropy_weight: Literal["none", "1-H/logC", "exp(-H)", "H/logC"] = "none"
+    """Update exact: weight of a sample in the training loss by the entropy H of its label, constant, with mean 1 in a
+    batch."""
+    reset: bool = False
+    """Update exact: labels start anew in each epoch, to see what their memory is worth."""
     steps: int | None = None
     """Updates epoch and posterior: clean steps of a copy, by default 10 of data.meta_batch_size samples for epoch,
     and no more than cost what labels without them do; 30 for posterior."""

@@ -292,7 +292,8 @@ class Stage:
             record["method_figures"] = own
         warnings, self.method.warnings[:] = list(self.method.warnings), []
         warnings += not_finite(record)
-        if isinstance(self.method.labels, Labels) and self.config.labels.update != "posterior":
+        moving = self.config.labels.update != "posterior" and not self.config.labels.reset
+        if isinstance(self.method.labels, Labels) and moving:
             warnings += self.health.look(
                 self.method.labels,
                 self.config.labels.target_prob or 0.0,
