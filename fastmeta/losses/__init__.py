@@ -8,6 +8,7 @@ from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
 from fastmeta.losses.label_corrector import LabelCorrector
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
+from fastmeta.losses.momentum_labels import MomentumLabels
 from fastmeta.losses.read_out import read_out
 from fastmeta.losses.simplex_labels import SimplexLabels, onto_simplex
 from fastmeta.losses.table import DenseTable, LabelTable, Start, put_rows_, take_rows
@@ -29,6 +30,7 @@ __all__ = [
     "LabelTable",
     "Labels",
     "LearnableLoss",
+    "MomentumLabels",
     "Move",
     "SimplexLabels",
     "Start",

@@ -23,9 +23,11 @@ class ClassLabelMethod(LearnedLabels):
                 "class; take exact or epoch, or method=instance_labels"
             )
 
-        if config.labels.parametrisation != "softmax":
+        for name, without in (("parametrisation", "softmax"), ("momentum", 0)):
+            if (value := getattr(config.labels, name)) == without:
+                continue
             raise ValueError(
-                f"labels.parametrisation={config.labels.parametrisation} is about a distribution of each sample, and "
+                f"labels.{name}={value} is about a distribution of each sample, and "
                 "class_labels hold one value per class; leave it out, or take method=instance_labels"
             )
 

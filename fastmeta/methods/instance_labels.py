@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastmeta.data.seeds import derived_seed
-from fastmeta.losses import InstanceLabels, LabelTable, SimplexLabels
+from fastmeta.losses import InstanceLabels, LabelTable, MomentumLabels, SimplexLabels
 from fastmeta.methods.base import Context
 from fastmeta.methods.learned import LearnedLabels
 
@@ -27,6 +27,8 @@ class InstanceLabelMethod(LearnedLabels):
         config = context.config
         if config.labels.parametrisation == "simplex":
             return SimplexLabels(context.targets, context.num_classes, config.labels.target_prob)
+        if momentum := config.labels.momentum:
+            return MomentumLabels(context.targets, context.num_classes, config.labels.target_prob, momentum=momentum)
         return InstanceLabels(
             context.targets,
             context.num_classes,
@@ -40,15 +42,18 @@ class InstanceLabelMethod(LearnedLabels):
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         super().check(config, num_classes)
         target_prob, simplex = config.labels.target_prob, config.labels.parametrisation == "simplex"
-        if simplex and config.labels.dtype != "float32":
+        if momentum := config.labels.momentum:
+            option = f"labels.momentum={momentum:g}"
+            if simplex:
+                raise ValueError(f"{option} is about logits, and labels.parametrisation=simplex has none; leave it out")
+        else:
+            option = "labels.parametrisation=simplex" if simplex else ""
+        if option and config.labels.dtype != "float32":
+            raise ValueError(f"labels.dtype={config.labels.dtype} does not go with {option}, which is in float32")
+        if option and cls.table is not None:
             raise ValueError(
-                f"labels.dtype={config.labels.dtype} is about a table of logits, and labels.parametrisation=simplex "
-                "holds probabilities in float32; leave it out"
-            )
-        if simplex and cls.table is not None:
-            raise ValueError(
-                f"labels.parametrisation=simplex keeps labels in a dense tensor, and method={config.method} in a "
-                f"{cls.table.__name__}; leave it at softmax"
+                f"{option} keeps labels in a dense tensor, and method={config.method} in a {cls.table.__name__}; leave "
+                "it out"
             )
         if target_prob in (0, 1) and not (simplex and target_prob == 1):
             raise ValueError(

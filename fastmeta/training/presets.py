@@ -155,6 +155,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
                 label_lr = config.method_class().default_label_lr(rate, batch_size, epochs, splits.num_classes)
             if label_lr is not None and labels.parametrisation == "simplex":
                 label_lr *= SIMPLEX_RATE
+            if label_lr is not None:
+                label_lr *= 1 - labels.momentum  # labels go as far in a run
             labels = replace(labels, label_lr=label_lr)
     model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
     resolved = replace(

@@ -76,6 +76,7 @@ RUNS = {
     "hard start": {"parametrisation": "simplex", "target_prob": 1.0},
     "weights": {"entropy_weight": "1-H/logC"},
     "anew": {"reset": True},
+    "momentum": {"momentum": 0.5, "label_lr": 2.0},
 }
 
 
@@ -84,7 +85,7 @@ def made(path, name, **changes):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("hard start", "anew") else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+    "name", [name if name in ("momentum", "anew") else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 )
 def test_a_run_that_is_stopped_goes_on_bitwise(name, tmp_path):
     unbroken = fastmeta.train(made(tmp_path / "unbroken", name), data=two_classes())
@@ -132,12 +133,25 @@ SIMPLEX = {"parametrisation": "simplex"}
         ({}, {**SIMPLEX, "update": "posterior"}, r"labels\.parametrisation=simplex is about labels\.update=exact"),
         ({}, {"reset": True, "update": "epoch"}, r"labels\.reset=True is about labels\.update=exact"),
         ({}, {"entropy_weight": "H/logC", "update": "epoch"}, r"labels\.entropy_weight=H/logC is about labels\.update"),
-        ({}, {**SIMPLEX, "dtype": "bfloat16"}, r"labels\.dtype=bfloat16 is about a table of logits"),
+        ({}, {**SIMPLEX, "dtype": "bfloat16"}, r"labels\.dtype=bfloat16 does not go with labels\.param"),
         ({}, {**SIMPLEX, "target_prob": 0.0}, r"labels\.target_prob must lie strictly between 0 and 1"),
         (
             {"method": "class_labels"},
             SIMPLEX,
             r"labels\.parametrisation=simplex is about a distribution of each sample",
+        ),
+        (
+            {},
+            {**SIMPLEX, "momentum": 0.5},
+            r"labels\.momentum=0\.5 is about logits, and labels\.parametrisation=simplex",
+        ),
+        ({}, {"momentum": 1.0}, r"labels\.momentum must be in \[0, 1\), got 1\.0"),
+        ({}, {"momentum": 0.5, "dtype": "bfloat16"}, r"labels\.dtype=bfloat16 does not go with labels\.momentum=0\.5"),
+        ({}, {"momentum": 0.5, "update": "epoch"}, r"labels\.momentum=0\.5 is about labels\.update=exact"),
+        (
+            {"method": "class_labels"},
+            {"momentum": 0.5},
+            r"labels\.momentum=0\.5 is about a distribution of each sample",
         ),
         ({"method": "onehot"}, SIMPLEX, r"labels\.parametrisation=simplex is about methods whose labels move"),
         ({"method": "l2rw"}, {"reset": True}, r"labels\.reset=True is about methods whose labels move"),
