@@ -199,7 +199,7 @@ def test_what_is_refused(options, arguments, message):
 
 
 def checks():
-    return list(estimator_checks_generator(LabelLearner(epochs=1)))
+    return list(estimator_checks_generator(LabelLearner(epochs=1, config={"labels": {"update": "exact"}})))
 
 
 def name_of(check):

@@ -19,6 +19,14 @@ def npz(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures_of_each_run():
+    """Which take longer than these runs; those over the seeds are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastmeta.report.write_figures", lambda *run: [])
+        yield
+
+
 def words(npz, folder, *more):
     fixed = ["--model", "mlp", "--epochs", "2", "--threads", "1", "--labels.update", "exact"]
     return ["train", "--dataset", f"npz:{npz}", *fixed, "--out", str(folder), *more]

@@ -14,7 +14,7 @@ from fastmeta.data import InputError, load_dataset
 from fastmeta.export import apply, export
 from fastmeta.training import TrainConfig, train
 from fastmeta.training.rundir import run_labels
-from tests.support.finished import changed, small_run, withheld
+from tests.support.finished import EXACT, changed, small_run, withheld
 from tests.support.runs import Warnings, two_classes
 
 
@@ -140,7 +140,14 @@ def table(count=60):
 
 
 def trained(dataset, folder):
-    values = {"dataset": dataset, "model": "mlp", "epochs": 5, "threads": 1, "out": str(folder / "run")}
+    values = {
+        "dataset": dataset,
+        "model": "mlp",
+        "epochs": 5,
+        "threads": 1,
+        "out": str(folder / "run"),
+        "labels": {"update": "exact"},
+    }
     data = {"label_column": "kind", "split_column": "part"}
     return train(TrainConfig.from_mapping(values | {"data": data}), listener=Warnings()).path
 
@@ -199,7 +206,12 @@ def test_a_folder_of_images_names_its_files(tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         image.fromarray(pixels[..., 0]).save(place)
     config = TrainConfig(
-        dataset=f"folder:{tmp_path / 'images'}", model="mlp", epochs=4, threads=1, out=str(tmp_path / "run")
+        dataset=f"folder:{tmp_path / 'images'}",
+        model="mlp",
+        epochs=4,
+        threads=1,
+        out=str(tmp_path / "run"),
+        labels=EXACT,
     )
     run = train(config, listener=Warnings()).path
     with pytest.raises(InputError, match="take labels export"):
