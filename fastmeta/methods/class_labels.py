@@ -23,7 +23,7 @@ class ClassLabelMethod(LearnedLabels):
                 "class; take exact or epoch, or method=instance_labels"
             )
 
-        for name, without in (("parametrisation", "softmax"), ("momentum", 0)):
+        for name, without in (("parametrisation", "softmax"), ("label_momentum", 0)):
             if (value := getattr(config.labels, name)) == without:
                 continue
             raise ValueError(

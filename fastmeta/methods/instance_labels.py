@@ -27,7 +27,7 @@ class InstanceLabelMethod(LearnedLabels):
         config = context.config
         if config.labels.parametrisation == "simplex":
             return SimplexLabels(context.targets, context.num_classes, config.labels.target_prob)
-        if momentum := config.labels.momentum:
+        if momentum := config.labels.label_momentum:
             return MomentumLabels(context.targets, context.num_classes, config.labels.target_prob, momentum=momentum)
         return InstanceLabels(
             context.targets,
@@ -42,8 +42,8 @@ class InstanceLabelMethod(LearnedLabels):
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         super().check(config, num_classes)
         target_prob, simplex = config.labels.target_prob, config.labels.parametrisation == "simplex"
-        if momentum := config.labels.momentum:
-            option = f"labels.momentum={momentum:g}"
+        if momentum := config.labels.label_momentum:
+            option = f"labels.label_momentum={momentum:g}"
             if simplex:
                 raise ValueError(f"{option} is about logits, and labels.parametrisation=simplex has none; leave it out")
         else:

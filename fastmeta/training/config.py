@@ -176,7 +176,7 @@ class TrainConfig:
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
                 "none; leave it out"
             )
-        for name in ("parametrisation", "momentum", "entropy_weight", "reset"):
+        for name in ("parametrisation", "label_momentum", "entropy_weight", "reset"):
             value = getattr(self.labels, name)
             if value != getattr(LabelConfig, name) and "labels.update" not in method.supports:
                 raise InputError(

@@ -156,7 +156,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
             if label_lr is not None and labels.parametrisation == "simplex":
                 label_lr *= SIMPLEX_RATE
             if label_lr is not None:
-                label_lr *= 1 - labels.momentum  # labels go as far in a run
+                label_lr *= 1 - labels.label_momentum  # labels go as far in a run
             labels = replace(labels, label_lr=label_lr)
     model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
     resolved = replace(

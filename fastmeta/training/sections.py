@@ -20,7 +20,7 @@ OPTIONS_OF = {
         "lookahead",
         "tangent",
         "parametrisation",
-        "momentum",
+        "label_momentum",
         "entropy_weight",
         "reset",
     ),
@@ -93,7 +93,7 @@ class LabelConfig:
     parametrisation: Literal["softmax", "simplex"] = "softmax"
     """Update exact, instance labels: their parameters are logits of a softmax, or the probabilities themselves,
     projected onto the simplex."""
-    momentum: float = 0.0
+    label_momentum: float = 0.0
     """Update exact, instance labels as logits: momentum of their steps; a row's waits for its next visit."""
     entropy_weight: Literal["none", "1-H/logC", "exp(-H)", "H/logC"] = "none"
     """Update exact: weight of a sample in the training loss by the entropy H of its label, constant, with mean 1 in a
@@ -144,7 +144,7 @@ class LabelConfig:
         at_least("labels.steps", self.steps, 1)
         positive("labels.clean_lr", self.clean_lr)
         positive("labels.eta", self.eta)
-        within("labels.momentum", self.momentum, 0, 1, high_open=True)
+        within("labels.label_momentum", self.label_momentum, 0, 1, high_open=True)
         at_least("labels.warmup_epochs", self.warmup_epochs, 0)
         at_least("labels.clean_batch", self.clean_batch, 1)
         at_least("labels.every", self.every, 1)

@@ -76,7 +76,7 @@ RUNS = {
     "hard start": {"parametrisation": "simplex", "target_prob": 1.0},
     "weights": {"entropy_weight": "1-H/logC"},
     "anew": {"reset": True},
-    "momentum": {"momentum": 0.5, "label_lr": 2.0},
+    "momentum": {"label_momentum": 0.5, "label_lr": 2.0},
 }
 
 
@@ -142,16 +142,20 @@ SIMPLEX = {"parametrisation": "simplex"}
         ),
         (
             {},
-            {**SIMPLEX, "momentum": 0.5},
-            r"labels\.momentum=0\.5 is about logits, and labels\.parametrisation=simplex",
+            {**SIMPLEX, "label_momentum": 0.5},
+            r"labels\.label_momentum=0\.5 is about logits, and labels\.parametrisation=simplex",
         ),
-        ({}, {"momentum": 1.0}, r"labels\.momentum must be in \[0, 1\), got 1\.0"),
-        ({}, {"momentum": 0.5, "dtype": "bfloat16"}, r"labels\.dtype=bfloat16 does not go with labels\.momentum=0\.5"),
-        ({}, {"momentum": 0.5, "update": "epoch"}, r"labels\.momentum=0\.5 is about labels\.update=exact"),
+        ({}, {"label_momentum": 1.0}, r"labels\.label_momentum must be in \[0, 1\), got 1\.0"),
+        (
+            {},
+            {"label_momentum": 0.5, "dtype": "bfloat16"},
+            r"labels\.dtype=bfloat16 does not go with labels\.label_momentum=0\.5",
+        ),
+        ({}, {"label_momentum": 0.5, "update": "epoch"}, r"labels\.label_momentum=0\.5 is about labels\.update=exact"),
         (
             {"method": "class_labels"},
-            {"momentum": 0.5},
-            r"labels\.momentum=0\.5 is about a distribution of each sample",
+            {"label_momentum": 0.5},
+            r"labels\.label_momentum=0\.5 is about a distribution of each sample",
         ),
         ({"method": "onehot"}, SIMPLEX, r"labels\.parametrisation=simplex is about methods whose labels move"),
         ({"method": "l2rw"}, {"reset": True}, r"labels\.reset=True is about methods whose labels move"),
