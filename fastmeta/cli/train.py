@@ -49,7 +49,7 @@ class _Arguments:
     """Import and run the code package.module:name that a run directory or config file names; needed for no other, and
     not for what this line names."""
     trust_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Load a pickle where --noise file:PATH is one, which runs code of whoever wrote it."""
+    """Load a pickle where --noise file:PATH or --dataset npz:PATH is one, which runs code of whoever wrote it."""
     seeds: int = 1
     """Runs of so many seeds, from --seed on, each in a folder of its own in --out, and what they come to: means and
     standard deviations. The same command goes on where it was stopped."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastmeta._text import printable
 from fastmeta.data.arrays import NUMBER_NAMES, as_array, class_numbers, entries, names_in, texts
 from fastmeta.data.errors import InputError
 from fastmeta.data.resident import Features, Images
@@ -142,12 +143,27 @@ class Dataset:
                 raise InputError(
                     f"{name}: {word} has samples of shape {shapes[0]}, train of {shapes[1]}; bring all to one shape"
                 )
+        if class_names is None:
+            for word, source in (("meta", meta), ("test", test)):
+                _check_same_names(name, word, None if source is None else source.class_names, train.class_names)
         names, num_classes = _classes(name, class_names or train.class_names, labels)
         rows = _meta_index(name, meta_index, len(train))
         groups = _superclasses(name, superclasses, names)
         return cls(
             name, train, num_classes, names, y_true, meta, rows, test, meta_given=meta_given, superclasses=groups
         )
+
+
+def _check_same_names(name: str, word: str, theirs: tuple[str, ...] | None, ours: tuple[str, ...] | None) -> None:
+    """InputError where a part calls its classes otherwise than train: one number would mean two things."""
+    if theirs is None or ours is None or theirs == ours:
+        return
+    if len(theirs) != len(ours):
+        what = f"{word} has {len(theirs)} classes, train {len(ours)}"
+    else:
+        c = next(c for c, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        what = f"class {c} is {printable(theirs[c], 40)!r} in {word} and {printable(ours[c], 40)!r} in train"
+    raise InputError(f"{name}: {what}; number the classes of all parts alike, or give class_names for all of them")
 
 
 def strays(names: Iterable[Any], taken: Collection[str] = ()) -> tuple[str, ...]:
@@ -312,6 +328,13 @@ def _classes(name: str, names: tuple[str, ...] | None, labels: Mapping[str, np.n
     count = len(names) if names is not None else 1 + max(int(y.max()) for y in labels.values())
     for key, y in labels.items():
         check_classes(name, key, y, count, "class_names" if names is not None else "")
+    known = max(int(labels[key].max()) for key in ("y_train", "y_true") if key in labels)
+    for key in ("y_meta", "y_test") if names is None else ():
+        if key in labels and (high := int(labels[key].max())) > known:
+            raise InputError(
+                f"{name}: {key} knows {high + 1} classes, y_train {known + 1}; number the classes of all parts alike, "
+                "or give class_names where train has no row of some"
+            )
     # before anything of that size is made: a stray label such as an id would ask for a network of as many outputs
     if count > MOST_CLASSES:
         raise InputError(

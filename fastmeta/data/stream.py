@@ -95,7 +95,7 @@ class Stream(Source):
                 self._ahead = batch = None
         if batch is None:
             with _kept():
-                batch = self._collated([self._pair(row, step, "data")[0] for row in wanted], "data")
+                batch = self._read(wanted, [self._pair(row, step, "data")[0] for row in wanted])
         return _moved(batch, device)
 
     def read(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Any]:
@@ -121,7 +121,8 @@ class Stream(Source):
         )
 
     def _batch(self, samples: list[tuple[int | None, int, Any]]) -> tuple[tuple[int | None, list[int]], Any]:
-        return (samples[0][0], [row for _, row, _ in samples]), self._collated([x for *_, x in samples], "data")
+        rows = [row for _, row, _ in samples]
+        return (samples[0][0], rows), self._read(rows, [x for *_, x in samples])
 
     def close(self) -> None:
         self._ahead = None  # whose end is that of its workers
@@ -159,6 +160,14 @@ class Stream(Source):
         if label is None:
             raise InputError(f"{name}: the label of sample {row} must be a class number, got {shown(pair[1])}")
         return pair[0], label
+
+    def _read(self, rows: Sequence[int], samples: list[Any]) -> Any:
+        """The batch of `samples`, which are those of `rows`. InputError that names a row with NaN."""
+        batch = self._collated(samples, "data")
+        if isinstance(batch, Tensor) and batch.is_floating_point() and bool(batch.isnan().any()):
+            bad = batch.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+            raise InputError(f"data: sample {rows[bad[0]]} holds NaN; fill such numbers, or drop the sample")
+        return batch
 
     def _collated(self, samples: list[Any], name: str) -> Any:
         try:

@@ -48,7 +48,8 @@ def train(
             where it is finished: the same call goes on however often it is stopped.
         trust_code: import a model ``package.module:factory`` that a file names: the run's or the config's. One that
             is named in Python needs no trust.
-        trust_pickle: load a pickle where noise ``file:PATH`` is one, which runs code of whoever wrote it.
+        trust_pickle: load a pickle where noise ``file:PATH`` or data ``npz:PATH`` is one, which runs code of whoever
+            wrote it.
         listener: is told of progress; the default says nothing but the warnings.
         draw: makes the figures of a run that is done, from its directory, summary and train samples;
             ``fastmeta.train`` gives :func:`fastmeta.report.write_figures`.

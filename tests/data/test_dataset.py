@@ -1,10 +1,16 @@
 """Arrays are checked once, where they enter; every message says what is wrong and how to mend it."""
 
+import pickle
+
 import numpy as np
 import pytest
+import torch
 
-from fastmeta.data import Dataset, InputError, load_dataset, split
+from fastmeta import train
+from fastmeta._trust import trusting_pickles
+from fastmeta.data import Dataset, InputError, as_dataset, load_dataset, split
 from fastmeta.data.sources.digits import digits
+from fastmeta.training import DataConfig, TrainConfig
 from tests.support.arrays import X, arrays
 
 
@@ -156,3 +162,79 @@ def test_digits_are_those_of_scikit_learn_three_clean_ones_per_class():
     assert all(key[(x / 15).tobytes()] == y for x, y in zip(ours, labels, strict=True))
     assert np.array_equal(digits(seed=0).train.x, data.train.x)
     assert not np.array_equal(digits(seed=1).train.x, data.train.x)
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, labels, classes=None, x=None):
+        self.pairs = [(torch.zeros(2) if x is None else x[i], y) for i, y in enumerate(labels)]
+        if classes is not None:
+            self.classes = classes
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        return self.pairs[i]
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        (Pairs([0, 1], ["b", "a"]), "class 0 is 'b' in meta and 'a' in train; number the classes of all parts alike"),
+        (Pairs([0, 1], ["a", "b", "c"]), "meta has 3 classes, train 2"),
+    ],
+)
+def test_parts_that_call_their_classes_otherwise(meta, message):
+    train = Pairs([0, 1] * 5, ["a", "b"])
+    with pytest.raises(InputError, match=message):
+        as_dataset({"train": train, "meta": meta})
+    assert as_dataset({"train": train, "meta": Pairs([0, 1])}).class_names == ("a", "b")
+    assert as_dataset({"train": train, "meta": meta, "class_names": list("abc")}).num_classes == 3
+
+
+@pytest.mark.parametrize("part", ["meta", "test"])
+def test_parts_that_know_more_classes_than_train(part):
+    arrays = {"x_train": np.zeros((8, 2), "f4"), "y_train": np.arange(8) % 4}
+    arrays |= {f"x_{part}": np.ones((6, 2), "f4"), f"y_{part}": np.arange(6)}
+    with pytest.raises(InputError, match=f"y_{part} knows 6 classes, y_train 4; number the classes of all parts alike"):
+        Dataset.from_arrays(arrays)
+    assert Dataset.from_arrays({**arrays, "class_names": list("abcdef")}).num_classes == 6
+
+
+@pytest.mark.parametrize("mark", [-100, 255])
+@pytest.mark.parametrize("key", ["y_train", "y_meta", "y_test"])
+def test_marks_of_what_has_no_label(mark, key):
+    y = {k: np.arange(8) % 4 for k in ("y_train", "y_meta", "y_test")}
+    y[key][[2, 5]] = mark
+    x = {k.replace("y", "x"): np.full((8, 2), i, "f4") for i, k in enumerate(y)}
+    why = f"{key} holds {mark} in 2 row\\(s\\), the first is row 2; {mark} marks what has no label"
+    for names in ({}, {"class_names": list("abcd")}):
+        with pytest.raises(InputError, match=why):
+            Dataset.from_arrays({**x, **y, **names})
+
+
+def test_256_classes_have_one_of_number_255():
+    y = np.arange(512) % 256
+    assert Dataset.from_arrays({"x_train": np.zeros((512, 1), "f4"), "y_train": y}).num_classes == 256
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nan_in_a_data_set_that_is_read_as_needed(workers, tmp_path):
+    x = torch.randn(20, 2)
+    x[7, 1] = float("nan")
+    data = {"train": Pairs([0, 1] * 10, None, x), "meta": Pairs([0, 1])}
+    config = TrainConfig(
+        model="mlp", epochs=1, baselines="none", data=DataConfig(workers=workers), out=str(tmp_path / "run")
+    )
+    with pytest.raises(InputError, match="sample 7 holds NaN; fill such numbers, or drop the sample"):
+        train(config, data=data)
+
+
+def test_a_pickle_of_arrays_is_refused_unless_it_is_trusted(tmp_path):
+    arrays = {"x_train": np.zeros((8, 2), "f4"), "human": np.arange(8) % 4}
+    path = tmp_path / "a.npz"
+    path.write_bytes(pickle.dumps(arrays))
+    with pytest.raises(InputError, match=r"it is a pickle, which would run code of whoever wrote it.*--trust-pickle"):
+        load_dataset(f"npz:{path}", given="human")
+    with trusting_pickles():
+        assert load_dataset(f"npz:{path}", given="human").train.targets.tolist() == [0, 1, 2, 3] * 2

@@ -208,6 +208,16 @@ def test_what_the_command_writes_is_trained_on(tmp_path, monkeypatch):
     assert not (tmp_path / "run2").exists()
 
 
+def test_the_digits_have_the_same_parts_in_both_commands(tmp_path, monkeypatch):
+    """Whatever seed draws the noise."""
+    monkeypatch.chdir(tmp_path)
+    line = ["labels", "noise", "--dataset", "digits", "--noise", "pair:0.4", "--seed", "3", "--out", "n.npz"]
+    assert main(line) == 0
+    assert main(["train", "--noise", "file:n.npz", "--seed", "5", "--dry-run", "--model", "mlp", "--epochs", "1"]) == 0
+    assert main([*line, "--data.split-seed", "1"]) == 0
+    assert main(["train", "--noise", "file:n.npz", "--dry-run", "--model", "mlp", "--epochs", "1"]) == 2
+
+
 def test_noise_of_python(tmp_path):
     made = NoiseFile.of(dataset(), "uniform_exact:0.5", 3)
     assert (made.labels != made.given).sum() == COUNT // 2

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from fastmeta._text import shown
+from fastmeta._text import reason, shown
+from fastmeta._trust import check_pickle
 from fastmeta.data.dataset import FIELDS, MOST_CLASSES, Dataset, check_forms, strays
 from fastmeta.data.errors import InputError
 from fastmeta.data.npz_file import NpzFile
@@ -27,7 +31,9 @@ def lasting(argument: str) -> str:
 
 
 def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Dataset:
-    """Read the arrays of `dataset.FIELDS` from an .npz file; nothing in it is unpickled."""
+    """Read the arrays of `dataset.FIELDS` from an .npz file; nothing is unpickled unless pickles are trusted."""
+    if _is_pickle(path):
+        return _unpickled(path, given, truth)
     sources = {**{field: field for field in FIELDS}, "y_train": given, "y_true": truth}
     with NpzFile(path) as file:
         for field, key in (("given", given), ("truth", truth)):
@@ -47,3 +53,30 @@ def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Da
         unused = strays(file, taken=(given, truth))
     found = {field: arrays[key] for field, key in sources.items() if key in arrays}
     return replace(Dataset.from_arrays(found, name=str(path)), unused=unused)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Of protocol 2 and later, by its first byte; what cannot be read is told by whoever reads it."""
+    try:
+        if not path.is_file():  # a FIFO would never open
+            return False
+        with path.open("rb") as file:
+            return file.read(1) == b"\x80"
+    except OSError:
+        return False
+
+
+def _unpickled(path: Path, given: str, truth: str) -> Dataset:
+    """A mapping of arrays that is a pickle, where these are trusted."""
+    try:
+        check_pickle("is a pickle")
+        with path.open("rb") as file:
+            content = pickle.load(file)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as .npz: {error}") from error
+    except Exception as error:  # of any code
+        raise InputError(f"{path} cannot be unpickled ({reason(error)})") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds {type(content).__name__}, no mapping of arrays")
+    renamed: dict[Any, Any] = {given: "y_train", truth: "y_true"}
+    return Dataset.from_arrays({renamed.get(k, k): v for k, v in dict(content).items()}, name=str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def lasting(argument: str) -> str:
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Columns by name. InputError where pyarrow is absent, or the file is none of Parquet."""
-    if not path.is_file():
-        raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}; parquet:PATH wants a table")
+    if not os.path.isfile(path):
+        raise InputError(
+            f"{path} {'is no file' if os.path.exists(path) else 'does not exist'}; parquet:PATH wants a table"
+        )
     try:
         from pyarrow import parquet
     except ImportError as error:
