@@ -76,7 +76,8 @@ class Samples:
 def load(config: TrainConfig) -> Dataset:
     """The data set of a run, read anew; nothing is fetched. InputError where that cannot be done."""
     of = replace(config.data, download=False)
-    return load_dataset(config.dataset, seed=config.seed, **{name: getattr(of, name) for name in CHOSEN})
+    seed = config.seed if of.split_seed is None else of.split_seed  # older runs had one seed for all
+    return load_dataset(config.dataset, seed=seed, **{name: getattr(of, name) for name in CHOSEN})
 
 
 def samples_of(labels: RunLabels) -> Samples | None:
@@ -111,7 +112,7 @@ def dataset_of(labels: RunLabels) -> Dataset | None:
 def check_same(labels: RunLabels, data: Dataset, source: Any) -> None:
     """InputError unless `data` has the rows of the run, with the labels that it was given.
 
-    Labels that a run has made noisy itself are not compared.
+    Where a run has made them noisy itself, the right ones are compared.
     """
     targets, last = np.asarray(data.train.targets), int(labels.row.max())
     said = f"{source} is not what the run was trained on"
@@ -119,12 +120,15 @@ def check_same(labels: RunLabels, data: Dataset, source: Any) -> None:
         raise InputError(f"{said}: it has {data.num_classes} classes, the run had {len(labels.class_names)}")
     if last >= len(targets) or int(labels.row.min()) < 0:
         raise InputError(f"{said}: it has {len(targets):,} training rows, the run had row {last:,}")
-    if labels.config.noise in (None, "none"):
-        other = np.flatnonzero(targets[labels.row] != labels.given)
+    pairs = [(targets, labels.given)] if labels.config.noise in (None, "none") else []
+    if labels.true is not None:
+        pairs.append((targets if data.y_true is None else data.y_true, labels.true))
+    for now, then in pairs:
+        other = np.flatnonzero(now[labels.row] != then)
         if len(other):
             row = int(labels.row[other[0]])
-            now, then = (printable(labels.class_names[k], 40) for k in (targets[row], labels.given[other[0]]))
-            raise InputError(f"{said}: row {row} has label {now}, the run was given {then}; run it again")
+            names = [printable(labels.class_names[k], 40) for k in (now[row], then[other[0]])]
+            raise InputError(f"{said}: row {row} has label {names[0]}, the run was given {names[1]}; run it again")
 
 
 class _Rows:

@@ -6,15 +6,18 @@ import json
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastmeta.cli import main
-from fastmeta.data import InputError
-from fastmeta.export import FORMATS, export
+from fastmeta.data import InputError, load_dataset
+from fastmeta.export import FORMATS, export, samples_of
+from fastmeta.training import DataConfig, TrainConfig, train
 from fastmeta.training.rundir import run_labels
 from tests.support.finished import NAMES, changed, small_run, withheld
+from tests.support.runs import Warnings
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +237,15 @@ def test_without_pyarrow_the_way_is_said(run, monkeypatch):
     with pytest.raises(ImportError, match="parquet needs pyarrow: pip install 'fastmeta"):
         export(run, "parquet")
     assert export(run, "csv").rows == 80
+
+
+def test_samples_are_those_of_the_run_whatever_its_seeds(tmp_path):
+    """The digits' parts go by a seed of their own; right labels tell whether they are the same, under noise too."""
+    config = TrainConfig(
+        seed=3, data=DataConfig(split_seed=5), epochs=1, threads=1, baselines="none", out=str(tmp_path / "run")
+    )
+    labels = run_labels(train(config, listener=Warnings()).path)
+    samples = samples_of(labels)
+    assert np.array_equal(samples.x[7], load_dataset("digits", seed=5).train.x[labels.row[7]])
+    other = replace(labels.config, data=replace(labels.config.data, split_seed=4))
+    assert samples_of(replace(labels, config=other)) is None
