@@ -82,7 +82,7 @@ def published(model, loss, optimizer, adam, case, *, before):
         ({}, "logits", False),
         ({"micro_batch": 5}, "input", False),
         ({"approx": "delayed", "lookahead": "optimizer"}, "logits", True),
-        ({"compile": "trace"}, "logits", False),
+        pytest.param({"compile": "trace"}, "logits", False, marks=pytest.mark.slow),
         pytest.param({"compile": "trace"}, "input", False, marks=pytest.mark.slow),
     ],
 )

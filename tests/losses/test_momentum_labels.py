@@ -31,7 +31,10 @@ def batches(case):
     return [order[k * size // 2 : k * size // 2 + size] for k in range(3)]
 
 
-@pytest.mark.parametrize("variant", [{}, {"tangent": "forward"}, {"micro_batch": 5}, {"compile": "trace"}])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"tangent": "forward"}, {"micro_batch": 5}, pytest.param({"compile": "trace"}, marks=pytest.mark.slow)],
+)
 def test_whole_iterations(variant):
     case = make("mlp", 5)
     step, model = built(case, **variant), copy.deepcopy(case.model)
@@ -54,7 +57,7 @@ def test_whole_iterations(variant):
     same(step.model, model)
 
 
-@pytest.mark.parametrize("compile", ["off", "trace"])
+@pytest.mark.parametrize("compile", ["off", pytest.param("trace", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_no_bit(compile):
     case = make("mlp", 5)
     step = built(case, compile=compile)

@@ -60,7 +60,12 @@ def published(model, loss, optimizer, adam, case, normalise):
 
 @pytest.mark.parametrize(
     ("variant", "normalise"),
-    [({}, "n"), ({}, "sum"), ({"micro_batch": 5}, "sum"), ({"compile": "trace"}, "sum")],
+    [
+        ({}, "n"),
+        ({}, "sum"),
+        ({"micro_batch": 5}, "sum"),
+        pytest.param({"compile": "trace"}, "sum", marks=pytest.mark.slow),
+    ],
 )
 def test_whole_iterations_are_those_of_the_paper(variant, normalise):
     case = make("mlp", 5)

@@ -50,7 +50,8 @@ def test_a_tally_goes_on_inside_of_an_epoch():
         assert not tally.sums.any()
 
 
-@pytest.mark.parametrize("changes", [{"micro_batch": 8}, pytest.param({"compile": "trace"}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"micro_batch": 8}, {"compile": "trace"}])
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_the_same_as_one_graph_and_in_pieces(method, changes, tmp_path):
     """Up to rounding; of a network without BatchNorm, which pieces leave as it is."""
