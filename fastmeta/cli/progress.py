@@ -77,13 +77,12 @@ class ConsoleListener(Listener):
         rate = splits.noise_rate
         wrong = "" if rate is None else f" ({percent(rate)}% of the labels wrong)"
         test = "no test set" if splits.test is None else f"{len(splits.test):,} test"
-        clean = f"{len(splits.meta):,} clean" + ("" if splits.val is None else f", {len(splits.val):,} validation")
         self._config, self._device, self._began = config, device, time.monotonic()
-        self._line(f"{len(splits.train):,} train{wrong}, {clean}, {test}; {splits.num_classes} classes")
-        self._line(splits.overlap_told)
-        if splits.noise_told is not None:
-            for line in f"noise {splits.noise}: {splits.noise_told}".split("\n"):
-                self._line(line)
+        self._line(
+            f"{len(splits.train):,} train{wrong}, {len(splits.meta):,} clean, {test}; {splits.num_classes} classes"
+        )
+        for line in getattr(splits, "told", ()):  # which a stand-in for data need not have
+            self._line(line)
         self._line(f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}")
         if self.console.is_terminal and self.console.width >= LEAST_WIDTH:
             self._progress = Progress(

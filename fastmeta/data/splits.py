@@ -79,6 +79,13 @@ class Splits:
         return in_words(self.train.y_true, self.train.y, self.class_names)
 
     @property
+    def told(self) -> list[str]:
+        """Lines on what was held out, and on the noise."""
+        lines = [] if self.val is None else [f"{len(self.val):,} rows to validate on"]
+        lines.append(self.overlap_told)
+        return lines if self.noise_told is None else [*lines, *f"noise {self.noise}: {self.noise_told}".split("\n")]
+
+    @property
     def overlap_told(self) -> str:
         """How many training rows stand in what is held apart from them."""
         apart = "clean" if self.val is None else "clean and validation"
