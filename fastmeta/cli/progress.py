@@ -17,6 +17,7 @@ from fastmeta.data import PILOT
 from fastmeta.report.result_table import percent, plain, result_table, title
 from fastmeta.training.finetune import plain_steps as finetune_steps
 from fastmeta.training.finetune import steps_of
+from fastmeta.training.label_moves import moves, steps_per_move
 from fastmeta.training.listener import Listener
 from fastmeta.training.outlook import (
     LONG,
@@ -122,7 +123,7 @@ class ConsoleListener(Listener):
             return
         self._config = None
         exact = config.label_update == "exact"
-        whole = stage.total if exact else stage.total + stage.moves * stage.steps_per_move
+        whole = stage.total if exact else stage.total + moves(stage) * steps_per_move(stage)
         meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
         plain = pace * plain_share(meta_steps, config.approx)
         rest = (stage.total - stage.step) / stage.total * whole * pace

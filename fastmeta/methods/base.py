@@ -127,8 +127,9 @@ class Method(ABC):
     uses_meta_batch: bool = False
     #: does it learn the labels of the training set? Then `labels` holds them, and they are a result of the run
     learns_labels: ClassVar[bool] = False
-    #: which of the trainer's options it follows, of compile, approx, micro_batch, labels.update and labels.canaries; a
-    #: run with another is refused. With canaries, `labels` are those of fastmeta, and :meth:`hold_labels` is there
+    #: which of the trainer's options it follows, of compile, approx, micro_batch, ema, mixup, optim.warmup,
+    #: labels.update and labels.canaries; a run with another is refused. With canaries, `labels` are those of fastmeta,
+    #: and :meth:`hold_labels` is there
     supports: ClassVar[frozenset[str]] = frozenset()
     #: labels.update where a run leaves it open
     default_update: ClassVar[Literal["exact", "epoch", "posterior"]] = "exact"

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fastmeta.data import within
 from fastmeta.methods.base import Batch, Context, Method, Outcome
+from fastmeta.methods.mixup import Mixup
 from fastmeta.methods.plain_step import PlainStep
 
 
@@ -45,25 +46,29 @@ class FixedLabels(Method):
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
         self.targets, self.network_input = context.targets, context.network_input
         self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+        self.mixup = Mixup(context.config.mixup)
 
     def predictor(self) -> nn.Module:
         return self.model
 
     def step(self, batch: Batch) -> Outcome:
         n, targets = len(batch.index), self.targets[batch.index]
+        x, pairs = self.mixup(self.network_input(batch.x))
 
         def backward(logits: Tensor, rows: slice) -> Tensor:
-            part = self.loss(logits, targets[rows])
+            part = pairs.mix([self.loss(logits, y) for y in pairs.of(targets, rows)])
             if len(logits) < n:
                 part = part * (len(logits) / n)
             part.backward()
             return part.detach()
 
-        return Outcome(*self.plain_step(self.network_input(batch.x), n, backward))
+        return Outcome(*self.plain_step(x, n, backward))
 
 
 class OneHot(FixedLabels):
     """The given class with probability one: -log q_iy."""
+
+    supports = FixedLabels.supports | {"ema", "mixup", "optim.warmup"}
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(logits, targets)

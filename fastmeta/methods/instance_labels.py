@@ -19,6 +19,7 @@ class InstanceLabelMethod(LearnedLabels):
     """:class:`fastmeta.InstanceLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = InstanceLabels
+    supports = LearnedLabels.supports | {"ema", "mixup", "optim.warmup"}
     default_update = "posterior"
     #: where the label logits lie; None: in a dense tensor
     table: ClassVar[type[LabelTable] | None] = None
@@ -41,6 +42,11 @@ class InstanceLabelMethod(LearnedLabels):
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         super().check(config, num_classes)
+        if config.mixup is not None and config.label_update == "exact":
+            raise ValueError(
+                f"mixup={config.mixup:g} is about plain steps, and labels.update=exact takes others; take "
+                "labels.update=posterior or epoch"
+            )
         target_prob, simplex = config.labels.target_prob, config.labels.parametrisation == "simplex"
         if momentum := config.labels.label_momentum:
             option = f"labels.label_momentum={momentum:g}"

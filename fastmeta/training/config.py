@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -94,6 +95,12 @@ class TrainConfig:
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints, which are taken at the end of an epoch."""
+    ema: float | None = None
+    """Methods onehot and instance_labels: decay of a moving average of the weights, such as 0.99, which is the run's
+    model then; the test accuracy without it is told beside. By default none."""
+    mixup: float | None = None
+    """Methods onehot and instance_labels (updates posterior and epoch): train on mixtures of pairs of samples and of
+    their labels, in shares drawn from Beta(mixup, mixup). By default none."""
     force: bool = False
     """Hand out learned labels even where canaries say that they are worse than the given ones."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -113,6 +120,8 @@ class TrainConfig:
         within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
         at_least("finetune_steps", self.finetune_steps, 0)
         positive("finetune_lr", self.finetune_lr)
+        positive("mixup", self.mixup)
+        within("ema", self.ema, 0, 1, high_open=True)
         for name, value in (("model", self.model), ("out", self.out)):
             if value == "":
                 raise InputError(f"{name} is empty; leave it out for the default")
@@ -164,8 +173,10 @@ class TrainConfig:
         object.__setattr__(self, "options", _options_of(method.Config, self.options, self.method))
         learning = "steps that learn labels"
         about = {"compile": ("off", learning), "approx": ("none", learning), "micro_batch": (None, "steps in pieces")}
+        about |= {"ema": (None, "an average of weights"), "mixup": (None, "mixtures of samples")}
+        about["optim.warmup"] = (None, "a learning rate that grows")
         for name, (without, steps) in about.items():
-            value = getattr(self, name)
+            value = attrgetter(name)(self)
             if value != without and name not in method.supports:
                 raise InputError(
                     f"{name}={value} is about {steps}, and method={self.method} takes none; "

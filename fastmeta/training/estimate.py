@@ -18,6 +18,7 @@ from fastmeta.training import global_generators
 from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.finetune import MOMENTUM, plain_steps, steps_of
+from fastmeta.training.label_moves import moves, steps_per_move
 from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, plain_share, ways_out
 from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
@@ -100,7 +101,7 @@ def _shape(splits: Splits) -> str:
 
 def _steps(stage: Stage) -> float:
     """All that a stage costs, in steps."""
-    return stage.total + stage.moves * stage.steps_per_move + _finetune_steps(stage) + _reading_steps(stage)
+    return stage.total + moves(stage) * steps_per_move(stage) + _finetune_steps(stage) + _reading_steps(stage)
 
 
 def _finetune_steps(stage: Stage) -> float:
@@ -198,10 +199,8 @@ def _peak(prepared: Prepared) -> str:
 
 def _stage_line(stage: Stage, seconds: float) -> str:
     line = f"{stage.name} {stage.total:,} steps × {seconds * 1e3:.1f} ms"
-    if stage.moves:
-        line += (
-            f" and {stage.moves:,} moves of the labels × {stage.steps_per_move * seconds:.2g} s, by counted forwards"
-        )
+    if count := moves(stage):
+        line += f" and {count:,} moves of the labels × {steps_per_move(stage) * seconds:.2g} s, by counted forwards"
     if extra := _finetune_steps(stage):
         line += f" and {extra * seconds:.2g} s of fine-tuning, by counted forwards"
     if extra := _reading_steps(stage):

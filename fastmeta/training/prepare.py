@@ -170,6 +170,11 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     pool = Pool.of(splits, device, _settings(config, device))
     sizes = config.data.batch_size, config.data.meta_batch_size
     x: Any = pool.few(min(2, *(size or 1 for size in sizes)))
+    if config.mixup is not None and not (isinstance(x, Tensor) and x.is_floating_point()):
+        raise InputError(
+            f"mixup={config.mixup:g} mixes numbers, and samples of {config.dataset} reach the network as others; "
+            "leave it out"
+        )
     with global_generators.kept():
         global_generators.seed_all(derived_seed(config.seed, "weights"))
         model = with_weights(model, x, splits.train.source.noun)

@@ -51,6 +51,9 @@ class OptimConfig:
     """Where the schedule `step` falls, as fractions of the run."""
     gamma: float = 0.1
     """Factor of the schedule `step`."""
+    warmup: int | None = None
+    """Methods onehot and instance_labels: epochs over which the learning rate grows from zero, step by step; the
+    schedule goes on below it. By default none."""
 
     def __post_init__(self) -> None:
         check_types(self, "optim.")
@@ -60,6 +63,7 @@ class OptimConfig:
         if self.weight_decay:
             positive("optim.weight_decay", self.weight_decay)
         within("optim.gamma", self.gamma, 0, 1)
+        at_least("optim.warmup", self.warmup, 1)
         for m in self.milestones:
             within("optim.milestones", m, 0, 1)
         for key in ("momentum", "nesterov"):

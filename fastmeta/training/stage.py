@@ -17,7 +17,6 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
-from fastmeta.posterior import FOLDS
 from fastmeta.training.best import Best
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import TrainConfig
@@ -28,6 +27,7 @@ from fastmeta.training.global_generators import host_state, seed_all, set_host_s
 from fastmeta.training.health import Health, rate_to_lower
 from fastmeta.training.kept_labels import KeptLabels
 from fastmeta.training.label_metrics import label_figures
+from fastmeta.training.mean_model import MeanModel
 from fastmeta.training.metrics import evaluate, means, not_finite, own_figures
 from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
@@ -80,6 +80,7 @@ class Stage:
         self.steps_per_epoch = data.clean_start // min(config.data.batch_size, data.clean_start)
         #: steps that the schedule of the learning rate reaches over
         self.horizon = self.steps_per_epoch * (config.epochs or 0)
+        self.warmup = self.steps_per_epoch * (config.optim.warmup or 0)
         self.total = self.steps_per_epoch * pilot_epochs(config) if name == PILOT else self.horizon
         self.method = self._method()
         self.context = StageContext(
@@ -94,6 +95,7 @@ class Stage:
             place=partial(placed, device=self.device),
         )
         self.totals = self.context.totals
+        self.mean: MeanModel | None = None  # of the weights, where the config wants one
         self._setup()
         self.kept = None if canaries is None else KeptLabels(self.method.labels, canaries, config.epochs or 0)
         self.step = 0
@@ -141,6 +143,8 @@ class Stage:
             self.method.setup(self.context)
             self.model = self.method.predictor()
             named = dict(self.method.stateful())
+            if self.config.ema is not None:
+                self.mean = MeanModel(self.model, self.config.ema)
         except (InputError, OutOfMemory):
             raise
         except Exception as error:
@@ -159,6 +163,8 @@ class Stage:
                 )
         if self.method.labels is not None and not any(v is self.method.labels for v in named.values()):
             named["labels"] = self.method.labels
+        if self.mean is not None:
+            self.model = named["ema"] = self.mean.model
         if not any(self.model is v for v in (*made.values(), *named.values())):
             named["predictor"] = self.model
         self.parts = Parts({**made, **named})
@@ -181,32 +187,14 @@ class Stage:
             return moved_share(self.config.optim, self.config.labels, self.epoch, self.config.epochs or 1)
         if self.config.labels.lookahead_rate is not None:
             return self.step / self.total
-        return lr_share(self.config.optim, self.step, self.total)
-
-    @property
-    def moves(self) -> int:
-        """How often labels move at the end of an epoch, in the whole run."""
-        labels, epochs = self.config.labels, self.config.epochs or 0
-        if self.name != self.config.method or labels.update == "exact":
-            return 0
-        return sum(labels.moves_after(epoch, epochs) for epoch in range(1, epochs + 1))
-
-    @property
-    def steps_per_move(self) -> float:
-        """What such a move costs, in steps on a batch: by counted forwards, a step being three of each row."""
-        rows, labels = self.last_row - self.first, self.config.labels
-        if labels.update == "posterior":
-            forwards = FOLDS * (rows + 3 * (labels.steps or 0) * (labels.clean_batch or 0)) + self.data.meta_size
-        else:
-            forwards = 2 * rows + 3 * (labels.steps or 0) * self.meta_sampler.batch_size
-        return forwards / (3 * self.sampler.batch_size)
+        return lr_share(self.config.optim, self.step, self.total, self.warmup)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def take_step(self) -> None:
         """One optimizer step. Nothing waits for the device."""
-        lr = lr_at(self.config.optim, self.step, self.horizon)
+        lr = lr_at(self.config.optim, self.step, self.horizon, self.warmup)
         for optimizer in self.context.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -225,6 +213,8 @@ class Stage:
             outcome = self.method.step(Batch(x, index, meta))
         if not outcome.counted:
             self.totals.add(outcome, self.context.targets[index])
+        if self.mean is not None:
+            self.mean.follow(self.step, outcome.train_loss.isfinite() if outcome.finite is None else outcome.finite)
         self.step += 1
 
     def check(self) -> None:
@@ -278,7 +268,7 @@ class Stage:
             "run": self.name,
             "epoch": self.epoch,
             "step": self.step,
-            "lr": lr_at(self.config.optim, self.step - 1, self.horizon),
+            "lr": lr_at(self.config.optim, self.step - 1, self.horizon, self.warmup),
             "nonfinite_steps": int(sums["nonfinite"]),
             **means(sums, meta=self.method.uses_meta_batch, learned=self.method.learns_labels),
         }
@@ -288,7 +278,10 @@ class Stage:
             record |= self.kept.look(self.epoch)
             if self.kept.stopped_at == self.epoch:
                 self._hold_labels()
-        if own := own_figures(self.name, self.method.figures()):
+        own = own_figures(self.name, self.method.figures())
+        if self.mean is not None and self.data.test is not None:
+            own["test_accuracy_without_ema"] = self.tested(self.mean.source)["test_accuracy"]
+        if own:
             record["method_figures"] = own
         warnings, self.method.warnings[:] = list(self.method.warnings), []
         warnings += not_finite(record)

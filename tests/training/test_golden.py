@@ -43,8 +43,9 @@ class Settings:
 
     class labels:
         update, target_prob, dtype, lookahead_choice, tangent = "exact", 0.7, "float64", "sgd", "auto"
+        parametrisation, label_momentum, reset, entropy_weight = "softmax", 0.0, False, "none"
 
-    seed, approx_choice, micro_batch = 0, None, None
+    seed, approx_choice, micro_batch, mixup = 0, None, None, None
 
     def __init__(self, label_lr, compile):
         self.labels.label_lr, self.compile = label_lr, compile
