@@ -49,7 +49,7 @@ def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Me
             config = dataclasses.replace(config, out=f"{folder}/run", **changes(data))
             done = fastmeta.train(config, model=network(data, seed), data=arrays(data))
             with np.load(f"{folder}/run/labels.npz") as table:  # as they are handed out: by their margin, or withheld
-                labels, doubted = table["learned"], 1 - table["given_probability"].astype(np.float64)
+                labels, doubted = table["learned"], 1 - table["label_quality"].astype(np.float64)
         seconds = time.process_time() - began
         test, by_class = tested(data, done.model)
         return Result(test, labels, doubted, seconds, by_class)

@@ -67,7 +67,7 @@ class LabelLearner(ClassifierMixin, BaseEstimator):
         classes_: (C,) the classes, sorted.
         labels_: (n,) the learned class of each row of X, in the order and of the kind of y. Learned labels are
             in-sample: they are of the rows that the network was trained on.
-        label_quality_: (n,) float64 in [0, 1], probability of the given label in the learned distribution. The rows
+        label_quality_: (n,) float64 in [0, 1], how far the given label may be believed. The rows
             with the lowest look wrong. Rows that were held out have 1.
         clean_index_: rows of X that were held out as the clean set, whose labels are as given; empty where `fit` was
             given a clean set.
@@ -141,10 +141,10 @@ class LabelLearner(ClassifierMixin, BaseEstimator):
             except Interrupted:  # whose way to go on leads to a folder that is gone
                 raise KeyboardInterrupt from None
             with NpzFile(run.path / "labels.npz") as file:
-                table = file.read({k: file.declared(k) for k in ("index", "learned", "given_probability")})
+                table = file.read({k: file.declared(k) for k in ("index", "learned", "label_quality")})
         self.labels_, self.label_quality_ = self.classes_[given], np.ones(len(y))
         self.labels_[table["index"]] = self.classes_[table["learned"]]
-        self.label_quality_[table["index"]] = table["given_probability"].astype(np.float64).clip(0, 1)
+        self.label_quality_[table["index"]] = table["label_quality"].astype(np.float64).clip(0, 1)
         self.model_ = (run.finetuned or run.model).to(seen.device).eval()
         self.summary_ = run.summary
         self._scaling, self._shape = seen.scaling, X.shape[1:]

@@ -101,7 +101,7 @@ def test_it_is_the_trainer(fitted, tmp_path):
     run = train(TrainConfig(epochs=8, threads=1, out=str(tmp_path / "run")), model=small(), data=arrays)
     with np.load(run.path / "labels.npz") as labels:
         assert (NAMES[labels["learned"]] == learner.labels_).all()
-        assert np.array_equal(labels["given_probability"].astype("f8"), learner.label_quality_)
+        assert np.array_equal(labels["label_quality"].astype("f8"), learner.label_quality_)
     # the trainer's figure of the same rows says that predictions scale samples as training does
     assert learner.score(X, given) == pytest.approx(run.summary["test_accuracy_last"])
 

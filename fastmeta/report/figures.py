@@ -31,7 +31,7 @@ def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
 def read_labels(path: Path) -> dict[str, np.ndarray]:
     """What figures need of labels.npz; what may be missing is left out."""
     with NpzFile(path) as file:
-        names = ["given", "learned", *(name for name in ("given_probability", "true") if name in file)]
+        names = ["given", "learned", *(name for name in ("given_probability", "label_quality", "true") if name in file)]
         return file.read({name: file.declared(name) for name in names})
 
 
@@ -48,7 +48,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
     """
     metrics, table = read_metrics(path / "metrics.jsonl"), read_labels(path / "labels.npz")
     given, learned, true = table["given"], table["learned"], table.get("true")
-    probability = table.get("given_probability")
+    quality = table.get("label_quality", table.get("given_probability"))
     figures = {
         "accuracy": curves.accuracy(metrics, _finetuned(summary)),
         "canaries": curves.canaries(metrics, summary),
@@ -56,8 +56,8 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
         "label_matrix": given_to_learned(given, learned, summary),
         "confusion": None if true is None else true_to_learned(true, given, learned, summary),
     }
-    if probability is not None:
-        figures["wrong_labels"] = None if true is None else wrong_labels(true, given, learned, probability)
+    if quality is not None:
+        figures["wrong_labels"] = None if true is None else wrong_labels(true, given, learned, quality)
         figures["changed"] = changed_images(samples, table, summary)
     written = []
     for name, figure in figures.items():

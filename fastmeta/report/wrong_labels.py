@@ -27,17 +27,15 @@ def precision_recall(wrong: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, 
     return found[last] / (last + 1), found[last] / max(int(wrong.sum()), 1)
 
 
-def wrong_labels(
-    true: np.ndarray, given: np.ndarray, learned: np.ndarray, given_probability: np.ndarray
-) -> Figure | None:
-    """Precision over recall of 1 - p_learned[given] as a finder of wrong labels; None where there is none of a kind.
+def wrong_labels(true: np.ndarray, given: np.ndarray, learned: np.ndarray, quality: np.ndarray) -> Figure | None:
+    """Precision over recall of 1 - quality as a finder of wrong labels; None where there is none of a kind.
 
     The mark is what the learned classes say by themselves: wrong is what has changed.
     """
     wrong = given != true
     if not wrong.any() or wrong.all():
         return None
-    precision, recall = precision_recall(wrong, 1.0 - given_probability.astype(np.float64))
+    precision, recall = precision_recall(wrong, 1.0 - quality.astype(np.float64))
     figure, axes = axes_of("recall: share of the wrong labels that are found, %", "precision, %", "Wrong labels found")
     area = float(np.sum(np.diff(recall, prepend=0.0) * precision))
     begin = min(FEW, len(recall)) - 1

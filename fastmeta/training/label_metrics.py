@@ -62,8 +62,8 @@ def changes(given: Tensor, learned: Tensor, y_true: Tensor | None) -> dict[str, 
     return figures
 
 
-def average_precision(given_probability: Tensor, given: Tensor, y_true: Tensor | None) -> float | None:
-    """Average precision of the score 1 - p_learned[given] as a finder of wrong given labels.
+def average_precision(quality: Tensor, given: Tensor, y_true: Tensor | None) -> float | None:
+    """Average precision of the score 1 - quality (N,), of given labels, as a finder of wrong ones.
 
     None where nobody knows the right labels, or none is wrong.
     """
@@ -72,7 +72,7 @@ def average_precision(given_probability: Tensor, given: Tensor, y_true: Tensor |
     from sklearn.metrics import average_precision_score
 
     wrong = (given != y_true).cpu().numpy()
-    found = float(average_precision_score(wrong, 1 - given_probability.double().cpu().numpy()))
+    found = float(average_precision_score(wrong, 1 - quality.double().cpu().numpy()))
     return min(found, 1.0)  # a sum of shares, which may round to the next number above
 
 

@@ -8,7 +8,13 @@ With p the learned labels of a row, q the network's prediction for it without au
     product    softmax(log p + log q)     the likeliest
 
 The margin goes with a table that was estimated: it is known how far that can be trusted. How far the others can, the
-canaries tell. In all three, the probability of y tells what may be wrong.
+canaries tell.
+
+Which labels may be wrong is another question than what they should be. Whatever is read,
+
+    label quality of a row = sqrt(p_y q_y)
+
+which ranks wrong labels better than either factor does: benchmarks/worth.py.
 """
 
 from __future__ import annotations
@@ -47,6 +53,7 @@ class Readings:
     chosen: str = TABLE
     by: str = DEFAULT
     network: str | None = None  # which one was read: finetuned or model
+    quality: Tensor | None = None  # (n,) of learned labels: how far to believe the given one
     told: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the choosing canaries say of each
 
     def figures(self, stage: Stage) -> dict[str, dict[str, Any]]:
@@ -87,12 +94,12 @@ def look_steps(stage: Stage) -> float:
 
 
 def reading_steps(stage: Stage) -> float:
-    """The same of a stage whose labels are read off its own network at the end; 0 where they are not.
+    """The same of a stage that learns labels, whose own network is looked at in the end; 0 of all others.
 
-    What is read off a copy that was fine-tuned is that one's cost.
+    A look at a copy that was fine-tuned is that one's cost.
     """
     config = stage.config
-    alone = stage.name == config.method and not config.finetune_steps and looks_at_network(config)
+    alone = stage.name == config.method and not config.finetune_steps and config.method_class().learns_labels
     return look_steps(stage) if alone else 0.0
 
 
@@ -108,7 +115,7 @@ def read(stage: Stage, model: nn.Module | None, stopped: Callable[[], bool] = la
     if stage.kept is not None:
         stage.kept.put_back()
     found = Readings({} if labels is None else {TABLE: learned_labels(labels)})
-    if model is not None or looks_at_network(stage.config):
+    if model is not None or labels is not None:
         with global_generators.kept():
             global_generators.seed_all(derived_seed(stage.config.seed, "readings"))
             parts: dict[str, list[Reading]] = {}
@@ -117,8 +124,12 @@ def read(stage: Stage, model: nn.Module | None, stopped: Callable[[], bool] = la
                     return None
                 for name, reading in each.items():
                     parts.setdefault(name, []).append(reading)
-        found.of |= {name: {k: torch.cat([p[k] for p in some]) for k in some[0]} for name, some in parts.items()}
-        found.network = "model" if model is None else "finetuned"
+        whole = {name: {k: torch.cat([p[k] for p in some]) for k in some[0]} for name, some in parts.items()}
+        if PRODUCT in whole:
+            found.quality = whole[PRODUCT].pop("quality")
+        if model is not None or looks_at_network(stage.config):
+            found.of |= whole
+            found.network = "model" if model is None else "finetuned"
     wanted = stage.config.labels.read
     if labels is not None and wanted != "auto":
         found.chosen, found.by = wanted, ASKED
@@ -141,6 +152,8 @@ def _by_network(stage: Stage, model: nn.Module) -> Iterator[dict[str, Reading]]:
             if labels is not None:
                 log_p = labels.probs(rows).double().log()
                 found[PRODUCT] = _read((log_p + log_q).log_softmax(1), y)
+                of_given = torch.stack([log_p, log_q.nan_to_num(nan=0.0)]).gather(2, y[None, :, None].expand(2, -1, 1))
+                found[PRODUCT]["quality"] = of_given.mean(0).exp().squeeze(1)
             yield found
 
 

@@ -36,7 +36,7 @@ def mixed(run, tmp_path_factory):
         index=order + 100,
         given=given,
         learned=np.where(np.arange(80) % 5 == 0, 1 - given, given),
-        given_probability=rng.random(80).astype(np.float32),
+        label_quality=rng.random(80).astype(np.float32),
         true=None,
     )
 
@@ -63,7 +63,7 @@ def test_tables_are_in_the_order_of_the_data(mixed, tmp_path):
     with np.load(mixed / "labels.npz") as file:
         of_row = {int(r): k for k, r in enumerate(file["index"])}
         at = [of_row[r] for r in range(100, 180)]
-        given, learned, quality = file["given"][at], file["learned"][at], file["given_probability"][at]
+        given, learned, quality = file["given"][at], file["learned"][at], file["label_quality"][at]
     table = rows_of(export(mixed, "csv", tmp_path / "t.csv").path)
     frame = rows_of(export(mixed, "cleanlab", tmp_path / "c.csv").path)
     with np.load(export(mixed, "npz", tmp_path / "n.npz").path) as arrays:
@@ -212,7 +212,8 @@ def test_what_is_refused_in_one_line(arguments, message, run, capsys):
     [
         ({"learned": np.zeros(3, np.int64)}, "learned is int64 of shape"),
         ({"learned": np.full(80, 7)}, r"learned holds classes outside 0\.\.1"),
-        ({"given_probability": np.full(80, np.nan)}, "not finite"),
+        ({"label_quality": np.full(80, np.nan)}, "label_quality holds numbers that are not finite"),
+        ({"label_quality": None, "given_probability": np.full(80, np.nan)}, "given_probability holds numbers that are"),
         ({"entropy": None}, "array entropy is missing"),
     ],
 )

@@ -330,7 +330,7 @@ def test_a_data_frame_has_withheld_labels_beside_those_that_are_handed_out(tmp_p
     worse = Fate(Share(0.1, 0.0, 0.4, 10), Share(0.5, 0.3, 0.7, 30), 0.7, 0.4)
     monkeypatch.setattr(Canaries, "fate", lambda *_: worse)
     table = train(config(tmp_path / "run"), data=many_clean(), listener=Warnings()).labels_table()
-    wanted = ["given", "learned", "true", "withheld", "probability", "given_probability", "entropy"]
+    wanted = ["given", "learned", "true", "withheld", "probability", "given_probability", "label_quality", "entropy"]
     assert list(table) == wanted
     assert (table.learned == table.given).all()
     assert (table.withheld != table.given).any()

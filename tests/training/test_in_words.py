@@ -63,7 +63,7 @@ def test_labels_and_step_in_a_few_lines():
 def test_labels_as_a_frame(run):
     pytest.importorskip("pandas", reason="pandas is not installed")
     frame = run.labels_table()
-    assert list(frame.columns) == ["given", "learned", "true", "probability", "given_probability", "entropy"]
+    assert list(frame.columns) == ["given", "learned", "true", "probability", "given_probability", "label_quality", "entropy"]
     assert frame["given"].cat.categories.tolist() == ["dark (0)", "dark (1)"]
     assert frame[frame.given != frame.true].shape[0] == 8
     with np.load(run.path / "labels.npz") as file:

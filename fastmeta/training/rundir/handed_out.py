@@ -21,6 +21,8 @@ from fastmeta.training.rundir.summary import read_summary
 
 LABELS = "labels.npz"
 _CLASSES = ("given", "learned", "true", "withheld")
+#: what files of labels that were fixed, and of older runs, do not have
+QUALITY = "label_quality"
 _NUMBERS = ("given_probability", "probability", "entropy")
 
 
@@ -34,7 +36,7 @@ class RunLabels:
     row: np.ndarray  #: (N,) int64, number in the data set
     given: np.ndarray  #: (N,) int64 class
     learned: np.ndarray  #: (N,) int64 class
-    quality: np.ndarray  #: (N,) probability of the given class in the learned distribution
+    quality: np.ndarray  #: (N,) in 0..1, how far the given label may be believed: label_quality of the file
     probability: np.ndarray | None  #: (N,) of the learned class; None of labels that were withheld
     entropy: np.ndarray  #: (N,) nats
     true: np.ndarray | None  #: (N,) int64 class, where it is known
@@ -48,7 +50,7 @@ class RunLabels:
         return len(self.row)
 
     def suspicious(self, most: int | None = None) -> np.ndarray:
-        """Positions, those that have changed before those that stay, the least probable given label first."""
+        """Positions, those that have changed before those that stay, the given label of least quality first."""
         order = np.lexsort((self.quality, self.learned == self.given))
         return order[:most]
 
@@ -95,7 +97,7 @@ def run_labels(path: str | Path, *, force: bool = False) -> RunLabels:
         row=table["index"],
         given=table["given"],
         learned=table["learned"] if withheld is None else withheld,
-        quality=table["given_probability"].astype(np.float64).clip(0, 1),
+        quality=table[_quality(table)].astype(np.float64).clip(0, 1),
         # of labels that are withheld, the file has that of the given class
         probability=table["probability"].astype(np.float64).clip(0, 1) if withheld is None else None,
         entropy=table["entropy"].astype(np.float64),
@@ -103,9 +105,14 @@ def run_labels(path: str | Path, *, force: bool = False) -> RunLabels:
     ).take(order)
 
 
+def _quality(table: Mapping[str, np.ndarray]) -> str:
+    return QUALITY if QUALITY in table else "given_probability"
+
+
 def _columns(path: Path, size: int, classes: int) -> dict[str, np.ndarray]:
     with NpzFile(path) as file:
-        names = ["index", *_NUMBERS, *(name for name in _CLASSES if name in file or name in ("given", "learned"))]
+        there = [name for name in (*_CLASSES, QUALITY) if name in file or name in ("given", "learned")]
+        names = ["index", *_NUMBERS, *there]
         missing = [name for name in names if name not in file]
         if missing:
             raise ValueError(f"array {missing[0]} is missing, found {printable(file.names)}")
@@ -117,6 +124,6 @@ def _columns(path: Path, size: int, classes: int) -> dict[str, np.ndarray]:
     for name in _CLASSES:
         if name in table and not 0 <= int(table[name].min()) <= int(table[name].max()) < classes:
             raise ValueError(f"{name} holds classes outside 0..{classes - 1}")
-    if not np.isfinite(table["given_probability"]).all():
-        raise ValueError("given_probability holds numbers that are not finite")
+    if not np.isfinite(table[_quality(table)]).all():
+        raise ValueError(f"{_quality(table)} holds numbers that are not finite")
     return {k: v.astype(np.int64) if v.dtype.kind in "iu" else v for k, v in table.items()}

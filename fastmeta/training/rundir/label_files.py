@@ -43,6 +43,8 @@ def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings) -
         # in the precision of the table, which its own reading has already
         dtype = readings.of[TABLE]["probability"].dtype
         table = {k: v[:size] if k == "learned" else v[:size].to(dtype) for k, v in chosen.items()}
+        assert readings.quality is not None
+        table["label_quality"] = readings.quality[:size].to(dtype)
         write_atomically(path / "labels.safetensors", _packed(labels, size))
     withheld = canaries is not None and canaries["right_after"] < canaries["right_before"] and not stage.config.force
     learned = table["learned"]
@@ -61,7 +63,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings) -
 
     initial = None if y_true is None else float((given == y_true).double().mean())
     figures = changes(given, table["learned"], y_true)
-    precision = None if labels is None else average_precision(table["given_probability"], given, y_true)
+    precision = None if labels is None else average_precision(table["label_quality"], given, y_true)
     return {
         "label_accuracy_initial": initial,
         "label_accuracy_final": figures["label_accuracy"],

@@ -24,7 +24,7 @@ def labels_table(path: Path, class_names: Sequence[str]) -> Any:
 
     def arrays(path: Path) -> dict[str, Any]:
         with NpzFile(path) as file:
-            names = [name for name in _COLUMNS if name not in ("true", "withheld") or name in file]
+            names = [name for name in _COLUMNS if name not in _OPTIONAL or name in file]
             return file.read({name: file.declared(name) for name in ("index", *names)})
 
     table = read(path, arrays)
@@ -36,8 +36,9 @@ def labels_table(path: Path, class_names: Sequence[str]) -> Any:
     return pandas.DataFrame(columns, index=pandas.Index(table["index"], name="row"))
 
 
+_OPTIONAL = ("true", "withheld", "label_quality")
 _CLASSES = ("given", "learned", "true", "withheld")
-_COLUMNS = ("given", "learned", "true", "withheld", "probability", "given_probability", "entropy")
+_COLUMNS = ("given", "learned", "true", "withheld", "probability", "given_probability", "label_quality", "entropy")
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
