@@ -63,14 +63,15 @@ def test_labels_and_step_in_a_few_lines():
 def test_labels_as_a_frame(run):
     pytest.importorskip("pandas", reason="pandas is not installed")
     frame = run.labels_table()
-    assert list(frame.columns) == ["given", "learned", "true", "probability", "given_probability", "label_quality", "entropy"]
+    read = ["probability", "given_probability", "label_quality", "entropy"]
+    assert list(frame.columns) == ["given", "learned", "true", *read]
     assert frame["given"].cat.categories.tolist() == ["dark (0)", "dark (1)"]
     assert frame[frame.given != frame.true].shape[0] == 8
     with np.load(run.path / "labels.npz") as file:
         assert frame.index.tolist() == file["index"].tolist()
         assert frame["true"].tolist() == [("dark (0)", "dark (1)")[k] for k in file["true"]]
         assert np.array_equal(frame["probability"], file["probability"])
-    head = str(frame.head()).splitlines()  # as a terminal shows it; a notebook takes the other
+    head = frame.head().to_string().splitlines()  # as a terminal shows it; a notebook takes the other
     assert head[0].split() == list(frame.columns)
     assert head[1].split() == ["row"]
     assert "<td>dark (0)</td>" in frame.head()._repr_html_()

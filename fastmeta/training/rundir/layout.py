@@ -4,8 +4,8 @@ config.toml          resolved; `fastmeta train --config` runs it again
 metrics.jsonl        a line per epoch and stage; epoch 0 is the start
 summary.json         figures of the whole run and its warnings, see :func:`summary_of`; only a finished run has it
 labels.npz           per training row: index (row in the data set), given, learned, probability (of the learned
-                     class), given_probability, entropy, and true where it is known, as labels are read; label_quality of
-                     learned ones, how far the given label may be believed; where canaries say that labels are worse
+                     class), given_probability, entropy, and true where it is known, as labels are read; of learned ones
+                     label_quality, how far the given label may be believed; where canaries say that labels are worse
                      than they were given, learned is given, and what was learned is withheld
 labels.safetensors   the label parameters themselves (methods that learn labels), whatever they are read off
 model.safetensors    weights after the last step, never the best on test

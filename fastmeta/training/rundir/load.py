@@ -50,8 +50,9 @@ class Run:
         """labels.npz as a pandas DataFrame, one row per training sample, by its row in the data set.
 
         Columns: given and learned (class names, as categories), probability (of the learned class), given_probability,
-        label_quality (of learned labels: how far to believe the given one), entropy (nats); true where the right classes are known. Where canaries say that labels are worse than they were
-        given, learned is given, and withheld is what was learned.
+        label_quality (of learned labels: how far to believe the given one), entropy (nats); true where the right
+        classes are known. Where canaries say that labels are worse than they were given, learned is given, and withheld
+        is what was learned.
 
         Raises:
             ImportError: without pandas.
