@@ -28,7 +28,7 @@ COMMANDS = {
 }
 
 EXAMPLES = """examples:
-  fastmeta train                bundled digits, 40% of labels redrawn; a minute
+  fastmeta train                bundled digits, 80% of labels redrawn; a minute
   fastmeta train --dataset npz:my.npz --epochs 60
   fastmeta check --model torchvision:resnet50
   fastmeta bench ops"""

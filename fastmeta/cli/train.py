@@ -31,7 +31,7 @@ from fastmeta.training.values import hints_of
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.
 
-Without arguments: the handwritten digits that scikit-learn carries, 40% of their labels drawn at random (a tenth of
+Without arguments: the handwritten digits that scikit-learn carries, 80% of their labels drawn at random (a tenth of
 which come out right), 30 clean ones."""
 
 

@@ -106,6 +106,6 @@ def pyarrow() -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
-            f"parquet needs pyarrow: pip install 'fastmeta[export]' or pip install pyarrow, or take csv ({error})"
+            f"parquet needs pyarrow: pip install 'fastmeta[parquet]' or pip install pyarrow, or take csv ({error})"
         ) from error
     return pyarrow, parquet
