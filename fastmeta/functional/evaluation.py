@@ -14,6 +14,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # what all of torch's BatchNorm layers have in common
 
 
+#: rows of a batch whose statistics BatchNorm may take: fewer say too little
+LEAST_ROWS = 8
+
+
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Inside, all of `model` is in evaluation mode; after, every part is in the mode that it had."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.functional.call import plain
 from fastmeta.functional.evaluation import (
+    LEAST_ROWS,
     batch_statistics,
     evaluation,
     recurrent_backward,
@@ -35,8 +36,6 @@ from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.meta_batch import gradient_at
 from fastmeta.meta.micro import Cut, check_logits
 
-#: rows of a clean batch whose statistics BatchNorm may take: fewer say too little
-LEAST_ROWS = 8
 #: forwards of one row that a forward with its backward costs
 _WITH_BACKWARD = 3
 

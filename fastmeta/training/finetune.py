@@ -15,7 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from fastmeta.data import PILOT, EpochSampler, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
-from fastmeta.functional.evaluation import evaluation, recurrent_backward
+from fastmeta.functional.evaluation import (
+    LEAST_ROWS,
+    batch_statistics,
+    evaluation,
+    recurrent_backward,
+    training_batch_norms,
+)
 from fastmeta.functional.finite import all_finite
 from fastmeta.methods.plain_step import PlainStep
 from fastmeta.training import global_generators
@@ -76,9 +82,10 @@ def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
 
         theta <- theta - SGD step of L_clean(theta), at a constant rate, momentum 0.9
 
-    In evaluation mode: no dropout, and running statistics stay as they are. Networks with BatchNorm may be stiff so,
-    above all where weight decay has made their weights small: steps that raise the clean loss on their way or at their
-    end are taken anew from the model at half the rate, up to five times; `lr` tells the rate of those that count.
+    In evaluation mode, without dropout; but BatchNorm that trains takes the statistics of clean batches of 8 rows and
+    more, and the copy's running ones follow. Under running statistics a network may be stiff, above all where weight
+    decay has made its weights small. Steps that raise the clean loss on their way or at their end are taken anew from
+    the model at half the rate, up to five times; `lr` tells the rate of those that count.
 
     All is a function of the stage's end and of the run's seed alone; nothing of the stage moves but its labels to those
     that its canaries keep, and no random generator.
@@ -120,7 +127,8 @@ def _descend(stage: Stage, model: nn.Module, steps: int, lr: float, stopped: Cal
     device, seed = stage.meta_sampler.device, stage.config.seed
     order = EpochSampler(len(targets), size, seed=seed, stream="finetune-order", device=device)
     sound, losses = torch.ones((), dtype=torch.bool, device=stage.device), []
-    with evaluation(model), recurrent_backward(model, stage.device):
+    normed = training_batch_norms(model).values() if order.batch_size >= LEAST_ROWS else ()
+    with evaluation(model), recurrent_backward(model, stage.device), batch_statistics(normed):
         for number in range(steps):
             if stopped():
                 return None

@@ -63,21 +63,38 @@ def without(tmp_path_factory):
     return train(config(path, baselines="all", **changes), model=network(), data=features(), listener=Warnings())
 
 
-def test_the_copy_takes_plain_steps_in_evaluation_mode(run):
+def naive(run, size):
+    """A copy behind the steps on batches of `size`; BatchNorm takes their statistics from 8 on."""
     arrays, model = features(), copy.deepcopy(run.model).eval()
+    model[1].train(size >= 8)
     x, y = torch.from_numpy(arrays["x_meta"]), torch.from_numpy(arrays["y_meta"])
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
-    order = EpochSampler(len(y), META, seed=0, stream="finetune-order", device=torch.device("cpu"))
+    order = EpochSampler(len(y), size, seed=0, stream="finetune-order", device=torch.device("cpu"))
     for step in range(STEPS):
         rows = order(step)
         optimizer.zero_grad()
         cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
+    return model
+
+
+def test_the_copy_takes_plain_steps_in_evaluation_mode(run):
     ours, before = run.finetuned.state_dict(), run.model.state_dict()
-    for name, t in model.state_dict().items():
+    for name, t in naive(run, META).state_dict().items():
         torch.testing.assert_close(ours[name], t, rtol=1e-5, atol=1e-6)
         assert torch.equal(ours[name], before[name]) == ("running" in name or "num_batches" in name), name
     assert not run.finetuned.training
+
+
+def test_batch_norm_takes_the_statistics_of_larger_batches(tmp_path):
+    data = DataConfig(batch_size=16, meta_batch_size=8, standardise=False)
+    run = train(config(tmp_path / "run", data=data), model=network(), data=features(), listener=Warnings())
+    ours, before = run.finetuned.state_dict(), run.model.state_dict()
+    for name, t in naive(run, 8).state_dict().items():
+        torch.testing.assert_close(ours[name], t, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(ours[name], before[name]), name
+    assert run.summary["finetuned"]["lr"] == LR
+    assert not any(m.training for m in run.finetuned.modules())
 
 
 def test_figures_are_those_of_the_copy(run):
@@ -117,8 +134,11 @@ def test_baselines_too_but_for_the_one_of_clean_samples(run):
 
 def test_the_run_itself_is_the_one_without(run, without):
     """And that one has no trace of it."""
-    for name in ("model.safetensors", "labels.safetensors", "labels.npz"):
+    for name in ("model.safetensors", "labels.safetensors"):
         assert (run.path / name).read_bytes() == (without.path / name).read_bytes()
+    with np.load(run.path / "labels.npz") as ours, np.load(without.path / "labels.npz") as others:
+        differ = [name for name in ours if not np.array_equal(ours[name], others[name])]
+    assert differ == ["label_quality"]  # which asks the copy
     for name in ("summary.json", "config.toml"):
         assert "finetune" not in (without.path / name).read_text()
     assert not (without.path / FILE).exists()
