@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # what all of torch's BatchNorm layers have in common
 
-
 #: rows of a batch whose statistics BatchNorm may take: fewer say too little
 LEAST_ROWS = 8
 
