@@ -57,7 +57,7 @@ def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Me
     return run
 
 
-#: per-sample labels by exact steps at the rate that the label family has by default
+#: per-sample labels by exact steps, as `--labels.update exact` has them by default
 EXACT = by_trainer(
     lambda data: {
         "method": "instance_labels",

@@ -114,19 +114,26 @@ class ConsoleListener(Listener):
             return
         if self._first is None:  # which chooses the tangent and fills caches
             self._first = stage.step, now
-        steps, seconds = stage.step - self._first[0], now - self._first[1]
-        if steps >= 2 and seconds >= SOON:
-            pace = seconds / steps
+        exact = config.label_update == "exact"
+        meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
+        share = plain_share(meta_steps, config.approx)
+        warm = config.labels.plain_epochs * stage.steps_per_epoch
+
+        def effort(first: int, last: int) -> float:
+            """Of these steps, in those that the run is made for: it may begin with plain ones."""
+            return last - first - (1 - share) * (min(last, warm) - min(first, warm))
+
+        began, since = self._first
+        if stage.step - began >= 2 and now - since >= SOON:
+            pace = (now - since) / effort(began, stage.step)
         elif now - self._began >= LATE:
-            pace = (now - self._began) / (steps + 1)
+            pace = (now - self._began) / effort(began - 1, stage.step)
         else:
             return
         self._config = None
-        exact = config.label_update == "exact"
+        plain = pace * share
         whole = stage.total if exact else stage.total + moves(stage) * steps_per_move(stage)
-        meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
-        plain = pace * plain_share(meta_steps, config.approx)
-        rest = (stage.total - stage.step) / stage.total * whole * pace
+        rest = effort(stage.step, stage.total) / stage.total * whole * pace
         finetuning = finetune_steps(stage) * plain if config.finetune_steps else 0.0
         rest += finetuning + reading_steps(stage) * plain
         baselines = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,7 @@ class ClassLabels(Labels):
     family = "class"
     parameter = "alpha"
     default_eta = 0.03
+    default_step = 0.02
     _travel = 0.2
     alpha: Tensor
 
@@ -113,6 +115,10 @@ class ClassLabels(Labels):
 
     def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
         self.move_(ranks.sum(grad), label_lr)
+
+    def reach(self, n: int) -> float:
+        """All steps of a pass over the training set together move every value by 1."""
+        return math.sqrt(self.num_classes) * n / max(1, len(self))
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
         return ranks.sum(grad).norm()

@@ -19,6 +19,9 @@ from fastmeta.ops import LabelLoss
 Tensors = dict[str, Tensor]
 Rate = float | Tensor
 
+#: a gradient whose norm is at most this moves nothing by a rate that is divided by it
+NO_GRADIENT = 1e-30
+
 
 class Collective(Protocol):
     """What heads ask of the ranks of a process group."""
@@ -35,9 +38,21 @@ class Move:
     """How a loss moves: at which rate or by which optimizer, and among which ranks."""
 
     ranks: Collective
-    label_lr: Rate | None = None  # of a loss that moves itself
+    label_lr: Rate | None = None  # of a loss that moves itself; of a normalised step its greatest length
+    floor: Rate | None = None  # of a normalised step, the least norm that its length is divided by
     unique: bool = False  # a promise that no batch holds a row twice
     optimizer: torch.optim.Optimizer | None = None  # of a loss that does not
+
+    def rate(self, norm: Tensor) -> Rate:
+        """eta, of a loss that moves itself, where its gradient has this norm; 0 where that is NaN."""
+        length, floor = self.label_lr, self.floor
+        assert length is not None
+        if floor is None:
+            return length
+        if norm.is_cuda or isinstance(floor, Tensor) or isinstance(length, Tensor):
+            return torch.where(norm > NO_GRADIENT, length / norm.double().clamp(min=floor), 0.0)
+        size = float(norm)
+        return length / max(size, floor) if size > NO_GRADIENT else 0.0
 
 
 class LabelMove(NamedTuple):

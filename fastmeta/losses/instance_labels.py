@@ -67,6 +67,7 @@ class InstanceLabels(Labels):
     family = "instance"
     parameter = "label_logits"
     default_eta = 0.3
+    default_step = 0.3
     _travel = 30.0
     label_logits: Tensor
     label_step: Tensor
@@ -268,6 +269,9 @@ class InstanceLabels(Labels):
 
     def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
         self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
+
+    def reach(self, n: int) -> float:
+        return math.sqrt(n)
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
         if ranks.size == 1:

@@ -38,20 +38,20 @@ class LabelHead(Head):
 
     def step(self, logits: Tensor, u: Tensor, scale: Rate, finite: Tensor, move: Move) -> Moved:
         labels, index, weight, ranks = self.labels, self.index, self.weight, move.ranks
-        assert move.label_lr is not None
         (grad,) = self.gradient(logits, u, scale / ranks.size).values()
         norm = labels.norm_of(grad, ranks)
+        label_lr = move.rate(norm)
         if ranks.size == 1:
             # where this is not finite, a label step of length zero: its loss is then that of the labels that stay
             if finite.is_cuda:
                 masked: Rate = finite.to(torch.float64) * scale
             else:
                 masked = scale if bool(finite) else 0.0
-            step = self._step(logits, u, masked, move.label_lr, move.unique)
+            step = self._step(logits, u, masked, label_lr, move.unique)
         else:
             self._undo = labels.undo(ranks.gather(index))
             alignment = self.alignment(logits, u)
-            labels.move_together(index, torch.where(finite, grad, 0), move.label_lr, ranks)
+            labels.move_together(index, torch.where(finite, grad, 0), label_lr, ranks)
             step = ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)
         return Moved(*step, step.skipped, norm, finite)
 
@@ -122,14 +122,14 @@ class TracedLabelHead(TracedHead):
         return ops.row_dot(self.labels.loss_at(self.value, logits, self.targets, None).v, u)
 
     def step(self, logits: Tensor, u: Tensor, scale: Rate, finite: Tensor, move: Move) -> Moved:
-        assert move.label_lr is not None
         (grad,) = self.gradient(logits, u, scale).values()
+        norm = (grad if grad.dtype == torch.float64 else grad.float()).square().sum().sqrt()
         if not isinstance(scale, Tensor):  # a fill: what as_tensor puts in a graph is a copy from the host
             scale = torch.full((), scale, dtype=torch.float64, device=logits.device)
         masked = torch.where(finite, scale.to(torch.float64), 0.0)
-        numbers = LabelMove(masked, move.label_lr, self.weight, move.unique, next(iter(self.counter), None))
+        numbers = LabelMove(masked, move.rate(norm), self.weight, move.unique, next(iter(self.counter), None))
         self._new, step = self.labels.step_at(self.value, self.index, self.targets, logits, u, numbers)
-        return Moved(*step, step.skipped, grad.float().square().sum().sqrt(), finite)
+        return Moved(*step, step.skipped, norm, finite)
 
     def new(self, keep: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         return [keep(self._new, self.value)]

@@ -57,6 +57,8 @@ class LearnableLoss(nn.Module):
     for_one_step: ClassVar[bool] = False
     #: the rate of its move at the end of an epoch, where it moves itself: see :class:`fastmeta.EpochLookahead`
     default_eta: ClassVar[float] = 0.0
+    #: how far a visit moves what moves itself, by default: see :mod:`fastmeta.meta.label_rate`
+    default_step: ClassVar[float] = 0.0
     num_classes: int | None = None
 
     def forward(self, logits: Tensor, index: Tensor, x: Any = None) -> Tensor:
@@ -101,6 +103,10 @@ class LearnableLoss(nn.Module):
     def default_label_lr(self, lr: float, batch_size: int, visits: int = 100) -> float:
         """A rate for a loss that moves itself, at look-ahead rate `lr` and `batch_size` rows."""
         raise NotImplementedError(f"{type(self).__name__} has no rate of its own")
+
+    def reach(self, n: int) -> float:
+        """Norm of a move by 1 of all that `n` rows see, of a loss that moves itself."""
+        raise NotImplementedError(f"{type(self).__name__} has no move of its own")
 
     def learned(self) -> Tensors:
         """The parameters that the meta-gradient can move, by name."""

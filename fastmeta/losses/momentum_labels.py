@@ -113,6 +113,10 @@ class MomentumLabels(InstanceLabels):
     def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
         self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
 
+    def reach(self, n: int) -> float:
+        """All that a gradient moves in the end counts as its move."""
+        return (1 - self.momentum) * super().reach(n)
+
     def _moved(self, value: Tensor, index: Tensor, grad: Tensor, label_lr: float | Tensor, unique: bool) -> Tensor:
         with without_autocast():
             # the sum of a row's occurrences in each of them, by a product: float atomics differ from run to run

@@ -16,7 +16,7 @@ def explanation(
     step: MetaStep,
     *,
     lookahead: LookAheadChoice,
-    fixed_rate: bool,
+    label_step: float | None,
     network: Network | None,
     graphs: GraphStep | None,
     untraced: str,
@@ -33,8 +33,8 @@ def explanation(
         "optimizer": "the optimizer's own step, with its momentum and weight decay",
     }.get(str(lookahead), f"plain SGD at the fixed rate {lookahead}")
     rate = "" if step.label_lr is None else f"{step.label_lr:g}"
-    if not fixed_rate:
-        rate += f"{' now, ' if rate else ''}set in each step from lambda and n"
+    if label_step is not None:
+        rate += f"{' now, ' if rate else ''}set in each step so that a visit moves a label by {label_step:g}"
     graph = {"off": "no", "trace": "one graph", "full": "one graph through inductor"}[step.compile]
     batches = "whole" if step.micro_batch is None else f"graphs of at most {step.micro_batch} rows at once"
     if untraced:

@@ -158,6 +158,13 @@ class LookAhead:
         like = next(iter(params.values()))
         return torch.stack([torch.as_tensor(s, dtype=torch.float64, device=like.device) for s in slopes]).max()
 
+    def announced_rate(self) -> float:
+        """The largest rate that a schedule of torch has written down, as far as it is a plain number; else 0."""
+        if isinstance(self.choice, float) or self.optimizer is None:
+            return 0.0
+        rates = (group.get(key) for group in self.optimizer.param_groups for key in ("initial_lr", "max_lr"))
+        return max((float(rate) for rate in rates if isinstance(rate, int | float)), default=0.0)
+
     def prepare(self, params: Tensors) -> PreparedLookAhead:
         """Read the optimizer once, for one step."""
         return PreparedLookAhead(self.rules(params))

@@ -52,7 +52,9 @@ class MetaStep:
         loss: InstanceLabels, ClassLabels or any other :class:`fastmeta.LearnableLoss`, on the batch's device.
         optimizer: the model's. Its ``param_groups`` may change between steps (schedules).
         loss_optimizer: of the loss's parameters; label families have an SGD of their own and take none.
-        label_lr: the rate of label families. None takes ``labels.default_label_lr(lambda, n)`` in each step.
+        label_lr: the rate of label families. None sets it in each step, by `label_step`.
+        label_step: without `label_lr`, how far a visit moves a label at the highest lambda, rms, by default 0.3 logits;
+            0.02 of a class's smoothing in an epoch. See :mod:`fastmeta.meta.label_rate`.
         lookahead: ``"sgd"``, Eq. (3) at the optimizer's current rates; ``"optimizer"``, its own step with momentum and
             weight decay; or a fixed rate, which an optimizer other than SGD needs.
         tangent: ``"reverse"`` (double-vjp), ``"forward"`` (dual numbers), ``"difference"`` (inexact), or ``"auto"``.
@@ -82,6 +84,7 @@ class MetaStep:
         *,
         loss_optimizer: torch.optim.Optimizer | None = None,
         label_lr: float | None = None,
+        label_step: float | None = None,
         lookahead: LookAheadChoice = "sgd",
         tangent: TangentChoice = "auto",
         logits_of: Callable[[Any], Tensor] | None = None,
@@ -112,7 +115,7 @@ class MetaStep:
         self.loss = loss
         self.loss_optimizer = loss_optimizer
         self.optimizer = optimizer
-        self._rate = LabelRate(label_lr, loss)
+        self._rate = LabelRate(label_lr, label_step, loss)
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
@@ -160,10 +163,10 @@ class MetaStep:
         turn = TURN if self._ranks.size == 1 else nullcontext()
         with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
-            label_lr = self._label_rate(network, len(train[1]) * self._ranks.size)
+            rates = self._label_rates(network, len(train[1]) * self._ranks.size)
             if self.compile != "off" and not self._untraced and plan.tried:
                 try:
-                    return self._graph_step(network, plan, label_lr, train, meta, weight)
+                    return self._graph_step(network, plan, rates, train, meta, weight)
                 except Unsettled:
                     pass
                 except TooManyGraphs as error:
@@ -172,7 +175,7 @@ class MetaStep:
                     self._untraced = str(error)
                     self._warn(f"compile={self.compile!r}: the step runs eagerly: {error}", 2)
             x, x_meta = self._network_inputs(train[0], meta[0])
-            result = self._eager_step(network, plan, label_lr, (x, train[1]), (x_meta, meta[1]), weight)
+            result = self._eager_step(network, plan, rates, (x, train[1]), (x_meta, meta[1]), weight)
             if self.totals is not None:
                 given = self.loss.given(train[1])
                 self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
@@ -182,7 +185,7 @@ class MetaStep:
         self,
         network: Network,
         plan: TangentPlan,
-        label_lr: Rate | None,
+        rates: tuple[Rate | None, Rate | None],
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
@@ -207,7 +210,7 @@ class MetaStep:
         )
         learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
         head = self.loss.head(train[1], train[0], weight, learned)
-        move = Move(self._ranks, label_lr, self.unique_index, self.loss_optimizer)
+        move = Move(self._ranks, *rates, self.unique_index, self.loss_optimizer)
         result = engine.step(head, move, moves=self._loss_moves())
         self._count(result)
         return result
@@ -216,10 +219,9 @@ class MetaStep:
         self.plan = plan
 
     def _count(self, result: StepResult) -> None:
-        if result.finite.is_cuda:
+        if result.finite.is_cuda or not bool(result.finite):
             self.nonfinite_steps += ~result.finite
-        elif not bool(result.finite):
-            self.nonfinite_steps += 1
+        self._rate.saw(result)
         self.steps += 1
 
     @property
@@ -243,26 +245,24 @@ class MetaStep:
 
     @label_lr.setter
     def label_lr(self, rate: float | None) -> None:
-        self._rate = LabelRate(rate, self.loss, self._rate.told)
+        step, self._rate = self._rate.step, LabelRate(rate, None, self.loss)
+        self._rate.step = step
 
     @property
     def labels(self) -> Any:
         """The loss: of label families another name."""
         return self.loss
 
-    def _label_rate(self, network: Network, n: int) -> Rate | None:
-        if doubt := self._rate.doubt(self.loss, self._lookahead, self.optimizer):
-            self._warn(doubt, 3)
-        if self._rate.given is not None or not self.loss.moves_itself:
-            return self._rate.given
-        moving = {name: network.params[name] for name in self.approx.moving(network)}
-        return self._rate.default(self.loss, self._lookahead, moving, n)
+    def _label_rates(self, network: Network, n: int) -> tuple[Rate | None, Rate | None]:
+        if not self._rate.adapts:
+            return self._rate.given, None
+        return self._rate.of_step(self._lookahead, {k: network.params[k] for k in self.approx.moving(network)}, n)
 
     def _graph_step(
         self,
         network: Network,
         plan: TangentPlan,
-        label_lr: Rate | None,
+        rates: tuple[Rate | None, Rate | None],
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
@@ -292,7 +292,7 @@ class MetaStep:
                 transform=self.transform,
                 replan=self._choose_plan,
             )
-        result = self._graphs(train, meta, label_lr, weight, loss_moves=self._loss_moves())
+        result = self._graphs(train, meta, *rates, weight, loss_moves=self._loss_moves())
         self._count(result)
         return result
 
@@ -365,7 +365,7 @@ class MetaStep:
         return explanation(
             self,
             lookahead=self._lookahead.choice,
-            fixed_rate=self._rate.given is not None,
+            label_step=self._rate.step if self._rate.adapts else None,
             network=self._network,
             graphs=self._graphs,
             untraced=self._untraced,
@@ -381,7 +381,8 @@ class MetaStep:
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
         return {
-            "label_lr": self._rate.given,  # None follows the schedule, also after a resume
+            "label_lr": self._rate.given,  # None follows gradients and schedule, also after a resume
+            "label_step": self._rate.state_dict(),
             "plan": None if self.plan is None else asdict(self.plan),
             "steps": self.steps,
             "nonfinite_steps": int(self.nonfinite_steps),
@@ -392,6 +393,7 @@ class MetaStep:
         if missing := self.state_dict().keys() - state.keys():
             raise ValueError(f"this is not the state of a MetaStep: it lacks {', '.join(sorted(missing))}")
         self.label_lr = state["label_lr"]
+        self._rate.load_state_dict(state["label_step"])
         self.plan = None if state["plan"] is None else TangentPlan(**state["plan"])
         self._planned = None
         self.steps = state["steps"]

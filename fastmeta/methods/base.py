@@ -148,6 +148,9 @@ class Method(ABC):
     def step(self, batch: Batch) -> Outcome:
         """One optimizer step. Nothing here should wait for the device."""
 
+    def skip_warm_up(self) -> None:  # noqa: B027 (nothing to skip by default)
+        """The next steps are as in most of the run, whose cost is about to be measured."""
+
     def end_epoch(self, samples: Samples) -> None:  # noqa: B027 (nothing to do by default)
         """Behind the last step of each epoch, before anything is measured or saved."""
 
@@ -185,7 +188,12 @@ class Method(ABC):
 
     @classmethod
     def default_label_lr(cls, lookahead_lr: float, batch_size: int, visits: int, num_classes: int) -> float | None:
-        """labels.label_lr where the config leaves it open; None for a method without."""
+        """labels.label_lr where the config leaves it and labels.label_step open; None for a method without."""
+        return None
+
+    @classmethod
+    def default_label_step(cls) -> float | None:
+        """labels.label_step where there is no labels.label_lr, by default either; None for a method without."""
         return None
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,26 +28,68 @@ _ROWS = 65536
 
 
 class Updates(ABC):
-    """A model that is trained on labels, and how these move."""
+    """A model that is trained on labels, and how these move.
+
+    For the first `warmup_epochs` the network is trained on the given labels, smoothed: it has something to say of the
+    labels then, which a soft start would leave for later.
+    """
 
     #: does :meth:`step` want a batch of clean samples?
     uses_meta_batch: bool
 
+    def __init__(
+        self,
+        context: Context,
+        model: nn.Module,
+        labels: Labels,
+        optimizer: torch.optim.Optimizer,
+        warnings: list[str],
+    ) -> None:
+        self.context, self.config, self.warnings = context, context.config, warnings
+        self.model, self.labels, self.optimizer = model, labels, optimizer
+        self.held = False
+        self.epochs_done = 0
+        self.prepare()
+
     @abstractmethod
-    def step(self, batch: Batch) -> Outcome: ...
+    def prepare(self) -> None:
+        """Make what moves the labels."""
+
+    @cached_property
+    def held_step(self) -> HeldLabelsStep:
+        return HeldLabelsStep(self.context, self.model, self.labels, self.optimizer)
+
+    def step(self, batch: Batch) -> Outcome:
+        if self.epochs_done < self.config.labels.warmup_epochs:
+            return self.held_step(batch, SMOOTHED)
+        return self.held_step(batch) if self.held else self.train(batch)
+
+    def train(self, batch: Batch) -> Outcome:
+        """A step behind the warm-up."""
+        return self.held_step(batch)
+
+    def skip_warm_up(self) -> None:
+        self.epochs_done = self.config.labels.warmup_epochs
 
     @abstractmethod
     def explain(self) -> str: ...
 
-    def end_epoch(self, samples: Samples) -> None:  # noqa: B027 (nothing to do by default)
+    def end_epoch(self, samples: Samples) -> None:
         """Behind the last step of an epoch."""
+        self.epochs_done = samples.epoch
 
-    @abstractmethod
     def hold(self) -> None:
         """Labels stay as they are from here on, and steps are plain ones."""
+        self.held = True
 
     def stateful(self) -> Mapping[str, Any]:
-        return {}
+        return {"label_updates": self}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs_done": self.epochs_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs_done = state["epochs_done"]
 
     def figures(self) -> Mapping[str, Any]:
         return {}
@@ -58,41 +100,31 @@ class ExactUpdates(Updates):
 
     uses_meta_batch = True
 
-    def __init__(
-        self,
-        context: Context,
-        model: nn.Module,
-        labels: Labels,
-        optimizer: torch.optim.Optimizer,
-        warnings: list[str],
-    ) -> None:
-        self.config = config = context.config
-        self.labels = labels
-        self.restart = Restart(labels, config.labels.target_prob) if config.labels.reset else None
+    def prepare(self) -> None:
+        of_labels = self.config.labels
+        self.restart = Restart(self.labels, of_labels.target_prob) if of_labels.reset else None
         self.meta_step = MetaStep(
-            model,
-            labels,
-            optimizer,
-            label_lr=config.labels.label_lr,
-            lookahead=config.labels.lookahead_choice,
-            tangent=config.labels.tangent,
+            self.model,
+            self.labels,
+            self.optimizer,
+            label_lr=of_labels.label_lr,
+            label_step=of_labels.label_step,
+            lookahead=of_labels.lookahead_choice,
+            tangent=of_labels.tangent,
             unique_index=True,  # a pass over the training set meets no row twice
-            compile=config.compile,
-            approx=config.approx_choice,
-            transform=context.transform,
-            totals=context.totals,
-            micro_batch=config.micro_batch,
+            compile=self.config.compile,
+            approx=self.config.approx_choice,
+            transform=self.context.transform,
+            totals=self.context.totals,
+            micro_batch=self.config.micro_batch,
         )
-        self.meta_step.on_warning = warnings.append
-        self._make_held = partial(HeldLabelsStep, context, model, labels, optimizer)
-        self._held: HeldLabelsStep | None = None
+        self.meta_step.on_warning = self.warnings.append
 
     def hold(self) -> None:
-        self._held, self.uses_meta_batch = self._make_held(), False
+        super().hold()
+        self.uses_meta_batch = False
 
-    def step(self, batch: Batch) -> Outcome:
-        if self._held is not None:
-            return self._held(batch)
+    def train(self, batch: Batch) -> Outcome:
         assert batch.meta is not None
         if self.restart is not None:
             self.restart.before_step()
@@ -105,7 +137,9 @@ class ExactUpdates(Updates):
         )
 
     def explain(self) -> str:
-        lines = [self.meta_step.explain()]
+        warmup, lines = self.config.labels.warmup_epochs, [self.meta_step.explain()]
+        if warmup:
+            lines.append(f"moves:      behind {warmup} epochs on the given labels, smoothed by {SMOOTHED:g}")
         if (kind := self.config.labels.entropy_weight) != "none":
             lines.append(f"weights:    of samples {kind} by the entropy H of their labels, with mean 1 in a batch")
         if self.restart is not None:
@@ -113,63 +147,28 @@ class ExactUpdates(Updates):
         return "\n".join(lines)
 
     def end_epoch(self, samples: Samples) -> None:
-        if self.restart is not None:
+        super().end_epoch(samples)
+        if self.restart is not None and self.epochs_done > self.config.labels.warmup_epochs:  # labels have moved in it
             self.restart.due = True
 
     def stateful(self) -> Mapping[str, Any]:
-        kept = {"meta_step": self.meta_step}
+        kept = {"meta_step": self.meta_step, **super().stateful()}
         return kept if self.restart is None else {**kept, "restart": self.restart}
 
 
 class BetweenEpochs(Updates):
-    """Plain steps under the labels as they are, which move when an epoch ends.
-
-    For the first `warmup_epochs` the network is trained on the given labels, smoothed: it has something to say of the
-    labels then, which a soft start would leave for later.
-    """
+    """Plain steps under the labels as they are, which move when an epoch ends."""
 
     uses_meta_batch = False
 
-    def __init__(
-        self,
-        context: Context,
-        model: nn.Module,
-        labels: Labels,
-        optimizer: torch.optim.Optimizer,
-        warnings: list[str],
-    ) -> None:
-        self.config, self.labels, self.optimizer, self.warnings = context.config, labels, optimizer, warnings
-        self.held_step, self.held = HeldLabelsStep(context, model, labels, optimizer), False
-        self.epochs_done = 0
-        self.prepare(model)
-
-    def prepare(self, model: nn.Module) -> None:
-        """Make what moves the labels."""
-
-    def step(self, batch: Batch) -> Outcome:
-        warming = self.epochs_done < self.config.labels.warmup_epochs
-        return self.held_step(batch, SMOOTHED if warming else None)
-
-    def hold(self) -> None:
-        self.held = True
-
     def end_epoch(self, samples: Samples) -> None:
-        self.epochs_done = samples.epoch
+        super().end_epoch(samples)
         due = not self.held and self.config.labels.moves_after(samples.epoch, self.config.epochs)
         self.move(samples if due else None)
 
     @abstractmethod
     def move(self, samples: Samples | None) -> None:
         """Move the labels; None behind an epoch where they stay."""
-
-    def stateful(self) -> Mapping[str, Any]:
-        return {"label_updates": self}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epochs_done": self.epochs_done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs_done = state["epochs_done"]
 
 
 class EpochUpdates(BetweenEpochs):
@@ -179,10 +178,10 @@ class EpochUpdates(BetweenEpochs):
     would be trained. The rate of the clean steps follows that of the model.
     """
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self) -> None:
         of_labels = self.config.labels
         self.lookahead = EpochLookahead(
-            model,
+            self.model,
             self.labels,
             steps=of_labels.steps,
             lr=of_labels.clean_lr,
@@ -233,11 +232,11 @@ class PosteriorUpdates(BetweenEpochs):
     the mean of all estimates so far: one is off by what the network has just learned by heart, and early ones least.
     """
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self) -> None:
         of_labels = self.config.labels
         self.labels.margin = of_labels.margin
         self.posterior = LabelPosterior(
-            model,
+            self.model,
             self.labels,
             steps=of_labels.steps,
             lr=of_labels.clean_lr,

@@ -46,6 +46,9 @@ class LearnedLabels(Method):
     def step(self, batch: Batch) -> Outcome:
         return self.updates.step(batch)
 
+    def skip_warm_up(self) -> None:
+        self.updates.skip_warm_up()
+
     def end_epoch(self, samples: Samples) -> None:
         self.updates.end_epoch(samples)
 
@@ -74,6 +77,10 @@ class LearnedLabels(Method):
     def default_label_lr(cls, lookahead_lr: float, batch_size: int, visits: int, num_classes: int) -> float:
         one = cls.family(torch.zeros(1, dtype=torch.int64), num_classes, 0.5)
         return one.default_label_lr(lookahead_lr, batch_size, visits)
+
+    @classmethod
+    def default_label_step(cls) -> float:
+        return cls.family.default_step
 
     @classmethod
     def default_eta(cls) -> float:

@@ -94,6 +94,7 @@ class LearnedLoss(Method):
         for name, value, without in (
             ("target_prob", of_labels.target_prob, None),
             ("label_lr", of_labels.label_lr, None),
+            ("label_step", of_labels.label_step, None),
             ("dtype", of_labels.dtype, "float32"),
         ):
             if value != without:

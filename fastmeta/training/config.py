@@ -22,7 +22,7 @@ from fastmeta.data import InputError, at_least, positive, within
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.data.sources import parse as parse_dataset
 from fastmeta.training.option_names import names_of, near
-from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig
+from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig, own_options
 from fastmeta.training.toml_file import read_toml
 from fastmeta.training.values import check_types, hints_of, one_of
 
@@ -194,6 +194,11 @@ class TrainConfig:
                     f"labels.{name}={value} is about methods whose labels move, and method={self.method} has none; "
                     "leave it out"
                 )
+        if self.labels.warmup_epochs and "labels.update" not in method.supports:
+            raise InputError(
+                f"labels.warmup_epochs={self.labels.warmup_epochs} is about methods whose labels move, and "
+                f"method={self.method} has none; leave it out"
+            )
         if self.labels.canaries not in ("auto", "off") and not self.can_have_canaries:
             raise InputError(
                 f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "
@@ -214,7 +219,7 @@ class TrainConfig:
         """`labels.update`, or what stands for it where it is left out."""
         if self.labels.update is not None:
             return self.labels.update
-        exact = any(getattr(self.labels, k) != getattr(LabelConfig, k) for k in OPTIONS_OF["exact"])
+        exact = any(getattr(self.labels, k) != getattr(LabelConfig, k) for k in own_options("exact", "posterior"))
         if exact or self.compile != "off" or self.approx != "none":
             return "exact"
         return self.method_class().default_update

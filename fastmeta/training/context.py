@@ -63,8 +63,11 @@ class StageContext:
 
     def optimizer(self, params: Iterable[Tensor], name: str = "optimizer") -> torch.optim.Optimizer:
         _check_new(name, self.optimizers)
-        self.optimizers[name] = build_optimizer(self.config.optim, params)
-        return self.optimizers[name]
+        self.optimizers[name] = optimizer = build_optimizer(self.config.optim, params)
+        if self.config.optim.warmup:  # as schedules of torch write down what a rate grows to
+            for group in optimizer.param_groups:
+                group["initial_lr"] = self.config.optim.lr
+        return optimizer
 
     def teacher(self, path: str | Path, model: nn.Module | None = None) -> nn.Module:
         run = load_run(path, model=model)

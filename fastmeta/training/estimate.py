@@ -101,7 +101,9 @@ def _shape(splits: Splits) -> str:
 
 def _steps(stage: Stage) -> float:
     """All that a stage costs, in steps."""
-    return stage.total + moves(stage) * steps_per_move(stage) + _finetune_steps(stage) + _reading_steps(stage)
+    saved = stage.config.labels.plain_epochs * stage.steps_per_epoch * (1 - _plain_share(stage))
+    moved = moves(stage) * steps_per_move(stage)
+    return stage.total - saved + moved + _finetune_steps(stage) + _reading_steps(stage)
 
 
 def _finetune_steps(stage: Stage) -> float:
@@ -120,6 +122,7 @@ def _plain_share(stage: Stage) -> float:
 
 
 def _seconds_per_step(stage: Stage) -> float:
+    stage.method.skip_warm_up()
     began = time.perf_counter()
     for _ in range(min(WARM_UP, stage.total)):
         stage.take_step()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastmeta.losses import Labels
+from fastmeta.losses import Labels, MomentumLabels, SimplexLabels
 from fastmeta.training.config import TrainConfig
 
 #: share of the summed learning rate after which the movement says where the labels will end (digits: to a factor of 2)
@@ -16,6 +17,8 @@ HARDLY = 0.1
 
 #: label_lr above so many times its default is the first thing to doubt; the paper's grids end at 20
 ABSURD = 1000
+#: share of right labels that may be lost without a word
+WORSE = 0.005
 
 
 def label_rate_to_blame(labels: Labels, rate: float, usual: float, name: str = "labels.label_lr") -> str | None:
@@ -35,12 +38,15 @@ def rate_to_lower(config: TrainConfig, labels: Any, batch_size: int) -> str:
     """What to lower in a run of a resolved `config` that has diverged; waits for the device."""
     optim, of_labels = config.optim, config.labels
     exact = of_labels.update == "exact"
-    now = of_labels.label_lr if exact else of_labels.eta
+    rate = of_labels.label_lr if of_labels.label_step is None else of_labels.label_step
+    now = rate if exact else of_labels.eta
     if isinstance(labels, Labels) and now is not None:
         assert optim.lr is not None
         assert config.epochs is not None
         usual = labels.default_eta
-        if exact:
+        if of_labels.label_step is not None:
+            usual = labels.default_step
+        elif exact:
             usual = labels.default_label_lr(of_labels.lookahead_rate or optim.lr, batch_size, config.epochs)
         if (why := label_rate_to_blame(labels, now, usual, of_labels.rate_name)) is not None:
             return why
@@ -98,7 +104,30 @@ def _movement(labels: Labels, target_prob: float, progress: float, rate_name: st
     factor = _round(wanted / expected) if expected > 0 else "1000 or more"
     return (
         f"labels have hardly moved ({what}: {moved:.2g} on average, {wanted:.2g} would change them): "
-        f"{rate_name} is too small by about ×{factor}"
+        f"{rate_name} is too small by about ×{factor} for that. Labels that go further may get worse: "
+        f"{_way_further(labels, rate_name)}"
+    )
+
+
+def _way_further(labels: Labels, rate_name: str) -> str:
+    """What to do in place of a rate that nobody has tried."""
+    if isinstance(labels, SimplexLabels | MomentumLabels):  # which have no other option
+        return "canaries tell (labels.canaries)"
+    if rate_name == "labels.label_lr":
+        return f"leave it out, and labels.label_step={labels.default_step:g} says how far"
+    usual = labels.default_step if rate_name == "labels.label_step" else labels.default_eta
+    return f"canaries tell (labels.canaries), and by default {rate_name} is {usual:g}"
+
+
+def told_worse(figures: Mapping[str, Any], config: TrainConfig) -> str | None:
+    """What to say of the labels of a finished run of a resolved `config`, by the right ones, if they got worse."""
+    before, after = figures["label_accuracy_initial"], figures["label_accuracy_final"]
+    if before is None or before - after <= WORSE:
+        return None
+    slower = "" if config.labels.update == "posterior" else f"lower {config.labels.rate_name}, or "
+    return (
+        f"labels are worse than they were given: {before:.1%} were right, and {after:.1%} are; {slower}train on the "
+        "given ones (method=onehot, finetune_steps)"
     )
 
 

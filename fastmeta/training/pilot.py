@@ -24,7 +24,7 @@ STEPS, LEAST_BATCH, MOST_BATCH = 30, 64, 512
 
 def pilot_epochs(config: TrainConfig) -> int:
     """As many as labels wait for where they move between epochs, else a tenth of the run."""
-    warmup = config.labels.warmup_epochs
+    warmup = None if config.labels.update == "exact" else config.labels.warmup_epochs
     return max(1, round(_SHARE * (config.epochs or 0)) if warmup is None else warmup)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fastmeta.data import Features, InputError, Source, Splits
 from fastmeta.posterior import FOLDS, MARGIN
 from fastmeta.training.config import DataConfig, LabelConfig, TrainConfig
-from fastmeta.training.sections import OPTIONS_OF
+from fastmeta.training.sections import own_options
 
 if TYPE_CHECKING:
     from fastmeta.methods import Method
@@ -28,7 +28,7 @@ class Preset:
     target_prob: float
     baselines: str
     threads: int | None  # None is torch's own choice
-    #: label_lr * lr / batch_size of instance labels; None leaves it to the label family
+    #: label_lr * lr / batch_size of instance labels, in data whose labels go at a rate; None goes by labels.label_step
     instance_rate: float | None = None
     #: do instance labels move by exact steps, where nobody asks for others?
     exact: bool = False
@@ -46,7 +46,6 @@ DIGITS = Preset(
     target_prob=0.4,
     baselines="all",
     threads=1,
-    # short runs and few visits per label want larger steps than the family's default
     instance_rate=10.0,
     # twenty clean images for each of the copies are too few to estimate 72% wrong labels from, in some runs
     exact=True,
@@ -132,7 +131,9 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         weight_decay=_or(config.optim.weight_decay, preset.weight_decay if sgd else ADAMW_WEIGHT_DECAY),
     )
     update = config.label_update
-    asked = config.labels.update or any(getattr(config.labels, k) is not None for k in OPTIONS_OF["posterior"])
+    asked = config.labels.update or any(
+        getattr(config.labels, k) is not None for k in own_options("posterior", "exact")
+    )
     if update == "posterior" and not asked and (preset.exact or len(splits.meta) < LEAST_CLEAN):
         update = "exact"
     canaries = "off" if splits.canaries is None else str(len(splits.canaries))
@@ -147,17 +148,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     else:
         assert optim.lr is not None
         labels = replace(labels, lookahead=_or(labels.lookahead, "sgd" if sgd else repr(preset.lr)))
-        if labels.label_lr is None:
-            rate = labels.lookahead_rate or optim.lr
-            if preset.instance_rate is not None and config.method == "instance_labels":
-                label_lr: float | None = preset.instance_rate * batch_size / rate
-            else:
-                label_lr = config.method_class().default_label_lr(rate, batch_size, epochs, splits.num_classes)
-            if label_lr is not None and labels.parametrisation == "simplex":
-                label_lr *= SIMPLEX_RATE
-            if label_lr is not None:
-                label_lr *= 1 - labels.label_momentum  # labels go as far in a run
-            labels = replace(labels, label_lr=label_lr)
+        labels = _of_steps(labels, config, preset, optim.lr, batch_size, epochs, splits.num_classes)
     model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
     resolved = replace(
         config,
@@ -176,6 +167,35 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     except ValueError as error:
         raise InputError(error) from error
     return resolved
+
+
+def _of_steps(
+    labels: LabelConfig, config: TrainConfig, preset: Preset, lr: float, batch_size: int, epochs: int, classes: int
+) -> LabelConfig:
+    """Labels that move in each step, at a rate or so far."""
+    method = config.method_class()
+    if labels.label_lr is None and labels.label_step is None:
+        rate = labels.lookahead_rate or lr
+        at_rate = labels.needs_rate or preset.instance_rate is not None
+        step = None if at_rate else method.default_label_step()
+        if preset.instance_rate is not None and config.method == "instance_labels":
+            label_lr: float | None = preset.instance_rate * batch_size / rate
+        elif step is None:
+            label_lr = method.default_label_lr(rate, batch_size, epochs, classes)
+        else:
+            label_lr = None
+        if label_lr is not None:
+            share = SIMPLEX_RATE if labels.parametrisation == "simplex" else 1.0
+            label_lr *= share * (1 - labels.label_momentum)  # labels go as far in a run
+        labels = replace(labels, label_lr=label_lr, label_step=step if label_lr is None else None)
+    waits = labels.label_step is not None and "labels.update" in method.supports
+    warmup = _or(labels.warmup_epochs, min(max(1, round(epochs / 10)), epochs - 1) if waits else 0)
+    if warmup >= epochs:
+        raise InputError(
+            f"labels.update=exact moves labels behind the first labels.warmup_epochs={warmup} epochs, and "
+            f"epochs={epochs} leaves none; train longer"
+        )
+    return replace(labels, warmup_epochs=warmup)
 
 
 def _of_epochs(labels: LabelConfig, method: type[Method], clean_rows: int, train_rows: int, epochs: int) -> LabelConfig:

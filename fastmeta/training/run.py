@@ -22,6 +22,7 @@ from fastmeta.training.canaries import Canaries
 from fastmeta.training.canaries import warning as worse
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.finetune import finetune, steps_of
+from fastmeta.training.health import told_worse
 from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.pilot import noise_of
@@ -365,7 +366,8 @@ class Session:
         assert self.readings is not None
         self.labels = write_labels(self.path, stage, self.prepared.splits, self.readings)
         fate = self.labels["canaries"]
-        if fate is not None and (text := worse(fate, self.labels["labels_withheld"])) is not None:
+        by_canaries = None if fate is None else worse(fate, self.labels["labels_withheld"])
+        for text in filter(None, (by_canaries, told_worse(self.labels, self.prepared.config))):
             self._warn(text)
         self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
 

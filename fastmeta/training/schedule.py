@@ -37,6 +37,15 @@ def lr_share(optim: OptimConfig, step: int, total: int, warmup: float = 0) -> fl
     return (sum(rates[:whole]) + part) / sum(rates)
 
 
+def stepped_share(
+    optim: OptimConfig, labels: LabelConfig, first: int, step: int, total: int, warmup: float = 0
+) -> float:
+    """Share of the way of labels that move in each step behind the first `first`, by the rate of the look-ahead."""
+    fixed = labels.lookahead_rate is not None
+    before, done = (k / total if fixed else lr_share(optim, k, total, warmup) for k in (first, step))
+    return max(0.0, (done - before) / (1 - before))
+
+
 def moved_share(optim: OptimConfig, labels: LabelConfig, epoch: int, epochs: int) -> float:
     """Share of a run's summed rate of clean steps that the first `epoch` epochs have had: labels move by these."""
     assert optim.lr is not None

@@ -17,18 +17,25 @@ OPTIONS_OF = {
     "exact": (
         "target_prob",
         "label_lr",
+        "label_step",
         "lookahead",
         "tangent",
         "parametrisation",
         "label_momentum",
         "entropy_weight",
         "reset",
+        "warmup_epochs",
     ),
     "epoch": ("target_prob", "steps", "clean_lr", "eta", "warmup_epochs"),
     "posterior": ("steps", "clean_lr", "clean_batch", "warmup_epochs", "every", "mix", "trust", "margin"),
 }
 MOST_THREADS = 1024
 MOST_PIXELS = 4096
+
+
+def own_options(update: str, beside: str) -> tuple[str, ...]:
+    """Options that one of two updates has alone, so that they say which is meant."""
+    return tuple(k for k in OPTIONS_OF[update] if k not in OPTIONS_OF[beside])
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,11 @@ class LabelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
     label_lr: float | None = None
-    """Learning rate of the labels, constant; the default adapts to learning rate, batch size and epochs."""
+    """Update exact: learning rate of the labels, constant; by default none, and labels.label_step says how far they
+    move."""
+    label_step: float | None = None
+    """Update exact: how far a visit moves a label at the highest learning rate, root mean square: logits of an instance
+    label, by default 0.3; of a class label, how far a whole epoch does, by default 0.02."""
     lookahead: str | None = None
     """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate.
     By default sgd for sgd and 0.1 for adamw."""
@@ -116,8 +127,8 @@ class LabelConfig:
     """Update epoch: how far labels move, as a share of how far the clean steps move the logits.
     By default 0.3 for instance labels and 0.03 for class labels."""
     warmup_epochs: int | None = None
-    """Updates epoch and posterior: epochs before labels move for the first time, in which the network is trained on
-    the given ones, smoothed by 0.1; by default a tenth of the run."""
+    """Epochs before labels move for the first time, in which the network is trained on the given ones, smoothed by
+    0.1; by default a tenth of the run, and 0 where labels.label_lr is given."""
     every: int | None = None
     """Update posterior: epochs from one estimate to the next; by default a tenth of the run."""
     mix: float | None = None
@@ -145,6 +156,18 @@ class LabelConfig:
             raise InputError(f"labels.canaries must be auto, off or a number from 1 on, got {shown(self.canaries)}")
         within("labels.target_prob", self.target_prob, 0, 1)
         positive("labels.label_lr", self.label_lr)
+        positive("labels.label_step", self.label_step)
+        if self.label_lr is not None and self.label_step is not None:
+            raise InputError(
+                f"labels.label_lr={self.label_lr:g} is the rate itself, and labels.label_step={self.label_step:g} how "
+                "far it moves a label; leave one out"
+            )
+        if self.label_step is not None and self.needs_rate:
+            other = "parametrisation" if self.parametrisation == "simplex" else "label_momentum"
+            raise InputError(
+                f"labels.label_step={self.label_step:g} is about logits that move without momentum, and got "
+                f"labels.{other}={getattr(self, other)}; take labels.label_lr"
+            )
         at_least("labels.steps", self.steps, 1)
         positive("labels.clean_lr", self.clean_lr)
         positive("labels.eta", self.eta)
@@ -166,9 +189,21 @@ class LabelConfig:
                 )
 
     @property
+    def needs_rate(self) -> bool:
+        """Whether exact steps of these labels go at a rate, labels.label_lr, and not by how far they go."""
+        return self.parametrisation == "simplex" or self.label_momentum > 0
+
+    @property
     def rate_name(self) -> str:
         """The option that says how far labels move."""
-        return "labels.label_lr" if self.update == "exact" else "labels.eta"
+        if self.update != "exact":
+            return "labels.eta"
+        return "labels.label_lr" if self.label_step is None else "labels.label_step"
+
+    @property
+    def plain_epochs(self) -> int:
+        """Epochs of plain steps before those that move labels; resolved."""
+        return (self.warmup_epochs or 0) if self.update == "exact" else 0
 
     def moves_after(self, epoch: int, epochs: int) -> bool:
         """Whether labels that move between epochs do so behind number `epoch`, from 1 on, of `epochs`; resolved."""

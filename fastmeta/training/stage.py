@@ -34,7 +34,7 @@ from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
 from fastmeta.training.pilot import pilot_epochs
 from fastmeta.training.samples import PoolSamples
-from fastmeta.training.schedule import lr_at, lr_share, moved_share
+from fastmeta.training.schedule import lr_at, moved_share, stepped_share
 
 #: steps between two looks at the guards, each of which waits for the device
 CHECK_EVERY = 50
@@ -185,9 +185,8 @@ class Stage:
         """Share (0, 1] of the way that labels go in a run, which is in proportion to the rate of what moves them."""
         if self.config.labels.update == "epoch":
             return moved_share(self.config.optim, self.config.labels, self.epoch, self.config.epochs or 1)
-        if self.config.labels.lookahead_rate is not None:
-            return self.step / self.total
-        return lr_share(self.config.optim, self.step, self.total, self.warmup)
+        first = self.config.labels.plain_epochs * self.steps_per_epoch
+        return stepped_share(self.config.optim, self.config.labels, first, self.step, self.total, self.warmup)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

@@ -21,7 +21,7 @@ def rounded(case):
     return fastmeta.InstanceLabels(case.targets, case.num_classes, 0.5, dtype=torch.bfloat16, seed=5)
 
 
-def build(name, family, tangent, group=None):
+def build(name, family, tangent, group=None, given=True):
     case = cases.make(name, dtype=torch.float32 if family is rounded else torch.float64)
     labels = rounded(case) if family is rounded else make_labels(family, case)
     optimizer = optimizers(list(case.model.parameters()))["nesterov"]
@@ -29,7 +29,7 @@ def build(name, family, tangent, group=None):
         case.model,
         labels,
         optimizer,
-        label_lr=2.0 if family is fastmeta.ClassLabels else 20.0,
+        label_lr=(2.0 if family is fastmeta.ClassLabels else 20.0) if given else None,
         lookahead="optimizer",
         tangent=tangent,
         process_group=group,
@@ -53,17 +53,19 @@ def run(case, step, rank, size, poison=False):
 
 
 JOBS = {
-    f"{name}-{family.family}-{tangent}": (name, family, tangent, False)
+    f"{name}-{family.family}-{tangent}": (name, family, tangent, False, True)
     for name, tangent in (("mlp", "reverse"), ("groupnorm", "forward"))
     for family in FAMILIES
 }
-JOBS["poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True)
-JOBS["rounded"] = ("mlp", rounded, "reverse", False)
+JOBS["poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True, True)
+JOBS["rounded"] = ("mlp", rounded, "reverse", False, True)
+JOBS |= {f"normalised {f.family}": ("mlp", f, "reverse", False, False) for f in FAMILIES}
+JOBS["normalised poisoned"] = ("mlp", fastmeta.InstanceLabels, "reverse", True, False)
 
 
 def worker(rank, size, out):
-    for key, (name, family, tangent, poison) in JOBS.items():
-        case, labels, step = build(name, family, tangent, dist.group.WORLD)
+    for key, (name, family, tangent, poison, given) in JOBS.items():
+        case, labels, step = build(name, family, tangent, dist.group.WORLD, given)
         results = run(case, step, rank, size, poison)
         flags = [bool(r.finite) for r in results]
         norms = [r.label_grad_norm for r in results]
@@ -82,8 +84,8 @@ def assert_rounded_alike(labels, learned):
 def test_two_processes_equal_one(tmp_path):
     run_ranks(worker, 2, tmp_path, str(tmp_path))
 
-    for key, (name, family, tangent, poison) in JOBS.items():
-        case, labels, step = build(name, family, tangent)
+    for key, (name, family, tangent, poison, given) in JOBS.items():
+        case, labels, step = build(name, family, tangent, given=given)
         start = copy.deepcopy(labels.state_dict())
         truth = run(case, step, 0, 1, poison)
         if family is rounded:

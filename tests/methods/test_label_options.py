@@ -11,7 +11,8 @@ from fastmeta import reference
 from fastmeta.cli.train import parse
 from fastmeta.data import InputError
 from fastmeta.methods.label_curriculum import Restart, entropy_weights
-from fastmeta.training import Interrupted, LabelConfig, TrainConfig
+from fastmeta.training import Interrupted, LabelConfig, OptimConfig, TrainConfig
+from fastmeta.training.prepare import prepare
 from tests.support.cases import make
 from tests.support.plugs import files
 from tests.support.runs import two_classes
@@ -88,7 +89,7 @@ def made(path, name, **changes):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_stopped_goes_on_bitwise(name, tmp_path):
     unbroken = fastmeta.train(made(tmp_path / "unbroken", name), data=two_classes())
-    for at in (5,) if name == "anew" else (7,):  # a restart is due where an epoch has ended
+    for at in (10,) if name == "anew" else (7,):  # a restart is due where an epoch has ended behind the warm-up
         path = tmp_path / f"stopped-{at}"
         with pytest.raises(Interrupted):
             fastmeta.train(made(path, name), data=two_classes(), listener=Kill(signal.SIGTERM, "instance_labels", at))
@@ -156,6 +157,16 @@ SIMPLEX = {"parametrisation": "simplex"}
             {"label_momentum": 0.5},
             r"labels\.label_momentum=0\.5 is about a distribution of each sample",
         ),
+        (
+            {},
+            {**SIMPLEX, "label_step": 0.1},
+            r"labels\.label_step=0\.1 is about logits .* got labels\.parametrisation=simplex; take labels\.label_lr",
+        ),
+        (
+            {},
+            {"label_momentum": 0.5, "label_step": 0.1},
+            r"labels\.label_step=0\.1 is about logits .* got labels\.label_momentum=0\.5; take labels\.label_lr",
+        ),
         ({"method": "onehot"}, SIMPLEX, r"labels\.parametrisation=simplex is about methods whose labels move"),
         ({"method": "l2rw"}, {"reset": True}, r"labels\.reset=True is about methods whose labels move"),
         ({"method": "mwnet"}, {"entropy_weight": "H/logC"}, r"labels\.entropy_weight=H/logC is about methods whose"),
@@ -164,6 +175,48 @@ SIMPLEX = {"parametrisation": "simplex"}
 def test_what_does_not_combine_is_refused_by_name(changes, labels, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**changes, labels=LabelConfig(**labels))
+
+
+@pytest.mark.parametrize(("options", "share"), [(SIMPLEX, 1 / 6), ({"label_momentum": 0.75}, 1 / 4)])
+def test_these_labels_go_at_a_rate_from_the_first_step_on(options, share, tmp_path):
+    def of_labels(**kw):
+        labels = LabelConfig(canaries="off", **kw)
+        return prepare(
+            config(tmp_path / "run", baselines="none", model="mlp", labels=labels), data=two_classes()
+        ).config
+
+    made = of_labels(**options)
+    one = fastmeta.InstanceLabels(torch.tensor([0]), 2)
+    usual = one.default_label_lr(made.optim.lr, made.data.batch_size, made.epochs)
+    assert made.labels.label_lr == pytest.approx(share * usual, rel=1e-12)
+    assert (made.labels.label_step, made.labels.warmup_epochs) == (None, 0)
+    other = of_labels(entropy_weight="H/logC").labels
+    assert (other.label_lr, other.label_step, other.warmup_epochs) == (None, one.default_step, 1)
+
+
+@pytest.mark.parametrize(("warmup", "times"), [(0, 2), (1, 1), (2, 0)])
+def test_a_restart_waits_for_the_warm_up(warmup, times, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fastmeta.InstanceLabels, "restart_", lambda labels, p0: calls.append(p0))
+    labels = LabelConfig(reset=True, canaries="off", warmup_epochs=warmup)
+    fastmeta.train(config(tmp_path / "run", baselines="none", model="mlp", labels=labels), data=two_classes())
+    assert len(calls) == times
+
+
+def test_a_rate_that_grows_is_measured_by_what_it_grows_to(tmp_path):
+    made = config(
+        tmp_path / "run",
+        baselines="none",
+        model="mlp",
+        optim=OptimConfig(lr=0.05, warmup=2),
+        labels=LabelConfig(update="exact", canaries="off", warmup_epochs=0),
+    )
+    stage = prepare(made, data=two_classes()).stage("instance_labels")
+    before = stage.method.labels.label_logits.clone()
+    stage.take_step()
+    n = made.data.batch_size
+    moved = float((stage.method.labels.label_logits - before).norm()) / math.sqrt(n)
+    assert moved == pytest.approx(0.3 / (2 * stage.steps_per_epoch), rel=1e-5)
 
 
 def test_class_labels_start_at_one_hot(tmp_path):

@@ -65,7 +65,7 @@ def test_it_is_the_same_as_one_graph_and_in_pieces(method, changes, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_refused_what_is_about_a_table_of_labels(method):
-    for name, value in (("target_prob", 0.5), ("label_lr", 3.0), ("dtype", "bfloat16")):
+    for name, value in (("target_prob", 0.5), ("label_lr", 3.0), ("label_step", 0.1), ("dtype", "bfloat16")):
         with pytest.raises(InputError, match=f"labels.{name}={value} is about a table of labels, and method={method}"):
             TrainConfig(method=method, labels=LabelConfig(**{name: value}))
     for update in ("epoch", "posterior"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastmeta
 from fastmeta.data import InputError, load_dataset, split
 from fastmeta.training import DataConfig, LabelConfig, OptimConfig, TrainConfig
 from fastmeta.training.presets import preset_noise, preset_threads, resolve
@@ -132,16 +133,30 @@ def test_resolution_leaves_nothing_open_and_repeats_to_itself(digit_splits):
     assert resolved.baseline_names() == ("noisy", "union", "clean")
 
 
-def test_label_lr_adapts_to_rate_and_batch(digit_splits):
-    def label_lr(method, lr, batch_size):
-        exact, data = LabelConfig(update="exact"), DataConfig(batch_size=batch_size)
-        config = TrainConfig(method=method, optim=OptimConfig(lr=lr), data=data, labels=exact)
-        return resolve(config, digit_splits).labels.label_lr
+def test_label_lr_of_the_digits_adapts_to_rate_and_batch(digit_splits):
+    def of_labels(method, lr, batch_size, **labels):
+        config = TrainConfig(
+            method=method,
+            optim=OptimConfig(lr=lr),
+            data=DataConfig(batch_size=batch_size),
+            labels=LabelConfig(**labels),
+        )
+        return resolve(config, digit_splits).labels
 
-    for method in ("instance_labels", "class_labels"):
-        assert label_lr(method, 0.1, 64) == pytest.approx(2 * label_lr(method, 0.2, 64))
-        assert label_lr(method, 0.1, 64) == pytest.approx(0.5 * label_lr(method, 0.1, 128))
-    assert label_lr("onehot", 0.1, 64) is None
+    label_lr = lambda *args: of_labels("instance_labels", *args).label_lr  # noqa: E731
+    assert label_lr(0.1, 64) == pytest.approx(2 * label_lr(0.2, 64))
+    assert label_lr(0.1, 64) == pytest.approx(0.5 * label_lr(0.1, 128))
+    assert of_labels("instance_labels", 0.1, 64).warmup_epochs == 0
+    assert of_labels("onehot", 0.1, 64).label_lr is None
+    smoothing = of_labels("class_labels", 0.1, 64)
+    usual = fastmeta.ClassLabels(torch.tensor([0]), 2).default_label_lr(0.1, 64, 30)
+    assert (smoothing.label_lr, smoothing.label_step, smoothing.warmup_epochs) == (usual, None, 0)
+    # labels that are told how far to go have no rate, and wait
+    for method in ("class_labels", "instance_labels"):
+        labels = of_labels(method, 0.1, 64, label_step=0.2)
+        assert (labels.label_lr, labels.label_step, labels.warmup_epochs) == (None, 0.2, 3)
+        assert labels.rate_name == "labels.label_step"
+        assert of_labels(method, 0.1, 64, label_step=0.2, warmup_epochs=0).warmup_epochs == 0
 
 
 def test_only_the_digits_are_corrupted_unasked():
@@ -400,5 +415,5 @@ def test_the_digits_take_exact_steps_unless_others_are_asked_for(digit_splits):
     def update(**options):
         return resolve(TrainConfig(labels=LabelConfig(**options)), digit_splits).labels.update
 
-    assert update() == update(target_prob=0.6) == "exact"
+    assert update() == update(target_prob=0.6) == update(label_step=0.1) == update(warmup_epochs=2) == "exact"
     assert update(update="posterior") == update(mix=0.5) == "posterior"

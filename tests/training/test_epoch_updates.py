@@ -149,7 +149,7 @@ def test_options_of_exact_steps_are_refused(changes, message):
         TrainConfig(labels=labels, **changes)
 
 
-@pytest.mark.parametrize("options", [{"steps": 3}, {"eta": 0.1}, {"clean_lr": 0.1}, {"warmup_epochs": 1}])
+@pytest.mark.parametrize("options", [{"steps": 3}, {"eta": 0.1}, {"clean_lr": 0.1}])
 def test_options_of_epochs_are_refused_with_exact_steps(options):
     (name,) = options
     with pytest.raises(

@@ -452,12 +452,28 @@ def test_the_expected_end_counts_it(monkeypatch):
     def left(**changes):
         out = io.StringIO()
         listener = progress.ConsoleListener(Console(file=out, width=200, force_terminal=False))
-        splits = types.SimpleNamespace(noise_rate=None, test=None, train=range(60), meta=range(30), num_classes=2)
+        splits = types.SimpleNamespace(
+            noise_rate=None,
+            noise_told=None,
+            overlap_told="",
+            val=None,
+            test=None,
+            train=range(60),
+            meta=range(30),
+            num_classes=2,
+        )
         made = TrainConfig(model="mlp", epochs=10, method="onehot", baselines="noisy,clean", **changes)
         listener.begin("run", made, splits, "cpu")
         sampler, data = types.SimpleNamespace(batch_size=10), types.SimpleNamespace(train_size=60)
         stage = types.SimpleNamespace(
-            name="onehot", step=0, total=60, config=made, sampler=sampler, meta_sampler=sampler, data=data
+            name="onehot",
+            step=0,
+            total=60,
+            steps_per_epoch=6,
+            config=made,
+            sampler=sampler,
+            meta_sampler=sampler,
+            data=data,
         )
         for _ in range(20):
             now.now += 1.0

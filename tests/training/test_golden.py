@@ -48,7 +48,8 @@ class Settings:
     seed, approx_choice, micro_batch, mixup = 0, None, None, None
 
     def __init__(self, label_lr, compile):
-        self.labels.label_lr, self.compile = label_lr, compile
+        self.labels.label_lr, self.labels.label_step, self.labels.warmup_epochs = label_lr, None, 0
+        self.compile = compile
 
 
 class Given:

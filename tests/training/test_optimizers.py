@@ -48,15 +48,18 @@ def test_the_steps_are_those_of_adamw(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_a_fixed_look_ahead_sets_the_default_rate_of_labels(tmp_path):
-    def label_lr(**changes):
+def test_labels_go_as_far_by_default_whatever_the_look_ahead_is(tmp_path):
+    def of_labels(**changes):
         changes = {"labels": LabelConfig(update="exact"), **changes}
-        return prepare(config(tmp_path / "run", baselines="none", **changes), data=two_classes()).config.labels.label_lr
+        return prepare(config(tmp_path / "run", baselines="none", **changes), data=two_classes()).config.labels
 
-    sgd = label_lr(optim=OptimConfig(lr=0.1))
-    assert label_lr(optim=OptimConfig(name="adamw")) == sgd  # both look ahead by 0.1
-    fixed = LabelConfig(lookahead=0.05)
-    assert label_lr(optim=OptimConfig(name="adamw", lr=1.0), labels=fixed) == pytest.approx(2 * sgd)
+    for changes in (
+        {"optim": OptimConfig(lr=0.1)},
+        {"optim": OptimConfig(name="adamw")},
+        {"optim": OptimConfig(name="adamw", lr=1.0), "labels": LabelConfig(lookahead=0.05)},
+    ):
+        labels = of_labels(**changes)
+        assert (labels.label_lr, labels.label_step) == (None, fastmeta.InstanceLabels.default_step)
 
 
 @pytest.mark.parametrize(

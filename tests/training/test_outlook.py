@@ -81,13 +81,29 @@ def told(clock, seconds_per_step, total, device="cpu", steps=60, **config):
     out = io.StringIO()
     listener = ConsoleListener(Console(file=out, width=200, force_terminal=False))
     splits = types.SimpleNamespace(
-        noise_rate=None, test=None, train=range(10), meta=range(5), num_classes=2, class_names=["a", "b"]
+        noise_rate=None,
+        noise_told=None,
+        overlap_told="",
+        val=None,
+        test=None,
+        train=range(10),
+        meta=range(5),
+        num_classes=2,
+        class_names=["a", "b"],
     )
     settings = TrainConfig(
         model="mlp", **{"epochs": 10, "baselines": "noisy", "labels": LabelConfig(update="exact"), **config}
     )
     listener.begin("run", settings, splits, device)
-    stage = types.SimpleNamespace(name=settings.method, step=0, total=total, steps_per_epoch=total // 10)
+    stage = types.SimpleNamespace(
+        name=settings.method,
+        step=0,
+        total=total,
+        steps_per_epoch=total // 10,
+        config=settings,
+        data=types.SimpleNamespace(train_size=0),  # so that nothing is read off the network
+        sampler=types.SimpleNamespace(batch_size=10),
+    )
     listener.stage(stage)
     clock.first = None
     for _ in range(steps):
@@ -105,6 +121,12 @@ def test_a_run_says_its_end_in_its_first_minute(clock):
     # 589 steps left of 1 s; as many as 600 plain ones of 3/14 s
     assert re.search(r"expected end: .*, in about 11 min 58 s\n", text)
     assert "cheaper" not in text
+
+
+def test_plain_steps_of_a_warm_up_are_not_taken_for_those_that_follow(clock):
+    text = told(clock, 1.0, total=600, labels=LabelConfig(update="exact", warmup_epochs=5))
+    # 289 plain steps left of 1 s, 300 of 14/3 s, and as many as 600 plain ones
+    assert re.search(r"expected end: .*, in about 38 min 09 s\n", text)
 
 
 def test_a_slow_run_says_so_too_and_the_ways_out(clock):

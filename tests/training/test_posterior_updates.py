@@ -112,6 +112,7 @@ def test_defaults(tmp_path):
         ),
         ({"labels": LabelConfig(update="exact", steps=3)}, "labels.steps=3 is about labels.update=epoch and posterior"),
         ({"method": "onehot", "labels": LabelConfig(update="posterior")}, "about methods whose labels move"),
+        ({"method": "onehot", "labels": LabelConfig(warmup_epochs=2)}, "labels.warmup_epochs=2 is about methods whose"),
     ],
 )
 def test_refusals(change, message):
@@ -122,6 +123,8 @@ def test_refusals(change, message):
 def test_instance_labels_are_estimated_where_nothing_else_is_asked_for():
     assert TrainConfig().label_update == "posterior"
     assert TrainConfig(labels=LabelConfig(mix=0.5)).label_update == "posterior"
+    assert TrainConfig(labels=LabelConfig(warmup_epochs=2)).label_update == "posterior"  # which exact steps have too
+    assert TrainConfig(labels=LabelConfig(label_step=0.1)).label_update == "exact"
     assert TrainConfig(method="class_labels").label_update == "exact"
     assert TrainConfig(approx="delayed").label_update == "exact"
     assert TrainConfig(compile="trace").label_update == "exact"

@@ -125,7 +125,7 @@ def test_a_bfloat16_table_draws_on(tmp_path):
     run = train(resume=path, data=two_classes())
     assert_same(path, unbroken)
     assert run.labels.label_logits.dtype == torch.bfloat16
-    assert run.labels.label_step == 15
+    assert run.labels.label_step == 10  # of 15 steps, behind an epoch of warm-up
     assert torch.equal(load_run(path).labels.label_logits, run.labels.label_logits)
 
 

@@ -129,6 +129,7 @@ class StepInputs:
     numbers: list[Tensor]  # of each parameter group, its GroupNumbers
     lookahead_lr: Tensor  # 0-d, for a fixed look-ahead
     label_lr: Tensor  # 0-d, of a loss that moves itself
+    floor: list[Tensor]  # none, or of a normalised step the 0-d least norm
     weight: list[Tensor]  # none or one
     totals: list[Tensor]  # none or one
 
@@ -223,7 +224,7 @@ class PureStep:
         )
         head = self.loss.head(inputs.loss, inputs.index, inputs.x, weight)
         if loss_moves:
-            how = Move(ALONE, inputs.label_lr, self.unique)
+            how = Move(ALONE, inputs.label_lr, next(iter(inputs.floor), None), self.unique)
             result = meta_step(engine, head, how, weight, delayed=delayed)
         else:
             result = plain_step(engine, head, engine.graph(), weight)

@@ -52,6 +52,7 @@ class StepTensors:
         self.totals, self.transform = totals, transform
         self._read_loss()
         self._scalars = Scalars()
+        self.normalised = False  # whether label steps are; see fastmeta.meta.label_rate
         self._terms = self._read_terms()
 
     def _read_loss(self) -> None:
@@ -97,11 +98,12 @@ class StepTensors:
             ],
             lookahead_lr=scalars["lookahead"],
             label_lr=scalars["label_lr"],
+            floor=[scalars["floor"]] if self.normalised else [],
             weight=batch.weight,
             totals=[] if self.totals is None else [self.totals.values],
         )
 
-    def _set_rates(self, label_lr: Rate | None) -> None:
+    def _set_rates(self, label_lr: Rate | None, floor: Rate | None) -> None:
         """Rates and the like as 0-d tensors that stay where they are, by fills: a copy from the host would wait."""
         choice = self.lookahead.choice
         rates = {
@@ -112,7 +114,9 @@ class StepTensors:
         rates |= {
             "lookahead": 0.0 if isinstance(choice, str) else choice,
             "label_lr": 0.0 if label_lr is None else label_lr,
+            "floor": 0.0 if floor is None else floor,
         }
+        self.normalised = floor is not None
         self._scalars.set(rates, next(iter(self.network.params.values())))
         self.loss.set_rates()
 

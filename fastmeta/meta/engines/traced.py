@@ -135,6 +135,7 @@ class GraphStep(StepTensors):
         train: tuple[Any, Tensor],
         meta: tuple[Any, Tensor],
         label_lr: Rate | None,
+        floor: Rate | None,
         weight: Tensor | None,
         *,
         loss_moves: bool = True,
@@ -144,7 +145,7 @@ class GraphStep(StepTensors):
         if not self.loss.stands():
             self._read_loss()
         batch = Batch(*train, *meta, [] if weight is None else [weight])
-        self._set_rates(label_lr)
+        self._set_rates(label_lr, floor)
         run = self._captured_run if self.record is not None and not self.uncaptured else self._run
         result = StepResult(*run(batch, loss_moves))
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules of torch ask for it, and warn
@@ -350,6 +351,6 @@ class GraphStep(StepTensors):
 
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
-        self._set_rates(1.0)
+        self._set_rates(1.0, None)
         leaves, spec = flat_of(self._read(Batch(*train, *meta, [])).tree())
         return self._trace(leaves, spec, self._settle(leaves, spec))

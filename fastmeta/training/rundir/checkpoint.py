@@ -19,7 +19,7 @@ from fastmeta.data import InputError
 from fastmeta.training.rundir.files import MOST_TEXT, check_memory, new_digest, read_head, write_atomically
 from fastmeta.training.rundir.layout import CONFIG, command
 
-VERSION = 7
+VERSION = 8
 _KEY = "fastmeta"
 
 

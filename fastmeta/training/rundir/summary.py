@@ -91,6 +91,7 @@ def summary_of(
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
     label_update                    exact, epoch or posterior: how learned labels move; null where none are learned
+    label_lr, label_step            of exact steps: the rate of labels, or how far a visit moves them; null without
     lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
     method_figures                  what the method has measured of itself at the end
@@ -118,6 +119,7 @@ def summary_of(
         "lookahead": config.labels.lookahead if method.uses_meta_batch else None,
         "label_update": config.labels.update if method.learns_labels else None,
         "label_lr": config.labels.label_lr,
+        "label_step": config.labels.label_step,
         "train_size": len(splits.train),
         "meta_size": len(splits.meta),
         "test_size": None if splits.test is None else len(splits.test),
@@ -252,6 +254,7 @@ SUMMARY_FORM = record(
         "noise_matrix": maybe(each(each(number(0, 1)))),
         "val_size": whole(1),
         "overlap": maybe(whole()),
+        "label_step": maybe(number(0)),
         "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
         "digest": anything,
     },
