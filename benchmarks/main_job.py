@@ -23,6 +23,7 @@ from sklearn.svm import SVC
 import fastmeta
 from fastmeta.bench.environment import record
 from fastmeta.data import load_dataset, split
+from fastmeta.training import DataConfig
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = range(10)
@@ -37,7 +38,7 @@ def one_seed(seed: int) -> dict[str, Any]:
     """The figures of all rows: test accuracy of each, and of those that read labels what became of these."""
     began, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        parts = fastmeta.training.DataConfig(split_seed=seed)  # train, test and clean images are drawn anew too
+        parts = DataConfig(split_seed=seed)  # train, test and clean images are drawn anew too
         job = fastmeta.train(fastmeta.TrainConfig(seed=seed, out=f"{folder}/learned", data=parts))
         wall = time.perf_counter() - began
         rivals = {
