@@ -47,6 +47,6 @@ class Best:
     @classmethod
     def of_state(cls, values: Mapping[str, Any]) -> Best:
         def row(name: str) -> Any:
-            return None if values.get(name) is None else tuple(values[name])
+            return None if values[name] is None else tuple(values[name])
 
         return cls(row("best"), row("best_val"))

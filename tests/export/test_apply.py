@@ -146,7 +146,7 @@ def trained(dataset, folder):
         "epochs": 5,
         "threads": 1,
         "out": str(folder / "run"),
-        "labels": {"update": "exact"},
+        "labels": {"update": "exact", "label_step": 3.0, "warmup_epochs": 0},
     }
     data = {"label_column": "kind", "split_column": "part"}
     return train(TrainConfig.from_mapping(values | {"data": data}), listener=Warnings()).path

@@ -15,8 +15,8 @@ from fastmeta.training.rundir.files import seal_of
 from fastmeta.training.rundir.summary import summary_digest
 from tests.support.runs import Warnings, two_classes
 
-#: labels that move in each step: quicker than estimates
-EXACT = LabelConfig(update="exact")
+#: labels that move in each step, and far: quicker than estimates
+EXACT = LabelConfig(update="exact", label_step=3.0, warmup_epochs=0)
 NAMES = ["<b>dark</b>", "br,ight \"&'"]
 
 

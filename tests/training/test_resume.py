@@ -25,11 +25,9 @@ from tests.support.stopped import Kill, assert_same, config, interrupted
 def test_a_signal_saves_at_a_step_boundary(signum, at, unbroken, tmp_path):
     path = tmp_path / "run"
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    if at == ("instance_labels", 15):  # behind the last step of a stage the signal is heard in the next one
-        at_stage, at_step = "union", 0
-    else:
-        at_stage, at_step = at
-    with pytest.raises(Interrupted, match=f"in {at_stage} at step {at_step} of 15") as stopped:
+    # behind the last step of a stage the signal is heard while its labels are read
+    where = "while labels were read" if at == ("instance_labels", 15) else f"at step {at[1]} of 15"
+    with pytest.raises(Interrupted, match=f"in {at[0]} {where}") as stopped:
         train(config(path), data=two_classes(), listener=Kill(signum, *at))
     assert (stopped.value.signum, stopped.value.path) == (signum, path)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
