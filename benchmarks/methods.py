@@ -25,7 +25,7 @@ from readme_table import write
 
 from fastmeta.bench.environment import record
 from fastmeta.methods import METHODS
-from fastmeta.training import TrainConfig, train
+from fastmeta.training import DataConfig, TrainConfig, train
 
 FILE = Path(__file__).parent / "results" / "methods.json"
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -130,9 +130,9 @@ def run(wanted: list[str], *, again: bool, noises: tuple[str, ...] = NOISES, see
                         method: str, folder: str = folder, noise: str = noise, seed: int = seed, **more: Any
                     ) -> TrainConfig:
                         out = f"{folder}/{method.rpartition(':')[2]}"
-                        return TrainConfig(
-                            **{"method": method, "noise": noise, "seed": seed, "out": out, "baselines": "none", **more}
-                        )
+                        data = DataConfig(split_seed=seed)  # train, test and clean images are drawn anew too
+                        own = {"method": method, "noise": noise, "seed": seed, "out": out, "data": data}
+                        return TrainConfig(**{**own, "baselines": "none", **more})
 
                     began = time.perf_counter()
                     for name, row in rows_of(config):
