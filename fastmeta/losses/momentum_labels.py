@@ -10,15 +10,15 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
-from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import EpochMove
-from fastmeta.losses.head import Collective, LabelMove, Move, Tensors
+from fastmeta.losses.head import Move, Tensors
 from fastmeta.losses.instance_labels import InstanceLabels
 from fastmeta.losses.labels import check_dtype
+from fastmeta.losses.plain_steps import PlainSteps
 from fastmeta.losses.table import DenseTable
 
 
-class MomentumLabels(InstanceLabels):
+class MomentumLabels(PlainSteps, InstanceLabels):
     """m_i <- mu m_i + dL_meta/dl_i, then l_i <- l_i - eta m_i, for the rows i of the batch; all others rest.
 
     A row's momentum waits for its next visit. In plain torch, in a dense table of float32 or float64, with another one
@@ -81,57 +81,13 @@ class MomentumLabels(InstanceLabels):
     ) -> Tensor:
         return super().gradient_at(self._logits(value), targets, u, scale, weight)
 
-    def step_at(
-        self, value: Tensor, index: Tensor, targets: Tensor, logits: Tensor, u: Tensor, step: LabelMove
-    ) -> tuple[Tensor, ops.LabelStep]:
-        alignment = ops.row_dot(self.loss_at(value, logits, targets, None).v, u)
-        grad = self.gradient_at(value, targets, u, step.scale, step.weight)
-        new = self._moved(value, index, grad, step.label_lr, step.unique)
-        return new, ops.LabelStep(*self.loss_at(new, logits, targets, step.weight), alignment)
-
-    def step_(
-        self,
-        logits: Tensor,
-        u: Tensor,
-        index: Tensor,
-        *,
-        scale: float | Tensor,
-        label_lr: float | Tensor,
-        weight: Tensor | None = None,
-        unique: bool = False,
-    ) -> ops.LabelStep:
-        """The step in place for the rows of the batch, and the loss under the new labels."""
-        move = LabelMove(scale, label_lr, weight, unique, None)
-        new, step = self.step_at(self.value(index), index, self.given(index), logits, u, move)
-        self.put(index, new)
-        return step
-
-    def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
-        """The step with a gradient (n, C) that is already there; repeated rows move by the sum."""
-        self.put(index, self._moved(self.value(index), index, grad, label_lr, unique=False))
-
-    def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
-        self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
-
     def reach(self, n: int) -> float:
         """All that a gradient moves in the end counts as its move."""
         return (1 - self.momentum) * super().reach(n)
 
-    def _moved(self, value: Tensor, index: Tensor, grad: Tensor, label_lr: float | Tensor, unique: bool) -> Tensor:
-        with without_autocast():
-            # the sum of a row's occurrences in each of them, by a product: float atomics differ from run to run
-            total = grad if unique else (index.unsqueeze(1) == index).to(grad.dtype) @ grad
+    def moved(self, value: Tensor, total: Tensor, label_lr: float | Tensor) -> Tensor:
         velocity = self.momentum * value[:, self.num_classes :] + total
         return torch.cat([self._logits(value) - label_lr * velocity, velocity], 1).to(value.dtype)
-
-    def undo(self, index: Tensor) -> Callable[..., None]:
-        """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
-        before = self.value(index)
-
-        def undo(keep: Tensor | None = None) -> None:
-            self.put(index, before if keep is None else torch.where(keep, self.value(index), before))
-
-        return undo
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, momentum={self.momentum:g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._numbers import as_real, shown
-from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import EpochMove
-from fastmeta.losses.head import Collective, LabelMove, Move, Rate, Tensors
+from fastmeta.losses.head import Collective, Move, Rate, Tensors
 from fastmeta.losses.label_heads import TracedLabelHead, TracedLabels
-from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
+from fastmeta.losses.labels import Movement, check_dtype, check_targets
+from fastmeta.losses.plain_steps import PlainSteps
 from fastmeta.losses.table import DenseTable
 from fastmeta.losses.traced_loss import TracedHead, TracedLoss
 
@@ -28,7 +28,7 @@ def onto_simplex(rows: Tensor) -> Tensor:
     return (rows - over.gather(1, kept - 1) / kept).clamp(min=0)
 
 
-class SimplexLabels(Labels):
+class SimplexLabels(PlainSteps):
     """One learned distribution per training sample: the probabilities p_i themselves, Eq. (7) as it is printed.
 
         dL_meta/dp_i = (lambda/n) (u_i - <q_i, u_i>)
@@ -110,48 +110,24 @@ class SimplexLabels(Labels):
         self, logits: Tensor, u: Tensor, index: Tensor, scale: float | Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """d L_meta / d p (n, C), one row per entry of the batch: scale * weight * (u - <q, u>)."""
+        return self.meta_gradient_at(self.value(index), self.given(index), logits, u, scale, weight)
+
+    def meta_gradient_at(
+        self,
+        value: Tensor,
+        targets: Tensor,
+        logits: Tensor,
+        u: Tensor,
+        scale: float | Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
         grad = (u - (logits.softmax(-1) * u).sum(-1, keepdim=True)) * scale
         return grad if weight is None else grad * weight.unsqueeze(1)
 
-    def step_at(
-        self, value: Tensor, index: Tensor, targets: Tensor, logits: Tensor, u: Tensor, step: LabelMove
-    ) -> tuple[Tensor, ops.LabelStep]:
-        alignment = ops.row_dot(self.loss_at(value, logits, targets, None).v, u)
-        grad = self.gradient(logits, u, index, step.scale, step.weight)
-        new = self._moved(value, index, grad, step.label_lr, step.unique)
-        return new, ops.LabelStep(*self.loss_at(new, logits, targets, step.weight), alignment)
-
-    def step_(
-        self,
-        logits: Tensor,
-        u: Tensor,
-        index: Tensor,
-        *,
-        scale: float | Tensor,
-        label_lr: float | Tensor,
-        weight: Tensor | None = None,
-        unique: bool = False,
-    ) -> ops.LabelStep:
-        """Eq. (5) in place for the rows of the batch, projected, and the loss under the new labels."""
-        move = LabelMove(scale, label_lr, weight, unique, None)
-        new, step = self.step_at(self.value(index), index, self.given(index), logits, u, move)
-        self.put(index, new)
-        return step
-
-    def move_(self, index: Tensor, grad: Tensor, label_lr: float | Tensor) -> None:
-        """Eq. (5) with a gradient (n, C) that is already there; repeated rows move by the sum."""
-        self.put(index, self._moved(self.value(index), index, grad, label_lr, unique=False))
-
-    def _moved(self, value: Tensor, index: Tensor, grad: Tensor, label_lr: float | Tensor, unique: bool) -> Tensor:
-        with without_autocast():
-            # the sum of a row's occurrences in each of them, by a product: float atomics differ from run to run
-            total = grad if unique else (index.unsqueeze(1) == index).to(grad.dtype) @ grad
+    def moved(self, value: Tensor, total: Tensor, label_lr: float | Tensor) -> Tensor:
         new = onto_simplex((value - label_lr * total).to(value.dtype))
         # a step of length zero leaves every bit
         return torch.where((total * label_lr == 0).all(1, keepdim=True), value, new)
-
-    def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
-        self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
         if ranks.size == 1:
@@ -160,15 +136,6 @@ class SimplexLabels(Labels):
 
     def reach(self, n: int) -> float:
         return float(n) ** 0.5
-
-    def undo(self, index: Tensor) -> Callable[..., None]:
-        """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""
-        rows = self.value(index)
-
-        def undo(keep: Tensor | None = None) -> None:
-            self.put(index, rows if keep is None else torch.where(keep, self.value(index), rows))
-
-        return undo
 
     def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:
         return TracedSimplexLabels(self)
@@ -193,5 +160,8 @@ class TracedSimplexLabels(TracedLabels):
 
 
 class _TracedHead(TracedLabelHead):
+    labels: SimplexLabels
+
     def gradient(self, logits: Tensor, u: Tensor, scale: Rate) -> Tensors:
-        return {self.labels.parameter: self.labels.gradient(logits, u, self.index, scale, self.weight)}
+        grad = self.labels.meta_gradient_at(self.value, self.targets, logits, u, scale, self.weight)
+        return {self.labels.parameter: grad}

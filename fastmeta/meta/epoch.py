@@ -217,7 +217,7 @@ class EpochLookahead:
             x, y = check_meta(self.loss, pair)
             x = self._input(x)
             layers = normed.values() if len(y) >= LEAST_ROWS else ()
-            moved = state.clone()
+            moved = state.clone() if layers else state
             at = partial(gradient_at, network, moved, ahead, list(ahead), moves=bool(layers))
             with (
                 _turn(self._ranks),
