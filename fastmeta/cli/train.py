@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastmeta._text import printable, printable_lines, shown
+from fastmeta._text import printable_lines
 from fastmeta._train import train
 from fastmeta._trust import Untrusted, trusting_pickles
 from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
+from fastmeta.cli.config_flags import read_flags, value_of
 from fastmeta.cli.config_help import config_help
-from fastmeta.cli.near_miss import flags_of, unknown_option
 from fastmeta.cli.parser import Parser, wrapped
 from fastmeta.data import InputError
 from fastmeta.meta import OutOfMemory
@@ -26,7 +22,6 @@ from fastmeta.methods import METHODS, NoOptions
 from fastmeta.training import Interrupted, Listener, Run, TrainConfig, TrainingError
 from fastmeta.training.config import NAMES_OF_CODE, is_code
 from fastmeta.training.listener import Listeners
-from fastmeta.training.values import hints_of
 
 PROG = "fastmeta train"
 DESCRIPTION = """Learn the labels of a training set by meta-gradients, beside baselines with fixed labels.
@@ -123,32 +118,18 @@ def _main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> _Arguments:
     """Flags over the file of --config over the defaults. InputError in one line for whatever is wrong."""
     trust = "--trust-code" in argv
-    if trust or any(is_code(name, _value_of(argv, f"--{name}")) for name in NAMES_OF_CODE):
+    if trust or any(is_code(name, value_of(argv, f"--{name}")) for name in NAMES_OF_CODE):
         find_code_here()
     default = TrainConfig()
-    file = _value_of(argv, "--config")
+    file = value_of(argv, "--config")
     if file is not None:
         default = TrainConfig.read(file)
         default = default.trusted() if trust else default
-    kind, start = _with_options(default, _value_of(argv, "--method"))
+    kind, start = _with_options(default, value_of(argv, "--method"))
     if {"-h", "--help"} & set(argv):
         print(_help(start.run))
         raise SystemExit(0)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            arguments = tyro.cli(
-                kind,
-                args=_switches(argv),
-                default=start,
-                prog=PROG,
-                description=DESCRIPTION,
-                registry=_registry(),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise InputError(_one_line(errors.getvalue(), flags_of(_help(start.run)))) from None
+    arguments = read_flags(kind, start, argv, prog=PROG, help_text=lambda: _help(start.run))
     run = TrainConfig(**{f.name: getattr(arguments.run, f.name) for f in fields(TrainConfig)})
     arguments = _Arguments(run, **{f.name: getattr(arguments, f.name) for f in fields(_Arguments) if f.name != "run"})
     with_it = {name: getattr(arguments, name) for name in ("resume", "trust_code", "trust_pickle")}
@@ -180,102 +161,6 @@ def _with_options(default: TrainConfig, method: str | None) -> tuple[type, Any]:
     return kind, arguments
 
 
-def _switches(argv: list[str]) -> list[str]:
-    """``--group.option`` and ``--group.no-option`` of a truth value that may be left open, as an option with a word."""
-    words: dict[str, list[str]] = {}
-    for table in (f.name for f in fields(TrainConfig)):
-        kind = hints_of(TrainConfig)[table]
-        for name, hint in hints_of(kind).items() if isinstance(kind, type) and is_dataclass(kind) else ():
-            if hint == bool | None:
-                option = name.replace("_", "-")
-                words[f"--{table}.{option}"] = [f"--{table}.{option}", "yes"]
-                words[f"--{table}.no-{option}"] = [f"--{table}.{option}", "no"]
-    return [part for word in argv for part in words.get(word, [word])]
-
-
-def _value_of(argv: list[str], flag: str) -> str | None:
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
-
-
 def _help(default: TrainConfig) -> str:
     """In the style of the other commands; tyro's own frames its options."""
     return config_help(Parser(prog=PROG, description=DESCRIPTION), _Arguments(default), default)
-
-
-def _one_line(message: str, known: Sequence[str]) -> str:
-    """The sentence inside tyro's box, which it draws with lines or, where the terminal has none, with dashes."""
-    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()][1:]  # the first is the box's title
-    parts = "\n".join("" if re.fullmatch("[─-]+", line) else line for line in lines).strip().split("\n\n")
-    text = " ".join(parts[0].split())
-    text, of_config = re.subn(r"^Error parsing run\.\w+: ", "", text)  # a value that the config refuses by name
-    if text.startswith("Unrecognized options: "):
-        text = unknown_option(text.removeprefix("Unrecognized options: ").split(", "), known)
-    return text if of_config else f"{text} ({PROG} --help lists the options)"
-
-
-_TYPES: dict[Any, tuple[str, str]] = {int: ("INT", "a whole number"), float: ("NUMBER", "a number"), str: ("TEXT", "")}
-
-
-def _registry() -> Any:
-    """`int | None` and its like as one plain word whose absence means None, instead of tyro's {None}|INT.
-
-    Texts of a config file are shown by the help as defaults, and so made printable.
-    """
-    from types import NoneType, UnionType
-    from typing import Literal, Union, get_args, get_origin
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _optional(info: Any) -> Any:
-        members = get_args(info.type)
-        if get_origin(info.type) not in (Union, UnionType) or len(members) != 2 or NoneType not in members:
-            return None
-        (kind,) = (m for m in members if m is not NoneType)
-        choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
-        if kind is bool:  # said by a flag of its own, see `_switches`
-            return tyro.constructors.PrimitiveConstructorSpec(
-                nargs=1,
-                metavar="{yes,no}",
-                instance_from_str=lambda texts: texts[0] == "yes",
-                is_instance=lambda value: value is None or isinstance(value, bool),
-                str_from_instance=lambda value: ["auto" if value is None else "yes" if value else "no"],
-                choices=("yes", "no"),
-            )
-        metavar, words = ("{" + ",".join(choices) + "}", "") if choices else _TYPES[kind]
-
-        def read(texts: list[str]) -> Any:
-            if choices:
-                return texts[0]
-            try:
-                return kind(texts[0])
-            except ValueError:
-                raise ValueError(f"expected {words}, got {shown(texts[0])}") from None
-
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=metavar,
-            instance_from_str=read,
-            is_instance=lambda value: value is None or isinstance(value, kind if not choices else str),
-            str_from_instance=lambda value: ["auto" if value is None else printable(value)],
-            choices=None,
-        )
-
-    @registry.primitive_rule
-    def _text(info: Any) -> Any:
-        if info.type is not str:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="TEXT",
-            instance_from_str=lambda texts: texts[0],
-            is_instance=lambda value: isinstance(value, str),
-            str_from_instance=lambda value: [printable(value)],  # in the help alone
-        )
-
-    return registry

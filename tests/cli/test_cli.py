@@ -22,7 +22,8 @@ from fastmeta.training.option_names import near
 from tests.support.runs import two_classes
 
 pytest.importorskip("tyro", reason="the command line of the trainer is built on tyro")
-from fastmeta.cli.train import _one_line, parse
+from fastmeta.cli.config_flags import one_line
+from fastmeta.cli.train import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +104,7 @@ DASHED = """ Unrecognized options
 @pytest.mark.parametrize("box", [DRAWN, DASHED])
 def test_the_parsers_box_becomes_one_line(box):
     expected = "unknown option --epoch; did you mean --epochs? (fastmeta train --help lists the options)"
-    assert _one_line(box, ["--epochs", "--seed"]) == expected
+    assert one_line(box, ["--epochs", "--seed"], "fastmeta train") == expected
 
 
 def test_a_broken_config_file_names_the_key(capsys, tmp_path):

@@ -38,9 +38,9 @@ _MOST_NAME = 255
 _MOST_RIVALS = 1000
 
 
-def command(*words: str) -> str:
-    """A ``fastmeta train`` line to type."""
-    return " ".join(["fastmeta", "train", *map(_quoted, words)])
+def command(*words: str, of: str = "train") -> str:
+    """A line to type, of ``fastmeta train`` or of another command."""
+    return " ".join(["fastmeta", of, *map(_quoted, words)])
 
 
 def _quoted(word: str) -> str:
