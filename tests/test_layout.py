@@ -20,7 +20,7 @@ FLOORS = [
     ["checker", "posterior"],
     ["methods"],
     ["training"],
-    ["export"],
+    ["export", "recipes"],
     ["report", "learner"],
     ["_train"],
     ["fastmeta"],

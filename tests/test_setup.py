@@ -163,8 +163,8 @@ def test_the_whole_script_ends_in_one_line():
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a checkout of git")
-def test_the_source_archive_holds_every_tracked_file(tmp_path):
-    """So its tests run from it, with the headers and scripts that they compile and load."""
+def test_the_source_archive_holds_every_tracked_file_and_a_wheel_all_of_the_package(tmp_path):
+    """So tests run from the archive, with the headers and scripts that they compile and load; recipes from a wheel."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     tracked = {name.decode() for name in listed.split(b"\0") if name}
     source = tmp_path / "source"
@@ -174,7 +174,7 @@ def test_the_source_archive_holds_every_tracked_file(tmp_path):
             shutil.copy(ROOT / name, source / name)
     (source / "tests" / "stray.so").touch()
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)],
+        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), "build_py", "-d", str(tmp_path / "wheel")],
         capture_output=True,
         text=True,
         cwd=source,
@@ -188,3 +188,7 @@ def test_the_source_archive_holds_every_tracked_file(tmp_path):
         assert script.mode & 0o100
     assert {name for name in tracked if (ROOT / name).exists()} - held == set()
     assert not [name for name in held if name.endswith((".so", ".pyc"))]
+    of_package = {name for name in tracked if name.startswith("fastmeta/") and (ROOT / name).exists()}
+    built = {str(path.relative_to(tmp_path / "wheel")) for path in (tmp_path / "wheel").rglob("*")}
+    assert of_package - built == {"fastmeta/_C.pyi"} - built
+    assert any(name.endswith(".toml") for name in built)

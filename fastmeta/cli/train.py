@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastmeta import recipes
 from fastmeta._text import printable_lines
 from fastmeta._train import train
 from fastmeta._trust import Untrusted, trusting_pickles
@@ -34,7 +35,8 @@ which come out right), 30 clean ones."""
 class _Arguments:
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config: str | None = None
-    """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again."""
+    """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again. Or the
+    name of a recipe, a published setting: RECIPES."""
     resume: str | None = None
     """Run directory to go on with where it stopped; it knows its own config, so only --trust-code and --trust-pickle
     go with it."""
@@ -123,7 +125,7 @@ def parse(argv: list[str]) -> _Arguments:
     default = TrainConfig()
     file = value_of(argv, "--config")
     if file is not None:
-        default = TrainConfig.read(file)
+        default = _of_file(file, value_of(argv, "--method"))
         default = default.trusted() if trust else default
     kind, start = _with_options(default, value_of(argv, "--method"))
     if {"-h", "--help"} & set(argv):
@@ -137,6 +139,14 @@ def parse(argv: list[str]) -> _Arguments:
     if arguments.resume is not None and arguments != alone:
         raise InputError("--resume goes on with the run's own config: give no other flag with it")
     return arguments
+
+
+def _of_file(file: str, method: str | None) -> TrainConfig:
+    """The config of a file or a shipped recipe, with what a recipe has for the method that a flag names."""
+    recipe = recipes.read(file)
+    if method is None or recipe.plain or (method not in METHODS and ":" not in method):
+        return recipe.config()
+    return recipe.config(method)
 
 
 def _with_options(default: TrainConfig, method: str | None) -> tuple[type, Any]:
@@ -163,4 +173,5 @@ def _with_options(default: TrainConfig, method: str | None) -> tuple[type, Any]:
 
 def _help(default: TrainConfig) -> str:
     """In the style of the other commands; tyro's own frames its options."""
-    return config_help(Parser(prog=PROG, description=DESCRIPTION), _Arguments(default), default)
+    text = config_help(Parser(prog=PROG, description=DESCRIPTION), _Arguments(default), default)
+    return text.replace("RECIPES", ", ".join(recipes.names()))

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -259,12 +259,15 @@ class TrainConfig:
     # -- TOML ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
+    def from_mapping(
+        cls, values: Mapping[str, Any], *, source: str = "config", trusted: Collection[str] = ()
+    ) -> TrainConfig:
         """From nested mappings, as TOML gives them. InputError for an unknown key or a value of a wrong type.
 
-        A name ``package.module:name`` is not imported for such a config, unless it is `trusted`.
+        A name ``package.module:name`` is not imported for such a config, unless its key is among `trusted`, or the
+        config is made :meth:`trusted` later.
         """
-        config: TrainConfig = _build(cls, values, source)
+        config: TrainConfig = _build(cls, values, source, trusted)
         return config
 
     def trusted(self) -> TrainConfig:
@@ -341,7 +344,7 @@ def _options_of(cls: type, options: Any, method: str) -> Any:
     return options
 
 
-def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
+def _build(cls: type, values: Mapping[str, Any], source: str, trusted: Collection[str]) -> Any:
     try:
         if isinstance(values, Mapping):
             values = dict(values)
@@ -350,7 +353,8 @@ def _build(cls: type, values: Mapping[str, Any], source: str) -> Any:
                 values |= {"method": options.pop("name", TrainConfig.method), "options": options}
             elif "options" in values:
                 raise InputError("unknown key 'options'; options of a method stand in its table [method]")
-            values |= {k: Untrusted(values[k]) for k in NAMES_OF_CODE if isinstance(values.get(k), str)}
+            of_file = [k for k in NAMES_OF_CODE if k not in trusted and isinstance(values.get(k), str)]
+            values |= {k: Untrusted(values[k]) for k in of_file}
         return _nested(cls, values, "", list(names_of(cls)))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
