@@ -6,6 +6,7 @@ from fastmeta.losses.epoch_moves import EpochMove
 from fastmeta.losses.head import Head, Move
 from fastmeta.losses.instance_labels import InstanceLabels, instance_gradient
 from fastmeta.losses.label_corrector import LabelCorrector
+from fastmeta.losses.label_teacher import LabelTeacher
 from fastmeta.losses.labels import Labels
 from fastmeta.losses.learnable_loss import LearnableLoss
 from fastmeta.losses.momentum_labels import MomentumLabels
@@ -28,6 +29,7 @@ __all__ = [
     "InstanceLabels",
     "LabelCorrector",
     "LabelTable",
+    "LabelTeacher",
     "Labels",
     "LearnableLoss",
     "MomentumLabels",

@@ -187,6 +187,11 @@ class Method(ABC):
         return usual if cls.learns_labels else None
 
     @classmethod
+    def default_lookahead(cls, usual: str) -> str:
+        """labels.lookahead where the config leaves it open, `usual` for its optimizer: sgd, or a rate as text."""
+        return usual
+
+    @classmethod
     def default_label_lr(cls, lookahead_lr: float, batch_size: int, visits: int, num_classes: int) -> float | None:
         """labels.label_lr where the config leaves it and labels.label_step open; None for a method without."""
         return None

@@ -41,6 +41,11 @@ class LearnedLoss(Method):
         """Of the loss's parameters; None for a loss without."""
         return None
 
+    def approximation(self, context: Context) -> str | None:
+        """`approx` of the steps, as :class:`fastmeta.MetaStep` takes it."""
+        choice: str | None = context.config.approx_choice
+        return choice
+
     def setup(self, context: Context) -> None:
         config = context.config
         self.model = context.model()
@@ -58,7 +63,7 @@ class LearnedLoss(Method):
             tangent=config.labels.tangent,
             unique_index=True,  # a pass over the training set meets no row twice
             compile=config.compile,
-            approx=config.approx_choice,
+            approx=self.approximation(context),
             transform=context.transform,
             totals=context.totals if self.counts_itself else None,
             micro_batch=config.micro_batch,

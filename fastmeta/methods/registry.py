@@ -12,6 +12,7 @@ from fastmeta.methods.coteaching import Coteaching
 from fastmeta.methods.data_parameters import DataParameters
 from fastmeta.methods.distill import Distill
 from fastmeta.methods.elr import ELR
+from fastmeta.methods.emlc import EMLC
 from fastmeta.methods.fixed_labels import ConfidencePenalty, Focal, LabelSmoothing, OneHot
 from fastmeta.methods.instance_labels import InstanceLabelMethod
 from fastmeta.methods.l2rw import L2RW
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "l2rw": L2RW,
     "mwnet": MetaWeightNet,
     "mlc": MetaLabelCorrection,
+    "emlc": EMLC,
 }
 
 

@@ -21,6 +21,7 @@ TITLES = {
     "l2rw": "l2rw: weights",
     "mwnet": "mwnet: weights",
     "mlc": "mlc: corrector",
+    "emlc": "emlc: teacher",
     PILOT: "pilot",
     "noisy": "fixed: given",
     "union": "fixed: given+clean",

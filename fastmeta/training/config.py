@@ -55,7 +55,7 @@ class TrainConfig:
     """How a batch trains, see docs/methods.md: instance_labels, class_labels,
     onehot, label_smoothing, confidence_penalty, focal,
     elr, sop, coteaching, data_parameters, mentornet, distill,
-    l2rw, mwnet, mlc,
+    l2rw, mwnet, mlc, emlc,
     or your own as package.module:Class."""
     options: Any = field(default=None, metadata={"flags": "method"})
     """What the method's own Config holds: the table [method] of a file, flags --method.NAME."""

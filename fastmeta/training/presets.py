@@ -147,7 +147,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         labels = _of_epochs(labels, config.method_class(), data.meta_batch_size or 1, len(splits.train), epochs)
     else:
         assert optim.lr is not None
-        labels = replace(labels, lookahead=_or(labels.lookahead, "sgd" if sgd else repr(preset.lr)))
+        usual = config.method_class().default_lookahead("sgd" if sgd else repr(preset.lr))
+        labels = replace(labels, lookahead=_or(labels.lookahead, usual))
         labels = _of_steps(labels, config, preset, optim.lr, batch_size, epochs, splits.num_classes)
     model = config.model or (preset.model if config.dataset == "digits" else default_model(source, preset.model))
     resolved = replace(

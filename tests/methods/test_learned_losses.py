@@ -8,8 +8,8 @@ import torch
 import fastmeta
 from fastmeta.cli.train import parse
 from fastmeta.data import InputError
+from fastmeta.methods.corrected_labels import CorrectedLabels
 from fastmeta.methods.l2rw import Tally
-from fastmeta.methods.mlc import CorrectedLabels
 from fastmeta.methods.mwnet import MetaWeightNet
 from fastmeta.training import LabelConfig, OptimConfig, TrainConfig
 from tests.support.runs import two_classes
