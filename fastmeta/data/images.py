@@ -29,10 +29,17 @@ class Transform:
         count = images[..., 0].numel()
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(-1)]).cpu().double()
         level = torch.arange(256, dtype=torch.float64)
-        center = (counts @ level) / count
-        variance = (counts @ level.square()) / count - center.square()
+        return cls.of_sums(counts @ level, counts @ level.square(), count, images.device, **augmentation)
+
+    @classmethod
+    def of_sums(
+        cls, sums: Tensor, squares: Tensor, count: int, device: torch.device, **augmentation: int | str | bool
+    ) -> Transform:
+        """The same of sums (channels,) float64 of `count` pixels, and of their squares."""
+        center = sums / count
+        variance = squares / count - center.square()
         scale = variance.clamp(min=1).rsqrt()
-        return cls(center.float().to(images.device), scale.float().to(images.device), **augmentation)  # type: ignore[arg-type]
+        return cls(center.float().to(device), scale.float().to(device), **augmentation)  # type: ignore[arg-type]
 
 
 def load_batch(

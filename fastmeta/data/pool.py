@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta._memory import gibibytes
 from fastmeta.data.source import Settings, Source
 from fastmeta.data.splits import Part, Splits
 
 #: the run that finds out how the given labels are wrong, before canaries get wrong ones
 PILOT = "pilot"
+#: samples lie on a device where they take at most one part in so many of what is free there
+SHARE = 2
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,15 @@ class Pool:
     num_classes: int
     device: torch.device
     val: tuple[Source, Tensor] | None = None  # samples, targets
+    note: str | None = None  # that the user should see
 
     @classmethod
-    def of(cls, splits: Splits, device: torch.device, settings: Settings) -> Pool:
-        """Bring everything to `device`; what is estimated of samples, such as a mean, is of the training rows."""
+    def of(cls, splits: Splits, device: torch.device, settings: Settings, resident: str = "auto") -> Pool:
+        """Bring everything to `device`; what is estimated of samples, such as a mean, is of the training rows.
+
+        `resident` says whether arrays lie on the device: yes, no, or auto, where they take half of what is free there
+        at most. Otherwise batches are made on the host and sent.
+        """
 
         def to(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -44,7 +52,11 @@ class Pool:
         train, meta, test = splits.train, splits.meta, splits.test
         clean = [meta] if splits.canaries is None else [splits.canaries, meta]
         behind = meta.source if splits.canaries is None else splits.canaries.source.join(meta.source)
-        source = train.source.join(behind).placed(settings, device, len(train))
+        joined = train.source.join(behind)
+        parts = [joined, *(part.source for part in (test, splits.val) if part is not None)]
+        fits, note = _fits(sum(s.bytes_to_place for s in parts), device) if resident == "auto" else (True, None)
+        settings = replace(settings, resident=fits and resident != "no")
+        source = joined.placed(settings, device, len(train))
 
         def measured(part: Part | None) -> tuple[Source, Tensor] | None:
             return None if part is None else (part.source.placed(settings, device, None, source), to(part.y))
@@ -60,6 +72,7 @@ class Pool:
             val=measured(splits.val),
             num_classes=splits.num_classes,
             device=device,
+            note=note,
         )
 
     @property
@@ -100,3 +113,19 @@ class Pool:
         """Size on the device."""
         sources = [self.source, *(part[0] for part in (self.test, self.val) if part is not None)]
         return sum(s.nbytes for s in sources) + self.targets.numel() * self.targets.element_size()
+
+
+def _fits(needed: int, device: torch.device) -> tuple[bool, str | None]:
+    """Whether samples of `needed` bytes lie on `device`, and a line where they do not."""
+    free = free_on(device)
+    if free is None or SHARE * needed <= free:
+        return True, None
+    return False, (
+        f"the samples take {gibibytes(needed)}, more than half of the {gibibytes(free)} that are free on {device}: "
+        "they stay on the host, and batches are sent"
+    )
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes of its own that `device` has free; None for the CPU, whose memory the samples lie in already."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.data.from_host import FromHost
 from fastmeta.data.images import TrainBatches, Transform
+from fastmeta.data.pictures import Known
 from fastmeta.data.seeds import derived_seed
 from fastmeta.data.source import Settings, Source, digest_of
 
@@ -46,57 +48,114 @@ class _Arrays(Source):
     def digests(self) -> Iterator[bytes]:
         return (hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).digest() for x in self._x)
 
+    def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
+        if settings.resident:
+            return self._placed(settings, device, fit, like)
+        like = like.inner if isinstance(like, FromHost) else like
+        return FromHost(self._placed(settings, torch.device("cpu"), fit, like))
+
+    def _placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None) -> Source:
+        raise NotImplementedError
+
     @property
     def nbytes(self) -> int:
         return 0 if self.table is None else self.table.numel() * self.table.element_size()
 
+    @property
+    def bytes_to_place(self) -> int:
+        return self._x.nbytes
+
 
 class Images(_Arrays):
-    """uint8 images (N, H, W, channels): crop, flip and normalisation in one kernel, inside of the step."""
+    """uint8 images (N, H, W, channels): crop, flip and normalisation in one kernel, inside of the step.
+
+    `known` is what was seen of images when they were read from files.
+    """
 
     noun = "images"
-    options = frozenset({"augment", "padding", "pad_mode"})
+    options = frozenset({"augment", "padding", "pad_mode", "resident"})
     transform: TrainBatches
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        targets: np.ndarray,
+        class_names: tuple[str, ...] | None = None,
+        known: Known | None = None,
+    ) -> None:
+        super().__init__(x, targets, class_names)
+        self.known = known
+        if known is not None:
+            self.options = self.options | {"workers"}
+
+    def take(self, rows: np.ndarray) -> Source:
+        known = None if self.known is None else self.known.take(rows)
+        return Images(self._x[rows], self.targets[rows], self.class_names, known)
+
+    def join(self, other: Source) -> Source:
+        joined = super().join(other)
+        if isinstance(other, Images) and self.known is not None and other.known is not None:
+            assert isinstance(joined, Images)
+            joined.known = self.known.join(other.known)
+        return joined
+
+    def fingerprint(self) -> str:
+        if self.known is None:
+            return super().fingerprint()
+        return fingerprint_of_images(self._x.shape, self.known, self.targets)
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         height, width, channels = self._x.shape[1:]
         return channels, height, width
 
-    def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
-        placed = Images(self._x, self.targets, self.class_names)
-        placed.table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
+    def _placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None) -> Source:
+        placed = Images(self._x, self.targets, self.class_names, self.known)
+        placed.table = table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
         if isinstance(like, Images):
             transform = like.transform.transform
         else:
-            crop = settings.augment != "none"
-            transform = Transform.of(
-                placed.table[:fit],
-                padding=settings.padding if crop else 0,
-                pad_mode=settings.pad_mode,
-                flip=settings.augment == "crop_flip",
-            )
+            transform = transform_of(settings, lambda **how: Transform.of(table[:fit], **how))
         placed.transform = TrainBatches(
-            placed.table,
+            table,
             transform,
-            derived_seed(settings.seed, "crops"),
+            crop_seed(settings),
             dtype=settings.dtype,
             memory_format=settings.memory_format,
         )
         return placed
 
 
+def transform_of(settings: Settings, made: Callable[..., Transform]) -> Transform:
+    """`made` of the augmentation that `settings` ask for."""
+    crop = settings.augment != "none"
+    return made(
+        padding=settings.padding if crop else 0,
+        pad_mode=settings.pad_mode,
+        flip=settings.augment == "crop_flip",
+    )
+
+
+def crop_seed(settings: Settings) -> int:
+    return derived_seed(settings.seed, "crops")
+
+
+def fingerprint_of_images(shape: tuple[int, ...], known: Known, targets: np.ndarray) -> str:
+    """Of images that were read from files, whether they lie in memory or not."""
+    return digest_of(shape, known.digests, targets)
+
+
 class Features(_Arrays):
     """float32 samples (N, ...) of any shape, each number standardised by its mean and deviation over the train rows."""
 
-    options = frozenset({"standardise"})
+    options = frozenset({"standardise", "resident"})
     transform: _Rows
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self._x.shape[1:]
 
-    def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
+    def _placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None) -> Source:
         placed = Features(self._x, self.targets, self.class_names)
         table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
         if isinstance(like, Features):

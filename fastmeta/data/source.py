@@ -26,6 +26,7 @@ class Settings:
     pad_mode: Literal["zero", "reflect"] = "zero"
     standardise: bool = True
     workers: int = 0
+    resident: bool = True  # whether arrays lie on the device; otherwise batches of them are sent
     dtype: torch.dtype = torch.float32  # of images in training
     memory_format: torch.memory_format = torch.contiguous_format
 
@@ -119,6 +120,11 @@ class Source(ABC):
         """Held on the device."""
         return 0
 
+    @property
+    def bytes_to_place(self) -> int:
+        """What :meth:`placed` would hold on the device."""
+        return 0
+
 
 class _OneByOne(Sequence[Any]):
     def __init__(self, source: Source) -> None:
@@ -178,6 +184,14 @@ class _Joined(Source):
         first, *others = self._sources
         first = first.placed(settings, device, min(fit or len(first), len(first)), like)
         return _Joined([first, *(s.placed(settings, device, None, first) for s in others)])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(s.nbytes for s in self._sources)
+
+    @property
+    def bytes_to_place(self) -> int:
+        return sum(s.bytes_to_place for s in self._sources)
 
     def fingerprint(self) -> str:
         return digest_of(*(s.fingerprint() for s in self._sources))

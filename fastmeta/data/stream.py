@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
 from fastmeta._numbers import as_whole
 from fastmeta._text import reason, shown
 from fastmeta.data.errors import InputError
+from fastmeta.data.read_ahead import ReadAhead
 from fastmeta.data.seeds import derived_seed
 from fastmeta.data.source import Settings, Source, digest_of
 
@@ -24,7 +25,7 @@ SAMPLED = 64
 _numpy: Any = np.random  # the old global generator, which transforms draw from
 
 
-class Stream(Source):
+class Stream(ReadAhead):
     """A map-style ``torch.utils.data.Dataset`` of (x, y), where x is what a model takes of one sample.
 
     What its transforms draw from torch, Python and NumPy is a function of (seed, step, row), so that neither the number
@@ -37,8 +38,6 @@ class Stream(Source):
         self, dataset: Any, targets: np.ndarray, class_names: tuple[str, ...] | None = None, seed: int = 0
     ) -> None:
         self.dataset, self.targets, self.class_names, self._seed = dataset, targets, class_names, seed
-        self.workers = 0
-        self._ahead: Iterator[Any] | None = None
 
     @classmethod
     def of(cls, dataset: Any, name: str) -> Stream:
@@ -85,47 +84,9 @@ class Stream(Source):
         placed.input_shape, placed.workers = self.input_shape, settings.workers
         return placed
 
-    def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
-        wanted = rows.tolist()
-        step = None if step is None else int(step)
-        batch = None
-        if self._ahead is not None and step is not None:
-            key, batch = next(self._ahead, (None, None))
-            if key != (step, wanted):  # somebody asks for something else than the plan: from here on without it
-                self._ahead = batch = None
-        if batch is None:
-            with _kept():
-                batch = self._read(wanted, [self._pair(row, step, "data")[0] for row in wanted])
-        return _moved(batch, device)
-
-    def read(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Any]:
-        if not self.workers:
-            yield from super().read(batches, device)
-            return
-        for _, batch in self._loader([[(None, row) for row in rows.tolist()] for rows in batches]):
-            yield _moved(batch, device)
-
-    def follow(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
-        if self.workers:
-            self._ahead = iter(self._loader(_Plan(plan, start, stop)))
-
-    def _loader(self, plan: Any) -> DataLoader[Any]:
-        """Workers that read lists of (step, row)."""
-        return DataLoader(
-            _Samples(self),
-            batch_sampler=plan,
-            num_workers=self.workers,
-            collate_fn=self._batch,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or a seed for the workers, who need none, would be drawn from the run's own
-        )
-
-    def _batch(self, samples: list[tuple[int | None, int, Any]]) -> tuple[tuple[int | None, list[int]], Any]:
-        rows = [row for _, row, _ in samples]
-        return (samples[0][0], rows), self._read(rows, [x for *_, x in samples])
-
-    def close(self) -> None:
-        self._ahead = None  # whose end is that of its workers
+    def batch_of(self, rows: list[int], step: int | None) -> Any:
+        with _kept():
+            return self._read(rows, [self._pair(row, step, "data")[0] for row in rows])
 
     def fingerprint(self) -> str:
         """Of all labels in their order, and of 64 samples that are spread evenly.
@@ -177,34 +138,6 @@ class Stream(Source):
                 f"{name}: samples of type {type(samples[0]).__name__} cannot be stacked to a batch ({reason(error)}); "
                 "give tensors or arrays of one shape, such as by a transform"
             ) from error
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, batch)
-
-
-class _Samples(Dataset[Any]):
-    """(step, row) -> (step, row, x), for workers."""
-
-    def __init__(self, stream: Stream) -> None:
-        # without the plan's iterator, which no other process can have
-        self._stream = Stream(stream.dataset, stream.targets, None, stream._seed)
-
-    def __getitem__(self, key: tuple[int | None, int]) -> tuple[int | None, int, Any]:
-        step, row = key
-        return step, row, self._stream._pair(row, step, "data")[0]
-
-
-class _Plan:
-    """The batches to come, as lists of (step, row)."""
-
-    def __init__(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
-        self._plan, self._start, self._stop = plan, start, stop
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self._start, self._stop):
-            for rows in self._plan(step):
-                yield [(step, row) for row in rows.tolist()]
 
 
 def _declared(dataset: Any, size: int) -> np.ndarray | None:

@@ -47,7 +47,7 @@ from fastmeta.training.trial import Trial, with_weights
 Data = Any  # of `fastmeta.data.as_dataset`
 #: what a config says of how a data set is read
 CHOSEN = (
-    *("given", "truth", "root", "download", "superclasses", "image_size", "skip_corrupt"),
+    *("given", "truth", "root", "download", "superclasses", "image_size", "skip_corrupt", "resident"),
     *("label_column", "truth_column", "split_column"),
 )
 
@@ -75,7 +75,7 @@ class Prepared:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before it starts."""
-        notes = (*self.splits.notes, *self.found)
+        notes = (*self.splits.notes, *([] if self.data.note is None else [self.data.note]), *self.found)
         if self.config.precision == "tf32" and self.device.type != "cuda":
             notes += (f"precision tf32 is about CUDA: on {self.device} it is fp32",)
         if wholly_in_eval(self.initial):
@@ -167,7 +167,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     if model is None:
         global_generators.seed_all(derived_seed(config.seed, "weights"))
         model = build_model(config, splits.num_classes, splits.train.source.input_shape)
-    pool = Pool.of(splits, device, _settings(config, device))
+    pool = Pool.of(splits, device, _settings(config, device), config.data.resident)
     sizes = config.data.batch_size, config.data.meta_batch_size
     x: Any = pool.few(min(2, *(size or 1 for size in sizes)))
     if config.mixup is not None and not (isinstance(x, Tensor) and x.is_floating_point()):

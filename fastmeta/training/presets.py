@@ -242,6 +242,7 @@ def check_options(config: TrainConfig, source: Source) -> None:
         "pad_mode": "images",
         "standardise": "features",
         "workers": "data sets that are not held in memory",
+        "resident": "image files and arrays",
     }
     for name, kind in about.items():
         value, default = getattr(config.data, name), getattr(without, name)

@@ -274,6 +274,9 @@ class DataConfig:
     """Fetch the files of a torchvision set that are not there."""
     standardise: bool = True
     """Features alone: each number less its mean, over its deviation, of the training rows."""
+    resident: Literal["auto", "yes", "no"] = "auto"
+    """Whether samples lie in memory, and on the device. auto: image files that would take more than a quarter of the
+    free memory are read as they are needed, and what would take more than half of the device's stays on the host."""
     workers: int = 0
     """Processes that read samples ahead, of a data set that is not held in memory."""
 

@@ -10,7 +10,9 @@ import torch
 from fastmeta._text import reason
 from fastmeta.data.arrays import as_array
 from fastmeta.data.errors import InputError
+from fastmeta.data.image_stream import statistics
 from fastmeta.data.images import Transform
+from fastmeta.data.pictures import Pictures
 
 #: of the flip rates about their mean
 DEVIATION = 0.1
@@ -66,6 +68,10 @@ def _rows_of(x: Any) -> Any:
         transform = Transform.of(torch.from_numpy(np.ascontiguousarray(images)))
         center, scale = transform.center.double().numpy(), transform.scale.double().numpy()
         return lambda rows: ((images[rows] - center) * scale).reshape(len(rows), -1)
+    if isinstance(x, Pictures):
+        transform = statistics(x, len(x), torch.device("cpu"))
+        center, scale = transform.center.double().numpy(), transform.scale.double().numpy()
+        return lambda rows: ((x.rows(rows) - center) * scale).reshape(len(rows), -1)
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
         table = x.reshape(len(x), -1)
         mean, deviation = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fastmeta._text import printable
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
-from fastmeta.data.pictures import stack
+from fastmeta.data.sources.image_files import ImageFiles, dataset_of_files
 from fastmeta.data.sources.scheme import Choice, given_path
 
 FORM = "folder:PATH"
@@ -49,10 +48,9 @@ def _read(root: Path, choice: Choice) -> Dataset:
     if len(classes) < 2:
         got = f"one class only ({classes[0]})" if classes else "no folder"
         raise InputError(f"{places['train']} holds {got}; {_LAYOUT}, and labels can be learned from two classes on")
-    notes, arrays, files = [], dict[str, Any](), list[str]()
+    notes, found = [], dict[str, ImageFiles]()
     if there and (others := [n for n in _folders(root) if n not in PARTS]):
         notes.append(f"{root}: {', '.join(printable(n, 40) for n in others[:5])} beside train/ are not used")
-    grey: bool | None = None
     for part, place in places.items():
         if strange := [n for n in _folders(place) if n not in classes]:
             raise InputError(
@@ -64,16 +62,9 @@ def _read(root: Path, choice: Choice) -> Dataset:
         if not paths:
             raise InputError(f"{place} holds no image ({', '.join(SUFFIXES)}); {_LAYOUT}")
         names = [str(path.relative_to(root)) for path in paths]
-        openings = [partial(Image.open, path) for path in paths]
-        made = stack(str(root), openings, names, choice.image_size, choice.skip_corrupt, grey)
-        grey = made.x.shape[-1] == 1 if grey is None else grey
-        arrays |= {f"x_{part}": made.x, f"y_{part}": np.array(labels, np.int64)[made.rows]}
-        if made.note:
-            notes.append(made.note)
-        if part == "train":
-            files = [names[row] for row in made.rows]
-    data = Dataset.from_arrays({**arrays, "class_names": classes}, name=str(root))
-    return replace(data, notes=tuple(notes), row_names=tuple(files))
+        found[part] = ImageFiles([partial(Image.open, path) for path in paths], names, np.array(labels, np.int64))
+    data = dataset_of_files(str(root), found, tuple(classes), choice)
+    return replace(data, notes=(*notes, *data.notes))
 
 
 def _folders(place: Path) -> list[str]:

@@ -16,7 +16,7 @@ from fastmeta._text import reason, shown
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.idx_file import read_idx
-from fastmeta.data.pictures import stack
+from fastmeta.data.sources.image_files import ImageFiles, dataset_of_files
 from fastmeta.data.sources.scheme import Choice
 
 FORM = "torchvision:NAME"
@@ -132,9 +132,8 @@ def _made(argument: str, root: Path, download: bool) -> dict[str, Any]:
 def _opened(argument: str, root: Path, choice: Choice) -> Dataset:
     """Of images that its classes open from files."""
     word, *parts = PICTURES[argument]
-    arrays: dict[str, Any] = {}
-    notes = []
-    grey = None
+    found: dict[str, ImageFiles] = {}
+    names: tuple[str, ...] | None = None
     for part, value in zip(("train", "test"), parts, strict=True):
         if value is None:
             continue
@@ -147,21 +146,18 @@ def _opened(argument: str, root: Path, choice: Choice) -> Dataset:
             raise _absent(
                 argument, str(root), f"those of torchvision.datasets.{argument}", f" ({reason(error)})"
             ) from error
-        labels = np.empty(len(made), np.int64)
+        labels = np.zeros(len(made), np.int64)
+        opening = [partial(_open, made, labels, i) for i in range(len(made))]
+        found[part] = ImageFiles(opening, [f"image {i} of {value}" for i in range(len(made))], labels)
+        names = _names(made).get("class_names", names)
+    return replace(dataset_of_files(argument, found, names, choice), row_names=None)
 
-        def image(i: int, made: Any = made, labels: np.ndarray = labels) -> Any:
-            picture, label = made[i]
-            labels[i] = label
-            return picture
 
-        names = [f"image {i} of {value}" for i in range(len(made))]
-        found = stack(
-            argument, [partial(image, i) for i in range(len(made))], names, choice.image_size, choice.skip_corrupt, grey
-        )
-        grey = found.x.shape[-1] == 1
-        arrays |= {f"x_{part}": found.x, f"y_{part}": labels[found.rows], **_names(made)}
-        notes += [found.note] if found.note else []
-    return replace(Dataset.from_arrays(arrays, name=argument), notes=tuple(notes))
+def _open(made: Any, labels: np.ndarray, row: int) -> Any:
+    """Image `row` of a class of torchvision, whose label is written down: most classes know it by opening alone."""
+    picture, label = made[row]
+    labels[row] = label
+    return picture
 
 
 def _made_of(argument: str, root: Path, choose: dict[str, Any]) -> Any:

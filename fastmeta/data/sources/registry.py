@@ -106,6 +106,7 @@ def load_dataset(
     split_column: str | None = None,
     image_size: int | None = None,
     skip_corrupt: bool = False,
+    resident: str = "auto",
 ) -> Dataset:
     """The data set that `spec` names, of a scheme or of ``package.module:factory``, which is called without arguments.
 
@@ -113,14 +114,25 @@ def load_dataset(
     on and the right ones; the second may be absent. `root` is the folder of a torchvision set's files, by default
     ``data``; what is not there is fetched with `download` alone. `superclasses` is a JSON file that says which classes
     belong together. `label_column`, `truth_column` and `split_column` name columns of a table; image files are brought
-    to `image_size` pixels, and with `skip_corrupt` those that cannot be read are left out.
+    to `image_size` pixels, and with `skip_corrupt` those that cannot be read are left out; `resident` (auto, yes or no)
+    says whether they are read into memory, or as they are needed.
 
     Raises:
         InputError: an unknown spec, a file that is missing or broken, arrays that do not fit each other, or a factory
             that cannot be imported or fails.
     """
     choice = Choice(
-        seed, given, truth, root, download, label_column, truth_column, split_column, image_size, skip_corrupt
+        seed,
+        given,
+        truth,
+        root,
+        download,
+        label_column,
+        truth_column,
+        split_column,
+        image_size,
+        skip_corrupt,
+        resident,
     )
     data = _loaded(spec, choice)
     return data if superclasses is None else with_superclasses(data, superclasses)

@@ -31,6 +31,7 @@ class Choice:
     split_column: str | None = None
     image_size: int | None = None  # to which image files are brought
     skip_corrupt: bool = False  # whether image files that cannot be read are left out
+    resident: str = "auto"  # whether image files are read into memory: auto, yes or no
 
     def refuse_arrays(self, why: str) -> None:
         """InputError where arrays of a file are named."""

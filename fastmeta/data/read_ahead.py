@@ -1,0 +1,110 @@
+"""Samples that are read on the host as they are needed, by a DataLoader's workers ahead of the steps where asked."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
+
+from fastmeta.data.source import Source
+
+#: step, or None where samples are measured, and row
+Key = tuple[int | None, int]
+
+
+class ReadAhead(Source):
+    """A source whose batches are made by :meth:`batch_of`, in this process or in others."""
+
+    workers = 0
+    _ahead: Iterator[Any] | None = None
+
+    @abstractmethod
+    def batch_of(self, rows: list[int], step: int | None) -> Any:
+        """What :meth:`fetch` gives of these rows, on the host: a function of rows and `step` alone."""
+
+    def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
+        wanted = rows.tolist()
+        step = None if step is None else int(step)
+        batch = None
+        if self._ahead is not None and step is not None:
+            key, batch = next(self._ahead, (None, None))
+            if key != (step, wanted):  # somebody asks for something else than the plan: from here on without it
+                self._ahead = batch = None
+        return moved(self.batch_of(wanted, step) if batch is None else batch, device)
+
+    def read(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Any]:
+        if not self.workers or len(batches) < 2:  # to start workers takes as long as they would save
+            yield from super().read(batches, device)
+            return
+        for _, batch in self._loader([[(None, row) for row in rows.tolist()] for rows in batches]):
+            yield self.measured(moved(batch, device))
+
+    def network_input(self, rows: Tensor, step: Any, device: torch.device) -> Any:
+        if step is None:
+            return self.measured(self.fetch(rows, None, device))
+        return super().network_input(rows, step, device)
+
+    def measured(self, batch: Any) -> Any:
+        """Network input of a batch that :meth:`fetch` gives without a step."""
+        return self.transform(batch, self.transform.tensors)
+
+    def follow(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
+        if self.workers:
+            self._ahead = iter(self._loader(_Plan(plan, start, stop)))
+
+    def close(self) -> None:
+        self._ahead = None  # whose end is that of its workers
+
+    def _loader(self, plan: Any) -> DataLoader[Any]:
+        """Workers that read lists of (step, row)."""
+        alone = copy.copy(self)
+        alone.close()  # no other process can have the iterator
+        return DataLoader(
+            _Batches(alone),
+            batch_sampler=plan,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or a seed for the workers, who need none, would be drawn from the run's own
+        )
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch of the host on `device`."""
+    return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, batch)
+
+
+class _Batches(Dataset[Any]):
+    """Lists of (step, row) -> ((step, rows), batch), for workers."""
+
+    def __init__(self, source: ReadAhead) -> None:
+        self._source = source
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: list[Key]) -> tuple[tuple[int | None, list[int]], Any]:
+        step, rows = keys[0][0], [row for _, row in keys]
+        return (step, rows), self._source.batch_of(rows, step)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _Plan:
+    """The batches to come, as lists of (step, row)."""
+
+    def __init__(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
+        self._plan, self._start, self._stop = plan, start, stop
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in range(self._start, self._stop):
+            for rows in self._plan(step):
+                yield [(step, row) for row in rows.tolist()]
