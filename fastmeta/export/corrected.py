@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.export.corrected_arrays import write_npz
+from fastmeta.export.corrected_folders import write_folder
 from fastmeta.export.corrected_tables import write_csv, write_parquet
 from fastmeta.training.rundir import RunLabels, run_labels, user_path
 
@@ -21,16 +22,18 @@ class Applied(NamedTuple):
     lines: tuple[str, ...]  # that the user should see
 
 
-def apply(run: str | Path, to: str | Path, *, force: bool = False) -> Applied:
-    """Write the data of the finished `run` anew to the file `to`, with the learned labels in place of the given ones.
+def apply(run: str | Path, to: str | Path, *, force: bool = False, copy: bool = False) -> Applied:
+    """Write the data of the finished `run` anew to `to`, with the learned labels in place of the given ones.
 
     Of an npz file all arrays are as they were, but the one with the given labels, which stays as ``y_given``. Of a
-    table (csv, parquet) the cells of the label column change, in the words of the file. Rows that the run did not train
-    on, such as those of ``meta_index``, keep their labels.
+    table (csv, parquet) the cells of the label column change, in the words of the file. Of a folder of images each lies
+    in the folder of its learned class, with its name. Rows that the run did not train on, such as those of
+    ``meta_index``, keep their labels.
 
     Args:
-        to: a file that is not there yet.
+        to: a file that is not there yet; of a folder of images, a folder.
         force: labels that canaries find worse than the given ones, too.
+        copy: of a folder of images, copies in place of hard links.
 
     Raises:
         InputError: the labels cannot be had, the data set is no file of the user's, is gone, or has other labels now.
@@ -42,17 +45,22 @@ def apply(run: str | Path, to: str | Path, *, force: bool = False) -> Applied:
             f"{labels.path} was given labels with the noise {config.noise}, which the run added itself: the labels of "
             "the data set are better; take labels export"
         )
-    if name.scheme not in WRITERS:
+    if name.scheme not in SCHEMES:
         raise InputError(
-            f"labels are written back into {' and '.join(WRITERS)} files, and the data set of {labels.path} is "
-            f"{config.dataset}; take labels export, whose rows are numbered"
+            f"labels are written back into data that are named {', '.join(f'{k}:PATH' for k in SCHEMES)}, and the data "
+            f"set of {labels.path} is {config.dataset}; take labels export, whose rows are numbered"
         )
+    if copy and name.scheme != "folder":
+        raise InputError(f"copy is about folders of images, and the data set is {config.dataset}; leave it out")
     source = Path(name.argument)
     if to.exists() and source.exists() and os.path.samefile(to, source):
         raise InputError(f"{to} is the data set itself, whose labels would be lost; name another file")
     if os.path.lexists(to):
         raise InputError(f"{to} is there already; name another file")
-    lines = WRITERS[name.scheme](labels, source, to)
+    if name.scheme == "folder":
+        lines = write_folder(labels, source, to, copy)
+    else:
+        lines = WRITERS[name.scheme](labels, source, to)
     changed = int((labels.learned != labels.given).sum())
     said = f"wrote {to}: {changed:,} of {len(labels):,} labels are other than the given ones"
     return Applied(to, (said, *lines))
@@ -64,3 +72,4 @@ WRITERS: dict[str, Callable[[RunLabels, Path, Path], tuple[str, ...]]] = {
     "csv": write_csv,
     "parquet": write_parquet,
 }
+SCHEMES = (*WRITERS, "folder")

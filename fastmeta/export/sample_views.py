@@ -77,7 +77,9 @@ def load(config: TrainConfig) -> Dataset:
     """The data set of a run, read anew; nothing is fetched. InputError where that cannot be done."""
     of = replace(config.data, download=False)
     seed = config.seed if of.split_seed is None else of.split_seed  # older runs had one seed for all
-    return load_dataset(config.dataset, seed=seed, **{name: getattr(of, name) for name in CHOSEN})
+    chosen = {name: getattr(of, name) for name in CHOSEN}
+    # image files one by one as they are shown, however the run held them
+    return load_dataset(config.dataset, seed=seed, **{**chosen, "resident": "no"})
 
 
 def samples_of(labels: RunLabels) -> Samples | None:

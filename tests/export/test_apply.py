@@ -198,7 +198,6 @@ def test_a_table_of_parquet(tmp_path):
 
 
 def test_a_folder_of_images_names_its_files(tmp_path):
-    """Its labels are its folders: they are exported with the files, and not applied."""
     image = pytest.importorskip("PIL.Image")
     arrays = two_classes()
     for k, (pixels, given) in enumerate(zip(arrays["x_train"], arrays["y_train"], strict=True)):
@@ -214,8 +213,6 @@ def test_a_folder_of_images_names_its_files(tmp_path):
         labels=EXACT,
     )
     run = train(config, listener=Warnings()).path
-    with pytest.raises(InputError, match="take labels export"):
-        apply(run, tmp_path / "x")
     with open(export(run, "csv").path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(row["file"].startswith(f"{row['given_label']}/") for row in rows)
@@ -223,3 +220,94 @@ def test_a_folder_of_images_names_its_files(tmp_path):
     task = json.loads(export(run, "labelstudio", top=1).path.read_text())[0]
     assert task["data"]["image"].startswith("/data/local-files/?d=")
     assert (tmp_path / "images" / unquote(task["data"]["image"].partition("=")[2])).is_file()
+
+
+def tree(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory):
+    """A run of images below train/, a tenth of them in the folder of the other class, and their folder."""
+    from PIL import Image
+
+    place = tmp_path_factory.mktemp("of_images") / "set"
+    arrays, names = two_classes(), ("dark", "bright one")
+    for part in ("train", "meta", "test"):
+        for k, (pixels, c) in enumerate(zip(arrays[f"x_{part}"], arrays[f"y_{part}"], strict=True)):
+            path = place / part / names[c] / ("deep" if k % 3 else "") / f"{k // 2}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while path.exists():  # names that stand in both classes, and a few of their own
+                path = path.with_stem(f"{path.stem}x")
+            Image.fromarray(pixels[..., 0]).save(path)
+    (place / "train" / "empty").mkdir()
+    (place / "train/dark/broken.png").write_bytes(b"none")
+    (place / "train/dark/notes.txt").write_text("mine")
+    config = TrainConfig.from_mapping(
+        {"dataset": f"folder:{place}", "model": "mlp", "epochs": 4, "threads": 1, "out": str(place.parent / "run")}
+        | {"labels": {"update": "exact", "label_step": 3.0, "warmup_epochs": 0}, "data": {"skip_corrupt": True}}
+    )
+    return train(config, listener=Warnings()).path, place
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_images_lie_in_the_folder_of_their_learned_class(copy, of_images, tmp_path, capsys):
+    run, place = of_images
+    before, to = tree(place), tmp_path / "new" / "set"
+    assert main(["labels", "apply", str(run), "--to", str(to), *(["--copy"] if copy else [])]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert tree(place) == before
+    assert ("are hard links" in said) == (not copy)
+    some = place / "test/dark/0.png"
+    assert (to / "test/dark/0.png").samefile(some) == (not copy)
+    labels, data, after = run_labels(run), load_dataset(f"folder:{place}", skip_corrupt=True), tree(to)
+    assert "1 files of" in said  # notes.txt
+    assert sorted(after.values()) == sorted(v for k, v in before.items() if not k.endswith(".txt"))
+    assert {k for k in after if not k.startswith("train")} == {k for k in before if not k.startswith("train")}
+    assert "train/dark/broken.png" in after
+    moved = labels.learned != labels.given
+    assert moved.any()
+    for row, learned, other in zip(labels.row, labels.learned, moved, strict=True):
+        name, there = data.row_names[row], data.class_names[learned]
+        if not other:
+            assert after[name] == before[name]
+        else:
+            inside = name.split("/", 2)[2]
+            assert any(
+                after.get(f"train/{there}/{n}") == before[name]
+                for n in (inside, f"{inside[:-4]}_dark.png", f"{inside[:-4]}_bright one.png")
+            )
+    again = load_dataset(f"folder:{to}", skip_corrupt=True)
+    assert again.class_names == data.class_names
+    assert len(again.train) == len(data.train)
+    assert np.array_equal(np.bincount(again.train.targets), np.bincount(labels.learned))
+    assert (to.stat().st_mode & 0o777) == 0o777 & ~os.umask(os.umask(0o022))
+
+
+def test_a_folder_that_would_be_lost_or_mixed_is_refused(of_images, tmp_path, run):
+    own, place = of_images
+    before = tree(place.parent)
+    for to, message in (
+        (place, "is the data set itself"),
+        (place / "train" / "new", "lies in the data set, and would be a part of it"),
+        (place.parent / "run", "is there already"),
+        (place / "test/dark/0.png/x", "lies in the data set"),
+        (tmp_path / "file" / "x", "cannot write"),
+    ):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(InputError, match=message):
+            apply(own, to)
+    assert tree(place.parent) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+    with pytest.raises(InputError, match="copy is about folders of images"):
+        apply(run, tmp_path / "x.npz", copy=True)
+
+
+def test_a_disk_that_is_full_leaves_nothing(of_images, tmp_path, monkeypatch):
+    def full(old, new):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copy2", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        apply(of_images[0], tmp_path / "x", copy=True)
+    assert not list(tmp_path.iterdir())

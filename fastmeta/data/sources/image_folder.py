@@ -35,30 +35,36 @@ def lasting(argument: str) -> str:
     return str(given_path(FORM, argument).resolve())
 
 
-def _read(root: Path, choice: Choice) -> Dataset:
-    from PIL import Image
-
+def layout(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each part, and the classes of train. InputError for what is laid out otherwise."""
     if not root.is_dir():
         raise InputError(f"{root} {'is no folder' if root.exists() else 'does not exist'}; {_LAYOUT}")
     there = [part for part in PARTS if (root / part).is_dir()]
     if there and "train" not in there:
         raise InputError(f"{root} has {there[0]}/ and no train/; {_LAYOUT}")
     places = {part: root / part for part in there} or {"train": root}
-    classes = _folders(places["train"])
+    classes = folders(places["train"])
     if len(classes) < 2:
         got = f"one class only ({classes[0]})" if classes else "no folder"
         raise InputError(f"{places['train']} holds {got}; {_LAYOUT}, and labels can be learned from two classes on")
+    return places, classes
+
+
+def _read(root: Path, choice: Choice) -> Dataset:
+    from PIL import Image
+
+    places, classes = layout(root)
     notes, found = [], dict[str, ImageFiles]()
-    if there and (others := [n for n in _folders(root) if n not in PARTS]):
+    if root not in places.values() and (others := [n for n in folders(root) if n not in PARTS]):
         notes.append(f"{root}: {', '.join(printable(n, 40) for n in others[:5])} beside train/ are not used")
     for part, place in places.items():
-        if strange := [n for n in _folders(place) if n not in classes]:
+        if strange := [n for n in folders(place) if n not in classes]:
             raise InputError(
                 f"{place} has a class {printable(strange[0], 40)!r} that train has not: "
                 f"{', '.join(printable(n, 40) for n in classes[:8])}{' …' if len(classes) > 8 else ''}; all parts need "
                 "the same classes"
             )
-        paths, labels = _listed(place, classes)
+        paths, labels = listed(place, classes)
         if not paths:
             raise InputError(f"{place} holds no image ({', '.join(SUFFIXES)}); {_LAYOUT}")
         names = [str(path.relative_to(root)) for path in paths]
@@ -67,12 +73,13 @@ def _read(root: Path, choice: Choice) -> Dataset:
     return replace(data, notes=(*notes, *data.notes))
 
 
-def _folders(place: Path) -> list[str]:
+def folders(place: Path) -> list[str]:
     """By name, and without hidden ones, as torchvision's ImageFolder numbers classes."""
     return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _listed(place: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+def listed(place: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    """The image files below the folders of the classes in `place`, and the class numbers of these."""
     paths, labels = [], []
     for number, name in enumerate(classes):
         if not (place / name).is_dir():
