@@ -43,23 +43,38 @@ def load_object(spec: str) -> Any:
     return found
 
 
-_trusts_pickles: ContextVar[bool] = ContextVar("trusts_pickles", default=False)
+class _Pickles:
+    """Whether pickles are trusted, and whether one was."""
+
+    def __init__(self, trusted: bool) -> None:
+        self.trusted, self.met = trusted, False
+
+
+_pickles: ContextVar[_Pickles | None] = ContextVar("pickles", default=None)
 
 
 @contextmanager
 def trusting_pickles(trusted: bool = True) -> Iterator[None]:
     """Within, pickles are loaded, which run whatever code their writer put there."""
-    token = _trusts_pickles.set(trusted)
+    token = _pickles.set(_Pickles(trusted))
     try:
         yield
     finally:
-        _trusts_pickles.reset(token)
+        _pickles.reset(token)
 
 
 def check_pickle(what: str) -> None:
     """ValueError unless pickles are trusted. `what` the file is, for the message."""
-    if not _trusts_pickles.get():
+    pickles = _pickles.get()
+    if pickles is None or not pickles.trusted:
         raise ValueError(
             f"it {what}, which would run code of whoever wrote it: write it anew as .npz, or, if you trust them, add "
             "--trust-pickle (in Python trust_pickle=True)"
         )
+    pickles.met = True
+
+
+def needs_pickles() -> bool:
+    """Whether a pickle was loaded since they are trusted here: who goes on has to trust it again."""
+    pickles = _pickles.get()
+    return pickles is not None and pickles.met

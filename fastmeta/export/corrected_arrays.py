@@ -9,14 +9,21 @@ from typing import IO
 
 import numpy as np
 
+from fastmeta.data import InputError
 from fastmeta.data.dataset import LABELS_BEFORE
 from fastmeta.data.npz_file import NpzFile
+from fastmeta.data.sources.npz import is_pickle
 from fastmeta.export.sample_views import check_same, load
 from fastmeta.export.whole_file import write_whole
 from fastmeta.training.rundir import RunLabels
 
 
 def write_npz(labels: RunLabels, source: Path, to: Path) -> tuple[str, ...]:
+    if is_pickle(source):
+        raise InputError(
+            f"{source} is a pickle, which labels are not written into; write its arrays anew as .npz and train on "
+            "these, or take labels export, whose rows are numbered"
+        )
     check_same(labels, load(labels.config), source)  # which refuses arrays that are none of labels
     name = labels.config.data.given
     with NpzFile(source) as file:

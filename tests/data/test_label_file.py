@@ -1,7 +1,9 @@
 """Noise that a file holds: as many tools write it, of this training set and no other, and never run as code."""
 
+import dataclasses
 import json
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ import torch
 from fastmeta.cli import main
 from fastmeta.data import Dataset, InputError, split
 from fastmeta.data.noise import NoiseFile, lasting, parse
+from fastmeta.training import Interrupted, TrainConfig, train
+from fastmeta.training.rundir import run_labels
 from tests.support.runs import two_classes
+from tests.support.stopped import Kill
 
 COUNT = 40
 
@@ -175,6 +180,43 @@ def test_a_pickle_that_is_trusted(tmp_path, monkeypatch, capsys):
     assert np.array_equal(np.load("n.npz")["labels"], 1 - labels)
     with pytest.raises(InputError, match="--trust-pickle"):  # it was trusted that once
         split(Dataset.from_arrays(two_classes()), noise="file:n.pkl")
+
+
+def test_a_run_with_a_pickle_goes_on_only_if_it_is_trusted_again(tmp_path, monkeypatch, capsys):
+    """And says so: the file may be another by then. Its folder copes without it."""
+    arrays = {k: np.array(v) for k, v in two_classes().items()}
+    (tmp_path / "two.pkl").write_bytes(pickle.dumps(arrays))
+    (tmp_path / "n.pkl").write_bytes(pickle.dumps(1 - arrays["y_train"]))
+    np.savez(tmp_path / "two.npz", **arrays)
+    monkeypatch.chdir(tmp_path)
+    for number, (dataset, noise) in enumerate([("npz:two.pkl", "none"), ("npz:two.npz", "file:n.pkl")]):
+        config = TrainConfig(dataset=dataset, noise=noise, model="mlp", epochs=2, threads=1, checkpoint_seconds=0)
+        made = [dataclasses.replace(config, out=f"{name}{number}") for name in ("whole", "run")]
+        whole = train(made[0], trust_pickle=True)
+        with pytest.raises(Interrupted) as stop:
+            train(made[1], trust_pickle=True, listener=Kill(signal.SIGTERM, "instance_labels", 1))
+        assert stop.value.way.endswith(f"run{number} --trust-pickle")
+        assert main(["train", "--resume", f"run{number}"]) == 2
+        assert "add --trust-pickle" in capsys.readouterr().err
+        train(resume=f"run{number}", trust_pickle=True)
+        assert run_labels(f"run{number}").learned.tolist() == run_labels(whole.path).learned.tolist()
+        assert main(["train", "--resume", f"run{number}"]) == 0  # it is finished: nothing is read
+        assert main(["show", f"run{number}", "--no-page"]) == 0
+        for format in ("csv", "labelstudio"):
+            assert main(["labels", "export", f"run{number}", "--format", format]) == 0
+        capsys.readouterr()
+        assert main(["labels", "apply", f"run{number}", "--to", f"out{number}.npz"]) == (2 if number == 0 else 0)
+        assert ("two.pkl is a pickle, which labels are not written into" in capsys.readouterr().err) == (number == 0)
+    line = ["train", "--dataset", "npz:two.pkl", "--model", "mlp", "--epochs", "1", "--seeds", "2", "--out", "seeds"]
+    assert main(line) == 2
+    assert "add --trust-pickle" in capsys.readouterr().err
+
+
+def test_without_a_pickle_nothing_is_said_of_trust(tmp_path):
+    config = TrainConfig(model="mlp", epochs=2, threads=1, checkpoint_seconds=0, out=str(tmp_path / "run"))
+    with pytest.raises(Interrupted) as stop:
+        train(config, data=two_classes(), trust_pickle=True, listener=Kill(signal.SIGTERM, "instance_labels", 1))
+    assert "--trust" not in stop.value.way
 
 
 @pytest.mark.parametrize("spec", ["file:", "file:n", "file:n.txt", "file:.npz.d/x"])

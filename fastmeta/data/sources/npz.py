@@ -32,7 +32,7 @@ def lasting(argument: str) -> str:
 
 def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Dataset:
     """Read the arrays of `dataset.FIELDS` from an .npz file; nothing is unpickled unless pickles are trusted."""
-    if _is_pickle(path):
+    if is_pickle(path):
         return _unpickled(path, given, truth)
     sources = {**{field: field for field in FIELDS}, "y_train": given, "y_true": truth}
     with NpzFile(path) as file:
@@ -55,7 +55,7 @@ def read_npz(path: Path, *, given: str = "y_train", truth: str = "y_true") -> Da
     return replace(Dataset.from_arrays(found, name=str(path)), unused=unused)
 
 
-def _is_pickle(path: Path) -> bool:
+def is_pickle(path: Path) -> bool:
     """Of protocol 2 and later, by its first byte; what cannot be read is told by whoever reads it."""
     try:
         if not path.is_file():  # a FIFO would never open

@@ -23,6 +23,7 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastmeta._trust import needs_pickles
 from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.training.config import TrainConfig
@@ -59,8 +60,9 @@ def result_files(learns_labels: bool, finetuned: bool) -> tuple[str, ...]:
 
 
 def resume_command(path: Path, config: TrainConfig | None = None) -> str:
-    """What to type to go on with the run at `path`, which may need its code to be trusted, where that is known."""
-    return command("--resume", str(path), *(["--trust-code"] if config is not None and config.names_code() else []))
+    """What to type to go on with the run at `path`, which may need code or a pickle to be trusted, as is known."""
+    flags = ["--trust-code"] if config is not None and config.names_code() else []
+    return command("--resume", str(path), *flags, *(["--trust-pickle"] if needs_pickles() else []))
 
 
 def new_directory(config: TrainConfig) -> Path:
