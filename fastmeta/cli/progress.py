@@ -166,7 +166,7 @@ class ConsoleListener(Listener):
         if self._progress is not None:
             self._progress.update(self._task, figures=figures)
         else:
-            epochs = stage.total // stage.steps_per_epoch
+            epochs = -(-stage.total // stage.steps_per_epoch)
             if record["epoch"] % max(1, epochs // LINES) == 0 or record["epoch"] == epochs:
                 self._line(f"{title(stage.name):<20} epoch {record['epoch']:>4}/{epochs}  {figures}")
 

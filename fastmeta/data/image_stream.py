@@ -22,7 +22,7 @@ class ImageStream(ReadAhead):
     """uint8 images (N, H, W, channels) in files. Workers crop and flip pixels; the step normalises them."""
 
     noun = "images"
-    options = frozenset({"augment", "padding", "pad_mode", "workers", "resident"})
+    options = frozenset({"augment", "padding", "pad_mode", "mean", "std", "workers", "resident"})
     transform: Normalised
 
     def __init__(self, pictures: Pictures, targets: np.ndarray, class_names: tuple[str, ...] | None = None) -> None:
@@ -63,7 +63,7 @@ class ImageStream(ReadAhead):
         if isinstance(like, ImageStream):
             placed.transform = like.transform
             return placed
-        transform = transform_of(settings, lambda **how: statistics(self.pictures, fit, device, **how))
+        transform = transform_of(settings, device, lambda **how: statistics(self.pictures, fit, device, **how))
         placed.transform = Normalised(transform, crop_seed(settings), settings.dtype, settings.memory_format)
         return placed
 

@@ -73,7 +73,7 @@ class Images(_Arrays):
     """
 
     noun = "images"
-    options = frozenset({"augment", "padding", "pad_mode", "resident"})
+    options = frozenset({"augment", "padding", "pad_mode", "mean", "std", "resident"})
     transform: TrainBatches
 
     def __init__(
@@ -115,7 +115,7 @@ class Images(_Arrays):
         if isinstance(like, Images):
             transform = like.transform.transform
         else:
-            transform = transform_of(settings, lambda **how: Transform.of(table[:fit], **how))
+            transform = transform_of(settings, device, lambda **how: Transform.of(table[:fit], **how))
         placed.transform = TrainBatches(
             table,
             transform,
@@ -126,14 +126,17 @@ class Images(_Arrays):
         return placed
 
 
-def transform_of(settings: Settings, made: Callable[..., Transform]) -> Transform:
-    """`made` of the augmentation that `settings` ask for."""
-    crop = settings.augment != "none"
-    return made(
-        padding=settings.padding if crop else 0,
-        pad_mode=settings.pad_mode,
-        flip=settings.augment == "crop_flip",
-    )
+def transform_of(settings: Settings, device: torch.device, measured: Callable[..., Transform]) -> Transform:
+    """With the augmentation that `settings` ask for, and their mean and deviation, or those that are `measured`."""
+    how: dict[str, Any] = {
+        "padding": settings.padding if settings.augment != "none" else 0,
+        "pad_mode": settings.pad_mode,
+        "flip": settings.augment == "crop_flip",
+    }
+    if not settings.mean:
+        return measured(**how)
+    center, std = (255 * torch.tensor(v, dtype=torch.float64) for v in (settings.mean, settings.std))
+    return Transform(center.float().to(device), std.reciprocal().float().to(device), **how)
 
 
 def crop_seed(settings: Settings) -> int:

@@ -24,6 +24,8 @@ class Settings:
     augment: str = "none"
     padding: int = 4
     pad_mode: Literal["zero", "reflect"] = "zero"
+    mean: tuple[float, ...] = ()  # of pixels, per channel as a share of 255; empty: as the training images have it
+    std: tuple[float, ...] = ()
     standardise: bool = True
     workers: int = 0
     resident: bool = True  # whether arrays lie on the device; otherwise batches of them are sent

@@ -86,6 +86,7 @@ class Context(Protocol):
     device: torch.device
     epochs: int
     steps_per_epoch: int
+    steps: int  #: of the whole run, whose last epoch may be cut short
     batch_size: int
     input_shape: tuple[int, ...] | None  #: of one sample as a model takes it; None where that is no tensor
     transform: InputTransform  #: makes network input of a batch's x; for :class:`fastmeta.MetaStep`

@@ -57,7 +57,7 @@ class MentorNet(Method):
 
     def setup(self, context: Context) -> None:
         self.model, self.targets = context.model(), context.targets
-        self.network_input, self.steps = context.network_input, context.epochs * context.steps_per_epoch
+        self.network_input, self.steps = context.network_input, context.steps
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
         self.plain_step = PlainStep(self.model, optimizer, None)
         self.seed = derived_seed(context.config.seed, "mentornet")

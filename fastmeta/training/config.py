@@ -64,6 +64,9 @@ class TrainConfig:
     torchvision:NAME, timm:NAME, or your own as package.module:factory."""
     epochs: int | None = None
     """Passes over the training set."""
+    max_steps: int | None = None
+    """Training steps in place of passes: the last pass is cut short. With epochs too, the run ends by what comes
+    first; schedules reach to that end."""
     seed: int = 0
     """Of the split, the noise, the initial weights and the order of the batches."""
     out: str | None = None
@@ -113,6 +116,7 @@ class TrainConfig:
         if self.noise is not None:
             parse_noise(self.noise)
         at_least("epochs", self.epochs, 1)
+        at_least("max_steps", self.max_steps, 1)
         at_least("seed", self.seed, 0)
         # some OpenMP runtimes crash on what they cannot start
         within("threads", self.threads, 1, MOST_THREADS)
@@ -296,8 +300,9 @@ class TrainConfig:
         # as in the files of runs that knew of none of these
         if not self.finetune_steps:
             del values["finetune_steps"]
-        if not self.data.skip_corrupt:
-            del values["data"]["skip_corrupt"]
+        for name in ("skip_corrupt", "mean", "std"):
+            if not values["data"][name]:
+                del values["data"][name]
         if self.labels.read == "auto":
             del values["labels"]["read"]
         return _prune(values)

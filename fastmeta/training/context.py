@@ -39,13 +39,15 @@ class StageContext:
         noise_rate: float | None,
         batch_size: int,
         steps_per_epoch: int,
+        steps: int,
         source: Source,
         build: Callable[[str], nn.Module],
         place: Callable[[nn.Module], nn.Module],
     ) -> None:
         assert config.epochs is not None
         self.config, self.targets, self.num_classes, self.device = config, targets, num_classes, targets.device
-        self.epochs, self.steps_per_epoch, self.batch_size = config.epochs, steps_per_epoch, batch_size
+        self.epochs, self.steps_per_epoch, self.steps = config.epochs, steps_per_epoch, steps
+        self.batch_size = batch_size
         self.input_shape = source.input_shape
         self.transform, self.totals = source.transform, StepTotals(targets.device)
         self.noise_rate, self._build, self._place = noise_rate, build, place

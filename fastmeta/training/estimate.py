@@ -177,6 +177,7 @@ def _batches(stage: Stage) -> str:
     return (
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
         f"{stage.meta_sampler.batch_size} clean {stage.data.source.noun}"
+        + (f"; {stage.total:,} steps in all" if stage.total % stage.steps_per_epoch else "")
         + (f"; each pass drops its last {dropped} rows, others each time" if dropped else "")
     )
 

@@ -195,6 +195,8 @@ def _settings(config: TrainConfig, device: torch.device) -> Settings:
         augment=config.data.augment or "none",
         padding=config.data.padding,
         pad_mode=config.data.pad_mode,
+        mean=config.data.mean,
+        std=config.data.std,
         standardise=config.data.standardise,
         workers=config.data.workers,
         # what the first layer would round its input to under autocast

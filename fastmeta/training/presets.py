@@ -117,6 +117,10 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
             raise InputError(
                 f"data.padding must be smaller than the image, got {config.data.padding} for {height}×{width} pixels"
             )
+    if config.data.mean and len(config.data.mean) != channels:
+        raise InputError(
+            f"data.mean and data.std must have a number for each of {channels} channels, got {len(config.data.mean)}"
+        )
     batch_size = min(_or(config.data.batch_size, preset.batch_size), len(splits.train))
     data = replace(
         config.data,
@@ -140,7 +144,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     labels = replace(config.labels, update=update, canaries=canaries)
     if update != "posterior" and labels.target_prob is None:
         labels = replace(labels, target_prob=config.method_class().default_target_prob(preset.target_prob))
-    epochs = _or(config.epochs, preset.epochs)
+    rows = len(splits.train) + (0 if splits.canaries is None else len(splits.canaries))
+    epochs = _epochs(config, preset.epochs, rows // batch_size)
     if labels.update == "posterior":
         labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)
     elif labels.update == "epoch":
@@ -168,6 +173,14 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     except ValueError as error:
         raise InputError(error) from error
     return resolved
+
+
+def _epochs(config: TrainConfig, usual: int, steps_per_epoch: int) -> int:
+    """Passes that are begun."""
+    if config.max_steps is None:
+        return _or(config.epochs, usual)
+    begun = -(-config.max_steps // steps_per_epoch)
+    return begun if config.epochs is None else min(config.epochs, begun)
 
 
 def _of_steps(
@@ -240,6 +253,8 @@ def check_options(config: TrainConfig, source: Source) -> None:
         "augment": "images",
         "padding": "images",
         "pad_mode": "images",
+        "mean": "images",
+        "std": "images",
         "standardise": "features",
         "workers": "data sets that are not held in memory",
         "resident": "image files and arrays",

@@ -279,7 +279,7 @@ class Session:
             if stage.step % CHECK_EVERY == 0:
                 stage.check()
             self.listener.step(stage)
-            if stage.step % stage.steps_per_epoch == 0:
+            if stage.ends_epoch:
                 record, warnings = stage.end_epoch()
                 stage.seconds = time.perf_counter() - began
                 record |= {"seconds": stage.seconds}

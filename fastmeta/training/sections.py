@@ -252,6 +252,10 @@ class DataConfig:
     """Pixels around the image that is cropped."""
     pad_mode: Literal["zero", "reflect"] = "zero"
     """What stands in the padding."""
+    mean: tuple[float, ...] = ()
+    """Of each channel, taken off the pixels, as a share of 255; by default that of the training images."""
+    std: tuple[float, ...] = ()
+    """Of each channel, by which the rest is divided, as a share of 255; by default that of the training images."""
     given: str = "y_train"
     """Array of an npz file with the labels to train on."""
     truth: str = "y_true"
@@ -285,6 +289,15 @@ class DataConfig:
         at_least("data.batch_size", self.batch_size, 1)
         at_least("data.meta_batch_size", self.meta_batch_size, 1)
         at_least("data.padding", self.padding, 0)
+        if len(self.mean) != len(self.std):
+            raise InputError(
+                "data.mean and data.std go together, a number for each channel, got "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
+        for mean, std in zip(self.mean, self.std, strict=True):
+            within("data.mean", mean, 0, 1)
+            positive("data.std", std)
+            within("data.std", std, 0, 1)
         within("data.image_size", self.image_size, 1, MOST_PIXELS)
         within("data.workers", self.workers, 0, MOST_THREADS)
         if not 0 < self.meta_fraction < 1:

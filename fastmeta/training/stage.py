@@ -79,9 +79,11 @@ class Stage:
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
         self.steps_per_epoch = data.clean_start // min(config.data.batch_size, data.clean_start)
         #: steps that the schedule of the learning rate reaches over
-        self.horizon = self.steps_per_epoch * (config.epochs or 0)
+        epochs, most = self.steps_per_epoch * (config.epochs or 0), config.max_steps
+        self.horizon = epochs if most is None else min(epochs, most)
         self.warmup = self.steps_per_epoch * (config.optim.warmup or 0)
-        self.total = self.steps_per_epoch * pilot_epochs(config) if name == PILOT else self.horizon
+        pilot = self.steps_per_epoch * pilot_epochs(config)
+        self.total = min(pilot, self.horizon) if name == PILOT else self.horizon
         self.method = self._method()
         self.context = StageContext(
             config,
@@ -90,6 +92,7 @@ class Stage:
             noise_rate=None if config.noise == "none" else data.wrong_share,
             batch_size=self.sampler.batch_size,
             steps_per_epoch=self.steps_per_epoch,
+            steps=self.horizon,
             source=data.source,
             build=build,
             place=partial(placed, device=self.device),
@@ -177,8 +180,14 @@ class Stage:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done."""
-        return self.step // self.steps_per_epoch
+        """Epochs done: whole ones, and a last one that is cut short."""
+        whole, begun = divmod(self.step, self.steps_per_epoch)
+        return whole + (begun > 0 and self.step == self.total)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the last step was the last one of an epoch."""
+        return self.step % self.steps_per_epoch == 0 or self.step == self.total
 
     @property
     def progress(self) -> float:
