@@ -32,6 +32,7 @@ from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 if TYPE_CHECKING:
     from fastmeta._train import train
+    from fastmeta.comparison import compare
     from fastmeta.learner import LabelLearner
     from fastmeta.training import Listener, TrainConfig, load_run
 
@@ -57,6 +58,7 @@ __all__ = [
     "WeightingNet",
     "__version__",
     "check",
+    "compare",
     "label_gradient",
     "load_run",
     "meta_gradient",
@@ -77,6 +79,10 @@ def __getattr__(name: str) -> Any:
         from fastmeta._train import train
 
         return train
+    if name == "compare":
+        from fastmeta.comparison import compare
+
+        return compare
     if name == "LabelLearner":
         from fastmeta.learner import LabelLearner
 

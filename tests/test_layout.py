@@ -23,6 +23,7 @@ FLOORS = [
     ["export", "recipes"],
     ["report", "learner"],
     ["_train"],
+    ["comparison"],
     ["fastmeta"],
     ["bench"],
     ["cli"],

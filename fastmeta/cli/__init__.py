@@ -21,6 +21,7 @@ from fastmeta._text import printable_lines, shown
 #: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
 COMMANDS = {
     "train": "learn the labels of a training set and compare with fixed labels",
+    "compare": "methods beside plain training, in one table",
     "labels": "learned labels for other tools, and noise as a file",
     "show": "what a run, or each run of a folder, has reached; a report",
     "check": "is the meta-gradient of a model right, and what does it cost",

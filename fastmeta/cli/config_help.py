@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,19 +18,19 @@ from fastmeta.cli.parser import Parser
 _WORDS: dict[Any, str] = {int: "N", float: "NUMBER", str: "TEXT"}
 
 
-def config_help(parser: Parser, own: object, tree: object) -> str:
+def config_help(parser: Parser, own: object, tree: object, without: Collection[str] = ()) -> str:
     """`parser`'s help with an option for each field of `own`, which has no defaults to tell, and of `tree`.
 
     A field that is a dataclass is a group of options, ``--group.option``, with its docstring above it; the group has
     the name that the field's metadata gives under "flags", or the field's own. What an option means is the string below
-    its field.
+    its field. Fields of the tree by the names `without` are left out.
     """
     for field, text in _fields(own):
         if not dataclasses.is_dataclass(getattr(own, field.name)):
             _add(parser, field.name, _hint(own, field), text, None)
     for field, text in _fields(tree):
         value = getattr(tree, field.name)
-        if not dataclasses.is_dataclass(value) and "flags" not in field.metadata:
+        if not dataclasses.is_dataclass(value) and "flags" not in field.metadata and field.name not in without:
             _add(parser, field.name, _hint(tree, field), text, _told(value))
     for field, _ in _fields(tree):
         value = getattr(tree, field.name)

@@ -85,6 +85,10 @@ class ConsoleListener(Listener):
         for line in getattr(splits, "told", ()):  # which a stand-in for data need not have
             self._line(line)
         self._line(f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}")
+        self.start_bar()
+
+    def start_bar(self) -> None:
+        """Where there is a terminal to draw it in."""
         if self.console.is_terminal and self.console.width >= LEAST_WIDTH:
             self._progress = Progress(
                 TextColumn("{task.description:<20}"),
@@ -95,6 +99,10 @@ class ConsoleListener(Listener):
                 console=self.console,
             )
             self._progress.start()
+
+    @property
+    def has_bar(self) -> bool:
+        return self._progress is not None
 
     def stage(self, stage: Stage) -> None:
         if self._progress is not None:

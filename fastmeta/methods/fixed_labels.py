@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastmeta.data import within
+from fastmeta.data import InputError, within
 from fastmeta.methods.base import Batch, Context, Method, Outcome
 from fastmeta.methods.mixup import Mixup
 from fastmeta.methods.plain_step import PlainStep
@@ -81,15 +81,36 @@ class LabelSmoothing(FixedLabels):
     class Config:
         eps: float = 0.1
         """Share of each label that all classes have alike, in [0, 1]."""
+        target_prob: float | None = None
+        """In place of eps: probability of the given class, from 1/C to 1; eps is (1 - target_prob) C / (C - 1)."""
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
-        within("method.eps", config.options.eps, 0, 1)
+        own = config.options
+        within("method.eps", own.eps, 0, 1)
+        within("method.target_prob", own.target_prob, 0, 1)
+        if own.target_prob is not None:
+            if own.eps != cls.Config.eps:
+                raise InputError(
+                    f"method.eps={own.eps:g} and method.target_prob={own.target_prob:g} say the same; leave one out"
+                )
+            if num_classes is not None and own.target_prob < 1 / num_classes:
+                raise InputError(
+                    f"method.target_prob must be at least 1/C = {1 / num_classes:.4g} of {num_classes} classes, got "
+                    f"{own.target_prob:g}"
+                )
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        own, classes = self.config, context.num_classes
+        self.eps = own.eps if own.target_prob is None else min(1.0, (1 - own.target_prob) * classes / (classes - 1))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits, targets, label_smoothing=self.config.eps)
+        return cross_entropy(logits, targets, label_smoothing=self.eps)
 
     def explain(self) -> str:
+        if self.config.target_prob is not None:
+            return f"labels: fixed as given, at a probability of {self.config.target_prob:g}"
         return f"labels: fixed as given, of which all classes alike have {self.config.eps:g}"
 
 

@@ -50,6 +50,22 @@ def test_steps_are_naive_ones(method, micro_batch, tmp_path):
     assert_same_weights(stage.model, wanted)
 
 
+def test_smoothing_by_a_probability_below_chance_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"at least 1/C = 0\.5 of 2 classes, got 0\.4"):
+        stage_of(tmp_path / "run", "label_smoothing", Net64(), {"target_prob": 0.4})
+
+
+def test_smoothing_by_the_probability_of_the_given_class(tmp_path):
+    """Of ten classes p_y = 0.4 is eps = 2/3."""
+    torch.manual_seed(0)
+    model = Net64()
+    stage = stage_of(tmp_path / "run", "label_smoothing", model, {"target_prob": 0.7})
+    given, classes = stage.context.targets, stage.context.num_classes
+    eps = 0.3 * classes / (classes - 1)
+    wanted = naive(model, taken(stage, 3), lambda z, index: smoothed(z, given[index], eps).mean(), stage.config.optim)
+    assert_same_weights(stage.model, wanted)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_extreme_logits_have_finite_gradients(gamma):
     z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
@@ -71,6 +87,8 @@ def test_what_is_switched_off_is_plain_cross_entropy():
     ("method", "options", "message"),
     [
         ("label_smoothing", {"eps": 1.5}, r"method\.eps must be in \[0, 1\], got 1\.5"),
+        ("label_smoothing", {"target_prob": -0.1}, r"method\.target_prob must be in \[0, 1\], got -0\.1"),
+        ("label_smoothing", {"target_prob": 0.4, "eps": 0.2}, r"say the same; leave one out"),
         ("label_smoothing", {"eps": float("nan")}, r"method\.eps must be in \[0, 1\], got nan"),
         ("confidence_penalty", {"beta": -1}, r"method\.beta must be at least 0 and finite, got -1\.0"),
         ("focal", {"gamma": float("inf")}, r"method\.gamma must be at least 0 and finite, got inf"),

@@ -1,10 +1,20 @@
 """Everything that touches a run directory: where it is, its files, what is read from them and what may be believed."""
 
-from fastmeta.training.rundir.files import read, to_json, user_path, write_atomically
+from fastmeta.training.rundir.files import (
+    parse_json,
+    part_of,
+    read,
+    read_bytes,
+    to_json,
+    user_path,
+    write_atomically,
+)
 from fastmeta.training.rundir.handed_out import RunLabels, run_labels
 from fastmeta.training.rundir.label_files import npz_bytes
 from fastmeta.training.rundir.layout import CONFIG, SUMMARY, command
 from fastmeta.training.rundir.load import Run, load_run
+from fastmeta.training.rundir.lock import only_process
+from fastmeta.training.rundir.restore import check_same_config, lasting
 from fastmeta.training.rundir.summary import read_summary
 
 __all__ = [
@@ -12,10 +22,16 @@ __all__ = [
     "SUMMARY",
     "Run",
     "RunLabels",
+    "check_same_config",
     "command",
+    "lasting",
     "load_run",
     "npz_bytes",
+    "only_process",
+    "parse_json",
+    "part_of",
     "read",
+    "read_bytes",
     "read_summary",
     "run_labels",
     "to_json",
