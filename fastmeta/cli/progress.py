@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
 from fastmeta.data import PILOT
-from fastmeta.report.result_table import percent, plain, result_table, title
+from fastmeta.report.numbers import percent, plain
+from fastmeta.report.result_table import result_table, title
 from fastmeta.training.finetune import plain_steps as finetune_steps
 from fastmeta.training.finetune import steps_of
 from fastmeta.training.label_moves import moves, steps_per_move

@@ -16,7 +16,7 @@ from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.meta import OutOfMemory
 from fastmeta.report import folder_table, sum_up
-from fastmeta.report.result_table import percent
+from fastmeta.report.numbers import percent
 from fastmeta.report.run_folder import entries
 from fastmeta.training import Interrupted, TrainConfig, TrainingError
 from fastmeta.training.rundir import CONFIG, command, user_path

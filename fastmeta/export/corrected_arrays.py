@@ -12,7 +12,7 @@ import numpy as np
 from fastmeta.data import InputError
 from fastmeta.data.dataset import LABELS_BEFORE
 from fastmeta.data.npz_file import NpzFile
-from fastmeta.data.sources.npz import is_pickle
+from fastmeta.data.sources import is_pickle
 from fastmeta.export.sample_views import check_same, load
 from fastmeta.export.whole_file import write_whole
 from fastmeta.training.rundir import RunLabels

@@ -13,8 +13,9 @@ from fastmeta.data import PILOT, InputError
 from fastmeta.report.charts import Line, chart
 from fastmeta.report.curves import series
 from fastmeta.report.markup import Markup, element, table
+from fastmeta.report.numbers import percent, plain
 from fastmeta.report.page import page, section
-from fastmeta.report.result_table import percent, plain, title
+from fastmeta.report.result_table import title
 from fastmeta.report.run_folder import Entry, Group, entries, groups, in_words, spread
 from fastmeta.report.run_report import checked_metrics
 from fastmeta.training.rundir import read, user_path, write_atomically

@@ -20,8 +20,8 @@ h1{font-size:24px;margin:0 0 2px;overflow-wrap:anywhere}
 h2{font-size:18px;margin:38px 0 10px}
 p{margin:6px 0;max-width:80ch}
 .soft,figcaption,th{color:var(--soft)}
-.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:18px 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 16px;min-width:150px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(144px,1fr));gap:12px;margin:18px 0}
+.tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px;line-height:1.35}
 .tile b{display:block;font-size:21px;font-weight:600;font-variant-numeric:tabular-nums}
 .note{border-left:4px solid var(--c1);background:var(--card);padding:8px 14px;margin:12px 0;overflow-wrap:anywhere}
 .note.bad{border-color:var(--wrong)}.note.good{border-color:var(--right)}
@@ -50,6 +50,7 @@ polyline.line{fill:none}
 .matrix td.same{color:var(--soft)}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;overflow-x:auto;font-size:13px}
 summary{cursor:pointer}
+@media (max-width:600px){body{padding:20px 16px 48px}.tile b{font-size:17px}}
 """
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta._text import printable
 from fastmeta.data import PILOT
+from fastmeta.report.numbers import percent, plain
+from fastmeta.report.reading_table import CANARIES, MARK, reading_table
 from fastmeta.training.canaries import in_words
 from fastmeta.training.readings import in_words as read_as
 
@@ -36,14 +38,6 @@ NAME_LENGTH = 40
 def title(stage: str) -> str:
     """How people call a kind of run."""
     return TITLES.get(stage) or printable(stage, NAME_LENGTH)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def plain(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def result_table(summary: Mapping[str, Any]) -> Group:
@@ -91,7 +85,33 @@ def result_table(summary: Mapping[str, Any]) -> Group:
             table.add_row(*row)
     # as Text, because names of the user's may hold what rich takes for markup
     head = Text(f"{_name(summary['dataset'])}: {_data_line(summary)}")
-    return Group(head, table, *map(Text, _notes(summary)))
+    readings = _readings(summary)
+    return Group(head, table, *([] if readings is None else [Text(), readings, Text()]), *map(Text, _notes(summary)))
+
+
+def _readings(summary: Mapping[str, Any]) -> Any:
+    """Readings side by side; columns that 80 characters have no room for stand on the page alone."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = reading_table(summary)
+    if found is None:
+        return None
+    canaries = any(head.startswith(CANARIES) for head in found.head)
+    left_out = {"changed": "right %" in found.head, "AP": canaries}
+    columns = [k for k, head in enumerate(found.head) if not left_out.get(head)]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for k in columns:
+        first, _, second = found.head[k].partition(": ") if canaries else ("", "", found.head[k])
+        first, second = (first, second) if second else ("", first)
+        table.add_column(f"{first}\n {second}".removeprefix("\n "), justify="right" if k else "left", no_wrap=True)
+    for number, row in enumerate(found.rows):
+        chosen = number == found.chosen
+        name = f"{row[0]} {MARK}" if chosen else row[0]
+        cells = (name, *(f" {row[k]}" for k in columns if k))
+        table.add_row(*(Text(cell, style="bold" if chosen else "") for cell in cells))
+    return table
 
 
 def _stage_cells(figures: Mapping[str, Any]) -> tuple[str, str, str]:

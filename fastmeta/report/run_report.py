@@ -17,9 +17,12 @@ from fastmeta.report.curves import series
 from fastmeta.report.figures import read_metrics
 from fastmeta.report.finders import Finder, cleanlab_scores, finder
 from fastmeta.report.markup import Markup, element, table
+from fastmeta.report.numbers import percent, plain
 from fastmeta.report.page import note, page, section, tile
-from fastmeta.report.result_table import percent, plain, title
+from fastmeta.report.reading_table import CANARIES, MARK, reading_table
+from fastmeta.report.result_table import title
 from fastmeta.training.canaries import in_words
+from fastmeta.training.readings import in_words as read_as
 from fastmeta.training.rundir import RunLabels, read, run_labels, user_path, write_atomically
 
 #: classes up to which the whole matrix of changes is shown, and changes beyond
@@ -66,6 +69,7 @@ def run_page(labels: RunLabels, samples: Samples | None, *, cleanlab: bool = Fal
         element("p", printable(f"{told}, seed {summary['seed']}"), class_="soft"),
         _tiles(summary, labels),
         _verdict(labels),
+        _readings(summary),
         section("Labels that changed most", *_changed(labels, samples)),
         _flips(labels),
         _found(labels, finders),
@@ -118,6 +122,28 @@ def _verdict(labels: RunLabels) -> list[Markup]:
             note("These labels are withheld: labels.npz has the given ones. Below is what was learned.", "bad")
         )
     return found
+
+
+def _readings(summary: Mapping[str, Any]) -> Markup | None:
+    """Which reading is handed out, by what, and what the labels are by each."""
+    if not summary["learns_labels"]:
+        return None
+    told, found = summary.get("reading"), reading_table(summary)
+    line = read_as(told) if told else "labels are read off the table"
+    about = element("p", f"{line[0].upper()}{line[1:]}.", class_="soft")
+    if found is None:
+        return section("What labels are read off", about)
+    rows = [
+        [element("b", f"{cell} {MARK}" if k == 0 else cell) for k, cell in enumerate(row)] if n == found.chosen else row
+        for n, row in enumerate(found.rows)
+    ]
+    said = [f"{MARK} is handed out"]
+    if "AP" in found.head:
+        said.append("AP is the average precision of the wrong labels, most doubted first")
+    if any(head.startswith(CANARIES) for head in found.head):
+        said.append("in brackets are 95% intervals")
+    mark = element("p", f"{'; '.join(said)}.", class_="soft")
+    return section("What labels are read off", about, table(found.head, rows), mark)
 
 
 def _changed(labels: RunLabels, samples: Samples | None) -> list[Any]:

@@ -30,15 +30,16 @@ def changed_images(images: Any, table: Mapping[str, np.ndarray], summary: Mappin
     """A sheet of the most changed rows; None where nothing has changed, or the samples are no images.
 
     Args:
-        images: (N, H, W, 1 or 3) uint8, in the order of the table; anything else is no images.
+        images: (N, H, W, 1 or 3) uint8 in the order of the table, which may be read as they are asked for; anything
+            else is no images.
         table: given, learned, given_probability, and true where it is known.
         summary: with `class_names`.
     """
     from matplotlib.figure import Figure
 
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+    if getattr(images, "dtype", None) != np.uint8 or len(images.shape) != 4:
         return None
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) != len(table["given"]):
+    if images.shape[3] not in (1, 3) or len(images) != len(table["given"]):
         return None
     rows = most_changed(table, ROWS * COLUMNS)
     if not len(rows):
@@ -55,13 +56,14 @@ def changed_images(images: Any, table: Mapping[str, np.ndarray], summary: Mappin
     axes.set_axis_off()
     axes.set(xlim=(0, wide), ylim=(high, 0))
     grey = images.shape[3] == 1
+    pictures = [np.asarray(images[row]) for row in rows.tolist()]
     # of few levels, such as the digits' 16, all would be black
-    brightest = max(1, int(images[rows].max())) if grey else None
+    brightest = max(1, int(np.max(pictures))) if grey else None
     inner = SIDE - 0.08
     width, height = (inner * side / max(images.shape[1:3]) for side in (images.shape[2], images.shape[1]))
     for number, row in enumerate(rows):
         x, y = (number % columns) * SIDE + 0.04, 0.4 + above + (number // columns) * (SIDE + above)
-        picture = images[row][..., 0] if grey else images[row]
+        picture = pictures[number][..., 0] if grey else pictures[number]
         left = x + (inner - width) / 2
         extent = (left, left + width, y + height, y)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=brightest, extent=extent, aspect="auto", interpolation="nearest")

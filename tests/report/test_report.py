@@ -278,3 +278,63 @@ def test_a_chart_of_any_numbers(values):
     assert "look1" in drawn
     assert len(drawn) < 20_000
     assert chart("t", "x", "y", [Line("a", [], [])]) is None
+
+
+def read_off(chosen="product", by="canaries", network="model", right=True, canaries=True):
+    """A summary's `reading`."""
+    share = {"rate": 0.61, "low": 0.42, "high": 0.78, "rows": 20}
+    readings = {}
+    for number, name in enumerate(("table", "network", "product")):
+        readings[name] = {
+            "label_accuracy": 0.9 + number / 100 if right else None,
+            "labels_changed": 10 + number,
+            "labels_corrected": 7 + number if right else None,
+            "labels_spoiled": number if right else None,
+            "wrong_label_average_precision": 0.8 if right else None,
+        }
+        if canaries:
+            readings[name] |= {"right_by_canaries": 0.8 + number / 50, "put_right": share, "spoiled": share}
+    return {"chosen": chosen, "by": by, "network": network, "readings": readings}
+
+
+@pytest.mark.parametrize(
+    ("told", "line", "cells"),
+    [
+        (
+            read_off(),
+            "Labels are read off the product, which canaries choose",
+            ["product ←", "12", "92.0", "9", "2", "0.800", "84.0", "61 [42, 78]", "61 [42, 78]"],
+        ),
+        (
+            read_off("network", "asked", "finetuned", canaries=False),
+            "Labels are read off the fine-tuned network, as asked",
+            ["fine-tuned network ←", "11", "91.0", "8", "1", "0.800"],
+        ),
+        (
+            read_off("table", right=False),
+            "Labels are read off the table, which canaries choose",
+            ["table ←", "10", "80.0", "61 [42, 78]", "61 [42, 78]"],
+        ),
+        (None, "Labels are read off the table.", None),
+    ],
+)
+def test_which_reading_is_handed_out_and_what_labels_are_by_each(told, line, cells, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = changed(run, tmp_path / "run", {"reading": told})
+    assert main(["show", str(run)]) == 0
+    said, text = capsys.readouterr().out, checked(run / "report.html").text
+    assert max(map(len, said.splitlines())) <= 80
+    assert line in text
+    assert ("handed out" in text) == (told is not None)
+    if told is None:
+        assert "labels read off" not in said
+        return
+    in_order = re.compile(r"\s+".join(map(re.escape, cells)))
+    assert in_order.search(text)
+    name, *figures = cells
+    (row,) = [row for row in said.splitlines() if row.startswith(name)]
+    if len(figures) in (5, 4):  # what 80 columns have room for
+        figures = figures[1:] if told["readings"]["table"]["label_accuracy"] is not None else figures
+    else:
+        figures = [*figures[1:4], *figures[5:]]
+    assert row.split() == [*name.split(), *" ".join(figures).split()]

@@ -1,6 +1,8 @@
 """Where a data set comes from: one file per scheme (``SCHEME:ARGUMENT``), or ``package.module:factory``."""
 
+from fastmeta.data.sources import image_folder
 from fastmeta.data.sources.csv_table import delimiter_of
+from fastmeta.data.sources.npz import is_pickle
 from fastmeta.data.sources.registry import (
     SCHEMES,
     Name,
@@ -18,6 +20,8 @@ __all__ = [
     "Name",
     "delimiter_of",
     "forms",
+    "image_folder",
+    "is_pickle",
     "lasting",
     "lasting_path",
     "lasting_root",
