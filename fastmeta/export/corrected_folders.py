@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastmeta._text import printable
 from fastmeta.data import InputError
-from fastmeta.data.sources import image_folder
+from fastmeta.data.sources import ImageTree
 from fastmeta.export.sample_views import check_same, load
 from fastmeta.training.rundir import RunLabels
 
@@ -31,20 +31,16 @@ def write_folder(labels: RunLabels, source: Path, to: Path, copy: bool) -> tuple
     assert data.row_names is not None
     learned = zip(labels.row.tolist(), labels.given.tolist(), labels.learned.tolist(), strict=True)
     moved = {data.row_names[row]: (old, new) for row, old, new in learned if old != new}
-    places, classes = image_folder.layout(source)
-    images = {
-        part: [str(p.relative_to(source)) for p in image_folder.listed(place, classes)[0]]
-        for part, place in places.items()
-    }
-    renamed = _new_names(images["train"], moved, labels.class_names, places["train"].relative_to(source))
+    tree = ImageTree.of(source)
+    renamed = _new_names(tree.images["train"], moved, labels.class_names, tree.train)
+    images = [name for names in tree.images.values() for name in names]
     linked = 0
     with _whole_folder(to) as made:
-        for place in places.values():  # those of classes without an image, too: they are numbered by their folders
-            for name in image_folder.folders(place):
-                (made / place.relative_to(source) / name).mkdir(parents=True)
-        for name in (name for names in images.values() for name in names):
+        for place in tree.classes:  # those without an image, too: classes are numbered by their folders
+            (made / place).mkdir(parents=True)
+        for name in images:
             linked += _put(source / name, made / renamed.get(name, name), copy)
-    return (*_told_links(linked, source), *_told_names(renamed), *_told_others(source, sum(map(len, images.values()))))
+    return (*_told_links(linked, source), *_told_names(renamed), *_told_others(source, len(images)))
 
 
 def _new_names(

@@ -1,7 +1,7 @@
 """Where a data set comes from: one file per scheme (``SCHEME:ARGUMENT``), or ``package.module:factory``."""
 
-from fastmeta.data.sources import image_folder
 from fastmeta.data.sources.csv_table import delimiter_of
+from fastmeta.data.sources.image_folder import ImageTree
 from fastmeta.data.sources.npz import is_pickle
 from fastmeta.data.sources.registry import (
     SCHEMES,
@@ -17,10 +17,10 @@ from fastmeta.data.sources.registry import (
 
 __all__ = [
     "SCHEMES",
+    "ImageTree",
     "Name",
     "delimiter_of",
     "forms",
-    "image_folder",
     "is_pickle",
     "lasting",
     "lasting_path",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,7 +36,25 @@ def lasting(argument: str) -> str:
     return str(given_path(FORM, argument).resolve())
 
 
-def layout(root: Path) -> tuple[dict[str, Path], list[str]]:
+class ImageTree(NamedTuple):
+    """What lies where in the folder of a data set; paths below that folder."""
+
+    train: Path
+    classes: list[Path]  # folders of classes in all parts, with images or without
+    images: dict[str, list[str]]  # by part
+
+    @classmethod
+    def of(cls, root: Path) -> ImageTree:
+        """InputError for a folder that is laid out otherwise."""
+        places, classes = _layout(root)
+        return cls(
+            places["train"].relative_to(root),
+            [(place / name).relative_to(root) for place in places.values() for name in _folders(place)],
+            {part: [str(p.relative_to(root)) for p in _listed(place, classes)[0]] for part, place in places.items()},
+        )
+
+
+def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folder of each part, and the classes of train. InputError for what is laid out otherwise."""
     if not root.is_dir():
         raise InputError(f"{root} {'is no folder' if root.exists() else 'does not exist'}; {_LAYOUT}")
@@ -43,7 +62,7 @@ def layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     if there and "train" not in there:
         raise InputError(f"{root} has {there[0]}/ and no train/; {_LAYOUT}")
     places = {part: root / part for part in there} or {"train": root}
-    classes = folders(places["train"])
+    classes = _folders(places["train"])
     if len(classes) < 2:
         got = f"one class only ({classes[0]})" if classes else "no folder"
         raise InputError(f"{places['train']} holds {got}; {_LAYOUT}, and labels can be learned from two classes on")
@@ -53,18 +72,18 @@ def layout(root: Path) -> tuple[dict[str, Path], list[str]]:
 def _read(root: Path, choice: Choice) -> Dataset:
     from PIL import Image
 
-    places, classes = layout(root)
+    places, classes = _layout(root)
     notes, found = [], dict[str, ImageFiles]()
-    if root not in places.values() and (others := [n for n in folders(root) if n not in PARTS]):
+    if root not in places.values() and (others := [n for n in _folders(root) if n not in PARTS]):
         notes.append(f"{root}: {', '.join(printable(n, 40) for n in others[:5])} beside train/ are not used")
     for part, place in places.items():
-        if strange := [n for n in folders(place) if n not in classes]:
+        if strange := [n for n in _folders(place) if n not in classes]:
             raise InputError(
                 f"{place} has a class {printable(strange[0], 40)!r} that train has not: "
                 f"{', '.join(printable(n, 40) for n in classes[:8])}{' …' if len(classes) > 8 else ''}; all parts need "
                 "the same classes"
             )
-        paths, labels = listed(place, classes)
+        paths, labels = _listed(place, classes)
         if not paths:
             raise InputError(f"{place} holds no image ({', '.join(SUFFIXES)}); {_LAYOUT}")
         names = [str(path.relative_to(root)) for path in paths]
@@ -73,12 +92,12 @@ def _read(root: Path, choice: Choice) -> Dataset:
     return replace(data, notes=(*notes, *data.notes))
 
 
-def folders(place: Path) -> list[str]:
+def _folders(place: Path) -> list[str]:
     """By name, and without hidden ones, as torchvision's ImageFolder numbers classes."""
     return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def listed(place: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+def _listed(place: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     """The image files below the folders of the classes in `place`, and the class numbers of these."""
     paths, labels = [], []
     for number, name in enumerate(classes):
