@@ -39,8 +39,11 @@ BESIDE = {
     "clean": ("onehot, clean alone", True),
     "softened": ("softened (0.4), never moved", False),
     "finetuned": ("onehot, then fine-tuned on clean", True),
+    "mentornet_learned": ("`mentornet`, learned curriculum", True),
 }
 SOFTENED = "main_job_rivals:Softened"
+#: rows of a method with other options: which
+OPTIONS = {"mentornet_learned": ("mentornet", {"curriculum": "learned"})}
 
 
 def names() -> list[str]:
@@ -52,7 +55,7 @@ def uses_clean(name: str) -> bool:
     """Whether a row has seen the clean set: its method does, or its teacher has."""
     if name in BESIDE:
         return BESIDE[name][1]
-    return name == "distill" or METHODS[name].uses_meta_batch or METHODS[name].learns_labels
+    return name == "distill" or METHODS[name].uses_clean(METHODS[name].Config())
 
 
 def figures(stage: dict[str, Any]) -> Row:
@@ -80,7 +83,8 @@ def of_labels(config: Callable[..., TrainConfig]) -> Iterator[tuple[str, Row]]:
 
 def of_one(name: str) -> Callable[[Callable[..., TrainConfig]], Iterator[tuple[str, Row]]]:
     def rows(config: Callable[..., TrainConfig]) -> Iterator[tuple[str, Row]]:
-        summary = train(config(SOFTENED if name == "softened" else name)).summary
+        method, options = OPTIONS.get(name, (SOFTENED if name == "softened" else name, None))
+        summary = train(config(method, options=options)).summary
         learned = {"label_accuracy": summary["label_accuracy_final"]} if summary["learns_labels"] else {}
         yield name, figures(summary) | learned
 

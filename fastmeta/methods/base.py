@@ -183,6 +183,11 @@ class Method(ABC):
         """Raise a ValueError where a run's config does not fit this method; C is None before the data are there."""
 
     @classmethod
+    def uses_clean(cls, options: Any) -> bool:
+        """Whether a run with this `Config` looks at the clean set at all, in its steps or between epochs."""
+        return cls.uses_meta_batch or cls.learns_labels
+
+    @classmethod
     def default_target_prob(cls, usual: float) -> float | None:
         """labels.target_prob where the config leaves it open, `usual` for its data; None for a method without."""
         return usual if cls.learns_labels else None

@@ -94,6 +94,7 @@ def summary_of(
     label_lr, label_step            of exact steps: the rate of labels, or how far a visit moves them; null without
     lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
+    uses_clean                      whether it looks at the clean set, in its steps or between epochs
     method_figures                  what the method has measured of itself at the end
     finetuned                       with finetune_steps: test_accuracy, nll, ece of the copy, and in `labels` what
                                     labels are by `network`, `product` and `table`, see :func:`finetune`; in baselines
@@ -112,6 +113,7 @@ def summary_of(
         "method": config.method,
         "uses_meta_batch": method.uses_meta_batch,
         "learns_labels": method.learns_labels,
+        "uses_clean": method.uses_clean(config.options),
         "model": config.model,
         "epochs": config.epochs,
         "seed": config.seed,
@@ -251,6 +253,7 @@ SUMMARY_FORM = record(
         **_BESIDE,
         **_OF_LABELS,
         "label_update": maybe(text),
+        "uses_clean": truth,
         "noise_matrix": maybe(each(each(number(0, 1)))),
         "val_size": whole(1),
         "overlap": maybe(whole()),
