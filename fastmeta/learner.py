@@ -109,6 +109,10 @@ class LabelLearner(ClassifierMixin, BaseEstimator):
             fastmeta.training.TrainingError: training has diverged.
         """
         X, y = self._checked(X, y, reset=True)
+        if self.config is not None and not isinstance(self.config, Mapping):
+            raise InputError(
+                f"config must be a mapping of values, nested as in TOML, or None, got {shown(self.config)}"
+            )
         clean = X_clean is not None
         if clean != (y_clean is not None):
             here, gone = ("X_clean", "y_clean") if clean else ("y_clean", "X_clean")
@@ -118,8 +122,7 @@ class LabelLearner(ClassifierMixin, BaseEstimator):
             if (y.dtype.kind in "OUS") != (y_clean.dtype.kind in "OUS"):
                 kinds = ["texts" if v.dtype.kind in "OUS" else "numbers" for v in (y, y_clean)]
                 raise ValueError(f"y holds {kinds[0]}, y_clean {kinds[1]}; write classes in one way in both")
-            if X_clean.shape[1:] != X.shape[1:]:
-                raise ValueError(f"X_clean has samples of shape {X_clean.shape[1:]}, X of {X.shape[1:]}")
+            _check_alike("X_clean", X_clean, X.shape[1:], X.dtype, "X")
         both = np.concatenate([y, y_clean]) if clean else y
         self.classes_, numbers = np.unique(both, return_inverse=True)
         if len(np.unique(y)) < 2:
@@ -147,15 +150,14 @@ class LabelLearner(ClassifierMixin, BaseEstimator):
         self.label_quality_[table["index"]] = table["label_quality"].astype(np.float64).clip(0, 1)
         self.model_ = (run.finetuned or run.model).to(seen.device).eval()
         self.summary_ = run.summary
-        self._scaling, self._shape = seen.scaling, X.shape[1:]
+        self._scaling, self._form = seen.scaling, (X.shape[1:], X.dtype)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, C) float64, the network's probability of each of `classes_`."""
         check_is_fitted(self)
         X = self._samples(X, reset=False)
-        if X.shape[1:] != self._shape:
-            raise ValueError(f"X has samples of shape {X.shape[1:]}, expected {self._shape}, as in fit")
+        _check_alike("X", X, *self._form, "fit")
         device = next(self.model_.parameters()).device
         source = _source(X).placed(Settings(), device, None, self._scaling)
         batches = torch.arange(len(X), device=device).split(_ROWS)
@@ -171,6 +173,7 @@ class LabelLearner(ClassifierMixin, BaseEstimator):
     # -- checks -------------------------------------------------------------------------------------------
 
     def _checked(self, X: Any, y: Any, *, reset: bool, name: str = "") -> tuple[np.ndarray, np.ndarray]:
+        _check_there(y, f"y{name}")
         X, y = validate_data(self, X, y, reset=reset, allow_nd=True)
         check_classification_targets(y)
         return _numbers(X, f"X{name}"), y
@@ -232,6 +235,38 @@ class _Seen(Listener):
             loss, changed = record.get("train_loss"), record.get("labels_changed")
             told = "–" if loss is None else f"{loss:.3f}"
             print(f"epoch {record['epoch']}: loss {told}, labels changed {changed if changed is not None else '–'}")
+
+
+def _check_there(y: Any, name: str) -> None:
+    """ValueError that names the first row without a label, where labels are objects: NumPy cannot sort None."""
+    values = y.to_numpy() if hasattr(y, "to_numpy") else y
+    values = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
+    if not isinstance(values, list | tuple):
+        return
+    absent = [row for row, label in enumerate(values) if _is_absent(label)]
+    if absent:
+        raise ValueError(f"{name} has no label in row {absent[0]}, in {len(absent):,} row(s) in all; drop these rows")
+
+
+def _is_absent(label: Any) -> bool:
+    """None, NaN, or pandas' NA, of which no comparison is true or false."""
+    if label is None:
+        return True
+    try:
+        return bool(label != label)
+    except TypeError:
+        return True
+    except ValueError:  # of an array, which somebody else refuses
+        return False
+
+
+def _check_alike(name: str, X: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, other: str) -> None:
+    """ValueError unless samples are of this shape, and images where these are."""
+    if X.shape[1:] != shape:
+        raise ValueError(f"{name} has samples of shape {X.shape[1:]}, expected {shape}, as in {other}")
+    if X.dtype != dtype:
+        kinds = ["uint8 images" if d == np.uint8 else "numbers" for d in (X.dtype, dtype)]
+        raise ValueError(f"{name} holds {kinds[0]}, expected {kinds[1]}, as in {other}; bring both to one dtype")
 
 
 def _source(X: np.ndarray) -> Source:

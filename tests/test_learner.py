@@ -231,3 +231,58 @@ def test_all_of_scikit_learns_checks():
 def test_it_is_found_without_the_trainer_being_loaded():
     assert fastmeta.LabelLearner is LabelLearner
     assert "LabelLearner" in fastmeta.__all__
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"y": np.where(np.arange(60) == 7, None, NAMES[np.arange(60) % 3])},
+            r"^y has no label in row 7, in 1 row\(s\)",
+        ),
+        ({"y": [float("nan"), *NAMES[np.arange(59) % 3]]}, "^y has no label in row 0"),
+        (
+            {"y_clean": np.where(np.arange(9) > 6, None, NAMES[np.arange(9) % 3])},
+            "^y_clean has no label in row 7, in 2",
+        ),
+        ({"X_clean": np.zeros((9, 3))}, "X has 3 features, but LabelLearner is expecting 4"),
+        ({"y_clean": NAMES[np.arange(8) % 3]}, r"inconsistent numbers of samples: \[9, 8\]"),
+        ({"config": "optim.lr=3"}, "^config must be a mapping of values, nested as in TOML, or None, got 'optim.lr=3'"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_in_a_line(change, message):
+    (X, y), (X_clean, y_clean) = blobs(60, 0), blobs(9, 1)
+    learner = LabelLearner(epochs=1, config=change.pop("config", None))
+    with pytest.raises(ValueError, match=message) as refused:
+        learner.fit(**{"X": X, "y": NAMES[y], "X_clean": X_clean, "y_clean": NAMES[y_clean], **change})
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_that_pandas_lacks_are_named():
+    pandas = pytest.importorskip("pandas")
+    (X, y), (X_clean, y_clean) = blobs(60, 0), blobs(9, 1)
+    given = pandas.Series(NAMES[y], dtype="string").mask(y == 1)
+    with pytest.raises(ValueError, match=r"^y has no label in row 1, in 20 row\(s\)"):
+        LabelLearner(epochs=1).fit(X, given, X_clean, NAMES[y_clean])
+
+
+def test_images_and_numbers_are_not_taken_for_each_other():
+    rng = np.random.default_rng(0)
+    images, y = rng.integers(0, 255, (30, 8, 8)).astype(np.uint8), np.arange(30) % 3
+    learner = LabelLearner("mlp", epochs=1, config={"threads": 1}).fit(images[:20], y[:20], images[20:], y[20:])
+    assert learner.predict(images[:3]).shape == (3,)
+    with pytest.raises(ValueError, match="X holds numbers, expected uint8 images, as in fit; bring both to one dtype"):
+        learner.predict(images[:3] / 255)
+    with pytest.raises(ValueError, match="X_clean holds numbers, expected uint8 images, as in X"):
+        learner.fit(images[:20], y[:20], images[20:] / 255, y[20:])
+    with pytest.raises(ValueError, match=r"X has samples of shape \(8, 4\), expected \(8, 8\), as in fit"):
+        learner.predict(images[:3, :, :4])
+
+
+def test_what_does_not_fit_on_the_device_changes_nothing():
+    (X, y), (X_clean, y_clean), (X_test, _) = blobs(60, 0), blobs(9, 1), blobs(20, 2)
+    made = [
+        LabelLearner("mlp", epochs=1, config={"threads": 1, "data": {"resident": resident}}).fit(X, y, X_clean, y_clean)
+        for resident in ("yes", "no")
+    ]
+    assert np.array_equal(*(learner.predict_proba(X_test) for learner in made))

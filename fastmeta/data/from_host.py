@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -25,6 +26,12 @@ class FromHost(Source):
         if device.type == "cpu":
             return made
         return tree_map(lambda t: t.pin_memory().to(device, non_blocking=True) if isinstance(t, Tensor) else t, made)
+
+    def take(self, rows: np.ndarray) -> Source:
+        return self.inner.take(rows)
+
+    def join(self, other: Source) -> Source:
+        return self.inner.join(other.inner if isinstance(other, FromHost) else other)
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,9 @@ class _Arrays(Source):
         return (hashlib.blake2b(np.ascontiguousarray(x).data, digest_size=16).digest() for x in self._x)
 
     def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
+        like = like.inner if isinstance(like, FromHost) else like
         if settings.resident:
             return self._placed(settings, device, fit, like)
-        like = like.inner if isinstance(like, FromHost) else like
         return FromHost(self._placed(settings, torch.device("cpu"), fit, like))
 
     def _placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None) -> Source:
@@ -113,7 +114,8 @@ class Images(_Arrays):
         placed = Images(self._x, self.targets, self.class_names, self.known)
         placed.table = table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
         if isinstance(like, Images):
-            transform = like.transform.transform
+            how = like.transform.transform
+            transform = replace(how, center=how.center.to(device), scale=how.scale.to(device))
         else:
             transform = transform_of(settings, device, lambda **how: Transform.of(table[:fit], **how))
         placed.transform = TrainBatches(
@@ -162,7 +164,7 @@ class Features(_Arrays):
         placed = Features(self._x, self.targets, self.class_names)
         table = torch.from_numpy(np.ascontiguousarray(self._x)).to(device)
         if isinstance(like, Features):
-            placed.center, placed.scale = like.center, like.scale
+            placed.center, placed.scale = (None if v is None else v.to(device) for v in (like.center, like.scale))
         elif settings.standardise:
             # on the host and in float64: the figures depend on no device
             rows = self._x[:fit].astype(np.float64)

@@ -15,7 +15,7 @@ from fastmeta.data.sources import parse
 from fastmeta.export.sample_views import samples_of
 from fastmeta.training.rundir import RunLabels, npz_bytes
 
-NOTE = "learned labels are in-sample; the label quality is the learned probability of the given label"
+NOTE = "learned labels are in-sample; the label quality says how far the given label may be believed"
 
 
 def write(labels: RunLabels, path: Path, format: str) -> dict[Path, bytes]:
