@@ -1,11 +1,13 @@
-"""Every method of the registry on the digits, three seeds, beside plain training on what there is.
+"""Every method of the registry beside plain training, three seeds: ``fastmeta compare`` on five sets.
 
-    python benchmarks/methods.py                       # what is missing in results/methods.json, then docs/methods.md
+    python benchmarks/methods.py                            # digits: what is missing in results/, then docs/methods.md
+    FASTMETA_DATA=FOLDER python benchmarks/methods.py --set news cifar-worst fashion-pair fashion-instance
     python benchmarks/methods.py --only elr sop --again
-    python benchmarks/methods.py --table               # docs/methods.md from the file, and measure nothing
+    python benchmarks/methods.py --table                    # docs/methods.md from the files, and measure nothing
 
-One row per (noise, seed, name), written as soon as it is there, so that a stopped run goes on. One thread. All rows
-have the digits' preset network and schedule; methods have their default options, and nothing is tuned.
+Each seed is a comparison of its own, whose runs lie in --work, so that whoever is stopped goes on in the middle of a
+run; its rows go to results/methods.json, or to results/methods-SET.json. One thread. All rows of a set have the same
+network and schedule; methods have their default options, and nothing is tuned.
 """
 
 from __future__ import annotations
@@ -13,91 +15,129 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from readme_table import write
+from worth_ours import arrays
+from worth_rivals import BATCH, DECAY, LR, MOMENTUM, network
+from worth_sets import load, missing
 
+import fastmeta
 from fastmeta.bench.environment import record
+from fastmeta.comparison import Comparison, Watcher
+from fastmeta.comparison.runs import FILE as COMPARISON
 from fastmeta.methods import METHODS
-from fastmeta.training import DataConfig, TrainConfig, train
 
-FILE = Path(__file__).parent / "results" / "methods.json"
+RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
-NOISES, SEEDS = ("uniform:0.4", "class:0.6"), (0, 1, 2)
-FINETUNE_STEPS = 100
+WORK = Path("runs", "methods")
+SEEDS = (0, 1, 2)
 Row = dict[str, Any]
 
-#: rows that are no method by themselves: what they are, and whether they see the clean set
+#: rows of plain training, which every comparison has
 BESIDE = {
-    "union": ("onehot, given and clean together", True),
-    "clean": ("onehot, clean alone", True),
-    "softened": ("softened (0.4), never moved", False),
-    "finetuned": ("onehot, then fine-tuned on clean", True),
-    "mentornet_learned": ("`mentornet`, learned curriculum", True),
+    "onehot": "`onehot`",
+    "union": "onehot, given and clean together",
+    "clean": "onehot, clean alone",
+    "softened": "softened (0.4), never moved",
+    "finetuned": "onehot, then fine-tuned on clean",
+    "union_finetuned": "onehot, given and clean, then fine-tuned on clean",
 }
-SOFTENED = "main_job_rivals:Softened"
-#: rows of a method with other options: which
-OPTIONS = {"mentornet_learned": ("mentornet", {"curriculum": "learned"})}
+#: rows of a method with other options than its defaults: which
+OPTIONS = {"mentornet_learned": ("mentornet", {"method.curriculum": "learned"})}
+TITLES = {**BESIDE, "mentornet_learned": "`mentornet`, learned curriculum"}
+DISTILL = "[methods.distill.method]\ntemperature = 2.0\n"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set with one noise: a column of a table."""
+
+    name: str  # of the noise, or of a set of worth_sets.py
+    of: str  # the choice of --set
+    noisy_digits: bool = False
+
+    @property
+    def file(self) -> Path:
+        return RESULTS / ("methods.json" if self.noisy_digits else f"methods-{self.of}.json")
+
+    def missing(self) -> str:
+        return "" if self.noisy_digits else missing(self.name)
+
+    def compare(self, seed: int, methods: list[str], out: Path) -> Comparison:
+        """All images and texts, train, test and clean, are drawn anew for each seed."""
+        over: dict[str, Any] = {"seed": seed, "data.split_seed": seed}
+        given: dict[str, Any] = {}
+        if self.noisy_digits:
+            text = f'dataset = "digits"\nnoise = "{self.name}"\n{DISTILL}'
+        else:
+            data = load(self.name, seed)
+            given = {"data": arrays(data), "model": network(data, seed)}
+            wrong = float((data.y_given != data.y_true).mean())
+            text = (
+                f"epochs = {data.epochs}\nthreads = 1\n"
+                f"[optim]\nlr = {LR}\nmomentum = {MOMENTUM}\nweight_decay = {DECAY}\n"
+                f"[data]\nbatch_size = {BATCH}\nstandardise = false\n"
+                f"[methods.coteaching.method]\nforget_rate = {wrong:.2f}\n{DISTILL}"
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        recipe = out.with_suffix(".toml")
+        recipe.write_text(text)
+        grid = {"method.curriculum": ["predefined", "learned"]} if "mentornet" in methods else None
+        return fastmeta.compare(recipe, out, methods=methods, seeds=1, grid=grid, over=over, watcher=Told(), **given)
+
+
+TASKS = (
+    Task("uniform:0.4", "digits", noisy_digits=True),
+    Task("class:0.6", "digits", noisy_digits=True),
+    Task("news", "news"),
+    Task("cifar-worst", "cifar-worst"),
+    Task("fashion-pair-45", "fashion-pair"),
+    Task("fashion-instance-40", "fashion-instance"),
+)
+HEADINGS = {
+    "digits": "",
+    "news": "NoisyAG-News: 4,000 texts labelled by people, 100 of them clean; 256 singular vectors of TF-IDF, a "
+    "network of 256 hidden units, 20 epochs.",
+    "cifar-worst": "CIFAR-10 with the worst of three human labels: a subset of 3,000 images and 500 clean ones, a "
+    "narrow network of three convolutions, 24 epochs: far from what the set allows.",
+    "fashion-pair": "Fashion-MNIST, 3,800 images with pair noise of 45%, 200 clean ones, a network of 256 hidden "
+    "units, 40 epochs.",
+    "fashion-instance": "Fashion-MNIST, the same with instance noise of 40%.",
+}
+
+
+class Told(Watcher):
+    def done(self, run: Any, done: Any) -> None:
+        print(f"    {run.name}: {100 * done.summary['test_accuracy_last']:.1f}", flush=True)
+
+    def failed(self, run: Any, message: str) -> None:
+        print(f"    {run.name} failed: {message}", flush=True)
 
 
 def names() -> list[str]:
-    first = ["onehot", *BESIDE]
-    return [*first, *(name for name in METHODS if name not in first)]
+    return [*BESIDE, *(name for name in METHODS if name not in BESIDE), *OPTIONS]
 
 
-def uses_clean(name: str) -> bool:
-    """Whether a row has seen the clean set: its method does, or its teacher has."""
-    if name in BESIDE:
-        return BESIDE[name][1]
-    return name == "distill" or METHODS[name].uses_clean(METHODS[name].Config())
+def name_of(row: Any) -> str:
+    """Of a row of a comparison."""
+    of = {name for name, (method, point) in OPTIONS.items() if (row.name, row.setting.point) == (method, point)}
+    return next(iter(of), row.name)
 
 
-def figures(stage: dict[str, Any]) -> Row:
-    return {k: stage.get(k) for k in ("test_accuracy_last", "test_accuracy_best", "nll", "ece", "seconds")}
+# ---- the files ----
 
 
-def of_onehot(config: Callable[..., TrainConfig]) -> Iterator[tuple[str, Row]]:
-    """As given, the same fine-tuned, and both baselines that see clean rows: one run."""
-    plan = config("onehot", baselines="union,clean", finetune_steps=FINETUNE_STEPS)
-    summary = train(plan).summary
-    yield "onehot", figures(summary)
-    tuned = summary["finetuned"]
-    yield "finetuned", figures(tuned | {"test_accuracy_last": tuned["test_accuracy"]})
-    for name in ("union", "clean"):
-        yield name, figures(summary["baselines"][name])
-
-
-def of_labels(config: Callable[..., TrainConfig]) -> Iterator[tuple[str, Row]]:
-    """Instance labels, and a second network that learns from the first one's predictions."""
-    run = train(config("instance_labels"))
-    yield "instance_labels", figures(run.summary) | {"label_accuracy": run.summary["label_accuracy_final"]}
-    distilled = train(config("distill", options={"teacher": str(run.path), "temperature": 2.0}))
-    yield "distill", figures(distilled.summary)
-
-
-def of_one(name: str) -> Callable[[Callable[..., TrainConfig]], Iterator[tuple[str, Row]]]:
-    def rows(config: Callable[..., TrainConfig]) -> Iterator[tuple[str, Row]]:
-        method, options = OPTIONS.get(name, (SOFTENED if name == "softened" else name, None))
-        summary = train(config(method, options=options)).summary
-        learned = {"label_accuracy": summary["label_accuracy_final"]} if summary["learns_labels"] else {}
-        yield name, figures(summary) | learned
-
-    return rows
-
-
-#: rows that one run gives together
-TOGETHER = {("onehot", "finetuned", "union", "clean"): of_onehot, ("instance_labels", "distill"): of_labels}
-
-
-def read() -> dict[str, Any]:
-    if FILE.exists():
-        return json.loads(FILE.read_text())
+def read(file: Path) -> dict[str, Any]:
+    if file.exists():
+        return json.loads(file.read_text())
     return {"schema": 1, "kind": "methods", "environment": {}, "rows": []}
 
 
@@ -105,95 +145,147 @@ def key(row: Row) -> tuple[str, int, str]:
     return row["noise"], row["seed"], row["name"]
 
 
-def put(new: list[Row], command: str) -> None:
+def put(file: Path, new: list[Row], command: str) -> None:
     """Merge rows into the file, whoever else has written to it meanwhile."""
-    content = read()
+    content = read(file)
     order = {name: i for i, name in enumerate(names())}
     rows = {key(r): r for r in (*content["rows"], *new)}
     content["rows"] = sorted(rows.values(), key=lambda r: (r["noise"], r["seed"], order.get(r["name"], 99)))
     content["environment"] = record(torch.device("cpu"), command)
     head = json.dumps({k: v for k, v in content.items() if k != "rows"}, indent=1)[:-2]
     lines = ",\n".join("  " + json.dumps(r) for r in content["rows"])
-    part = FILE.with_suffix(".part")
+    part = file.with_suffix(".part")
     part.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
-    os.replace(part, FILE)
+    os.replace(part, file)
 
 
-def run(wanted: list[str], *, again: bool, noises: tuple[str, ...] = NOISES, seeds: tuple[int, ...] = SEEDS) -> None:
-    done = set() if again else {key(row) for row in read()["rows"]}
-    made = {name for group in TOGETHER for name in group}
-    groups = {**TOGETHER, **{(name,): of_one(name) for name in names() if name not in made}}
-    for seed in seeds:
-        for noise in noises:
-            for group, rows_of in groups.items():
-                if not any(name in wanted and (noise, seed, name) not in done for name in group):
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-
-                    def config(
-                        method: str, folder: str = folder, noise: str = noise, seed: int = seed, **more: Any
-                    ) -> TrainConfig:
-                        out = f"{folder}/{method.rpartition(':')[2]}"
-                        data = DataConfig(split_seed=seed)  # train, test and clean images are drawn anew too
-                        own = {"method": method, "noise": noise, "seed": seed, "out": out, "data": data}
-                        return TrainConfig(**{**own, "baselines": "none", **more})
-
-                    began = time.perf_counter()
-                    for name, row in rows_of(config):
-                        put([{"noise": noise, "seed": seed, "name": name, **row}], "python benchmarks/methods.py")
-                        print(f"{noise} {seed} {name:20} {100 * row['test_accuracy_last']:.1f}", flush=True)
-                    print(f"    {time.perf_counter() - began:.1f} s", flush=True)
+def rows_of(found: Comparison, noise: str, seed: int) -> list[Row]:
+    """One for each row of a comparison of one seed; those that failed have no figures."""
+    rows = []
+    for row in found.rows:
+        figures = {k: row.mean(v) for k, v in (("test_accuracy_last", "last"), ("test_accuracy_best", "best"))}
+        figures |= {k: row.mean(k) for k in ("nll", "ece", "seconds")}
+        learned = {"label_accuracy": row.label_accuracy[0]} if row.label_accuracy else {}
+        failed = {"failed": row.failed[0][1]} if row.failed else {}
+        clean = {"clean_data": row.clean_data}
+        rows.append({"noise": noise, "seed": seed, "name": name_of(row), **figures, **clean, **learned, **failed})
+    return rows
 
 
-def table(content: dict[str, Any]) -> list[str]:
-    rows, machine = content["rows"], content["environment"]
-    noises = [noise for noise in NOISES if any(r["noise"] == noise for r in rows)]
+# ---- the runs ----
 
-    def cell(name: str, noise: str) -> str:
-        found = [100 * r["test_accuracy_last"] for r in rows if (r["name"], r["noise"]) == (name, noise)]
-        if not found:
-            return "–"
-        return f"{statistics.mean(found):.1f}" + (f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else "")
 
-    def seconds(name: str) -> str:
-        found = [r["seconds"] for r in rows if r["name"] == name and r["seconds"] is not None]
-        return f"{statistics.mean(found):.1f}" if found else "–"
+def run(tasks: Iterable[Task], seeds: Iterable[int], wanted: list[str], work: Path, *, again: bool) -> None:
+    for task in tasks:
+        if reason := task.missing():
+            print(f"{task.name} is left out: {reason}", flush=True)
+            continue
+        for seed in seeds:
+            there = [r for r in read(task.file)["rows"] if (r["noise"], r["seed"]) == (task.name, seed)]
+            done = set() if again else {r["name"] for r in there if "failed" not in r}
+            methods = [name for name in wanted if name not in done]
+            if not methods:
+                continue
+            out = work / task.name.replace(":", "-") / f"seed{seed}"
+            if again:
+                shutil.rmtree(out, ignore_errors=True)
+            print(f"{task.name}, seed {seed} → {out}", flush=True)
+            found = task.compare(seed, _all_of(out, methods), out)
+            put(task.file, rows_of(found, task.name, seed), f"python benchmarks/methods.py --set {task.of}")
 
-    lines = [
-        f"Test accuracy after the last epoch in %, mean ± standard deviation of {len({r['seed'] for r in rows})} "
-        "seeds. All rows have the same images, network and schedule, and the same 30 clean ones where they use them. "
-        "Methods have their default options: none is tuned.",
-        "",
-        f"| | {' | '.join(f'`{n}`' for n in noises)} | clean data | s |",
-        "|---|" + "---|" * (len(noises) + 2),
-    ]
-    for name in names():
+
+def _all_of(out: Path, methods: list[str]) -> list[str]:
+    """Methods for a comparison: those that have begun there too, and a teacher for who needs one."""
+    begun = json.loads((out / COMPARISON).read_text())["plan"]["methods"] if (out / COMPARISON).exists() else []
+    teacher = ["instance_labels"] if "distill" in methods else []
+    own = [method for name in methods if (method := OPTIONS.get(name, (name,))[0]) in METHODS]
+    return list(dict.fromkeys([*begun, *teacher, *own])) or ["onehot"]
+
+
+# ---- the page ----
+
+
+def cell(rows: list[Row], name: str, figure: str, scale: float = 100, digits: int = 1) -> str:
+    of = [r for r in rows if r["name"] == name]
+    found = [scale * r[figure] for r in of if r.get(figure) is not None]
+    if not found:
+        return "failed" if any("failed" in r for r in of) else "–"
+    spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{spread}"
+
+
+def uses_clean(rows: list[Row], name: str) -> str:
+    """Of rows that were measured before it was told, by what the method is."""
+    told = [r["clean_data"] for r in rows if r["name"] == name and r.get("clean_data") is not None]
+    if told:
+        return f"{max(told):,}" if max(told) else "no"
+    if name in BESIDE:
+        return "no" if name in ("onehot", "softened") else "yes"
+    seen = name in ("distill", *OPTIONS) or METHODS[name].uses_clean(METHODS[name].Config())
+    return "yes" if seen else "no"
+
+
+def table(of: str, rows: list[Row]) -> list[str]:
+    """The rows of one choice of --set: a column for each noise, and more figures where there is one."""
+    tasks = [task for task in TASKS if task.of == of and any(r["noise"] == task.name for r in rows)]
+    heads = [f"`{task.name}`" for task in tasks] if len(tasks) > 1 else ["test %", "NLL", "ECE", "labels right, %"]
+    lines = [f"| | {' | '.join(heads)} | clean data | s |", "|---|" + "---|" * (len(heads) + 2)]
+    for name in [*names(), *sorted({r["name"] for r in rows} - set(names()))]:
         if not any(r["name"] == name for r in rows):
             continue
-        title = BESIDE[name][0] if name in BESIDE else f"`{name}`"
-        clean = "yes" if uses_clean(name) else "no"
-        lines.append(f"| {title} | {' | '.join(cell(name, n) for n in noises)} | {clean} | {seconds(name)} |")
+        if len(tasks) > 1:
+            cells = [cell([r for r in rows if r["noise"] == t.name], name, "test_accuracy_last") for t in tasks]
+        else:
+            cells = [cell(rows, name, "test_accuracy_last")]
+            cells += [cell(rows, name, figure, 1, 3) for figure in ("nll", "ece")]
+            cells.append(cell(rows, name, "label_accuracy"))
+        seconds = cell(rows, name, "seconds", 1).partition(" ")[0]
+        title = TITLES.get(name, f"`{name}`")
+        lines.append(f"| {title} | {' | '.join(cells)} | {uses_clean(rows, name)} | {seconds} |")
+    return lines
+
+
+def page() -> list[str]:
+    lines: list[str] = []
+    for of, heading in HEADINGS.items():
+        file = next(task.file for task in TASKS if task.of == of)
+        content = read(file)
+        rows, machine = content["rows"], content["environment"]
+        if not rows:
+            continue
+        if not lines:
+            lines.append(
+                "Test accuracy after the last epoch in %, mean ± standard deviation of "
+                f"{len({r['seed'] for r in rows})} seeds. All rows of a table have the same images, network and "
+                "schedule, and the same clean ones where they use them: 30 of the digits. Methods have their default "
+                "options: none is tuned."
+            )
+        lines += ["", *([heading, ""] if heading else []), *table(of, rows), ""]
+        machine = f"{machine['cpu']['model']}, torch {machine['torch']}"
+        lines.append(f"{machine}; `benchmarks/results/{file.name}` has every run.")
     return [
         *lines,
         "",
         "`distill` has the predictions of the `instance_labels` row's network at T = 2, without that run's seconds. "
-        f"Fine-tuning takes {FINETUNE_STEPS} steps, and its seconds are of these alone. Seconds were taken on a "
-        "machine with other work: they tell what is dear, and no more.",
-        "",
-        f"{machine['cpu']['model']}, torch {machine['torch']}; `benchmarks/results/methods.json` has every run.",
+        "Fine-tuning takes 100 steps; its seconds are with the training before. `coteaching` knows the share of wrong "
+        "labels. Seconds were taken on a machine with other work: they tell what is dear, and no more.",
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", nargs="+", choices=list(HEADINGS), default=["digits"], metavar="SET")
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="NAME", help="rows to measure")
-    parser.add_argument("--again", action="store_true", help="measure what the file has already, too")
-    parser.add_argument("--table", action="store_true", help="write docs/methods.md from the file and measure nothing")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"folder of the runs (default: {WORK})")
+    parser.add_argument("--again", action="store_true", help="measure what the files have already, too")
+    parser.add_argument("--table", action="store_true", help="write docs/methods.md from the files, measure nothing")
     args = parser.parse_args()
     if not args.table:
         torch.set_num_threads(1)
-        run(args.only, again=args.again)
-    write(PAGE, table(read()))
+        warnings.simplefilter("ignore")  # the health of labels, which the figures tell
+        run([task for task in TASKS if task.of in args.set], args.seeds, args.only, args.work, again=args.again)
+    write(PAGE, page())
 
 
 if __name__ == "__main__":

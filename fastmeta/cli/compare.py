@@ -32,8 +32,8 @@ DESCRIPTION = """Train methods beside plain training, on the same data, network 
 into one table and one figure. Always there: labels as given, the same fine-tuned on the clean set, given and clean
 together, clean alone, and given labels softened and never moved. A row tells how much clean data it has used.
 
-The same command goes on where it was stopped, leaves finished runs as they are, and tries failed ones again. Methods
-and seeds may become more later; all else wants another --out."""
+The same command goes on where it was stopped, leaves finished runs as they are, and tries failed ones again. Methods,
+seeds and points of the grid may become more later; all else wants another --out."""
 EPILOG = """
 examples:
   fastmeta compare cifar10-a --data.root DIR

@@ -21,9 +21,8 @@ from fastmeta.training.values import one_of
 
 #: beside a method: given labels as they are, with all that one run of them gives; and the softened start, never moved
 METHOD, PLAIN, SOFTENED = "method", "plain", "softened"
-#: probability of the given class in that start where nobody says; of two classes, who are likelier than that by chance,
-#: it is that of the same smoothing of ten
-TARGET_PROB, TARGET_PROB_OF_TWO = 0.4, 2 / 3
+#: probability of the given class in that start where nobody says; of two classes it is more than chance
+TARGET_PROB, TARGET_PROB_OF_TWO = 0.4, 0.7
 #: clean steps of "given, then fine-tuned", where nobody says
 FINETUNE_STEPS = 100
 MOST_SEEDS, MOST_RUNS = 1000, 10_000

@@ -206,22 +206,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """InputError unless it is this comparison; methods and seeds may have become more."""
+    """InputError unless it is this comparison; methods, seeds and points of the grid may have become more."""
     begun, now = content["plan"], parse_json(to_json(now))
-    for key in ("methods", "seeds"):
+    for key in ("recipe", "new_splits"):
+        if begun.get(key) != now[key]:
+            raise InputError(_OTHER.format(path=folder, key=key, begun=begun.get(key), now=now[key]))
+    for key, word in (("methods", "methods"), ("seeds", "seeds"), ("settings", "rows")):
         gone = [value for value in begun.get(key, []) if value not in now[key]]
         if gone:
             raise InputError(
-                f"the comparison in {folder} has {key} {', '.join(map(str, begun[key]))}, and {gone[0]} is not among "
-                f"those of now; {key} may become more, not less: name them all, or choose another --out"
+                f"the comparison in {folder} has {word} {', '.join(map(str, begun[key]))}, and {gone[0]} is not among "
+                f"those of now; {word} may become more, not less: name them all, or choose another --out"
             )
-    both = begun.get("settings", {}).keys() & now["settings"].keys()
-    before, after = (
-        {k: v for k, v in plan.items() if k not in ("methods", "seeds", "settings")}
-        | {"config": {name: plan["settings"][name] for name in both}}
-        for plan in (begun, now)
-    )
-    check_same_config(folder, before, after, _OTHER)
+    for name, config in begun.get("settings", {}).items():
+        if config is not None and now["settings"][name] is not None:  # of one that is refused there is none
+            check_same_config(folder, config, now["settings"][name], _OTHER)
 
 
 def _take_away(folder: Path, made: bool) -> None:

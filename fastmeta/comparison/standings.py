@@ -200,7 +200,7 @@ def _title(setting: Setting, config: TrainConfig | None, baseline: str | None, f
 
 def clean_rows(summary: Mapping[str, Any]) -> int:
     """Clean rows that a run's method has seen in training, canaries too."""
-    if not (summary["uses_meta_batch"] or summary["learns_labels"]):
+    if not summary.get("uses_clean", summary["uses_meta_batch"] or summary["learns_labels"]):
         return 0
     return int(summary["meta_size"]) + int((summary.get("canaries") or {}).get("count", 0))
 

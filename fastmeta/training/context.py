@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fastmeta.data import InputError, Source
 from fastmeta.losses import Labels
-from fastmeta.training.config import TrainConfig
+from fastmeta.training.config import CUSTOM, TrainConfig, is_code
 from fastmeta.training.metrics import StepTotals
 from fastmeta.training.optimizer import build_optimizer
-from fastmeta.training.rundir.files import seal_of
+from fastmeta.training.rundir.files import seal_of, user_path
+from fastmeta.training.rundir.layout import CONFIG
 from fastmeta.training.rundir.load import load_run
 
 
@@ -72,14 +73,14 @@ class StageContext:
         return optimizer
 
     def teacher(self, path: str | Path, model: nn.Module | None = None) -> nn.Module:
-        run = load_run(path, model=model)
+        run = load_run(path, model=self._own_network(path) if model is None else model)
         if run.summary["num_classes"] != self.num_classes:
             raise InputError(f"the teacher {path} knows {run.summary['num_classes']} classes, not {self.num_classes}")
         self.teachers[str(path)] = seal_of(run.path / "model.safetensors")
         return self._place(run.model.requires_grad_(False)).eval()
 
     def learned_labels(self, path: str | Path) -> Labels:
-        run = load_run(path)
+        run = load_run(path, model=self._own_network(path))
         if run.labels is None:
             why = "withheld" if run.summary.get("labels_withheld") else "none that can be read"
             raise InputError(f"the learned labels of {path} are {why}; name a run of a method that learns labels")
@@ -98,6 +99,16 @@ class StageContext:
         file = run.path / "labels.safetensors"
         self.teachers[str(file)] = seal_of(file)
         return run.labels.to(self.device)
+
+    def _own_network(self, path: str | Path) -> nn.Module | None:
+        """A copy of this run's network, where it is the caller's and the run at `path` had the same; None elsewhere.
+
+        So that nothing has to be trusted to read what was trained with it.
+        """
+        own, file = str(self.config.model), user_path(path, "path") / CONFIG
+        if not (own.startswith(CUSTOM) or is_code("model", own)) or not file.is_file():
+            return None
+        return self._build("model") if TrainConfig.read(file).model == own else None
 
     def parts(self) -> dict[str, Any]:
         return {**self.models, **self.optimizers}
