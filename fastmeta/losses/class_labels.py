@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta._numbers import as_real, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import ClassMove, EpochMove
 from fastmeta.losses.head import Collective, LabelMove, Move, Tensors
-from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
+from fastmeta.losses.labels import Labels, Movement, check_dtype, check_prob
 
 
 def class_gradient(
@@ -58,13 +57,9 @@ class ClassLabels(Labels):
         self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(targets, num_classes)
-        targets, self.num_classes = check_targets(targets, num_classes)
         check_dtype(dtype, (torch.float32, torch.float64))
-        p0 = as_real(target_prob)
-        if p0 is None or not 0 <= p0 <= 1:
-            raise ValueError(f"target_prob must lie in [0, 1], got {shown(target_prob)}")
-        self.register_buffer("targets", targets)
-        self.register_buffer("alpha", torch.full((self.num_classes,), 1 - p0, dtype=dtype, device=targets.device))
+        p0 = check_prob(target_prob)
+        self.register_buffer("alpha", torch.full((self.num_classes,), 1 - p0, dtype=dtype, device=self.device))
 
     @classmethod
     def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:

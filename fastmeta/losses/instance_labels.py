@@ -17,7 +17,7 @@ from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import EpochMove, PassingMove, TableMove
 from fastmeta.losses.head import Collective, Head, LabelMove, Move, Tensors
 from fastmeta.losses.label_heads import FetchedHead, LabelHead, TracedLabels
-from fastmeta.losses.labels import Labels, Movement, check_dtype, check_targets
+from fastmeta.losses.labels import Labels, Movement, check_dtype
 from fastmeta.losses.table import DenseTable, FewRows, LabelTable, Start
 from fastmeta.losses.traced_loss import TracedLoss
 from fastmeta.ops.arguments import seed_of
@@ -84,7 +84,6 @@ class InstanceLabels(Labels):
         table: Callable[[Start], LabelTable] | None = None,
     ) -> None:
         super().__init__(targets, num_classes)
-        targets, self.num_classes = check_targets(targets, num_classes)
         check_dtype(dtype, DTYPES)
         p0 = as_real(target_prob)
         if p0 is None or not 0 < p0 < 1:
@@ -93,7 +92,6 @@ class InstanceLabels(Labels):
                 "softmax reaches 1 only with an infinite logit, from which no gradient leads back; take e.g. 0.9, "
                 "or ClassLabels for a one-hot start"
             )
-        self.register_buffer("targets", targets)
         self._start_at(Start(self, self._margin(p0), dtype), table)
         self._seed = seed_of(seed)
         self.seed: int | None = None

@@ -68,6 +68,14 @@ def check_dtype(dtype: torch.dtype, allowed: tuple[torch.dtype, ...]) -> None:
         raise ValueError(f"dtype must be one of {', '.join(map(str, allowed))}, got {dtype!r}")
 
 
+def check_prob(target_prob: Any) -> float:
+    """p0 of a family that may start at one-hot labels."""
+    p0 = as_real(target_prob)
+    if p0 is None or not 0 <= p0 <= 1:
+        raise ValueError(f"target_prob must lie in [0, 1], got {shown(target_prob)}")
+    return p0
+
+
 class Movement(NamedTuple):
     """How far labels have come from their start, on average, and how far one must come to change."""
 
@@ -93,6 +101,8 @@ class Labels(LearnableLoss):
         self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
+        targets, self.num_classes = check_targets(targets, num_classes)
+        self.register_buffer("targets", targets)
 
     @classmethod
     def shapes(cls, size: int, num_classes: int) -> dict[str, tuple[int, ...]]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta._numbers import as_real, shown
 from fastmeta.losses.epoch_moves import EpochMove
 from fastmeta.losses.head import Collective, Move, Rate, Tensors
 from fastmeta.losses.label_heads import TracedLabelHead, TracedLabels
-from fastmeta.losses.labels import Movement, check_dtype, check_targets
+from fastmeta.losses.labels import Movement, check_dtype, check_prob
 from fastmeta.losses.plain_steps import PlainSteps
 from fastmeta.losses.table import DenseTable
 from fastmeta.losses.traced_loss import TracedHead, TracedLoss
@@ -57,15 +56,9 @@ class SimplexLabels(PlainSteps):
         self, targets: Tensor, num_classes: int, target_prob: float = 0.9, *, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(targets, num_classes)
-        targets, self.num_classes = check_targets(targets, num_classes)
         check_dtype(dtype, (torch.float32, torch.float64))
-        p0 = as_real(target_prob)
-        if p0 is None or not 0 <= p0 <= 1:
-            raise ValueError(f"target_prob must lie in [0, 1], got {shown(target_prob)}")
-        self.register_buffer("targets", targets)
-        self.register_buffer(
-            "label_probs", torch.empty(len(targets), self.num_classes, dtype=dtype, device=targets.device)
-        )
+        p0 = check_prob(target_prob)
+        self.register_buffer("label_probs", torch.empty(len(self), self.num_classes, dtype=dtype, device=self.device))
         self.restart_(p0)
 
     @classmethod

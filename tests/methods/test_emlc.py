@@ -11,7 +11,7 @@ import fastmeta
 from fastmeta.data import InputError
 from fastmeta.training import LabelConfig, OptimConfig, TrainConfig
 from fastmeta.training.schedule import lr_at
-from tests.support.methods import Net64, assert_same_weights, stage_of
+from tests.support.methods import Net64, assert_same_weights, sgd_of, stage_of
 from tests.support.runs import two_classes
 from tests.support.stopped import config
 
@@ -65,7 +65,7 @@ def test_its_steps_are_those_of_the_published_program(tmp_path):
     method = stage.method
     student, teacher = copy.deepcopy(method.model), copy.deepcopy(method.teacher)
     assert not torch.equal(student.body[0].weight, teacher.network.body[0].weight)
-    sgd = torch.optim.SGD(student.parameters(), lr=1.0, momentum=0.8, weight_decay=1e-3)
+    sgd = sgd_of(student, stage.config.optim)
     own_step, seen = method.step, []
 
     def step(batch):

@@ -11,7 +11,7 @@ from fastmeta.data import InputError
 from fastmeta.methods.mentor import Mentor, Rows, pairs
 from fastmeta.methods.mentornet import MentorNet
 from fastmeta.training import Interrupted, TrainConfig, load_run, train
-from tests.support.methods import Net64, assert_same_weights, stage_of, taken
+from tests.support.methods import Net64, assert_same_weights, sgd_of, stage_of, taken
 from tests.support.plugs import files
 from tests.support.runs import two_classes
 from tests.support.stopped import Kill, config
@@ -83,6 +83,7 @@ def test_its_weights_are_those_of_the_mentor_behind_the_fit(tmp_path):
     options = {**LEARNED, "percentile": 0.6, "average": 0.3, "dropout": 0.25}
     stage = stage_of(tmp_path / "run", "mentornet", Net64(), options, epochs=8)
     model, y, method, average, fits = copy.deepcopy(stage.model), stage.context.targets, stage.method, 0.0, []
+    sgd = sgd_of(model, stage.config.optim)
     for epoch in range(1, 5):
         batches = taken(stage, 5)
         mentor, number = copy.deepcopy(method.mentor), 5 * (epoch - 1)
@@ -99,11 +100,6 @@ def test_its_weights_are_those_of_the_mentor_behind_the_fit(tmp_path):
             method.kept.step, number = step, number + 1
             return (v * kept * losses).mean()
 
-        own = stage.config.optim
-        if epoch == 1:
-            sgd = torch.optim.SGD(
-                model.parameters(), lr=1.0, momentum=own.momentum, nesterov=True, weight_decay=own.weight_decay
-            )
         for x, index, lr in batches:
             sgd.param_groups[0]["lr"] = lr
             sgd.zero_grad()

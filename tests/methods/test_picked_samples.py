@@ -10,15 +10,9 @@ from torch.nn.functional import cross_entropy
 from fastmeta.data import InputError
 from fastmeta.training import TrainConfig
 from fastmeta.training.prepare import prepare
-from tests.support.methods import Net64, assert_same_weights, stage_of, taken
+from tests.support.methods import Net64, assert_same_weights, sgd_of, stage_of, taken
 from tests.support.runs import two_classes
 from tests.support.stopped import config
-
-
-def sgd_of(model, optim):
-    return torch.optim.SGD(
-        model.parameters(), lr=1.0, momentum=optim.momentum, nesterov=True, weight_decay=optim.weight_decay
-    )
 
 
 def test_coteaching_takes_the_rows_that_the_other_network_has_picked(tmp_path):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta import reference
 from tests.support.cases import Case
 
 #: of the look-ahead and of the model
@@ -118,6 +119,27 @@ def built(name: str, case: Case, kind: str = "adam", **kw: Any) -> fastmeta.Meta
     model, loss = copy.deepcopy(case.model), loss_of(name, case)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-3)
     return fastmeta.MetaStep(model, loss, optimizer, loss_optimizer=optimizers(kind, loss.parameters()), **kw)
+
+
+def assert_exact(loss: fastmeta.LearnableLoss, case: Case) -> None:
+    """Its meta-gradient is that of autograd through the look-ahead, for each of its parameters."""
+    phi, function = loss.seen_by(case.index, case.x)
+    sgd = reference.SGDState(LR)
+    truth = reference.meta_gradient(case.model, function, phi, case.x, *case.meta, lookahead=sgd)
+    out = fastmeta.meta_gradient(case.model, loss, case.train, case.meta, lr=LR)
+    assert out.grads.keys() == truth.grads.keys() == set(phi)
+    for name, g in truth.grads.items():
+        # where it is 0 but for rounding, such as of what a normalisation takes away, there is nothing to be relative to
+        assert float((out.grads[name] - g).norm()) < 1e-10 * max(1e-3, float(g.norm())), name
+
+
+def assert_bad_step_changes_nothing(step: fastmeta.MetaStep, case: Case) -> None:
+    """A step on inputs that are not finite leaves every bit of model and loss, behind one that was."""
+    step(case.train, case.meta)
+    before = copy.deepcopy((step.model.state_dict(), step.loss.state_dict()))
+    assert not bool(step((case.x * float("nan"), case.index), case.meta).finite)
+    for a, b in zip(before, (step.model.state_dict(), step.loss.state_dict()), strict=True):
+        assert all(torch.equal(t, b[k]) for k, t in a.items())
 
 
 def same(a: nn.Module, b: nn.Module) -> None:

@@ -48,10 +48,9 @@ def taken(stage, count):
     return seen
 
 
-def naive(model, batches, loss, optim):
-    """A copy of `model` behind steps of torch's own SGD along autograd's gradient of ``loss(logits, index)``."""
-    model = copy.deepcopy(model)
-    sgd = torch.optim.SGD(
+def sgd_of(model, optim):
+    """torch's own, whose rate is for each step to set."""
+    return torch.optim.SGD(
         model.parameters(),
         lr=1.0,
         momentum=optim.momentum,
@@ -59,6 +58,12 @@ def naive(model, batches, loss, optim):
         weight_decay=optim.weight_decay,
         foreach=False,
     )
+
+
+def naive(model, batches, loss, optim):
+    """A copy of `model` behind steps of torch's own SGD along autograd's gradient of ``loss(logits, index)``."""
+    model = copy.deepcopy(model)
+    sgd = sgd_of(model, optim)
     for x, index, lr in batches:
         sgd.param_groups[0]["lr"] = lr
         sgd.zero_grad()
