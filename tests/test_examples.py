@@ -5,9 +5,12 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+
+from fastmeta import recipes, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -83,3 +86,27 @@ def test_lightning_goes_on_bitwise_from_a_checkpoint(example, tmp_path):
     # for use alone
     loaded = example.LearnedLabels.load_from_checkpoint(last, model=half.model, given=noisy, num_classes=4)
     assert torch.equal(loaded.labels.label_logits, whole.labels.label_logits)
+
+
+def test_texts_become_features_that_a_run_takes(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    words = [["goal", "match", "team"], ["shares", "profit", "bank"]]
+    lines = ["label,gt,text,group"]
+    for i in range(40):
+        right = i % 2
+        text = " ".join(words[right]) + f', ""{"abcd"[i % 4]}""'
+        lines.append(f'{right if i % 5 else 1 - right},{right},"{text}",A')
+    for name in ("train.csv", "test.csv"):
+        Path(name).write_text("\n".join(lines) + "\n")
+    load("news_features").main("train.csv", "test.csv", "data/news.npz")
+    with np.load("data/news.npz") as made:
+        assert made["x_train"].shape == made["x_test"].shape == (40, 6)
+        assert made["x_train"].dtype == np.float32
+        assert np.linalg.norm(made["x_train"], axis=1) == pytest.approx(np.ones(40), abs=1e-4)
+        assert (made["y_train"] != made["y_true"]).sum() == 8
+    over = {"dataset": "npz:data/news.npz", "noise": "file:data/news.npz:y_train", "data": {"meta_count": 4}}
+    config = recipes.read("noisyag-news").config("onehot", epochs=2, threads=1, out="run", **over)
+    run = train(config)
+    assert run.summary["noise_rate"] == pytest.approx(0.2, abs=0.06)
+    assert run.summary["test_accuracy_last"] > 0.7

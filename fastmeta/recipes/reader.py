@@ -113,7 +113,7 @@ def _checked(name: str, values: Mapping[str, Any]) -> Recipe:
         name=name,
         title=head.title or name,
         source=head.source,
-        notes=head.notes,
+        notes=" ".join(head.notes.split()),
         methods=methods,
         seeds=head.seeds,
         published=tuple(map(_published, _rows(head.published))),
