@@ -41,7 +41,7 @@ DIGITS = Preset(
     batch_size=64,
     meta_batch_size=30,
     lr=0.1,
-    weight_decay=2e-3,
+    weight_decay=4e-3,
     # most labels are wrong: they start soft
     target_prob=0.4,
     baselines="all",

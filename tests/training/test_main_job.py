@@ -17,12 +17,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def script():
-    """benchmarks/main_job.py; the rivals beside it are found by their name."""
+    """benchmarks/main_job.py."""
     sys.path.insert(0, str(BENCHMARKS))
     yield importlib.import_module("main_job")
     sys.path.remove(str(BENCHMARKS))
-    for name in ("main_job", "main_job_rivals"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("main_job", None)
 
 
 @pytest.fixture(scope="module")
