@@ -322,9 +322,9 @@ def _channels_last(x: np.ndarray) -> np.ndarray:
 def _classes(name: str, names: tuple[str, ...] | None, labels: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], int]:
     present = np.unique(labels["y_train"])
     if len(present) < 2:
-        raise InputError(
-            f"{name}: y_train holds one class only ({present[0]}); labels can be learned from two classes on"
-        )
+        only = int(present[0])
+        which = printable(names[only], 40) if names is not None and 0 <= only < len(names) else only
+        raise InputError(f"{name}: y_train holds one class only ({which}); labels can be learned from two classes on")
     count = len(names) if names is not None else 1 + max(int(y.max()) for y in labels.values())
     for key, y in labels.items():
         check_classes(name, key, y, count, "class_names" if names is not None else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,10 @@ _PARTS = {"train": "train", "meta": "meta", "clean": "meta", "test": "test"}
 #: a column of row numbers, as pandas writes it
 _INDEX = ("", "Unnamed: 0", "__index_level_0__")
 _NAMED = 5
+#: rows from which on a column that goes up by one is more than chance
+_LEAST_COUNTED = 10
+#: numbers as Germans and others write them
+_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 #: column -> (N,) cells: numbers, truth values, or objects of texts and None
 Columns = Mapping[str, np.ndarray]
@@ -38,6 +43,8 @@ def dataset_of_table(
     for option, column in (("truth_column", truth), ("split_column", split)):
         if column is not None and column not in columns:
             raise InputError(f"{name}: no column {shown(column)} for data.{option}, found {_listed(columns)}")
+        if column is not None and column in (label, truth if option == "split_column" else None):
+            raise InputError(f"{name}: data.{option} names {shown(column)}, which holds labels already; leave it out")
     words = {c: _classes(name, c, columns[c]) for c in (label, truth) if c is not None}
     class_names = _sorted_names(name, np.concatenate(list(words.values())))
     number = {word: i for i, word in enumerate(class_names)}
@@ -58,11 +65,20 @@ def dataset_of_table(
             arrays["y_meta_given"] = given[rows]
     if "x_train" not in arrays:
         raise InputError(f"{name}: column {shown(split)} puts no row into train")
-    notes = []
+    notes = [
+        f"{name}: column {printable(c, 40)!r} counts the rows and is taken for a feature; drop it if it is their number"
+        for c in columns
+        if c not in (label, truth, split, *ignored) and _counts(columns[c])
+    ]
     if ignored:
         texts = ", ".join(printable(c, 40) or "''" for c in ignored[:_NAMED]) + (" …" if len(ignored) > _NAMED else "")
         notes.append(f"{name}: {len(ignored)} of {len(columns)} columns are no features: {texts}")
     return replace(Dataset.from_arrays(arrays, name=name), notes=tuple(notes))
+
+
+def _counts(cells: np.ndarray) -> bool:
+    """Whether these are row numbers, which tell the class where rows are sorted by it."""
+    return cells.dtype.kind in "iu" and len(cells) >= _LEAST_COUNTED and bool((np.diff(cells) == 1).all())
 
 
 def _listed(columns: Columns) -> str:
@@ -94,8 +110,11 @@ def _classes(name: str, column: str, cells: np.ndarray) -> np.ndarray:
         empty = np.flatnonzero(np.isnan(cells))
         if len(empty):
             raise InputError(f"{name}: {what} has no label in row {empty[0]}, in {len(empty):,} row(s); drop these")
+        row = int(np.argmax(cells != np.round(cells)))  # the first that is not whole, else 0
+        way = "" if cells[row] != np.round(cells[row]) else "; write these without a point, as .astype(int) does"
         raise InputError(
-            f"{name}: {what} holds numbers such as {cells[0]}, which are no classes; labels are whole numbers or words"
+            f"{name}: {what} holds numbers such as {cells[row]}, which are no classes; labels are whole numbers or "
+            f"words{way}"
         )
     if cells.dtype.kind in "iu":
         number = cells.astype(np.int64)
@@ -105,7 +124,7 @@ def _classes(name: str, column: str, cells: np.ndarray) -> np.ndarray:
     empty = np.array([row for row, v in enumerate(values) if v is None or v == "" or v != v], np.int64)
     if len(empty):
         raise InputError(f"{name}: {what} has no label in row {empty[0]}, in {len(empty):,} row(s); drop these")
-    return np.array([str(v) for v in values], object)
+    return np.array([v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values], object)
 
 
 def _sorted_names(name: str, words: np.ndarray) -> list[Any]:
@@ -128,11 +147,13 @@ def _features(name: str, columns: Columns) -> tuple[np.ndarray, list[str]]:
             if not numbers.any():
                 ignored.append(column)
                 continue
-            row = int(np.flatnonzero(~numbers)[0])
-            raise InputError(
-                f"{name}: {what} holds {shown(cells[row])} in row {row}, among numbers, in {(~numbers).sum():,} row(s) "
-                "in all; mend these, or make all of it words"
-            )
+            if not numbers.all():
+                row = int(np.flatnonzero(~numbers)[0])
+                raise InputError(
+                    f"{name}: {what} holds {shown(cells[row])} in row {row}, among numbers, in {(~numbers).sum():,} "
+                    "row(s) in all; mend these, or make all of it words"
+                )
+            cells = np.array([float(v) for v in cells.tolist()])  # such as decimal ones
         with np.errstate(over="ignore"):
             values = cells.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(values))
@@ -144,7 +165,9 @@ def _features(name: str, columns: Columns) -> tuple[np.ndarray, list[str]]:
             )
         kept.append(values)
     if not kept:
-        raise InputError(f"{name}: no column of numbers is left beside the labels; found {_listed(columns)}")
+        comma = any(isinstance(v[0], str) and _COMMA.fullmatch(v[0]) for v in columns.values())
+        way = "; write them with a point, 1.5, not with a comma" if comma else ""
+        raise InputError(f"{name}: no column of numbers is left beside the labels; found {_listed(columns)}{way}")
     return np.stack(kept, 1), ignored
 
 

@@ -80,6 +80,13 @@ def _changes(
     for row, number in zip(rows, targets.tolist(), strict=True):
         written.setdefault(number, cells[row])
     for number, name in enumerate(labels.class_names):  # classes that no training row has been given
-        written.setdefault(number, int(name) if isinstance(cells[0], int) else name)
+        written.setdefault(number, _cell(name, cells[0]))
     moved = np.flatnonzero(labels.learned != targets[labels.row]).tolist()
     return {rows[int(labels.row[at])]: written[int(labels.learned[at])] for at in moved}
+
+
+def _cell(name: str, like: Any) -> Any:
+    """A class by its name as the file writes others."""
+    if isinstance(like, bytes):
+        return name.encode()
+    return type(like)(name) if isinstance(like, int | float) else name

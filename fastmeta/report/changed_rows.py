@@ -19,7 +19,7 @@ _SIDES = (112, 64, 48, 32, 24, 16)
 
 
 def changed_rows(labels: RunLabels, samples: Samples | None) -> Markup | None:
-    """Those first whose given label has the least probability left; None where no label has changed.
+    """Those first whose given label has the least quality; None where no label has changed.
 
     Args:
         samples: of the rows of `labels`, in their order.
@@ -49,7 +49,7 @@ def _card(labels: RunLabels, at: Any, samples: Samples | None, image: str | None
         true = printable(labels.class_names[labels.true[at]], NAME_LENGTH)
         right = labels.true[at] == labels.learned[at]
         verdict = element("div", "right" if right else f"truly {true}", class_="right" if right else "wrong")
-    told = f"row {int(labels.row[at])} · given {labels.quality[at]:.1%}"
+    told = f"row {int(labels.row[at])} · quality {labels.quality[at]:.3f}"
     return element(
         "div",
         element("img", src=image, alt=f"row {int(labels.row[at])}") if image is not None else _words(samples, int(at)),

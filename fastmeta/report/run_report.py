@@ -152,7 +152,7 @@ def _changed(labels: RunLabels, samples: Samples | None) -> list[Any]:
         return [element("p", "No label has changed.")]
     changed = int((labels.learned != labels.given).sum())
     some = f"The {ROWS} of {changed:,} changed labels" if changed > ROWS else "All changed labels, those first"
-    which = f"{some} whose given class is least probable. {IN_SAMPLE}"
+    which = f"{some} whose given label has the least quality, from 0 to 1: how far it may be believed. {IN_SAMPLE}"
     way = (
         "" if samples is not None else " The samples themselves are not to be had from here, so that rows are numbers."
     )

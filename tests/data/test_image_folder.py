@@ -111,6 +111,35 @@ def test_a_folder_that_is_no_set(root, change, message):
         load_dataset(f"folder:{root}")
 
 
+def test_what_looks_like_a_sample_and_is_none_is_told(root):
+    (root / "train/ant/a.HEIC").write_bytes(b"x")
+    picture(root / "train/loose.png", 0)
+    (root / "val").mkdir()
+    of_others, of_files = load_dataset(f"folder:{root}").notes
+    assert "val beside train/ is not used; parts are train/, meta/ and test/" in of_others
+    assert "in train/ are left out, 1 of .heic, 1 that lie in no folder of a class" in of_files
+
+
+def test_a_link_to_nothing_is_a_broken_image_and_circles_end(root):
+    (root / "train/ant/up").symlink_to("..")
+    assert len(load_dataset(f"folder:{root}").train) == 30
+    for name in ("nowhere.png", "itself.png"):
+        link = root / "train/bee" / name
+        link.symlink_to("nothing.png" if name == "nowhere.png" else link)
+        with pytest.raises(InputError, match=f"1 of 31 images cannot be read, the first is train/bee/{name}"):
+            load_dataset(f"folder:{root}")
+        link.unlink()
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "P", "1", "L"])
+def test_images_of_other_modes_among_coloured_ones(mode, root):
+    suffix = "tif" if mode == "CMYK" else "gif" if mode == "P" else "png"
+    image = Image.fromarray(np.full((6, 8, 3), 255, np.uint8)).convert(mode)
+    image.save(root / f"train/ant/99.{suffix}", **({"save_all": True, "append_images": [image]} if mode == "P" else {}))
+    data = load_dataset(f"folder:{root}")
+    assert (data.train.x[data.row_names.index(f"train/ant/99.{suffix}")] == 255).all()
+
+
 def test_an_empty_class_is_told(root):
     for path in (root / "train/cat").iterdir():
         path.unlink()

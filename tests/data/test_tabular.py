@@ -48,6 +48,13 @@ def test_whole_numbers_are_classes_in_the_order_of_numbers(csv):
     assert data.train.targets.tolist() == [2, 1, 0]
 
 
+def test_a_column_that_counts_the_rows_is_told(csv):
+    lines = [f"{k + 7},{k * k},{'xy'[k > 5]}" for k in range(12)]
+    (note,) = load_dataset(csv(["id,a,label", *lines])).notes
+    assert "column 'id' counts the rows and is taken for a feature" in note
+    assert load_dataset(csv(["id,a,label", *reversed(lines)])).notes == ()
+
+
 def test_columns_by_name(csv):
     """Truth is for measuring; clean rows and test rows have it for a label."""
     spec = csv(
@@ -96,8 +103,12 @@ def test_columns_of_words_and_of_row_numbers_are_no_features(csv):
         ),
         (["a,label", "1,0", "2,255", "3,1"], {}, r"'label' holds 255 in 1 row\(s\), the first is row 1"),
         (["a,label", "1,-1", "2,1"], {}, "must start from 0, got -1 to 1"),
-        (["a,label", "1,x", "2,x"], {}, "one class only"),
+        (["a,label", "1,x", "2,x"], {}, r"one class only \(x\)"),
         (["a,label", "x,x", "y,y"], {}, "no column of numbers is left beside the labels"),
+        (["a;label", "1,5;x", "2,5;y"], {}, "write them with a point, 1.5, not with a comma"),
+        (LINES, {"truth_column": "label"}, "data.truth_column names 'label', which holds labels already; leave it out"),
+        (["a,label", "1,1.0", "2,1.5"], {}, "holds numbers such as 1.5, which are no classes; .* or words$"),
+        (["a,label", "1,1.0", "2,2.0"], {}, r"such as 1.0, which are no classes; .*; write these without a point, as"),
         (["a,label,p", "1,x,train", "2,y,val"], {"split_column": "p"}, "got 'val' in row 1; data.val_fraction"),
         (["a,label,p", "1,x,test", "2,y,test"], {"split_column": "p"}, "column 'p' puts no row into train"),
         (["1,2,3", "1,2,3"], {}, "has no header: its first line '1,2,3' holds numbers"),
@@ -171,3 +182,26 @@ def test_parquet_is_read_as_csv_is(tmp_path, csv):
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         load_dataset(f"parquet:{tmp_path / 't.parquet'}")
+
+
+def test_what_parquet_has_beside_numbers_and_words(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    from decimal import Decimal
+
+    def data(table):
+        parquet.write_table(table, tmp_path / "t.parquet")
+        return load_dataset(f"parquet:{tmp_path / 't.parquet'}")
+
+    made = data(arrow.table({"a": [Decimal("1.5"), Decimal("2.5")], "label": [b"x", "\u00e4".encode()]}))
+    assert made.train.x.tolist() == [[1.5], [2.5]]
+    assert made.class_names == ("x", "\u00e4")
+    for table, message in (
+        (
+            arrow.table([[1.0, 2.0], [1.0, 2.0], [0, 1]], names=["a", "a", "label"]),
+            "has the column 'a' twice; give one",
+        ),
+        (arrow.table({"a": [1.0, None], "label": [0, 1]}), "column 'a' is empty or NaN in row 1"),
+        (arrow.table({"a": [1.0, 2.0], "label": [0, None]}), "column 'label' has no label in row 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            data(table)

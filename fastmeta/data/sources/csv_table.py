@@ -59,7 +59,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     header = [name.strip() for name in rows[0][1]]
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"{path} has the column {shown(twice)} twice")
+        raise InputError(f"{path} has the column {shown(twice)} twice; give one of them another name")
     if all(_typed([name]).dtype.kind in "if" for name in header):
         raise InputError(f"{path} has no header: its first line {shown(head)} holds numbers; name the columns there")
     for number, row in rows[1:]:

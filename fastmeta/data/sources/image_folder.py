@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ HELP = "image files in a folder for each class, below train/, and test/ and meta
 OPTIONS = frozenset({"image_size", "skip_corrupt"})
 
 PARTS = ("train", "meta", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+#: of images that PIL opens with other packages alone
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".raw", ".dng", ".npy")
 _LAYOUT = "folder:PATH wants PATH/train/CLASS/IMAGE, and PATH/test and PATH/meta alike, or PATH/CLASS/IMAGE"
 
 
@@ -75,7 +78,10 @@ def _read(root: Path, choice: Choice) -> Dataset:
     places, classes = _layout(root)
     notes, found = [], dict[str, ImageFiles]()
     if root not in places.values() and (others := [n for n in _folders(root) if n not in PARTS]):
-        notes.append(f"{root}: {', '.join(printable(n, 40) for n in others[:5])} beside train/ are not used")
+        notes.append(
+            f"{root}: {', '.join(printable(n, 40) for n in others[:5])} beside train/ "
+            f"{'is' if len(others) == 1 else 'are'} not used; parts are train/, meta/ and test/"
+        )
     for part, place in places.items():
         if strange := [n for n in _folders(place) if n not in classes]:
             raise InputError(
@@ -86,6 +92,8 @@ def _read(root: Path, choice: Choice) -> Dataset:
         paths, labels = _listed(place, classes)
         if not paths:
             raise InputError(f"{place} holds no image ({', '.join(SUFFIXES)}); {_LAYOUT}")
+        if left := _left_out(root, place, classes):
+            notes.append(left)
         names = [str(path.relative_to(root)) for path in paths]
         found[part] = ImageFiles([partial(Image.open, path) for path in paths], names, np.array(labels, np.int64))
     data = dataset_of_files(str(root), found, tuple(classes), choice)
@@ -103,8 +111,32 @@ def _listed(place: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     for number, name in enumerate(classes):
         if not (place / name).is_dir():
             continue
-        found = sorted(p for p in (place / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        found = [p for p in found if not p.name.startswith(".")]
+        found = sorted(p for p in (place / name).rglob("*") if _is_image(p))
         paths += found
         labels += [number] * len(found)
     return paths, labels
+
+
+def _is_image(path: Path) -> bool:
+    """By its name. A link to nothing is one, which cannot be read."""
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        return False
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _left_out(root: Path, place: Path, classes: list[str]) -> str | None:
+    """A line on files that look like samples and are none: of other kinds, or in no folder of a class."""
+    others = Counter(
+        path.suffix.lower()
+        for name in classes
+        for path in (place / name).rglob("*")
+        if path.suffix.lower() in UNREAD and path.is_file()
+    )
+    loose = sum(1 for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    told = [f"{count:,} of {suffix}" for suffix, count in sorted(others.items())]
+    told += [f"{loose:,} that lie in no folder of a class"] if loose else []
+    if not told:
+        return None
+    return (
+        f"{root}: image files in {place.name}/ are left out, {', '.join(told)}; convert or move them if they are meant"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmeta._text import reason
+from fastmeta._text import reason, shown
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.sources.scheme import Choice, given_path
@@ -43,8 +43,14 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
             "table as csv"
         ) from error
     try:
+        names = parquet.read_schema(str(path)).names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{path} has the column {shown(twice)} twice; give one of them another name")
         table = parquet.read_table(str(path))
         return {str(name): _array(table.column(name)) for name in table.column_names}
+    except InputError:
+        raise
     except Exception as error:  # of pyarrow: any kind, for any bytes
         raise InputError(f"{path} cannot be read as Parquet ({reason(error, 200)})") from error
 
