@@ -127,7 +127,9 @@ def _main(argv: list[str]) -> int:
     print(wrapped(printable(found.leaders)))
     for line in found.failures:
         print(wrapped(line, "  "))
-    print(wrapped(printable(f"wrote {found.path}: comparison.json, table.md, table.csv, comparison.png, report.html")))
+    names = ("comparison.json", "table.md", "table.csv", "comparison.png", "report.html")
+    written = ", ".join(name for name in names if (found.path / name).is_file())
+    print(wrapped(printable(f"wrote {found.path}: {written}")))
     return 1 if found.failures else 0
 
 

@@ -88,8 +88,8 @@ class ConsoleListener(Listener):
         self._line(f"{config.model} on {device}; {config.epochs} epoch{'s' * (config.epochs != 1)} → {path}")
         self.start_bar()
 
-    def start_bar(self) -> None:
-        """Where there is a terminal to draw it in."""
+    def start_bar(self, *, transient: bool = False) -> None:
+        """Where there is a terminal to draw it in; it stays when it is done, unless it is `transient`."""
         if self.console.is_terminal and self.console.width >= LEAST_WIDTH:
             self._progress = Progress(
                 TextColumn("{task.description:<20}"),
@@ -98,6 +98,7 @@ class ConsoleListener(Listener):
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
                 console=self.console,
+                transient=transient,
             )
             self._progress.start()
 

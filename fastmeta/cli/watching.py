@@ -27,7 +27,7 @@ class _OneRun(ConsoleListener):
         self._said = said
 
     def begin(self, path: Path, config: TrainConfig, splits: Splits, device: str) -> None:
-        self.start_bar()
+        self.start_bar(transient=True)
 
     def epoch(self, stage: Any, record: Mapping[str, Any]) -> None:
         if self.has_bar:
@@ -67,11 +67,16 @@ class ConsoleWatcher(Watcher):
     def done(self, run: PlannedRun, done: Done) -> None:
         self.close()
         seconds = done.summary["seconds"] + sum(s["seconds"] for s in done.summary["baselines"].values())
-        print(f"    test {percent(done.summary['test_accuracy_last'])}%, {seconds:.1f} s", flush=True)
+        test = done.summary["test_accuracy_last"]
+        told = "no test set" if test is None else f"test {percent(test)}%"
+        print(f"    {told}, {seconds:.1f} s", flush=True)
 
     def failed(self, run: PlannedRun, message: str) -> None:
         self.close()
         print(printable(f"    failed: {message}"), file=sys.stderr, flush=True)
+
+    def warning(self, text: str) -> None:
+        self._listener.warning(text)
 
     def close(self) -> None:
         self._listener.close()

@@ -14,6 +14,8 @@ from fastmeta.report.style import COLOURS, TARGET, write
 #: inches of a row, and of what stands above and below them
 _ROW, _REST = 0.3, 1.5
 _NAME, _TITLE = 60, 100
+#: rows
+_MOST = 80
 
 
 def write_figure(path: Path, title: str, rows: Sequence[Row], published: Sequence[Published]) -> list[Path]:
@@ -21,6 +23,9 @@ def write_figure(path: Path, title: str, rows: Sequence[Row], published: Sequenc
     from matplotlib.figure import Figure
 
     shown = [row for row in rows if row.mean("last") is not None]
+    if len(shown) > _MOST:  # of a search the points that are chosen alone, and no more than can be looked at
+        shown = [row for row in shown if row.chosen is not False][:_MOST]
+        title = f"{title} (table.md has more)"
     if not shown:
         return []
     names = [printable(row.title, _NAME) for row in shown]
@@ -30,7 +35,7 @@ def write_figure(path: Path, title: str, rows: Sequence[Row], published: Sequenc
     looks: dict[bool | None, dict[str, Any]] = {
         True: {"color": COLOURS[0], "marker": "D", "label": "uses clean data"},
         False: {"color": COLOURS[1], "marker": "o", "label": "uses no clean data"},
-        None: {"color": TARGET, "marker": "s", "label": "published"},
+        None: {"color": TARGET, "marker": "s", "label": "published (filled: with clean data)"},
     }
     points: list[tuple[float, float | None, bool | None, bool]] = []  # mean, sd, look, and whether the mark is filled
     for row in shown:  # filled or not beside the colour, so that it reads in print

@@ -17,9 +17,21 @@ from fastmeta.training.values import hints_of
 
 #: of the table [data], what may differ between rows that are compared; all else says which data they see
 TUNED_DATA = ("batch_size", "meta_batch_size", "augment", "padding", "pad_mode", "standardise")
-#: no settings of a method: the data, and where and how a run is kept
+#: no settings of a method: the data, the network, and where and how a run is kept
 FIXED = (
-    *("dataset", "noise", "method", "seed", "out", "baselines", "device", "threads", "force", "checkpoint_seconds"),
+    *(
+        "dataset",
+        "noise",
+        "model",
+        "method",
+        "seed",
+        "out",
+        "baselines",
+        "device",
+        "threads",
+        "force",
+        "checkpoint_seconds",
+    ),
     *(f"data.{f.name}" for f in dataclasses.fields(DataConfig) if f.name not in TUNED_DATA),
 )
 #: options that a method names among those that it follows

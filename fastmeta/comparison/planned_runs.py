@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastmeta._numbers import as_whole
 from fastmeta._text import shown
 from fastmeta._trust import Untrusted
 from fastmeta.comparison.grid import OWN, SOFT_START, Grid, checked_grid, has, in_text, points, read_grid
@@ -15,7 +16,7 @@ from fastmeta.data import InputError
 from fastmeta.methods import METHODS, Method, method_class
 from fastmeta.recipes import Recipe
 from fastmeta.training import TrainConfig
-from fastmeta.training.option_names import names_of
+from fastmeta.training.option_names import names_of, near
 from fastmeta.training.rundir import lasting
 from fastmeta.training.values import one_of
 
@@ -112,10 +113,12 @@ def make_plan(
     classes = {name: _class(name) for name in names}
     every = [*classes.values(), METHODS["onehot"]]
     _check_over(over, every)
+    if new_splits and over.get("data.split_seed") is not None:
+        raise InputError("data.split_seed draws one split for all seeds, and new_splits one for each; leave one out")
     found_grid = checked_grid(grid, every) if isinstance(grid, Mapping) else read_grid(grid or (), every)
-    count = recipe.seeds if seeds is None else seeds
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_SEEDS:
-        raise InputError(f"seeds must be a whole number from 1 to {MOST_SEEDS:,}, got {shown(count)}")
+    count = as_whole(recipe.seeds if seeds is None else seeds)
+    if count is None or not 1 <= count <= MOST_SEEDS:
+        raise InputError(f"seeds must be a whole number from 1 to {MOST_SEEDS:,}, got {shown(seeds)}")
     plain = _config(recipe, "onehot", over, {}, trust_code)
     maker = _Maker(recipe, over, found_grid, trust_code)
     made = [*maker.settings(PLAIN, "onehot", METHODS["onehot"])]
@@ -165,7 +168,9 @@ def _check_over(over: Mapping[str, Any], methods: Sequence[type[Method]]) -> Non
         if key.startswith(OWN):
             raise InputError(f"{key} is about one method; give it as a grid of one value: --grid {key}=VALUE")
         if key not in known:
-            raise InputError(f"unknown option {shown(key)}")
+            close = near(str(key), known)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ", which is named as optim.lr is"
+            raise InputError(f"unknown option {shown(key)}{hint}")
         if key != SOFT_START and not any(has(method, key) for method in methods):
             raise InputError(f"no method of this comparison has the option {key}; leave it out")
 

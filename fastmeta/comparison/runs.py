@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,10 @@ class Watcher:
 
     def failed(self, run: PlannedRun, message: str) -> None:
         """It has failed, or was refused; the others go on."""
+
+    def warning(self, text: str) -> None:
+        """Something the user should look at."""
+        warnings.warn(text, stacklevel=3)
 
 
 @dataclass
@@ -122,7 +127,7 @@ def run_all(
                 _take_away(folder, made)
             raise
         _write(found, complete=True)
-        _draw(found)
+        _draw(found, watcher)
     return found
 
 
@@ -153,7 +158,7 @@ def _one(
         try:
             train_one(config, listener)
         except InputError as error:
-            if run.setting.kind == PLAIN:  # then no row of it can be
+            if run.setting.kind == PLAIN and not any(found.done.values()):  # the first of all: no other can be, either
                 raise
             message = str(error)
         except (TrainingError, OutOfMemory) as error:
@@ -280,10 +285,11 @@ def _content(found: Comparison, complete: bool) -> dict[str, Any]:
     }
 
 
-def _draw(found: Comparison) -> None:
+def _draw(found: Comparison, watcher: Watcher) -> None:
+    rows = found.rows
     try:
-        write_figure(found.path / "comparison", found.plan.recipe.title, found.rows, found.published)
+        write_figure(found.path / "comparison", found.plan.recipe.title, rows, found.published)
         if any(found.done.values()):
             write_folder_report(found.path)
-    except OSError as error:
-        raise TrainingError(f"cannot write into {found.path}: {error.strerror}; mend that, then the same") from error
+    except Exception as error:  # a full disk, matplotlib's, files of others: the table is there without them
+        watcher.warning(f"the figure or the report is not written: {reason(error)}")

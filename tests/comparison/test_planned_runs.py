@@ -138,6 +138,10 @@ def test_what_one_method_refuses_is_its_own(recipe):
         ({"over": {"labels.label_lr": 1.0}, "methods": ["elr"]}, r"no method of this comparison has the option labels"),
         ({"over": {"method.beta": 1.0}}, "is about one method"),
         ({"over": {"baselines": "all"}}, "baselines is decided by the comparison"),
+        ({"grid": ["model=mlp,resnet20"]}, "model says what is compared"),
+        ({"over": {"lr": 0.1}}, r"unknown option 'lr'; did you mean optim\.lr"),
+        ({"over": {"optim": {"lr": 0.1}}}, "unknown option 'optim'"),
+        ({"over": {"data.split_seed": 3}, "new_splits": True}, "leave one out"),
         ({"over": {"epochs": 0}}, "epochs must be at least 1, got 0"),
     ],
 )
