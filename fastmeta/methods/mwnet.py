@@ -21,7 +21,8 @@ WEIGHT_DECAY = {"adam": 1e-4, "sgd": 5e-4}
 class MetaWeightNet(LearnedLoss):
     """:class:`fastmeta.WeightingNet` moved by the meta-gradient of each step, with an optimizer of its own.
 
-    The paper's long runs (WRN-28-10, 20,000 steps) take sgd and the sum, its program of later date adam and n.
+    The paper's long runs (WRN-28-10, 20,000 steps) take sgd and the sum, its program of later date adam and n. In short
+    runs adam and n drive all weights to one, see docs/methods.md: the sum is the default.
     """
 
     @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class MetaWeightNet(LearnedLoss):
 
         hidden: int = 100
         """Units of the hidden layer of the net."""
-        normalise: Literal["n", "sum"] = "n"
+        normalise: Literal["n", "sum"] = "sum"
         """What weights are divided by: the number of samples in a batch, or the sum of their weights."""
         optimizer: Literal["adam", "sgd"] = "adam"
         """Optimizer of the net."""

@@ -85,6 +85,20 @@ def test_weights_that_all_underflow_are_zero_and_the_step_is_finite(normalise):
     assert float(result.train_loss) == 0
 
 
+def test_a_pull_that_all_rows_share_raises_weights_that_are_divided_by_n_alone():
+    case = make("mlp", 5)
+    logits = torch.randn(len(case.index), 5, dtype=torch.float64)
+    v = logits.softmax(1) - F.one_hot(case.targets[case.index], 5)
+    u = v / v.square().sum(1, keepdim=True)  # <v_i, u_i> = 1
+    slopes = {}
+    for normalise in ("n", "sum"):
+        head = net_of(case, normalise).head(case.index, case.x, None)
+        head.loss(logits)
+        slopes[normalise] = max(float(g.abs().max()) for g in head.gradient(logits, u, 1.0).values())
+    assert slopes["n"] > 1e-2
+    assert slopes["sum"] < 1e-12
+
+
 def test_a_float32_net_takes_float64_logits():
     case = make("mlp", 5)
     loss = fastmeta.WeightingNet(case.targets, 5)

@@ -94,9 +94,10 @@ def test_l2rw_is_refused_what_needs_weights_of_another_step():
 
 
 def test_mwnet_has_options_as_flags_and_in_a_table(tmp_path):
-    flags = ["--method", "mwnet", "--method.normalise", "sum", "--method.optimizer", "sgd", "--method.hidden", "7"]
+    flags = ["--method", "mwnet", "--method.normalise", "n", "--method.optimizer", "sgd", "--method.hidden", "7"]
     config = parse(flags).run
-    assert (config.options.normalise, config.options.hidden, config.options.lr) == ("sum", 7, 1e-3)
+    assert (config.options.normalise, config.options.hidden, config.options.lr) == ("n", 7, 1e-3)
+    assert TrainConfig(method="mwnet").options.normalise == "sum"
     (tmp_path / "run.toml").write_text(config.to_toml())
     assert TrainConfig.read(tmp_path / "run.toml") == config
 
