@@ -156,8 +156,8 @@ class ConsoleListener(Listener):
         self._line(f"expected end: {end_at(left)}, in about {clock(left)}")
         if self._device == "cpu" and left > LONG:
             ways = by_arithmetic(left, baselines, config.epochs or 1)
-            if config.approx == "none" and meta_steps:
-                ways += by_forwards(left, baselines, config.approx)
+            if meta_steps:
+                ways += by_forwards(left, baselines, config)
             for line in ways_out(left, ways, "by ResNet-20's costs (--dry-run times yours)"):
                 self._line(f"  {line}")
 

@@ -19,7 +19,17 @@ from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.finetune import MOMENTUM, plain_steps, steps_of
 from fastmeta.training.label_moves import moves, steps_per_move
-from fastmeta.training.outlook import LONG, PRICES, Way, by_arithmetic, clock, end_at, plain_share, ways_out
+from fastmeta.training.outlook import (
+    LONG,
+    PRICES,
+    Way,
+    approximations,
+    by_arithmetic,
+    clock,
+    end_at,
+    plain_share,
+    ways_out,
+)
 from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
 from fastmeta.training.readings import reading_steps
@@ -157,9 +167,8 @@ def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, f
         return step
 
     with global_generators.kept():
-        if "approx" in main.method.supports and config.approx == "none" and config.label_update == "exact":
-            for approx, price in PRICES.items():
-                measured(f"--approx {approx}", price, replace(prepared, config=replace(config, approx=approx)), False)
+        for approx, other in approximations(config).items():
+            measured(f"--approx {approx}", PRICES[approx], replace(prepared, config=other), False)
         if (smaller := SMALLER.get(str(config.model))) is not None:
             other = replace(config, model=smaller)
             model = build_model(other, prepared.splits.num_classes, prepared.splits.train.source.input_shape)

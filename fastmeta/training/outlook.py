@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from fastmeta.data import InputError
+from fastmeta.training.config import TrainConfig
 
 #: seconds from which a run on a CPU is worth a thought
 LONG = 30 * 60.0
@@ -47,10 +51,19 @@ def by_arithmetic(seconds: float, baselines: float, epochs: int) -> list[Way]:
     return ways
 
 
-def by_forwards(seconds: float, baselines: float, approx: str) -> list[Way]:
+def approximations(config: TrainConfig) -> dict[str, TrainConfig]:
+    """The config with each approximation of `PRICES` that its method takes; none where it has one already."""
+    found: dict[str, TrainConfig] = {}
+    for approx in PRICES if config.approx == "none" and config.label_update == "exact" else ():
+        with suppress(InputError):
+            found[approx] = replace(config, approx=approx)
+    return found
+
+
+def by_forwards(seconds: float, baselines: float, config: TrainConfig) -> list[Way]:
     """Approximations, by the forwards that were counted elsewhere."""
-    own = (seconds - baselines) / forwards(approx)
-    return [Way(f"--approx {name}", own * forwards(name) + baselines, price) for name, price in PRICES.items()]
+    own = (seconds - baselines) / forwards(config.approx)
+    return [Way(f"--approx {name}", own * forwards(name) + baselines, PRICES[name]) for name in approximations(config)]
 
 
 def end_at(seconds: float, now: float | None = None) -> str:

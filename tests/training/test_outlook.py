@@ -14,7 +14,7 @@ from fastmeta.cli import progress
 from fastmeta.cli.progress import ConsoleListener
 from fastmeta.training import LabelConfig, TrainConfig, estimate
 from fastmeta.training.estimate import dry_run
-from fastmeta.training.outlook import Way, by_arithmetic, by_forwards, end_at, forwards, ways_out
+from fastmeta.training.outlook import Way, approximations, by_arithmetic, by_forwards, end_at, forwards, ways_out
 
 NOON = time.mktime((2026, 3, 4, 12, 0, 0, 0, 0, -1))
 
@@ -31,7 +31,11 @@ def test_costs_of_approximations_are_those_counted():
 
 
 def test_the_three_shortest_ways_are_told_with_their_factors():
-    ways = [*by_arithmetic(4000, 1000, 10), *by_forwards(4000, 1000, "none"), Way("--threads 1", 3990, "nothing")]
+    ways = [
+        *by_arithmetic(4000, 1000, 10),
+        *by_forwards(4000, 1000, TrainConfig(labels=LabelConfig(update="exact"))),
+        Way("--threads 1", 3990, "nothing"),
+    ]
     lines = ways_out(4000, ways, "timed here")
     assert [re.split("  +", line)[0] for line in lines[1:]] == ["--epochs 5", "--approx last:1", "--approx every:4"]
     assert lines[:2] == [
@@ -39,6 +43,21 @@ def test_the_three_shortest_ways_are_told_with_their_factors():
         "--epochs 5        2.0x faster, 33 min 20 s: fewer passes",
     ]
     assert ways_out(4000, [Way("--threads 1", 3990, "nothing")], "timed here") == []  # no way out
+
+
+def test_only_what_a_method_takes_is_offered():
+    offered = {method: list(approximations(TrainConfig(method=method))) for method in ("l2rw", "mlc", "emlc", "onehot")}
+    assert offered == {"l2rw": ["last:1"], "mlc": ["last:1", "every:4"], "emlc": [], "onehot": []}
+    assert not approximations(TrainConfig(method="mlc", approx="delayed"))
+
+
+@pytest.mark.parametrize("method", ["l2rw", "emlc"])
+def test_a_dry_run_of_a_method_that_takes_not_all_approximations(method, monkeypatch, tmp_path):
+    monkeypatch.setattr(estimate, "LONG", 0.0)
+    monkeypatch.setattr(estimate, "_seconds_per_step", lambda stage: 1.0)
+    text = dry_run(TrainConfig(method=method, epochs=100, threads=1, baselines="none", out=str(tmp_path / "run")))
+    assert "--epochs 50" in text
+    assert "every:4" not in text
 
 
 def test_a_dry_run_times_what_would_be_shorter(monkeypatch, tmp_path):
