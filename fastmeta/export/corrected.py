@@ -53,7 +53,8 @@ def apply(run: str | Path, to: str | Path, *, force: bool = False, copy: bool = 
     if copy and name.scheme != "folder":
         raise InputError(f"copy is about folders of images, and the data set is {config.dataset}; leave it out")
     source = Path(name.argument)
-    if to.exists() and source.exists() and os.path.samefile(to, source):
+    # not Path.exists, which raises for names that are too long
+    if os.path.exists(to) and os.path.exists(source) and os.path.samefile(to, source):
         raise InputError(f"{to} is the data set itself, whose labels would be lost; name another file")
     if os.path.lexists(to):
         raise InputError(f"{to} is there already; name another file")

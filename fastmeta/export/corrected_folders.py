@@ -24,7 +24,7 @@ def write_folder(labels: RunLabels, source: Path, to: Path, copy: bool) -> tuple
     Images of test and meta, and those that the run did not train on, lie where they lay. InputError where `to` lies in
     `source`, or cannot be written.
     """
-    if to.resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(source)):
         raise InputError(f"{to} lies in the data set, and would be a part of it; name a folder beside it")
     data = load(labels.config)
     check_same(labels, data, source)

@@ -29,6 +29,7 @@ from fastmeta.training.rundir import RunLabels, read, run_labels, user_path, wri
 _CLASSES, _CHANGES = 30, 20
 _NAME = 24
 _WARNINGS = 50
+_LARGEST = 1e15
 IN_SAMPLE = "Learned labels are in-sample: the network was trained on these very rows."
 
 
@@ -85,11 +86,16 @@ def checked_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     found = read_metrics(path)
     for lines in found.values():
         for record in lines:
-            if not isinstance(record.get("epoch"), int):
+            if not isinstance(record.get("epoch"), int) or not _is_drawn(record["epoch"]):
                 raise ValueError("a line has no epoch")
-            for key in [k for k, v in record.items() if not isinstance(v, int | float) or isinstance(v, bool)]:
+            for key in [k for k, v in record.items() if not _is_drawn(v)]:
                 del record[key]
     return found
+
+
+def _is_drawn(value: Any) -> bool:
+    """Whether it is a number that a chart has room for: JSON has infinite ones, and whole ones without an end."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 # -- sections ---------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from fastmeta.meta.approximation import Approximation
 from fastmeta.training import global_generators
 from fastmeta.training.build import build_model, inner_module, kind_of, with_other_weights
 from fastmeta.training.canaries import Canaries
-from fastmeta.training.config import CUSTOM, TrainConfig
+from fastmeta.training.config import CUSTOM, DataConfig, TrainConfig
 from fastmeta.training.device import memory_format, pick_device
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.modes import wholly_in_eval
@@ -144,6 +144,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         # what is there now is not fetched again, by whoever the run's config comes to
         config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root), download=False))
     else:
+        _check_unread(of)
         dataset = as_dataset(data)
         config = replace(config, dataset=f"{CUSTOM}{dataset.name}")
     if (file := config.data.superclasses) is not None:
@@ -186,6 +187,17 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     prepared = Prepared(config, splits, pool, model, device, x, notes, Canaries.known(splits, config.seed))
     _check_layers(prepared)
     return prepared
+
+
+def _check_unread(of: DataConfig) -> None:
+    """InputError for an option on how a data set is read, where the data are there already."""
+    for name in CHOSEN:
+        value = getattr(of, name)
+        if name not in ("superclasses", "resident") and value != getattr(DataConfig, name):
+            raise InputError(
+                f"data.{name}={value} is about how a data set is read by its name, and the data were given in Python; "
+                "leave it out"
+            )
 
 
 def _settings(config: TrainConfig, device: torch.device) -> Settings:

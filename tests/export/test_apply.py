@@ -86,8 +86,9 @@ def test_what_would_be_lost_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="is there already; name another file"):
         apply(run, tmp_path / "there")
     assert (tmp_path / "there").read_text() == "mine"
-    with pytest.raises(InputError, match="cannot write"):
-        apply(run, tmp_path / "there" / "x.npz")
+    for place in (tmp_path / "there" / "x.npz", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot write"):
+            apply(run, place)
 
 
 def test_data_that_have_changed_are_refused(run, tmp_path):

@@ -338,3 +338,15 @@ def test_which_reading_is_handed_out_and_what_labels_are_by_each(told, line, cel
     else:
         figures = [*figures[1:4], *figures[5:]]
     assert row.split() == [*name.split(), *" ".join(figures).split()]
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e308", "1" + 400 * "0", "true", '"x"', "[1]"])
+def test_numbers_that_no_chart_has_room_for_are_left_out(value, run, tmp_path):
+    run = changed(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    odd = json.dumps(lines[-1] | {"epoch": 9, "test_accuracy": "ODD", "label_accuracy": "ODD"}).replace('"ODD"', value)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + odd + "\n")
+    checked(write_report(run))
+    (run / "metrics.jsonl").write_text('{"run": "a", "epoch": ' + value + "}\n")
+    with pytest.raises(InputError, match="a line has no epoch"):
+        write_report(run)

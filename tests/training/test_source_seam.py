@@ -135,6 +135,15 @@ def test_options_of_features_are_refused_for_images(tmp_path):
         fastmeta.train(config(tmp_path / "run", dataset="digits", data={"standardise": False}))
 
 
+@pytest.mark.parametrize(
+    "options", [{"given": "y"}, {"root": "x"}, {"image_size": 8}, {"skip_corrupt": True}, {"label_column": "a"}]
+)
+def test_options_on_how_a_data_set_is_read_are_refused_for_data_that_are_there(options, tmp_path):
+    (name,) = options
+    with pytest.raises(InputError, match=rf"data\.{name}=.* is about how a data set is read by its name, and the data"):
+        fastmeta.train(config(tmp_path / "run", data=options), data=arrays())
+
+
 def test_features_that_are_no_numbers_are_named():
     a = arrays()
     a["x_train"][5, 2] = np.nan
