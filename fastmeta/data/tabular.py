@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastmeta._text import printable, shown
+from fastmeta.data.arrays import class_numbers
 from fastmeta.data.dataset import Dataset, check_classes
 from fastmeta.data.errors import InputError
 
@@ -117,7 +118,7 @@ def _classes(name: str, column: str, cells: np.ndarray) -> np.ndarray:
             f"words{way}"
         )
     if cells.dtype.kind in "iu":
-        number = cells.astype(np.int64)
+        number = class_numbers(cells, f"{name}: {what}")
         check_classes(name, what, number, max(int(number.max()) + 1, 1), "")
         return number.astype(object)
     values = cells.tolist()

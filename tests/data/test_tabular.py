@@ -205,3 +205,11 @@ def test_what_parquet_has_beside_numbers_and_words(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             data(table)
+
+
+def test_a_parquet_that_is_larger_than_memory(tmp_path, monkeypatch):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"a": np.zeros(1000), "label": np.arange(1000) % 2}), tmp_path / "t.parquet")
+    monkeypatch.setattr("fastmeta.data.sources.parquet.free_memory", lambda: 24 * 2000 - 1)
+    with pytest.raises(InputError, match=r"holds 1,000 rows of 2 columns, which take .* take fewer rows"):
+        load_dataset(f"parquet:{tmp_path / 't.parquet'}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmeta._memory import free_memory, gibibytes
 from fastmeta._text import reason, shown
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
@@ -17,6 +18,9 @@ from fastmeta.data.tabular import dataset_of_table
 FORM = "parquet:PATH"
 HELP = "the same of a file of Parquet, with pyarrow: pip install 'fastmeta[parquet]'"
 OPTIONS = frozenset({"label_column", "truth_column", "split_column"})
+
+#: bytes in memory of a cell: as it is read, as a number, and as a feature
+_CELL = 24
 
 
 def read(argument: str, choice: Choice) -> Dataset:
@@ -43,10 +47,17 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
             "table as csv"
         ) from error
     try:
-        names = parquet.read_schema(str(path)).names
+        about = parquet.read_metadata(str(path))
+        names, free = about.schema.to_arrow_schema().names, free_memory()
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"{path} has the column {shown(twice)} twice; give one of them another name")
+        needed = _CELL * about.num_rows * len(names)
+        if free is not None and needed > free:
+            raise InputError(
+                f"{path} holds {about.num_rows:,} rows of {len(names):,} columns, which take {gibibytes(needed)}, and "
+                f"{gibibytes(free)} of memory are free; take fewer rows"
+            )
         table = parquet.read_table(str(path))
         return {str(name): _array(table.column(name)) for name in table.column_names}
     except InputError:
@@ -56,14 +67,12 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(column: Any) -> np.ndarray:
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_floating(kind) or types.is_integer(kind) or (types.is_boolean(kind) and not column.null_count):
+        return np.asarray(column.to_numpy())  # whole numbers with gaps come as floats, with NaN there
     values = column.to_pylist()
-    kinds = {type(v) for v in values if v is not None}
-    if kinds <= {int, float} and kinds:
-        if kinds == {int} and None not in values:
-            return np.array(values)
-        return np.array([np.nan if v is None else v for v in values], np.float64)
-    if kinds == {bool} and None not in values:
-        return np.array(values)
     array = np.empty(len(values), object)
     array[:] = values
     return array
