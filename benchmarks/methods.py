@@ -51,17 +51,21 @@ BESIDE = {
     "union_finetuned": "onehot, given and clean, then fine-tuned on clean",
 }
 #: rows of a method with other options than its defaults: which
-SOFT = {"labels.target_prob": 0.4}
+SOFT, HALF_SOFT = {"labels.target_prob": 0.4}, {"labels.target_prob": 0.6}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mentornet_learned": ("mentornet", {"method.curriculum": "learned"}),
     "instance_labels_exact": ("instance_labels", SOFT),
+    "instance_labels_exact_from_0.6": ("instance_labels", HALF_SOFT),
     "class_labels_soft": ("class_labels", SOFT),
+    "class_labels_half_soft": ("class_labels", HALF_SOFT),
 }
 TITLES = {
     **BESIDE,
     "mentornet_learned": "`mentornet`, learned curriculum",
     "instance_labels_exact": "`instance_labels`, exact steps from 0.4",
+    "instance_labels_exact_from_0.6": "`instance_labels`, exact steps from 0.6",
     "class_labels_soft": "`class_labels` from 0.4",
+    "class_labels_half_soft": "`class_labels` from 0.6",
 }
 DISTILL = "[methods.distill.method]\ntemperature = 2.0\n"
 
@@ -73,6 +77,7 @@ class Task:
     name: str  # of the noise, or of a set of worth_sets.py
     of: str  # the choice of --set
     noisy_digits: bool = False
+    starts: tuple[dict[str, float], ...] = ()  # of labels, beside the default one
 
     @property
     def file(self) -> Path:
@@ -103,18 +108,18 @@ class Task:
         grid: dict[str, list[Any]] = {}
         if "mentornet" in methods:
             grid["method.curriculum"] = ["predefined", "learned"]
-        if not self.noisy_digits and {"instance_labels", "class_labels"} & set(methods):
-            grid["labels.target_prob"] = [None, *SOFT.values()]  # the digits start there
+        if self.starts and {"instance_labels", "class_labels"} & set(methods):
+            grid["labels.target_prob"] = [None, *(start["labels.target_prob"] for start in self.starts)]
         return fastmeta.compare(recipe, out, methods=methods, seeds=1, grid=grid, over=over, watcher=Told(), **given)
 
 
 TASKS = (
     Task("uniform:0.4", "digits", noisy_digits=True),
     Task("class:0.6", "digits", noisy_digits=True),
-    Task("news-all", "news"),
-    Task("cifar-worst", "cifar-worst"),
-    Task("fashion-pair-45", "fashion-pair"),
-    Task("fashion-instance-40", "fashion-instance"),
+    Task("news-all", "news", starts=(SOFT, HALF_SOFT)),
+    Task("cifar-worst", "cifar-worst", starts=(SOFT,)),
+    Task("fashion-pair-45", "fashion-pair", starts=(SOFT,)),
+    Task("fashion-instance-40", "fashion-instance", starts=(SOFT,)),
 )
 HEADINGS = {
     "digits": "",
