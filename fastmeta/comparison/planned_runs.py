@@ -183,16 +183,24 @@ def _class(name: str) -> type[Method]:
 
 
 def _config(
-    recipe: Recipe, method: str, over: Mapping[str, Any], point: Mapping[str, Any], trust_code: bool
+    recipe: Recipe,
+    method: str,
+    over: Mapping[str, Any],
+    point: Mapping[str, Any],
+    trust_code: bool,
+    finetune_steps: int = 0,
 ) -> TrainConfig:
     """The recipe's config for `method`; what is laid over it, as far as the method has it.
+
+    `finetune_steps` are those where nobody says any.
 
     Options of the recipe that other methods have are left out, as a plain config file of one method has them.
     """
     cls = _class(method)
-    own = {key: None for key in _tabled(recipe.values(method)) if not has(cls, key)}
+    own: dict[str, Any] = {key: None for key in _tabled(recipe.values(method)) if not has(cls, key)}
     own |= {key: value for key, value in {**over, **point}.items() if has(cls, key)}
-    if "finetune_steps" in own and not own["finetune_steps"]:
+    own["finetune_steps"] = own.get("finetune_steps", recipe.values(method).get("finetune_steps")) or finetune_steps
+    if not own["finetune_steps"]:
         own["finetune_lr"] = None
     config = recipe.config(method, **own)
     return config.trusted() if trust_code else config
@@ -220,6 +228,9 @@ class _Maker:
     def settings(self, kind: str, method: str, cls: type[Method]) -> Iterator[Setting]:
         """One for each point of the options of the grid that it has."""
         found = points(self.grid, [key for key in self.grid if self._has(kind, cls, key)])
+        if kind == SOFTENED:  # a start that is said by a value and by the default is one
+            starts = [{**point, SOFT_START: self._soft(point) or TARGET_PROB} for point in found]
+            found = [point for k, point in enumerate(found) if starts[k] not in starts[:k]]
         for point in found:
             name = self._name(method if kind == METHOD else kind, point)
             try:
@@ -239,10 +250,9 @@ class _Maker:
         return has(cls, key)
 
     def _config(self, kind: str, method: str, point: Mapping[str, Any]) -> TrainConfig:
-        config = _config(self.recipe, method, self.over, point, self.trust_code)
-        if kind == PLAIN:
-            return replace(config, baselines="union,clean", finetune_steps=config.finetune_steps or FINETUNE_STEPS)
-        config = replace(config, baselines="none")
+        steps = FINETUNE_STEPS if kind == PLAIN else 0
+        config = _config(self.recipe, method, self.over, point, self.trust_code, steps)
+        config = replace(config, baselines="union,clean" if kind == PLAIN else "none")
         if kind == SOFTENED:
             soft = self._soft(point)
             config = replace(config, options={"target_prob": TARGET_PROB if soft is None else soft})

@@ -68,6 +68,15 @@ def test_a_grid_is_for_the_methods_that_have_the_option(recipe):
     assert settings["softened-target_prob=0.3"].config.options.target_prob == 0.3
     assert settings["instance_labels-target_prob=0.6"].config.labels.target_prob == 0.6
     assert settings["focal-gamma=2"].config.options.gamma == 2.0
+    both = make_plan(recipe, methods=["instance_labels"], grid={"labels.target_prob": [None, 0.5, 0.6]})
+    assert [s.name for s in both.settings] == [
+        "plain",
+        "softened-target_prob=auto",  # 0.5 by the recipe, and not once more
+        "softened-target_prob=0.6",
+        "instance_labels-target_prob=auto",
+        "instance_labels-target_prob=0.5",
+        "instance_labels-target_prob=0.6",
+    ]
     product = make_plan(recipe, methods=["elr"], grid={"optim.lr": [0.1, 0.2], "method.beta": [0.5, 0.7]})
     assert [s.tried for s in product.settings] == [2, 2, 2, 2, 4, 4, 4, 4]
 
@@ -82,6 +91,16 @@ def test_what_is_laid_over_a_method_is_what_it_has(recipe):
     assert settings["coteaching"].config.optim.lr == 0.3
     assert settings["coteaching"].config.options.forget_rate == 0.3
     assert make_plan(recipe, over=over).seeds == (7, 8)
+
+
+@pytest.mark.parametrize("steps", [None, 0, 7])
+def test_fine_tuning_is_laid_over_too(steps, recipe):
+    """Its rate is that of plain training, which always has such a row, and of others where steps are given."""
+    over = {"finetune_lr": 0.01} if steps is None else {"finetune_lr": 0.01, "finetune_steps": steps}
+    settings = named(make_plan(recipe, methods=["elr"], over=over))
+    plain, elr = settings["plain"].config, settings["elr"].config
+    assert (plain.finetune_steps, plain.finetune_lr) == (steps or 100, 0.01)
+    assert (elr.finetune_steps, elr.finetune_lr) == ((7, 0.01) if steps else (0, None))
 
 
 def test_a_config_file_of_one_method_does_for_all(tmp_path):
