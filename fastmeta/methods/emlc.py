@@ -108,7 +108,8 @@ class EMLC(CorrectingLoss):
         return {k: g for k, g in zip(learned, grads, strict=True) if g is not None}
 
     def corrected(self, x: Any, rows: Tensor) -> Tensor:
-        probs, kept = self.teacher.made(self.teacher.given(rows), self.teacher.see(x))
+        with without_autocast():  # as in steps
+            probs, kept = self.teacher.made(self.teacher.given(rows), self.teacher.see(x))
         self._kept.append(kept)
         return probs
 
