@@ -35,7 +35,7 @@ def test_ten_seeds_met_the_goals(recorded):
     assert {run["noise"] for run in runs} == {"uniform:0.8"}
     for name in ("noisy", "softened", "union"):
         assert less[name]["mean"] >= 0.10, name
-    assert less["clean"]["mean"] >= 0.055  # wanted were 6 points: 5.7 were measured, 3.8 to 7.7
+    assert less["clean"]["mean"] >= 0.06
     assert less["finetuned"]["low"] > 0
     assert less["svm:union"]["low"] > 0
     assert statistics.mean(run["label_accuracy_initial"] for run in runs) < 0.29
