@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fastmeta.data import InputError
+from fastmeta.methods import mentor
 from fastmeta.methods.mentor import Mentor, Rows, pairs
 from fastmeta.methods.mentornet import MentorNet
 from fastmeta.training import Interrupted, TrainConfig, load_run, train
@@ -19,22 +20,27 @@ from tests.support.stopped import Kill, config
 LEARNED = {"curriculum": "learned"}
 
 
+@pytest.fixture
+def short_fit(monkeypatch):
+    monkeypatch.setattr(mentor, "STEPS", 50)
+
+
 def test_the_net_is_the_published_one():
     torch.manual_seed(0)
-    mentor = Mentor(3)
+    net = Mentor(3)
     losses, above, labels = torch.rand(6), torch.randn(6), torch.arange(6) % 3
     lstm = torch.nn.LSTM(2, 1, bidirectional=True)
     with torch.no_grad():
         for way, name in enumerate(("", "_reverse")):  # of its four gates, input and candidate
             w, b = (getattr(lstm, f"{kind}_ih_l0{name}") for kind in ("weight", "bias"))
-            w[0], w[2] = mentor.gates.weight[way], mentor.candidates.weight[way]
-            b[0], b[2] = mentor.gates.bias[way], mentor.candidates.bias[way]
+            w[0], w[2] = net.gates.weight[way], net.candidates.weight[way]
+            b[0], b[2] = net.gates.bias[way], net.candidates.bias[way]
             getattr(lstm, f"bias_hh_l0{name}").zero_()
     _, (_, cells) = lstm(torch.stack([losses, above], 1).unsqueeze(0))
-    seen = torch.cat([mentor.label.weight[labels], mentor.percent.weight[18].expand(6, 5), cells.squeeze(2).T], 1)
-    wanted = mentor.out(mentor.hidden(seen).tanh())[:, 0]
-    torch.testing.assert_close(mentor(losses, above, labels, 18), wanted)
-    assert not mentor.percent.weight.requires_grad
+    seen = torch.cat([net.label.weight[labels], net.percent.weight[18].expand(6, 5), cells.squeeze(2).T], 1)
+    wanted = net.out(net.hidden(seen).tanh())[:, 0]
+    torch.testing.assert_close(net(losses, above, labels, 18), wanted)
+    assert not net.percent.weight.requires_grad
 
 
 def test_clean_rows_are_seen_with_every_label_as_often_as_the_network_says_it():
@@ -57,28 +63,28 @@ def test_it_learns_to_tell_wrong_from_right():
     n = 400
     labels, right = torch.randint(3, (n,)), torch.rand(n) < 0.6
     losses = torch.where(right, torch.rand(n), 1 + torch.rand(n))
-    mentor = Mentor(3)
-    frozen = mentor.percent.weight.clone()
-    assert mentor.fit(Rows(losses, losses - 1, labels, right, torch.ones(n)), 18)
-    v = mentor(losses, losses - 1, labels, 18).detach().sigmoid()
+    net = Mentor(3)
+    frozen = net.percent.weight.clone()
+    assert net.fit(Rows(losses, losses - 1, labels, right, torch.ones(n)), 18)
+    v = net(losses, losses - 1, labels, 18).detach().sigmoid()
     assert float(v[right].mean()) > 0.95
     assert float(v[~right].mean()) < 0.05
-    assert torch.equal(mentor.percent.weight, frozen)
+    assert torch.equal(net.percent.weight, frozen)
     right = labels != 1
-    assert mentor.fit(Rows(losses, losses - 1, labels, right, torch.ones(n)), 18)
-    v = mentor(losses, losses - 1, labels, 18).detach().sigmoid()
+    assert net.fit(Rows(losses, losses - 1, labels, right, torch.ones(n)), 18)
+    v = net(losses, losses - 1, labels, 18).detach().sigmoid()
     assert float(v[right].min()) > 0.9 > 0.1 > float(v[~right].max())
 
 
 def test_a_fit_of_nothing_finite_moves_nothing():
-    mentor = Mentor(2)
-    before = copy.deepcopy(mentor.state_dict())
+    net = Mentor(2)
+    before = copy.deepcopy(net.state_dict())
     bad = torch.tensor([torch.nan, 1.0])
-    assert not mentor.fit(Rows(bad, bad, torch.tensor([0, 1]), torch.tensor([True, False]), torch.ones(2)), 18)
-    assert all(torch.equal(before[k], t) for k, t in mentor.state_dict().items())
+    assert not net.fit(Rows(bad, bad, torch.tensor([0, 1]), torch.tensor([True, False]), torch.ones(2)), 18)
+    assert all(torch.equal(before[k], t) for k, t in net.state_dict().items())
 
 
-def test_its_weights_are_those_of_the_mentor_behind_the_fit(tmp_path):
+def test_its_weights_are_those_of_the_mentor_behind_the_fit(short_fit, tmp_path):
     torch.manual_seed(0)
     options = {**LEARNED, "percentile": 0.6, "average": 0.3, "dropout": 0.25}
     stage = stage_of(tmp_path / "run", "mentornet", Net64(), options, epochs=8)
@@ -86,15 +92,15 @@ def test_its_weights_are_those_of_the_mentor_behind_the_fit(tmp_path):
     sgd = sgd_of(model, stage.config.optim)
     for epoch in range(1, 5):
         batches = taken(stage, 5)
-        mentor, number = copy.deepcopy(method.mentor), 5 * (epoch - 1)
+        fitted_net, number = copy.deepcopy(method.mentor), 5 * (epoch - 1)
         fits.append(method.kept.fitted)
 
-        def loss(logits, index, mentor=mentor, fitted=fits[-1]):
+        def loss(logits, index, net=fitted_net, fitted=fits[-1]):
             nonlocal average, number
             losses = cross_entropy(logits, y[index], reduction="none")
             now = losses.detach()
             average = 0.3 * average + 0.7 * float(now.sort().values[9])  # of rank 0.6 * 15
-            v = mentor(now, now - average, y[index], 18).sigmoid().double().detach() if fitted else torch.ones(16)
+            v = net(now, now - average, y[index], 18).sigmoid().double().detach() if fitted else torch.ones(16)
             method.kept.step, step = number, method.kept.step
             kept = method.kept_at_random(16, 100 * number // 40)
             method.kept.step, number = step, number + 1
@@ -113,7 +119,7 @@ def test_its_weights_are_those_of_the_mentor_behind_the_fit(tmp_path):
     assert 0 <= figures["mentor_of_wrong"] < figures["mentor_of_right"] <= 1
 
 
-def test_a_run_resumes_bitwise_and_is_loaded(tmp_path):
+def test_a_run_resumes_bitwise_and_is_loaded(short_fit, tmp_path):
     def plan(name):
         return config(tmp_path / name, method="mentornet", options=LEARNED, model="mlp", baselines="none")
 
