@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from fastmeta._text import printable
 from fastmeta.data import InputError
 from fastmeta.data.sources import ImageTree
@@ -29,8 +31,9 @@ def write_folder(labels: RunLabels, source: Path, to: Path, copy: bool) -> tuple
     data = load(labels.config)
     check_same(labels, data, source)
     assert data.row_names is not None
-    learned = zip(labels.row.tolist(), labels.given.tolist(), labels.learned.tolist(), strict=True)
-    moved = {data.row_names[row]: (old, new) for row, old, new in learned if old != new}
+    lies = np.asarray(data.train.targets)[labels.row]  # not as given: noise of a file may have given others
+    rows = zip(labels.row.tolist(), lies.tolist(), labels.learned.tolist(), strict=True)
+    moved = {data.row_names[row]: (old, new) for row, old, new in rows if old != new}
     tree = ImageTree.of(source)
     renamed = _new_names(tree.images["train"], moved, labels.class_names, tree.train)
     images = [name for names in tree.images.values() for name in names]

@@ -285,6 +285,17 @@ def test_images_lie_in_the_folder_of_their_learned_class(copy, of_images, tmp_pa
     assert (to.stat().st_mode & 0o777) == 0o777 & ~os.umask(os.umask(0o022))
 
 
+def test_labels_that_a_noise_file_gave_are_not_where_images_lie(of_images, tmp_path):
+    run, place = of_images
+    data = load_dataset(f"folder:{place}", skip_corrupt=True)
+    np.savez(tmp_path / "n.npz", labels=np.roll(data.train.targets, 1))
+    values = TrainConfig.read(run / "config.toml").to_mapping()
+    values |= {"out": str(tmp_path / "run"), "noise": f"file:{tmp_path / 'n.npz'}", "epochs": 2}
+    labels = run_labels(train(TrainConfig.from_mapping(values), listener=Warnings()).path)
+    again = load_dataset(f"folder:{apply(labels.path, tmp_path / 'x').path}", skip_corrupt=True)
+    assert np.array_equal(np.bincount(again.train.targets), np.bincount(labels.learned, minlength=2))
+
+
 def test_a_folder_that_would_be_lost_or_mixed_is_refused(of_images, tmp_path, run):
     own, place = of_images
     before = tree(place.parent)
