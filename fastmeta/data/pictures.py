@@ -72,9 +72,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        if not 0 <= row < len(self):
-            raise IndexError(row)
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """As an array gives them: image number `rows`, or those of a slice, of numbers, or of a mask."""
+        if isinstance(rows, int | np.integer):
+            return self._sound(range(len(self))[rows])
+        return self.rows(range(len(self))[rows] if isinstance(rows, slice) else np.arange(len(self))[rows].tolist())
+
+    def _sound(self, row: int) -> np.ndarray:
         try:
             return self.read(row)
         except Exception as error:  # of a file that was sound when the run began
@@ -97,7 +101,8 @@ class Pictures:
         """(n, height, width, channels)"""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, on odd metadata
-            return np.stack([self[row] for row in rows])
+            found = [self._sound(row) for row in rows]
+        return np.stack(found) if found else np.empty((0, *self.shape[1:]), np.uint8)
 
     def take(self, rows: Any) -> Pictures:
         kept = [int(row) for row in rows]

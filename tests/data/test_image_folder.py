@@ -181,3 +181,8 @@ def test_sets_of_torchvision_that_open_files(monkeypatch):
     assert data.train.x.shape == (8, 4, 4, 3)
     assert data.train.x[:, 0, 0, 0].tolist() == list(range(8))
     assert data.test.targets.tolist() == [0, 1, 0, 1]
+    read = load_dataset("torchvision:GTSRB", image_size=4, resident="no")
+    assert type(read.train) is not type(data.train)
+    assert np.array_equal(read.train.x, data.train.x)
+    assert read.train.targets.tolist() == data.train.targets.tolist()
+    assert read.train.fingerprint() == data.train.fingerprint()
