@@ -7,7 +7,7 @@
 
 Each seed is a comparison of its own, whose runs lie in --work, so that whoever is stopped goes on in the middle of a
 run; its rows go to results/methods.json, or to results/methods-SET.json. One thread. All rows of a set have the same
-network and schedule; methods have their default options, and nothing is tuned.
+network and schedule. Methods have their default options, and nothing is tuned; rows with others are named by them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ BESIDE = {
 SOFT, HALF_SOFT = {"labels.target_prob": 0.4}, {"labels.target_prob": 0.6}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mentornet_learned": ("mentornet", {"method.curriculum": "learned"}),
+    "mwnet_sgd": ("mwnet", {"method.normalise": "sum", "method.optimizer": "sgd"}),
+    "mwnet_n": ("mwnet", {"method.normalise": "n", "method.optimizer": "adam"}),
+    "mwnet_n_sgd": ("mwnet", {"method.normalise": "n", "method.optimizer": "sgd"}),
     "instance_labels_exact": ("instance_labels", SOFT),
     "instance_labels_exact_from_0.6": ("instance_labels", HALF_SOFT),
     "class_labels_soft": ("class_labels", SOFT),
@@ -62,6 +65,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 TITLES = {
     **BESIDE,
     "mentornet_learned": "`mentornet`, learned curriculum",
+    "mwnet_sgd": "`mwnet` by sgd (published)",
+    "mwnet_n": "`mwnet`, weights over n (published)",
+    "mwnet_n_sgd": "`mwnet`, weights over n, by sgd",
     "instance_labels_exact": "`instance_labels`, exact steps from 0.4",
     "instance_labels_exact_from_0.6": "`instance_labels`, exact steps from 0.6",
     "class_labels_soft": "`class_labels` from 0.4",
@@ -108,6 +114,8 @@ class Task:
         grid: dict[str, list[Any]] = {}
         if "mentornet" in methods:
             grid["method.curriculum"] = ["predefined", "learned"]
+        if self.noisy_digits and "mwnet" in methods:
+            grid |= {"method.normalise": ["sum", "n"], "method.optimizer": ["adam", "sgd"]}
         if self.starts and {"instance_labels", "class_labels"} & set(methods):
             grid["labels.target_prob"] = [None, *(start["labels.target_prob"] for start in self.starts)]
         return fastmeta.compare(recipe, out, methods=methods, seeds=1, grid=grid, over=over, watcher=Told(), **given)
@@ -277,7 +285,7 @@ def page() -> list[str]:
                 "Test accuracy after the last epoch in %, mean ± standard deviation of "
                 f"{len({r['seed'] for r in rows})} seeds. All rows of a table have the same images, network and "
                 "schedule, and the same clean ones where they use them: 30 of the digits. Methods have their default "
-                "options: none is tuned."
+                "options where a row names no others: none is tuned."
             )
         lines += ["", *([heading, ""] if heading else []), *table(of, rows), ""]
         machine = f"{machine['cpu']['model']}, torch {machine['torch']}"
