@@ -61,7 +61,9 @@ def _commit() -> dict[str, Any]:
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    # a benchmark that writes its figures as it goes does not change what it measures
+    sources = ["--", ".", ":!benchmarks/results", ":!docs"]
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", *sources)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
