@@ -34,8 +34,8 @@ def dataset_of_table(
 ) -> Dataset:
     """`label`, `truth` and `split` name columns: given classes, right ones, and train, meta or test of each row.
 
-    Where there is a truth, clean and test rows have that for a label. Classes are sorted, by number where all of them
-    are whole numbers.
+    Where there is a truth, clean and test rows have that for a label. Of training rows it may be empty: where it is,
+    nobody knows the right labels of any of them. Classes are sorted, by number where all of them are whole numbers.
 
     Raises:
         InputError: no such column, cells that are empty, are no numbers or are no labels; the row is named.
@@ -46,13 +46,25 @@ def dataset_of_table(
             raise InputError(f"{name}: no column {shown(column)} for data.{option}, found {_listed(columns)}")
         if column is not None and column in (label, truth if option == "split_column" else None):
             raise InputError(f"{name}: data.{option} names {shown(column)}, which holds labels already; leave it out")
-    words = {c: _classes(name, c, columns[c]) for c in (label, truth) if c is not None}
+    part = np.full(len(columns[label]), "train") if split is None else _parts(name, split, columns[split])
+    words, notes = {label: _classes(name, label, columns[label])}, []
+    rows_of = {label: np.arange(len(part))}
+    if truth is not None:
+        rows_of[truth] = np.flatnonzero(~(_empty(columns[truth]) & (part == "train")))
+        words[truth] = _truth(name, truth, columns[truth], rows_of[truth], split)
     class_names = _sorted_names(name, np.concatenate(list(words.values())))
     number = {word: i for i, word in enumerate(class_names)}
-    given, right = (np.array([number[w] for w in words[c].tolist()]) if c else None for c in (label, truth))
-    assert given is not None
+    numbers = {c: np.full(len(part), -1) for c in words}
+    for column, rows in rows_of.items():
+        numbers[column][rows] = [number[w] for w in words[column].tolist()]
+    given, right = numbers[label], None if truth is None else numbers[truth]
+    measured = right is not None and bool((right[part == "train"] >= 0).all())
+    if right is not None and not measured:
+        notes.append(
+            f"{name}: column {printable(truth, 40)!r} is empty in {(right < 0).sum():,} training rows: labels of these "
+            "are learned, and not measured"
+        )
     features, ignored = _features(name, {c: v for c, v in columns.items() if c not in (label, truth, split)})
-    part = np.full(len(given), "train") if split is None else _parts(name, split, columns[split])
     arrays: dict[str, Any] = {"class_names": list(map(str, class_names))}
     for which in ("train", "meta", "test"):
         rows = np.flatnonzero(part == which)
@@ -60,13 +72,13 @@ def dataset_of_table(
             continue
         arrays[f"x_{which}"] = features[rows]
         arrays[f"y_{which}"] = (given if which == "train" or right is None else right)[rows]
-        if right is not None and which == "train":
+        if right is not None and which == "train" and measured:
             arrays["y_true"] = right[rows]
         if right is not None and which == "meta":
             arrays["y_meta_given"] = given[rows]
     if "x_train" not in arrays:
         raise InputError(f"{name}: column {shown(split)} puts no row into train")
-    notes = [
+    notes += [
         f"{name}: column {printable(c, 40)!r} counts the rows and is taken for a feature; drop it if it is their number"
         for c in columns
         if c not in (label, truth, split, *ignored) and _counts(columns[c])
@@ -122,10 +134,43 @@ def _classes(name: str, column: str, cells: np.ndarray) -> np.ndarray:
         check_classes(name, what, number, max(int(number.max()) + 1, 1), "")
         return number.astype(object)
     values = cells.tolist()
-    empty = np.array([row for row, v in enumerate(values) if v is None or v == "" or v != v], np.int64)
+    empty = np.flatnonzero(_empty(cells))
     if len(empty):
         raise InputError(f"{name}: {what} has no label in row {empty[0]}, in {len(empty):,} row(s); drop these")
     return np.array([v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values], object)
+
+
+def _empty(cells: np.ndarray) -> np.ndarray:
+    """(N,) bool: cells that hold nothing."""
+    if cells.dtype.kind == "f":
+        return np.isnan(cells)
+    if cells.dtype.kind != "O":
+        return np.zeros(len(cells), bool)
+    return np.array([v is None or v == "" or v != v for v in cells.tolist()], bool)
+
+
+def _truth(name: str, column: str, cells: np.ndarray, rows: np.ndarray, split: str | None) -> np.ndarray:
+    """Classes of the cells `rows`, which are all but empty ones of training rows."""
+    if len(rows) < len(cells):
+        what = f"{name}: column {printable(column, 40)!r}"
+        first = int(np.flatnonzero(np.diff(rows, prepend=-1, append=len(cells)) > 1)[0])
+        if split is None:
+            raise InputError(
+                f"{what} has no label in row {first}, in {len(cells) - len(rows):,} row(s); fill these, or say in "
+                "another column which rows are train and which are meta or test (--data.split-column): training rows "
+                "need none"
+            )
+        if not len(rows):
+            raise InputError(f"{what} holds no label; leave data.truth_column out")
+        empty = rows[_empty(cells[rows])]
+        if len(empty):
+            raise InputError(
+                f"{what} has no label in row {empty[0]}, in {len(empty):,} meta or test row(s); fill these, or make "
+                "them train"
+            )
+        if cells.dtype.kind == "f" and (cells[rows] == np.round(cells[rows])).all():
+            return cells[rows].astype(np.int64).astype(object)  # whole numbers beside empty cells
+    return _classes(name, column, cells[rows])
 
 
 def _sorted_names(name: str, words: np.ndarray) -> list[Any]:

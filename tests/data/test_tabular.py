@@ -77,6 +77,27 @@ def test_columns_by_name(csv):
     assert split(data).noise_rate == 0.5
 
 
+@pytest.mark.parametrize("words", [("no", "yes"), ("4", "7")])
+def test_rows_that_were_checked_are_the_clean_ones(words, csv):
+    """Nobody knows the right labels of others, so their cells are empty."""
+    lines = ["a,label,checked,part", "1,N,,train", "2,N,,train", "3,Y,,train", "4,Y,N,meta", "5,Y,Y,test"]
+    lines = [line.replace("N", words[0]).replace("Y", words[1]) for line in lines]
+    options = {"truth_column": "checked", "split_column": "part"}
+    data = load_dataset(csv(lines), **options)
+    assert (data.train.targets.tolist(), data.y_true) == ([0, 0, 1], None)
+    assert (data.meta.targets.tolist(), data.test.targets.tolist()) == ([0], [1])
+    assert data.class_names == words
+    assert (
+        "column 'checked' is empty in 3 training rows: labels of these are learned, and not measured" in data.notes[0]
+    )
+    known = load_dataset(csv([line.replace(",,", f",{words[0]},") for line in lines]), **options)
+    assert (known.y_true.tolist(), known.notes) == ([0, 0, 0], ())
+    with pytest.raises(InputError, match="'checked' has no label in row 3, in 1 meta or test row"):
+        load_dataset(csv([*lines[:4], f"4,{words[1]},,meta", lines[5]]), **options)
+    with pytest.raises(InputError, match=r"in row 0, in 3 row\(s\); fill these, or say .*--data.split-column"):
+        load_dataset(csv([line.rpartition(",")[0] for line in lines]), truth_column="checked")
+
+
 def test_columns_of_words_and_of_row_numbers_are_no_features(csv):
     data = load_dataset(csv([",name,a,flag,label", "0,x,1,True,u", "1,y,2,false,v"]))
     assert data.train.x.tolist() == [[1, 1], [2, 0]]
