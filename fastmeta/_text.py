@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 #: controls, invisible and direction characters, lone surrogates, separators of lines and paragraphs
 _ESCAPED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -55,3 +57,16 @@ def reason(error: BaseException, most: int = 500) -> str:
     except Exception:  # its __str__ is of the user's code too
         lines = []
     return printable(f"{type(error).__name__}: {lines[0] if lines else 'no message'}", most)
+
+
+def encodable(text: str) -> str:
+    """`text` as UTF-8 can write it: names of files may hold bytes that are none, which are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """`names` for tools that refuse equal ones: those that stand there several times bear their number."""
+    counts = Counter(names)
+    made = [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    # where somebody has called a class "cat (1)"
+    return made if len(set(made)) == len(made) else [f"{number}: {name}" for number, name in enumerate(names)]

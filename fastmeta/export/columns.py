@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmeta._text import encodable
 from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.export.sample_views import samples_of
@@ -92,7 +93,8 @@ def csv_bytes(table: dict[str, np.ndarray]) -> bytes:
 def parquet_bytes(table: dict[str, np.ndarray], labels: RunLabels, schema: Any = None) -> bytes:
     """ImportError without pyarrow. The classes, in their order, and the note stand in the metadata of the schema."""
     arrow, parquet = pyarrow()
-    made = arrow.table(dict(table), schema=schema)
+    texts = {k: [encodable(text) for text in column] for k, column in table.items() if column.dtype == object}
+    made = arrow.table({**table, **texts}, schema=schema)
     about = {"class_names": json.dumps(labels.class_names), "note": NOTE}
     made = made.replace_schema_metadata({**(made.schema.metadata or {}), **about})
     buffer = io.BytesIO()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastmeta._text import distinct
 from fastmeta.export.columns import NOTE, parquet_bytes, pyarrow
 from fastmeta.training.rundir import RunLabels
 
@@ -33,7 +34,7 @@ def write(labels: RunLabels, path: Path, format: str) -> dict[Path, bytes]:
         "learned": labels.learned,
         "label_quality": labels.quality,
     }
-    classes = {"names": _distinct(labels.class_names), "_type": "ClassLabel"}
+    classes = {"names": distinct(labels.class_names), "_type": "ClassLabel"}
     features: dict[str, Any] = {
         "row": {"dtype": "int64", "_type": "Value"},
         "given": classes,
@@ -57,8 +58,3 @@ def write(labels: RunLabels, path: Path, format: str) -> dict[Path, bytes]:
         path / "data" / "train-00000-of-00001.parquet": parquet_bytes(table, labels, schema),
         path / "README.md": card.encode("utf-8", "backslashreplace"),
     }
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """ClassLabel refuses equal names: they bear their number."""
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]

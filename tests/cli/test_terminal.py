@@ -15,7 +15,7 @@ import torch
 from torch._subclasses import FakeTensor
 
 import fastmeta
-from fastmeta._text import printable, printable_lines, reason, shown
+from fastmeta._text import distinct, printable, printable_lines, reason, shown
 from fastmeta.cli import main
 from fastmeta.data import Dataset, InputError, split
 from fastmeta.training import load_run
@@ -248,3 +248,15 @@ def test_an_error_without_a_word_ends_no_step():
         first = step(*batch)
     assert first.meta_loss.isfinite()
     assert step(*batch).meta_loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("names", "made"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "b", "a"], ["a (0)", "b", "a (2)"]),
+        (["a", "a", "a (1)"], ["0: a", "1: a", "2: a (1)"]),
+    ],
+)
+def test_equal_names_bear_their_number(names, made):
+    assert distinct(names) == made

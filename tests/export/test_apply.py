@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from importlib.util import find_spec
 from urllib.parse import unquote
 
 import numpy as np
@@ -323,3 +324,32 @@ def test_a_disk_that_is_full_leaves_nothing(of_images, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left on device"):
         apply(of_images[0], tmp_path / "x", copy=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    """As folders and files may be called."""
+    from PIL import Image
+
+    rng, names = np.random.default_rng(0), [os.fsdecode(name) for name in (b"a\xff", b"b\n<i>&")]
+    for name in names:
+        for k in range(12):
+            path = tmp_path / "set" / name / f"{os.fsdecode(bytes([0xFE]))}{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)).save(path, "PNG")
+    run = train(
+        TrainConfig(
+            dataset=f"folder:{tmp_path / 'set'}",
+            model="mlp",
+            epochs=3,
+            threads=1,
+            labels=EXACT,
+            baselines="none",
+            out=str(tmp_path / "run"),
+        ),
+        listener=Warnings(),
+    )
+    for form in ("csv", "npz", "cleanlab", "labelstudio", *(("parquet", "hf") if find_spec("pyarrow") else ())):
+        assert export(run.path, form).rows == 20
+    assert len(tree(apply(run.path, tmp_path / "out").path)) == 24
+    if find_spec("pandas"):
+        assert run.labels_table()["given"].cat.categories.tolist() == ["a\\udcff", "b\n<i>&"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     if len(rows) < 2:
         raise InputError(f"{path} has no row below its header")
     header = [name.strip() for name in rows[0][1]]
-    twice = next((name for name in header if header.count(name) > 1), None)
+    counts = Counter(header)
+    twice = next((name for name in header if counts[name] > 1), None)
     if twice is not None:
         raise InputError(f"{path} has the column {shown(twice)} twice; give one of them another name")
     if all(_typed([name]).dtype.kind in "if" for name in header):

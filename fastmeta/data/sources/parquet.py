@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     try:
         about = parquet.read_metadata(str(path))
         names, free = about.schema.to_arrow_schema().names, free_memory()
-        twice = next((name for name in names if names.count(name) > 1), None)
+        counts = Counter(names)
+        twice = next((name for name in names if counts[name] > 1), None)
         if twice is not None:
             raise InputError(f"{path} has the column {shown(twice)} twice; give one of them another name")
         needed = _CELL * about.num_rows * len(names)

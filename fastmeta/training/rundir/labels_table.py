@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastmeta._text import distinct, encodable
 from fastmeta.data.npz_file import NpzFile
 from fastmeta.training.rundir.files import read
 
@@ -28,8 +29,9 @@ def labels_table(path: Path, class_names: Sequence[str]) -> Any:
             return file.read({name: file.declared(name) for name in ("index", *names)})
 
     table = read(path, arrays)
+    categories = distinct([encodable(name) for name in class_names])
     columns = {
-        name: pandas.Categorical.from_codes(values, categories=_distinct(class_names)) if name in _CLASSES else values
+        name: pandas.Categorical.from_codes(values, categories=categories) if name in _CLASSES else values
         for name, values in table.items()
         if name != "index"
     }
@@ -39,8 +41,3 @@ def labels_table(path: Path, class_names: Sequence[str]) -> Any:
 _OPTIONAL = ("true", "withheld", "label_quality")
 _CLASSES = ("given", "learned", "true", "withheld")
 _COLUMNS = ("given", "learned", "true", "withheld", "probability", "given_probability", "label_quality", "entropy")
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Categories must be distinct: of equal names, all bear their number."""
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
