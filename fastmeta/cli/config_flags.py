@@ -85,9 +85,10 @@ def _registry() -> Any:
     @registry.primitive_rule
     def _optional(info: Any) -> Any:
         members = get_args(info.type)
-        if get_origin(info.type) not in (Union, UnionType) or len(members) != 2 or NoneType not in members:
+        if get_origin(info.type) not in (Union, UnionType) or NoneType not in members:
             return None
-        (kind,) = (m for m in members if m is not NoneType)
+        kind, *others = (m for m in members if m is not NoneType)
+        also = tuple(word for other in others for word in get_args(other))  # of a number or a word
         choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
         if kind is bool:  # said by a flag of its own, see `_switches`
             return tyro.constructors.PrimitiveConstructorSpec(
@@ -101,18 +102,18 @@ def _registry() -> Any:
         metavar, words = ("{" + ",".join(choices) + "}", "") if choices else _TYPES[kind]
 
         def read(texts: list[str]) -> Any:
-            if choices:
+            if choices or texts[0] in also:
                 return texts[0]
             try:
                 return kind(texts[0])
             except ValueError:
-                raise ValueError(f"expected {words}, got {shown(texts[0])}") from None
+                raise ValueError(f"expected {' or '.join((words, *also))}, got {shown(texts[0])}") from None
 
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
-            metavar=metavar,
+            metavar="|".join((metavar, *also)),
             instance_from_str=read,
-            is_instance=lambda value: value is None or isinstance(value, kind if not choices else str),
+            is_instance=lambda value: value is None or value in also or isinstance(value, kind if not choices else str),
             str_from_instance=lambda value: ["auto" if value is None else printable(value)],
             choices=None,
         )

@@ -62,6 +62,7 @@ def _add(group: Any, name: str, hint: Any, text: str, default: str | None) -> No
     kind = get_args(hint)[0] if several else _without_none(hint)
     choices = get_args(kind) if get_origin(kind) is Literal else None
     word = "{" + ",".join(map(str, choices)) + "}" if choices else _WORDS.get(kind, "VALUE")
+    word = "|".join((word, *_words_beside(hint)))
     group.add_argument(flag, metavar=word, nargs="*" if several else None, help=_escaped(text))
 
 
@@ -72,6 +73,12 @@ def _escaped(text: str) -> str:
 def _without_none(hint: Any) -> Any:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
     return next((m for m in members if m is not types.NoneType), hint)
+
+
+def _words_beside(hint: Any) -> tuple[str, ...]:
+    """Of ``float | Literal["a word"]``."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
+    return tuple(word for m in members[1:] if get_origin(m) is Literal for word in get_args(m))
 
 
 def _told(value: Any) -> str:

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
-from fastmeta.data import PILOT
 from fastmeta.report.numbers import percent, plain
 from fastmeta.report.result_table import result_table, title
 from fastmeta.training.finetune import plain_steps as finetune_steps
@@ -30,6 +29,7 @@ from fastmeta.training.outlook import (
     ways_out,
 )
 from fastmeta.training.readings import reading_steps
+from fastmeta.training.stage_names import is_aside
 
 if TYPE_CHECKING:
     from fastmeta.data import Splits
@@ -119,7 +119,7 @@ class ConsoleListener(Listener):
 
     def _tell_end(self, stage: Stage, config: TrainConfig, now: float) -> None:
         """Once, in the first minute: when all of it will be done, and what would be sooner where that is far off."""
-        if stage.name == PILOT:  # whose steps are others, and few
+        if is_aside(stage.name):  # whose steps are others
             self._began = now
             return
         if self._first is None:  # which chooses the tangent and fills caches
@@ -142,7 +142,7 @@ class ConsoleListener(Listener):
             return
         self._config = None
         plain = pace * share
-        whole = stage.total if exact else stage.total + moves(stage) * steps_per_move(stage)
+        whole = stage.total if exact else stage.total + moves(stage) * steps_per_move(stage.config, stage.data)
         rest = effort(stage.step, stage.total) / stage.total * whole * pace
         finetuning = finetune_steps(stage) * plain if config.finetune_steps else 0.0
         rest += finetuning + reading_steps(stage) * plain

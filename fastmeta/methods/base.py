@@ -133,7 +133,7 @@ class Method(ABC):
     #: and :meth:`hold_labels` is there
     supports: ClassVar[frozenset[str]] = frozenset()
     #: labels.update where a run leaves it open
-    default_update: ClassVar[Literal["exact", "epoch", "posterior"]] = "exact"
+    default_update: ClassVar[Literal["exact", "epoch", "posterior", "none"]] = "exact"
     #: the learned labels, once :meth:`setup` has made them
     labels: Any = None
 

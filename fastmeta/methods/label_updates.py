@@ -289,8 +289,24 @@ class PosteriorUpdates(BetweenEpochs):
         }
 
 
-UPDATES: dict[str, type[ExactUpdates] | type[EpochUpdates] | type[PosteriorUpdates]] = {
+class NoUpdates(Updates):
+    """labels.update=none: plain steps on the labels as they start."""
+
+    uses_meta_batch = False
+
+    def prepare(self) -> None:
+        pass
+
+    def explain(self) -> str:
+        of_labels = self.config.labels
+        start = f"at probability {of_labels.target_prob:g} of the given class"
+        warmup = f", behind {of_labels.warmup_epochs} epochs at {1 - SMOOTHED:g}" if of_labels.warmup_epochs else ""
+        return f"labels:     stay as they start, {start}{warmup}"
+
+
+UPDATES: dict[str, type[Updates]] = {
     "exact": ExactUpdates,
     "epoch": EpochUpdates,
     "posterior": PosteriorUpdates,
+    "none": NoUpdates,
 }

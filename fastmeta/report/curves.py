@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmeta.data import PILOT
 from fastmeta.report.result_table import title
 from fastmeta.report.style import COLOURS, axes_of, legend, line, point, target
 from fastmeta.training.canaries import percent_of
+from fastmeta.training.stage_names import is_aside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def accuracy(metrics: Mapping[str, Lines], finetuned: Mapping[str, float] | None
     """Test accuracy of each stage, and of the copies that were `finetuned`, by stage, as points at the end."""
     figure, axes = axes_of("epoch", "test accuracy, %", "Test accuracy")
     drawn = False
-    for number, (name, lines) in enumerate((name, lines) for name, lines in metrics.items() if name != PILOT):
+    for number, (name, lines) in enumerate(pair for pair in metrics.items() if not is_aside(pair[0])):
         epochs, values = series(lines, "test_accuracy", 100)
         if epochs:
             drawn = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastmeta._text import printable
-from fastmeta.data import PILOT, InputError
+from fastmeta.data import InputError
 from fastmeta.report.charts import Line, chart
 from fastmeta.report.curves import series
 from fastmeta.report.markup import Markup, element, table
@@ -19,6 +19,7 @@ from fastmeta.report.result_table import title
 from fastmeta.report.run_folder import Entry, Group, entries, groups, in_words, spread
 from fastmeta.report.run_report import checked_metrics
 from fastmeta.training.rundir import read, user_path, write_atomically
+from fastmeta.training.stage_names import is_aside
 
 if TYPE_CHECKING:
     from rich.console import Group as Printed
@@ -144,7 +145,7 @@ def accuracy_bands(group: Group) -> list[Line]:
     return [
         band(title(name), [m.get(name, []) for m in _metrics(group)], "test_accuracy", 100)
         for name in group.stages()
-        if name != PILOT
+        if not is_aside(name)
     ]
 
 

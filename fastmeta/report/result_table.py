@@ -11,6 +11,7 @@ from fastmeta.report.numbers import percent, plain
 from fastmeta.report.reading_table import CANARIES, MARK, reading_table
 from fastmeta.training.canaries import in_words
 from fastmeta.training.readings import in_words as read_as
+from fastmeta.training.search import in_words as searched
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -192,6 +193,8 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         )
     if told := summary.get("reading"):
         lines.append(read_as(told))
+    if told := summary.get("search"):
+        lines.append(searched(told))
     if told := summary.get("canaries"):
         how = {"before": "labels of before they were checked", "drawn": "wrong labels drawn as noise falls here"}
         count = told["put_right"]["rows"] + told["spoiled"]["rows"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmeta.data import InputError
 from fastmeta.training import TrainConfig
-from fastmeta.training.rundir import CONFIG, SUMMARY, read, read_summary
+from fastmeta.training.rundir import CONFIG, SEARCHING, SUMMARY, read, read_summary
 
 #: folders below the one that is named in which runs are looked for
 _DEPTH = 2
@@ -31,7 +31,7 @@ class Entry:
 
     name: str  # below the folder
     path: Path
-    config: TrainConfig | None
+    config: TrainConfig | None  # as it was asked for
     summary: Mapping[str, Any] | None  # None of a run that is not finished, or damaged
     state: str  # finished, not finished, or what is wrong
 
@@ -107,7 +107,8 @@ def _natural(name: str) -> list[str | int]:
 def _entry(name: str, path: Path) -> Entry:
     config = None
     try:
-        config = TrainConfig.read(path / CONFIG)
+        # runs that have searched, and found other settings, are alike all the same
+        config = TrainConfig.read(path / (SEARCHING if os.path.isfile(path / SEARCHING) else CONFIG))
         if not os.path.isfile(path / SUMMARY):
             return Entry(name, path, config, None, "not finished")
         return Entry(name, path, config, read(path / SUMMARY, read_summary), "finished")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastmeta._text import printable, printable_lines
-from fastmeta.data import PILOT, InputError
+from fastmeta.data import InputError
 from fastmeta.export import Samples, samples_of
 from fastmeta.report.changed_rows import ROWS, changed_rows
 from fastmeta.report.charts import Line, chart
@@ -24,6 +24,8 @@ from fastmeta.report.result_table import title
 from fastmeta.training.canaries import in_words
 from fastmeta.training.readings import in_words as read_as
 from fastmeta.training.rundir import RunLabels, read, run_labels, user_path, write_atomically
+from fastmeta.training.search import settings_in_words
+from fastmeta.training.stage_names import is_aside
 
 #: classes up to which the whole matrix of changes is shown, and changes beyond
 _CLASSES, _CHANGES = 30, 20
@@ -76,6 +78,7 @@ def run_page(labels: RunLabels, samples: Samples | None, *, cleanlab: bool = Fal
         _found(labels, finders),
         section("Over training", *_curves(metrics, summary, finders)),
         section("Results", _results(summary)),
+        _search(summary),
         _warnings(summary),
         section("Config", element("details", element("summary", "config.toml"), element("pre", _config(labels)))),
     )
@@ -235,7 +238,7 @@ def _curves(
         x, y = series(lines, key, scale)
         return Line(f"{word}: {y[-1]:.1f}" if y else word, x, y)
 
-    accuracy = [line(title(name), "test_accuracy", 100, lines) for name, lines in metrics.items() if name != PILOT]
+    accuracy = [line(title(name), "test_accuracy", 100, lines) for name, lines in metrics.items() if not is_aside(name)]
     if any(r.get("label_accuracy") is not None for r in own):
         of_labels = [
             line("right", "label_accuracy", 100, own),
@@ -282,6 +285,23 @@ def _results(summary: Mapping[str, Any]) -> Markup:
             figures = (percent(tuned["test_accuracy"]), "", plain(tuned["nll"], 3), plain(tuned["ece"], 3))
             rows.append(("… fine-tuned", *figures, plain(tuned["seconds"], 1)))
     return table(("trained on", "test %, last", "best on test", "NLL", "ECE", "seconds"), rows)
+
+
+def _search(summary: Mapping[str, Any]) -> Markup | None:
+    told = summary.get("search")
+    if not told:
+        return None
+    rows = []
+    for row in told["candidates"]:
+        right = "failed" if row["failed"] else percent(row["right_by_choosing"])
+        chosen = "chosen" if row["name"] == told["chosen"] else ""
+        against = "" if row["against"] is None else row["against"]
+        cells = (row["name"], settings_in_words(row["settings"]), right, against, plain(row["chance"], 4), chosen)
+        rows.append(tuple(printable(str(cell), 100) for cell in cells))
+    cost = f"{plain(told['cost'], 1)} times the cost of the run, of {told['budget']:g}"
+    text = f"{len(rows) - 1} trials of {told['epochs']} epochs: {cost}. Of the canaries, those that choose."
+    head = ("trial", "labels", "right, %", "against", "by chance", "")
+    return section("Search", element("p", text, class_="soft"), table(head, rows, 2))
 
 
 def _warnings(summary: Mapping[str, Any]) -> Markup | None:

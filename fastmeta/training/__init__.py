@@ -3,9 +3,9 @@
 from fastmeta.data import InputError
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.listener import Listener
-from fastmeta.training.run import Interrupted
 from fastmeta.training.rundir import Run, load_run
 from fastmeta.training.sections import DataConfig, LabelConfig, OptimConfig
+from fastmeta.training.signals import Interrupted
 from fastmeta.training.stage import TrainingError
 from fastmeta.training.trainer import train
 

@@ -151,12 +151,17 @@ class Canaries:
         after = before * (1 - (spoiled.rate or 0.0)) + self.wrong_rate * (put_right.rate or 0.0)
         return Fate(put_right, spoiled, before, after)
 
-    def choose(self, learned: Mapping[str, np.ndarray]) -> tuple[str, dict[str, dict[str, float | None]]]:
-        """Which of several readings of the same labels, classes (K,) by name, the choosing half finds best.
+    def choose(
+        self, learned: Mapping[str, np.ndarray], among: int | None = None
+    ) -> tuple[str, dict[str, dict[str, float | None]]]:
+        """Which of several labels, classes (K,) by name, the choosing half finds best.
 
-        The first one stays unless another has more of the expected share of right labels, by half a point and by more
+        The first ones stay unless others have more of the expected share of right labels, by half a point and by more
         than chance: of the values of the canaries that are right in one of the two alone, with their signs drawn at
         random, the sum is as large in no more than a share of 0.05, split among the others. Of several such, the best.
+
+        Args:
+            among: how many others there are in all, where this is one choice of several; by default those here.
 
         Returns:
             Its name; of each reading `right_by_choosing`, the expected share, and `chance`, that of chance alone, None
@@ -165,11 +170,10 @@ class Canaries:
         value = self.choice
         right = {name: classes == self.right for name, classes in learned.items()}
         first, *others = right
+        among = len(others) if among is None else among
         share = {name: min(float(value @ hit), 1.0) for name, hit in right.items()}
         chance = {name: chance_alone(value * (right[name].astype(np.float64) - right[first])) for name in others}
-        better = [
-            name for name in others if share[name] - share[first] >= WORTH and chance[name] * len(others) <= BY_CHANCE
-        ]
+        better = [name for name in others if share[name] - share[first] >= WORTH and chance[name] * among <= BY_CHANCE]
         told = {name: {"right_by_choosing": share[name], "chance": chance.get(name)} for name in right}
         return max([first, *better], key=share.__getitem__), told
 

@@ -151,6 +151,8 @@ class TrainConfig:
                 about.setdefault(key, []).append(other)
         for key, others in about.items():
             value = getattr(self.labels, key)
+            if key == "label_lr" and self.labels.searches:
+                others = [*others, "epoch"]
             if update not in others and value != getattr(LabelConfig, key):
                 raise InputError(
                     f"labels.{key}={value} is about labels.update={' and '.join(others)}, and labels.update is "
@@ -208,6 +210,11 @@ class TrainConfig:
                 f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "
                 "has none that are kept by them; leave it out"
             )
+        if self.labels.searches and not self.can_have_canaries:
+            raise InputError(
+                f"labels.label_lr=search is judged by canaries, and method={self.method} has no labels that they keep; "
+                "leave it out"
+            )
         if self.labels.read != "auto" and not method.learns_labels:
             raise InputError(
                 f"labels.read={self.labels.read} is about labels that are learned, and method={self.method} has none; "
@@ -219,7 +226,7 @@ class TrainConfig:
             raise InputError(error) from error
 
     @property
-    def label_update(self) -> Literal["exact", "epoch", "posterior"]:
+    def label_update(self) -> Literal["exact", "epoch", "posterior", "none"]:
         """`labels.update`, or what stands for it where it is left out."""
         if self.labels.update is not None:
             return self.labels.update

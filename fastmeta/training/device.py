@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,3 +52,9 @@ def arithmetic(config: TrainConfig) -> Iterator[None]:
 def placed(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` where it trains, in the format that is fast there."""
     return model.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the bits of a run depend on beside its config and its data."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}

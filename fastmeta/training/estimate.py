@@ -34,7 +34,9 @@ from fastmeta.training.prepare import Prepared, prepare
 from fastmeta.training.process import whole_process
 from fastmeta.training.readings import reading_steps
 from fastmeta.training.rundir.layout import new_directory
+from fastmeta.training.search import Search, settings_in_words
 from fastmeta.training.stage import Stage
+from fastmeta.training.stage_names import is_trial
 
 WARM_UP, TIMED = 3, 5
 #: seconds that warming up, and then timing, may take before it is enough
@@ -58,7 +60,8 @@ def dry_run(config: TrainConfig) -> str:
 def _describe(prepared: Prepared) -> str:
     splits, config = prepared.splits, prepared.config
     path = new_directory(config)
-    names = sorted(prepared.stages, key=lambda name: name != config.method)  # the method's own first
+    there = (name for name in prepared.stages if not is_trial(name))
+    names = sorted(there, key=lambda name: name != config.method)  # the method's own first
     stages = [prepared.stage(name) for name in names]
     timed: dict[Any, float] = {}
     for stage in stages:  # all stages of one method cost the same
@@ -67,7 +70,9 @@ def _describe(prepared: Prepared) -> str:
     figures_began = time.perf_counter()
     stages[0].figures()
     per_epoch = time.perf_counter() - figures_began
-    seconds = sum(_steps(s) * timed[_kind(s)] + (config.epochs or 0) * per_epoch for s in stages)
+    each = [_steps(s) * timed[_kind(s)] + (config.epochs or 0) * per_epoch for s in stages]
+    searching = 0.0 if prepared.search is None else prepared.search.cost * each[0]
+    seconds = sum(each) + searching
 
     main = stages[0]
     # but for its count of steps, which are those of the trial
@@ -83,6 +88,7 @@ def _describe(prepared: Prepared) -> str:
         ("clean", f"{len(splits.meta):,}; {splits.overlap_told}"),
         *([] if splits.val is None else [("validate", f"{len(splits.val):,}")]),
         *([] if about_canaries is None else [("canaries", about_canaries.removeprefix("canaries: "))]),
+        *([] if prepared.search is None else [("search", _searching(prepared.search, searching))]),
         ("test", test),
         ("classes", f"{splits.num_classes}"),
         ("batches", _batches(main)),
@@ -98,7 +104,7 @@ def _describe(prepared: Prepared) -> str:
         *(("note", note) for note in prepared.notes),
     ]
     body = "\n".join(f"{name:<9} {text}" for name, text in rows)
-    return f"{config.to_toml().strip()}\n\n{body}\ndry run: nothing was written"
+    return f"{prepared.recorded.to_toml().strip()}\n\n{body}\ndry run: nothing was written"
 
 
 def _shape(splits: Splits) -> str:
@@ -112,7 +118,7 @@ def _shape(splits: Splits) -> str:
 def _steps(stage: Stage) -> float:
     """All that a stage costs, in steps."""
     saved = stage.config.labels.plain_epochs * stage.steps_per_epoch * (1 - _plain_share(stage))
-    moved = moves(stage) * steps_per_move(stage)
+    moved = moves(stage) * steps_per_move(stage.config, stage.data)
     return stage.total - saved + moved + _finetune_steps(stage) + _reading_steps(stage)
 
 
@@ -213,12 +219,20 @@ def _peak(prepared: Prepared) -> str:
 def _stage_line(stage: Stage, seconds: float) -> str:
     line = f"{stage.name} {stage.total:,} steps × {seconds * 1e3:.1f} ms"
     if count := moves(stage):
-        line += f" and {count:,} moves of the labels × {steps_per_move(stage) * seconds:.2g} s, by counted forwards"
+        each = steps_per_move(stage.config, stage.data) * seconds
+        line += f" and {count:,} moves of the labels × {each:.2g} s, by counted forwards"
     if extra := _finetune_steps(stage):
         line += f" and {extra * seconds:.2g} s of fine-tuning, by counted forwards"
     if extra := _reading_steps(stage):
         line += f" and {extra * seconds:.2g} s to read labels off the network"
     return line
+
+
+def _searching(search: Search, seconds: float) -> str:
+    """What it tries, a trial a line."""
+    lines = [f"{search}, about {clock(seconds)}"]
+    lines += [f"{c.name}: {settings_in_words(c.settings)}" for c in search.candidates]
+    return "\n          ".join(lines)
 
 
 def _finetuning(stage: Stage) -> list[tuple[str, str]]:

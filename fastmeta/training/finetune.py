@@ -28,6 +28,7 @@ from fastmeta.training import global_generators
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.readings import Readings, look_steps, read
+from fastmeta.training.stage_names import is_trial
 
 if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
@@ -66,7 +67,7 @@ class FineTuned:
 
 def steps_of(config: TrainConfig, stage: str) -> int:
     """How many steps the copy of a stage's model takes, 0 for none."""
-    return 0 if stage in WITHOUT else config.finetune_steps
+    return 0 if stage in WITHOUT or is_trial(stage) else config.finetune_steps
 
 
 def plain_steps(stage: Stage) -> float:

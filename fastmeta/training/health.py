@@ -38,7 +38,7 @@ def rate_to_lower(config: TrainConfig, labels: Any, batch_size: int) -> str:
     """What to lower in a run of a resolved `config` that has diverged; waits for the device."""
     optim, of_labels = config.optim, config.labels
     exact = of_labels.update == "exact"
-    rate = of_labels.label_lr if of_labels.label_step is None else of_labels.label_step
+    rate = of_labels.rate if of_labels.label_step is None else of_labels.label_step
     now = rate if exact else of_labels.eta
     if isinstance(labels, Labels) and now is not None:
         assert optim.lr is not None
@@ -124,7 +124,7 @@ def told_worse(figures: Mapping[str, Any], config: TrainConfig) -> str | None:
     before, after = figures["label_accuracy_initial"], figures["label_accuracy_final"]
     if before is None or before - after <= WORSE:
         return None
-    slower = "" if config.labels.update == "posterior" else f"lower {config.labels.rate_name}, or "
+    slower = "" if config.labels.update in ("posterior", "none") else f"lower {config.labels.rate_name}, or "
     return (
         f"labels are worse than they were given: {before:.1%} were right, and {after:.1%} are; {slower}train on the "
         "given ones (method=onehot, finetune_steps)"

@@ -39,9 +39,9 @@ class KeptLabels:
         self._astray = 0  # epochs in a row
         self._tensors: dict[str, Tensor] = {}
         self._values: Any = None
-        self._judge(self._learned() == canaries.right, 0)
+        self._judge(self.learned() == canaries.right, 0)
 
-    def _learned(self) -> np.ndarray:
+    def learned(self) -> np.ndarray:
         """Learned classes (K,) of the canaries."""
         rows = range(len(self._labels) - len(self.canaries.right), len(self._labels))
         return learned_labels(self._labels, rows)["learned"].cpu().numpy()
@@ -50,7 +50,7 @@ class KeptLabels:
         """Behind an epoch: figures of the reporting canaries. `stopped_at` is then this epoch where labels should stop;
         they have been put back to the best ones.
         """
-        learned = self._learned()
+        learned = self.learned()
         if self.stopped_at is None and self._judge(learned == self.canaries.right, epoch):
             self.stopped_at = epoch
             self.put_back()
@@ -86,7 +86,7 @@ class KeptLabels:
 
     def result(self, learned: Tensor | None = None) -> dict[str, Any]:
         """What summary.json says of canaries, of labels `learned` (n,) of all rows; by default those of the table."""
-        fate = self.canaries.fate(self._learned() if learned is None else self._own(learned))
+        fate = self.canaries.fate(self.learned() if learned is None else self._own(learned))
         return {
             "count": len(self.canaries.right),
             "kept_epoch": self.epoch,

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from fastmeta.data import Pool
 from fastmeta.posterior import FOLDS
-from fastmeta.training.stage import Stage
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.outlook import plain_share
+
+if TYPE_CHECKING:
+    from fastmeta.training.stage import Stage
 
 
 def moves(stage: Stage) -> int:
     """How often labels move at the end of an epoch, in the whole run."""
-    labels, epochs = stage.config.labels, stage.config.epochs or 0
-    if stage.name != stage.config.method or labels.update == "exact":
+    return moves_of(stage.config) if stage.name == stage.config.method else 0
+
+
+def moves_of(config: TrainConfig) -> int:
+    """The same of the method's own stage of a resolved config."""
+    labels, epochs = config.labels, config.epochs or 0
+    if labels.update not in ("epoch", "posterior"):
         return 0
     return sum(labels.moves_after(epoch, epochs) for epoch in range(1, epochs + 1))
 
 
-def steps_per_move(stage: Stage) -> float:
+def steps_per_move(config: TrainConfig, data: Pool) -> float:
     """What such a move costs, in steps on a batch: by counted forwards, a step being three of each row."""
-    rows, labels = stage.last_row - stage.first, stage.config.labels
+    rows, labels = data.clean_start, config.labels
     if labels.update == "posterior":
-        forwards = FOLDS * (rows + 3 * (labels.steps or 0) * (labels.clean_batch or 0)) + stage.data.meta_size
+        forwards = FOLDS * (rows + 3 * (labels.steps or 0) * (labels.clean_batch or 0)) + data.meta_size
     else:
-        forwards = 2 * rows + 3 * (labels.steps or 0) * stage.meta_sampler.batch_size
-    return forwards / (3 * stage.sampler.batch_size)
+        forwards = 2 * rows + 3 * (labels.steps or 0) * min(config.data.meta_batch_size or 1, data.meta_size)
+    return forwards / (3 * min(config.data.batch_size or 1, rows))
+
+
+def plain_steps_of(config: TrainConfig, data: Pool) -> float:
+    """What the method's own stage costs, in plain steps on a batch."""
+    rows = data.clean_start
+    in_epoch = rows // min(config.data.batch_size or 1, rows)
+    steps = in_epoch * (config.epochs or 0)
+    steps = steps if config.max_steps is None else min(steps, config.max_steps)
+    plain = min(in_epoch * config.labels.plain_epochs, steps)
+    learns_in_steps = "approx" in config.method_class().supports and config.labels.update == "exact"
+    in_steps = plain + (steps - plain) / plain_share(learns_in_steps, config.approx)
+    return in_steps + moves_of(config) * steps_per_move(config, data)

@@ -23,7 +23,8 @@ class Listener:
 
         begin  (stage  (step ...  epoch) ...) ...  end         and note and warning wherever there is one
 
-    The method's own stage comes first, behind a `pilot` where canaries need one, then each baseline's. Epochs count
+    The method's own stage comes first, behind a `pilot` where canaries need one, and behind `trial-1`, ... where a
+    search asks for trials, then each baseline's. Epochs count
     from 1; the line of metrics.jsonl for epoch 0, before the first step, is no event. A run that is resumed begins anew
     and goes on in the middle of a stage. A run that is stopped or fails has no `end`. An exception of a listener ends
     the run as an error of the training would: what was saved stays, and ``--resume`` goes on.
@@ -43,7 +44,10 @@ class Listener:
         """
 
     def stage(self, stage: Stage) -> None:
-        """A stage starts or goes on: `stage.name` is the method's, or pilot, noisy, union, clean; see also `step`."""
+        """A stage starts or goes on; see also `step`.
+
+        `stage.name` is the method's, or pilot, trial-1, ..., noisy, union, clean.
+        """
 
     def step(self, stage: Stage) -> None:
         """A step was taken: `stage.step` of `stage.total`, `stage.steps_per_epoch` in each epoch."""

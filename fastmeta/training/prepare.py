@@ -37,11 +37,13 @@ from fastmeta.training.device import memory_format, pick_device
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.modes import wholly_in_eval
 from fastmeta.training.module_state import is_plain
-from fastmeta.training.pilot import pilot_epochs
-from fastmeta.training.presets import preset_noise, resolve
+from fastmeta.training.pilot import noise_of, pilot_epochs
+from fastmeta.training.presets import preset_noise, resolve, without_search
 from fastmeta.training.rundir.checkpoint import pack
 from fastmeta.training.rundir.files import new_digest
-from fastmeta.training.stage import Stage
+from fastmeta.training.search import Search, plan
+from fastmeta.training.stage import Stage, TrainingError
+from fastmeta.training.stage_names import is_trial
 from fastmeta.training.trial import Trial, with_weights
 
 Data = Any  # of `fastmeta.data.as_dataset`
@@ -64,13 +66,25 @@ class Prepared:
     few: Any  # network input of a few training samples
     found: tuple[str, ...] = ()  # of the model, for `notes`
     canaries: Canaries | None = None  # once their given labels are known
+    search: Search | None = None  # until it has chosen
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """In this order: a pilot where canaries need one, the method, baselines."""
+        """In this order: a pilot where canaries need one, trials of a search, the method, baselines."""
         chosen = self.splits.chosen
         pilot = (PILOT,) if chosen is not None and chosen.given is None else ()
-        return (*pilot, self.config.method, *self.config.baseline_names())
+        trials = () if self.search is None else (trial.name for trial in self.search.trials)
+        return (*pilot, *trials, self.config.method, *self.config.baseline_names())
+
+    @property
+    def recorded(self) -> TrainConfig:
+        """The config that makes this run: `config`, or one that searches for it."""
+        return self.config if self.search is None else self.search.asked
+
+    def choose(self, name: str) -> None:
+        """The run is made with this candidate of the search."""
+        assert self.search is not None
+        self.config, self.search = self.search[name].config, None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -110,8 +124,27 @@ class Prepared:
             how = f"some with wrong labels, drawn from the noise that {pilot} finds"
         return f"canaries: {len(splits.canaries):,} clean {splits.train.source.noun} are trained on, {how}"
 
+    @property
+    def about(self) -> list[str]:
+        """Lines on canaries and on the search."""
+        of_search = None if self.search is None else f"search: {self.search}"
+        return [line for line in (self.about_canaries, of_search) if line is not None]
+
+    def draw_canaries(self, pilot: Stage) -> None:
+        """Wrong labels for some of them, from the noise that the pilot has found."""
+        assert self.splits.canaries is not None
+        try:
+            transition, shares = noise_of(pilot)
+        except FloatingPointError as error:
+            raise TrainingError(f"{pilot.name}: {error}: training has diverged; lower optim.lr") from error
+        self.canaries = Canaries.drawn(self.splits.canaries.y, transition, shares, self.config.seed)
+
     def stage(self, name: str) -> Stage:
-        return Stage(name, self.config, self.data, self.build, self.canaries if name == self.config.method else None)
+        config, own = self.config, is_trial(name) or name == self.config.method
+        if is_trial(name):
+            assert self.search is not None
+            config = self.search[name].trial or config
+        return Stage(name, config, self.data, self.build, self.canaries if own else None)
 
     def build(self, name: str) -> nn.Module:
         """A network of a stage's own: "model" is a copy of the initial one, every other name has other weights."""
@@ -164,7 +197,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     if model is not None:
         model, notes = inner_module(model)
         config = replace(config, model=CUSTOM + type(model).__name__)
-    config = resolve(config, splits)
+    asked, config = config, resolve(without_search(config) if config.labels.searches else config, splits)
     if model is None:
         global_generators.seed_all(derived_seed(config.seed, "weights"))
         model = build_model(config, splits.num_classes, splits.train.source.input_shape)
@@ -184,7 +217,8 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     bf16 = config.precision == "bf16"
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     notes += Trial(model, str(config.model), x, splits.num_classes, autocast, device, splits.train.source.noun)()
-    prepared = Prepared(config, splits, pool, model, device, x, notes, Canaries.known(splits, config.seed))
+    search = plan(asked, splits, pool) if asked.labels.searches else None
+    prepared = Prepared(config, splits, pool, model, device, x, notes, Canaries.known(splits, config.seed), search)
     _check_layers(prepared)
     return prepared
 

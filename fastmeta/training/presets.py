@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fastmeta.data import Features, InputError, Source, Splits
 from fastmeta.posterior import FOLDS, MARGIN
 from fastmeta.training.config import DataConfig, LabelConfig, TrainConfig
-from fastmeta.training.sections import own_options
+from fastmeta.training.sections import SEARCH, own_options
 
 if TYPE_CHECKING:
     from fastmeta.methods import Method
@@ -73,6 +73,10 @@ POSTERIOR_STEPS, LEAST_CLEAN_BATCH, MIX = 30, 16, 0.3
 #: clean rows without which none can be left out, so that nothing is estimated
 LEAST_CLEAN = 2
 
+#: what a search tries beside the rate where it is left open, and what it may cost, in runs
+TRIED = ("label_step", "eta", "steps", "target_prob")
+SEARCH_BUDGET = 4.0
+
 #: rate of labels that are probabilities, as a share of that of logits, whose gradient has a factor p more
 SIMPLEX_RATE = 1 / 6
 
@@ -97,9 +101,17 @@ def _preset(config: TrainConfig) -> Preset:
 def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     """`config` with every None replaced, but for `out`, `threads` where torch chooses, and label_lr of fixed labels.
 
+    What a search tries stays open.
+
     Raises:
         InputError: settings that do not fit the samples.
     """
+    if config.labels.searches:
+        return _searching(config, resolve(without_search(config), splits))
+    if config.labels.search_budget is not None:
+        raise InputError(
+            f"labels.search_budget={config.labels.search_budget:g} is about labels.label_lr=search; leave it out"
+        )
     preset = _preset(config)
     source = splits.train.source
     check_options(config, source)
@@ -148,6 +160,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     epochs = _epochs(config, preset.epochs, rows // batch_size)
     if labels.update == "posterior":
         labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)
+    elif labels.update == "none":
+        labels = replace(labels, warmup_epochs=_or(labels.warmup_epochs, max(1, round(epochs / 10))))
     elif labels.update == "epoch":
         labels = _of_epochs(labels, config.method_class(), data.meta_batch_size or 1, len(splits.train), epochs)
     else:
@@ -181,6 +195,20 @@ def _epochs(config: TrainConfig, usual: int, steps_per_epoch: int) -> int:
         return _or(config.epochs, usual)
     begun = -(-config.max_steps // steps_per_epoch)
     return begun if config.epochs is None else min(config.epochs, begun)
+
+
+def without_search(config: TrainConfig) -> TrainConfig:
+    """A config that searches, with what it finds by default in place of a search."""
+    labels = replace(config.labels, update=config.label_update, label_lr=None, search_budget=None)
+    return replace(config, labels=labels)
+
+
+def _searching(asked: TrainConfig, usual: TrainConfig) -> TrainConfig:
+    """`usual`, which is `asked` resolved without its search, with that again."""
+    tried = {name: getattr(asked.labels, name) for name in TRIED}
+    budget = _or(asked.labels.search_budget, SEARCH_BUDGET)
+    labels = replace(usual.labels, **tried, label_lr=SEARCH, search_budget=budget)
+    return replace(usual, labels=labels)
 
 
 def _of_steps(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from fastmeta._text import reason
@@ -20,12 +18,11 @@ from fastmeta.data import PILOT, InputError
 from fastmeta.meta import OutOfMemory
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.canaries import warning as worse
-from fastmeta.training.config import TrainConfig
+from fastmeta.training.device import environment
 from fastmeta.training.finetune import finetune, steps_of
 from fastmeta.training.health import told_worse
 from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
-from fastmeta.training.pilot import noise_of
 from fastmeta.training.prepare import Prepared
 from fastmeta.training.readings import Readings, read
 from fastmeta.training.rundir import checkpoint
@@ -42,8 +39,8 @@ from fastmeta.training.rundir.files import (
 from fastmeta.training.rundir.label_files import write_labels
 from fastmeta.training.rundir.layout import (
     CONFIG,
-    FINETUNED,
     METRICS,
+    SEARCHING,
     STATE,
     SUMMARY,
     check_free,
@@ -51,43 +48,28 @@ from fastmeta.training.rundir.layout import (
     result_files,
     resume_command,
 )
-from fastmeta.training.rundir.load import BESIDE, Run, load_run
+from fastmeta.training.rundir.load import Run, load_run
+from fastmeta.training.rundir.model_files import write_models
 from fastmeta.training.rundir.restore import (
     CHANGED_FILE,
     check_metrics,
     check_results,
     check_same_config,
     check_state,
+    elsewhere,
     lasting,
     reading_state,
+    toml_of,
 )
 from fastmeta.training.rundir.summary import failed_summary, stage_summary, summary_of
-from fastmeta.training.signals import Stop
+from fastmeta.training.search import Search
+from fastmeta.training.search import in_words as search_in_words
+from fastmeta.training.signals import Interrupted, Stop
 from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
+from fastmeta.training.stage_names import is_trial
 
 #: draws a finished run's figures from its directory, its summary and the train samples, where they are in memory
 Draw = Callable[[Path, Mapping[str, Any], Any], Any]
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run: the first one at a step boundary, after its state was saved; a second one at once."""
-
-    def __init__(self, path: Path, signum: int, where: str, config: TrainConfig) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
-        self.path, self.signum = path, signum
-        self.way = resume_command(path, config)  #: what to type to go on
-
-
-@contextmanager
-def _writing(path: Path, config: TrainConfig) -> Iterator[None]:
-    """A full disk ends the run at `path` in one line; what was saved before stays, and so does --resume."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write {error.filename or path}: {error.strerror}; mend that and go on with: "
-            f"{resume_command(path, config)}"
-        ) from error
 
 
 @dataclass
@@ -100,6 +82,7 @@ class Session:
     stage: Stage | None = None
     finetuned: nn.Module | None = None  # copy of the model of `stage`, which is done
     readings: Readings | None = None  # of the labels of `stage`, which is done
+    searched: dict[str, Any] | None = None  # what a search has found, once it has
     done: dict[str, dict[str, Any]] = field(default_factory=dict)  # summaries of finished stages
     labels: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)  # seals of the files of the method's own stage, once done
@@ -117,11 +100,10 @@ class Session:
         `made` are the folders that were made for it; one of the user's stays.
         """
         check_free(self.path)  # again, now that nobody else can write there
-        config = replace(self.prepared.config, out=None)
         try:
             self.stage = self.prepared.stage(self.prepared.stages[0])
             # first, because it says that nothing but a start lies here
-            write_part(self.path / CONFIG, config.to_toml().encode())
+            write_part(self.path / CONFIG, toml_of(self.prepared.recorded))
             empty(self.path / METRICS)
             self._save()
             # last, because its presence says that there is a run to go on with
@@ -139,7 +121,13 @@ class Session:
         tensors, values = checkpoint.load(self._checkpoint)
         check_state(self._checkpoint, values)
         values["config"].get("data", {}).setdefault("split_seed", values["config"].get("seed"))  # of an older run
-        check_same_config(self.path, values["config"], lasting(self.prepared.config), CHANGED_FILE)
+        asked, self.searched = self.prepared.recorded, values.get("searched")
+        if self.prepared.search is not None:
+            with reading_state(self._checkpoint):
+                self.prepared.search.load(values.get("trials", {}), self.prepared.data.canary_size)
+                if self.searched is not None:
+                    self.prepared.choose(self.searched["chosen"])
+        check_same_config(self.path, values["config"], lasting(self.prepared.recorded), CHANGED_FILE)
         if values["fingerprint"] != self.prepared.fingerprint:
             raise InputError(
                 f"the data are not those that {self.path} began with (other images, labels or order); "
@@ -155,13 +143,8 @@ class Session:
                     "the same torch.manual_seed"
                 )
             self._warn(f"{said}; the run's own go on")
-        here = self._environment()
-        for key, word in (("threads", "CPU threads"), ("device", "device"), ("torch", "torch")):
-            if values["environment"][key] != here[key]:
-                self._warn(
-                    f"resumed with {word} {here[key]}, begun with {values['environment'][key]}: "
-                    "the results will not be bitwise those of an unbroken run"
-                )
+        for text in elsewhere(values["environment"], environment(self.prepared.device)):
+            self._warn(text)
         self.done, self.labels, self.files = values["done"], values["labels"], values["files"]
         if values["canaries"] is not None:
             with reading_state(self._checkpoint):
@@ -176,6 +159,8 @@ class Session:
                 self.stage.load(tensors, values["stage"])
         with self._writing():  # lines written after the checkpoint belong to steps that will be taken again
             os.truncate(self.path / METRICS, self.metrics_bytes)
+            if asked.labels.searches and self.searched is not None:  # stopped before the next line was
+                write_atomically(self.path / CONFIG, toml_of(self.prepared.config))
         self.saved = self._position()
 
     def _finished_files(self) -> tuple[str, ...]:
@@ -189,13 +174,16 @@ class Session:
     def _checkpoint(self) -> Path:
         return self.path / STATE
 
-    def _writing(self) -> AbstractContextManager[None]:
-        return _writing(self.path, self.prepared.config)
-
-    def _environment(self) -> dict[str, Any]:
-        device = self.prepared.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk ends the run in one line; what was saved before stays, and so does --resume."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {error.filename or self.path}: {error.strerror}; mend that and go on with: "
+                f"{resume_command(self.path, self.prepared.config)}"
+            ) from error
 
     def _save(self) -> None:
         stage = self.stage
@@ -205,10 +193,10 @@ class Session:
             places = ", ".join(stage.parts.unsaved[:3])
             self._warn(f"{stage.name}: a resumed run will not be bitwise: forward moves what cannot be saved: {places}")
         values = {
-            "config": lasting(self.prepared.config),
+            "config": lasting(self.prepared.recorded),
             "fingerprint": self.prepared.fingerprint,
             "initial": self.prepared.initial_digest,
-            "environment": self._environment(),
+            "environment": environment(self.prepared.device),
             "done": self.done,
             "labels": self.labels,
             "canaries": None if self.prepared.canaries is None else self.prepared.canaries.state(),
@@ -218,6 +206,10 @@ class Session:
             "metrics_digest": self.metrics_digest.hexdigest(),
             "stage": of_stage,
         }
+        if self.searched is not None:
+            values["searched"] = self.searched
+        elif self.prepared.search is not None:
+            values["trials"] = self.prepared.search.results
         checkpoint.save(self._checkpoint, tensors, values)
         self.saved_at, self.saved = time.monotonic(), self._position()
 
@@ -232,11 +224,13 @@ class Session:
         self.listener.begin(self.path, config, prepared.splits, str(prepared.device))
         for note in prepared.notes:
             self._warn(note)
-        if (text := prepared.about_canaries) is not None:
+        for text in prepared.about:
             self.listener.note(text)
         for name in prepared.stages:
             if name in self.done:
                 continue
+            if name == config.method and prepared.search is not None:
+                self._choose(prepared.search)
             if self.stage is None or self.stage.name != name:
                 self.stage = prepared.stage(name)
             try:
@@ -248,10 +242,13 @@ class Session:
                         raise
                     # what it is compared with is worth having without it
                     self.done[name] = failed_summary(self.stage, str(error))
-                    self._warn(f"{error}; this baseline has no figures, the run goes on")
+                    kind = "trial has failed" if is_trial(name) else "baseline has no figures"
+                    self._warn(f"{error}; this {kind}, the run goes on")
                 with self._writing():
                     if name == PILOT:
-                        self._draw_canaries(self.stage)
+                        prepared.draw_canaries(self.stage)
+                    elif is_trial(name):
+                        self._keep_trial(self.stage)
                     elif name == config.method:
                         self._keep_main(self.stage)
                     self.stage = self.finetuned = self.readings = None
@@ -275,7 +272,7 @@ class Session:
                 self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
             while stage.method.warnings:
-                self._warn(f"{stage.name}: {stage.method.warnings.pop(0)}")
+                self._warn_of(stage, stage.method.warnings.pop(0))
             if stage.step % CHECK_EVERY == 0:
                 stage.check()
             self.listener.step(stage)
@@ -285,7 +282,7 @@ class Session:
                 record |= {"seconds": stage.seconds}
                 self._write_line(record)
                 for text in warnings:
-                    self._warn(f"{stage.name}: {text}")
+                    self._warn_of(stage, text)
                 self.listener.epoch(stage, record)
                 due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
                 if due and stage.sound():  # what has begun to diverge must not replace the last good state
@@ -340,29 +337,31 @@ class Session:
             self.warnings.append(text)
             self.listener.warning(text)
 
+    def _warn_of(self, stage: Stage, text: str) -> None:
+        if not is_trial(stage.name):  # whose labels may do what they like
+            self._warn(f"{stage.name}: {text}")
+
     # -- results ------------------------------------------------------------------------------------------
 
-    def _draw_canaries(self, pilot: Stage) -> None:
-        """Wrong labels for some of them, from the noise that the pilot has found."""
-        splits = self.prepared.splits
-        assert splits.canaries is not None
-        try:
-            transition, shares = noise_of(pilot)
-        except FloatingPointError as error:
-            raise TrainingError(f"{pilot.name}: {error}: training has diverged; lower optim.lr") from error
-        self.prepared.canaries = Canaries.drawn(splits.canaries.y, transition, shares, self.prepared.config.seed)
+    def _keep_trial(self, stage: Stage) -> None:
+        search = self.prepared.search
+        assert search is not None
+        search.keep(stage, self.done[stage.name]["failed"])
+        self.listener.note(search.told(stage))
+
+    def _choose(self, search: Search) -> None:
+        """Behind the last trial: the run is made with what its canaries choose."""
+        assert self.prepared.canaries is not None
+        self.searched = search.choose(self.prepared.canaries)
+        self.listener.note(search_in_words(self.searched))
+        self.prepared.choose(self.searched["chosen"])
+        with self._writing():
+            write_atomically(self.path / SEARCHING, toml_of(search.asked))
+            self._save()  # before config.toml: a run that is stopped here writes it when it goes on
+            write_atomically(self.path / CONFIG, toml_of(self.prepared.config))
 
     def _keep_main(self, stage: Stage) -> None:
-        values: dict[str, Any] = {"model": self.prepared.config.model, "step": stage.step}
-        # what only the forward keeps is beside the state_dict, where training has moved it: see module_state
-        module = stage.result.state(constants=False)
-        values["beside"] = module.values
-        tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
-        write_atomically(self.path / "model.safetensors", checkpoint.pack(tensors, values))
-        if self.finetuned is not None:  # evaluation mode moves nothing but parameters
-            moved = self.finetuned.state_dict()
-            tensors |= {k: moved[k] for k in module.state}
-            write_atomically(self.path / FINETUNED, checkpoint.pack(tensors, values))
+        write_models(self.path, stage, self.finetuned)
         assert self.readings is not None
         self.labels = write_labels(self.path, stage, self.prepared.splits, self.readings)
         fate = self.labels["canaries"]
@@ -390,11 +389,12 @@ class Session:
             self.done[config.method],
             self.labels,
             {name: self.done[name] for name in config.baseline_names()},
+            searched=self.searched,
             warnings=self.warnings,
             fastmeta=__version__,
             precision=config.precision,
             compile=config.compile,
             approx=config.approx,
             files=self.files,
-            **self._environment(),
+            **environment(self.prepared.device),
         )

@@ -28,7 +28,10 @@ OPTIONS_OF = {
     ),
     "epoch": ("target_prob", "steps", "clean_lr", "eta", "warmup_epochs"),
     "posterior": ("steps", "clean_lr", "clean_batch", "warmup_epochs", "every", "mix", "trust", "margin"),
+    "none": ("target_prob", "parametrisation", "warmup_epochs"),
 }
+#: labels.label_lr of a run that tries how labels should move
+SEARCH: Literal["search"] = "search"
 MOST_THREADS = 1024
 MOST_PIXELS = 4096
 
@@ -85,18 +88,23 @@ class OptimConfig:
 class LabelConfig:
     """How labels start and move."""
 
-    update: Literal["exact", "epoch", "posterior"] | None = None
+    update: Literal["exact", "epoch", "posterior", "none"] | None = None
     """exact: in each step, by the meta-gradient of that step; epoch: at the end of each epoch, by how a few steps
     on clean samples move the logits, between plain steps; posterior: every few epochs, estimated anew from
-    predictions of copies that a few clean steps have moved, and from how given labels err. By default posterior for
-    instance labels, and exact for others, on the digits, and where an option of exact steps is given."""
+    predictions of copies that a few clean steps have moved, and from how given labels err; none: labels stay as they
+    start. By default posterior for instance labels, and exact for others, on the digits, and where an option of exact
+    steps is given."""
     target_prob: float | None = None
-    """Updates exact and epoch: probability of the given class at the start."""
+    """Updates exact, epoch and none: probability of the given class at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
-    label_lr: float | None = None
+    label_lr: float | Literal["search"] | None = None
     """Update exact: learning rate of the labels, constant; by default none, and labels.label_step says how far they
-    move."""
+    move. search, with update epoch too: short trials say how far labels should move and how they should start, or that
+    they should stay, and canaries choose."""
+    search_budget: float | None = None
+    """With labels.label_lr=search: what all trials may cost together, in runs as this one is without a search; by
+    default 4."""
     label_step: float | None = None
     """Update exact: how far a visit moves a label at the highest learning rate, root mean square: logits of an instance
     label, by default 0.3; of a class label, how far a whole epoch does, by default 0.02."""
@@ -155,9 +163,12 @@ class LabelConfig:
         if self.canaries not in ("auto", "off") and not re.fullmatch("[1-9][0-9]{0,8}", self.canaries):
             raise InputError(f"labels.canaries must be auto, off or a number from 1 on, got {shown(self.canaries)}")
         within("labels.target_prob", self.target_prob, 0, 1)
-        positive("labels.label_lr", self.label_lr)
+        positive("labels.label_lr", self.rate)
+        if self.searches:
+            self._check_search()
         positive("labels.label_step", self.label_step)
-        if self.label_lr is not None and self.label_step is not None:
+        positive("labels.search_budget", self.search_budget)
+        if self.label_lr is not None and self.label_lr != SEARCH and self.label_step is not None:
             raise InputError(
                 f"labels.label_lr={self.label_lr:g} is the rate itself, and labels.label_step={self.label_step:g} how "
                 "far it moves a label; leave one out"
@@ -187,6 +198,33 @@ class LabelConfig:
                 raise InputError(
                     f"labels.lookahead must be sgd, optimizer or a learning rate above 0, got {shown(self.lookahead)}"
                 )
+
+    def _check_search(self) -> None:
+        """InputError for what does not go with a search."""
+        for name in ("label_step", "eta"):
+            if (value := getattr(self, name)) is not None:
+                raise InputError(
+                    f"labels.label_lr=search tries how far labels move, and labels.{name}={value:g} says it; leave one "
+                    "out"
+                )
+        if self.update in ("posterior", "none"):
+            what = "estimates labels anew" if self.update == "posterior" else "holds labels as they start"
+            raise InputError(
+                "labels.label_lr=search tries how far labels move from where they start, and "
+                f"labels.update={self.update} {what}; leave it out, or take labels.update=exact or epoch"
+            )
+        if self.canaries == "off":
+            raise InputError("labels.label_lr=search is judged by canaries, and labels.canaries is off; leave that out")
+
+    @property
+    def searches(self) -> bool:
+        """Whether trials say how labels move."""
+        return self.label_lr == SEARCH
+
+    @property
+    def rate(self) -> float | None:
+        """`label_lr` where it is a number."""
+        return self.label_lr if isinstance(self.label_lr, float) else None
 
     @property
     def needs_rate(self) -> bool:

@@ -6,10 +6,23 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from fastmeta.training.config import TrainConfig
+from fastmeta.training.rundir.layout import resume_command
 
 #: Ctrl-C, the wish of a scheduler, and a terminal that went away (where the system has such)
 SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run: the first one at a step boundary, after its state was saved; a second one at once."""
+
+    def __init__(self, path: Path, signum: int, where: str, config: TrainConfig) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where} in {path}")
+        self.path, self.signum = path, signum
+        self.way = resume_command(path, config)  #: what to type to go on
 
 
 class Stop:

@@ -19,7 +19,7 @@ from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
 from fastmeta.training.best import Best
 from fastmeta.training.canaries import Canaries
-from fastmeta.training.config import TrainConfig
+from fastmeta.training.config import BASELINES, TrainConfig
 from fastmeta.training.context import StageContext
 from fastmeta.training.device import placed
 from fastmeta.training.encoding import Decoder, Encoder
@@ -54,11 +54,11 @@ class Stage:
     """Method and position of one stage.
 
     Args:
-        name: the config's method, or noisy, union, clean: fixed labels on these rows.
+        name: the config's method, or a trial of it; or noisy, union, clean: fixed labels on these rows.
         config: resolved.
         data: on the device to train on.
         build: makes a freshly initialised network by its name, this stage's own.
-        canaries: of the method's own stage, where there are any.
+        canaries: of the method's own stage and of trials, where there are any.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class Stage:
         self._following = True
 
     def _method(self) -> Method:
-        if self.name != self.config.method:
+        if self.name in (PILOT, *BASELINES):
             return METHODS["onehot"]()
         try:
             return self.config.method_class()(self.config.options)
         except InputError:
             raise
         except Exception as error:  # of a class of the user's
-            raise InputError(f"method {self.name} cannot be made: {reason(error)}") from error
+            raise InputError(f"method {self.config.method} cannot be made: {reason(error)}") from error
 
     def _setup(self) -> None:
         """The method's models and optimizers, and what of them is saved; InputError for a method that cannot begin."""
@@ -151,9 +151,9 @@ class Stage:
         except (InputError, OutOfMemory):
             raise
         except Exception as error:
-            if self.name in METHODS or self.name != self.config.method:
+            if self.config.method in METHODS or self.name in (PILOT, *BASELINES):
                 raise
-            raise InputError(f"method {self.name} fails in its setup: {reason(error)}") from error
+            raise InputError(f"method {self.config.method} fails in its setup: {reason(error)}") from error
         if not isinstance(self.model, nn.Module):
             raise InputError(f"method {self.name}: predictor() must return a torch.nn.Module, got {shown(self.model)}")
         if self.method.learns_labels and not isinstance(self.method.labels, nn.Module):
@@ -293,7 +293,7 @@ class Stage:
             record["method_figures"] = own
         warnings, self.method.warnings[:] = list(self.method.warnings), []
         warnings += not_finite(record)
-        moving = self.config.labels.update != "posterior" and not self.config.labels.reset
+        moving = self.config.labels.update in ("exact", "epoch") and not self.config.labels.reset
         if isinstance(self.method.labels, Labels) and moving:
             warnings += self.health.look(
                 self.method.labels,

@@ -16,13 +16,13 @@ from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.prepare import Data, prepare
 from fastmeta.training.process import whole_process
-from fastmeta.training.run import Draw, Interrupted, Session
+from fastmeta.training.run import Draw, Session
 from fastmeta.training.rundir.files import user_path
-from fastmeta.training.rundir.layout import CONFIG, SUMMARY, begun_directory, make_directory
+from fastmeta.training.rundir.layout import CONFIG, SEARCHING, SUMMARY, begun_directory, make_directory
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.lock import only_process
 from fastmeta.training.rundir.restore import OTHER_CONFIG, check_same_config, check_same_kind, lasting
-from fastmeta.training.signals import stop_signals
+from fastmeta.training.signals import Interrupted, stop_signals
 
 
 def train(
@@ -92,8 +92,9 @@ def train(
             check_same_kind(begun, config, model, data)
         prepared = prepare(config, model=model, data=data)
         if begun is not None and auto_resume:
-            own = _read(begun)
-            check_same_config(begun, lasting(own), lasting(prepared.config), OTHER_CONFIG)
+            chosen = prepared.search is not None and os.path.isfile(begun / SEARCHING)
+            own = _read(begun, SEARCHING if chosen else CONFIG)
+            check_same_config(begun, lasting(own), lasting(prepared.recorded), OTHER_CONFIG)
             if os.path.isfile(begun / SUMMARY):
                 run = load_run(begun, model=copy_of(prepared.initial).cpu(), force=prepared.config.force)
                 listener.note(f"{begun} is finished already")
@@ -115,9 +116,9 @@ def train(
                 raise Interrupted(path, signal.SIGINT, where, prepared.config) from None
 
 
-def _read(begun: Path) -> TrainConfig:
+def _read(begun: Path, file: Path = CONFIG) -> TrainConfig:
     """The config of a run. Before splits had a seed of their own, they went by the run's."""
-    config = TrainConfig.read(begun / CONFIG)
+    config = TrainConfig.read(begun / file)
     if config.data.split_seed is not None:
         return config
     return replace(config, data=replace(config.data, split_seed=config.seed))

@@ -41,8 +41,10 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return value
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        (member,) = (m for m in get_args(hint) if m is not type(None))
-        return None if value is None else _typed(member, value, name)
+        members = [m for m in get_args(hint) if m is not type(None)]
+        if value is None or len(members) == 1:
+            return None if value is None else _typed(members[0], value, name)
+        return _number_or_word(members, value, name)
     if origin is tuple:
         return tuple(_typed(get_args(hint)[0], v, name) for v in _row(value, name))
     typed: Any
@@ -63,6 +65,16 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if typed is None:
         raise InputError(f"{name} must be {_WORDS.get(hint, f'of type {hint.__name__}')}, got {shown(value)}")
     return typed
+
+
+def _number_or_word(members: list[Any], value: Any, name: str) -> Any:
+    """Of ``float | Literal["a word"]``."""
+    kind, words = members[0], get_args(members[1])
+    if isinstance(value, str) and value in words:
+        return words[words.index(value)]
+    if isinstance(value, str):
+        raise InputError(f"{name} must be {_WORDS[kind]} or {' or '.join(words)}, got {shown(value)}")
+    return _typed(kind, value, name)
 
 
 def _row(value: Any, name: str) -> list[Any]:

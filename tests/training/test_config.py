@@ -8,7 +8,7 @@ import time
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_wrong_values_are_named(values, message):
         (lambda: TrainConfig(dataset=None), "dataset must be a text in quotes, got None"),
         (lambda: TrainConfig(optim={"lr": 1.0}), "optim must be of type OptimConfig, got {'lr': 1.0}"),
         (lambda: OptimConfig(milestones=0.5), "optim.milestones must be a list, got 0.5"),
-        (lambda: LabelConfig(label_lr="high"), "labels.label_lr must be a number, got 'high'"),
+        (lambda: LabelConfig(label_lr="high"), "labels.label_lr must be a number or search, got 'high'"),
         (lambda: DataConfig(augment="mixup"), "data.augment must be one of none, crop, crop_flip, got 'mixup'"),
     ],
 )
@@ -211,7 +211,8 @@ FIELDS = [
 
 
 def of_type(kind):
-    return [(part, field.name) for part, field, hint in FIELDS if hint in (kind, kind | None)]
+    optional = {kind, type(None)}
+    return [(part, field.name) for part, field, hint in FIELDS if hint == kind or optional <= {*get_args(hint)}]
 
 
 @pytest.mark.parametrize(("part", "name"), of_type(int), ids=lambda x: getattr(x, "__name__", x))

@@ -11,7 +11,7 @@ from fastmeta.training.rundir.files import (
 )
 from fastmeta.training.rundir.handed_out import RunLabels, run_labels
 from fastmeta.training.rundir.label_files import npz_bytes
-from fastmeta.training.rundir.layout import CONFIG, SUMMARY, command
+from fastmeta.training.rundir.layout import CONFIG, SEARCHING, SUMMARY, command
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.lock import only_process
 from fastmeta.training.rundir.restore import check_same_config, lasting
@@ -19,6 +19,7 @@ from fastmeta.training.rundir.summary import read_summary
 
 __all__ = [
     "CONFIG",
+    "SEARCHING",
     "SUMMARY",
     "Run",
     "RunLabels",

@@ -1,6 +1,7 @@
 """Where a run is and what stands there: a free place is found and made, a cut-off start is told from a run.
 
 config.toml          resolved; `fastmeta train --config` runs it again
+searching.toml       of a run that has searched: the config that does so again; config.toml is what it has chosen
 metrics.jsonl        a line per epoch and stage; epoch 0 is the start
 summary.json         figures of the whole run and its warnings, see :func:`summary_of`; only a finished run has it
 labels.npz           per training row: index (row in the data set), given, learned, probability (of the learned
@@ -30,6 +31,7 @@ from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
 
 CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
+SEARCHING = Path("searching.toml")
 FINETUNED = "model-finetuned.safetensors"
 STATE = Path("checkpoint", "state.safetensors")
 

@@ -15,9 +15,9 @@ from torch import nn
 from fastmeta.data import InputError
 from fastmeta.training.config import CUSTOM, TrainConfig
 from fastmeta.training.rundir.files import digest_of, is_sealed, new_digest, parse_json, part_of, read
-from fastmeta.training.rundir.layout import STATE, SUMMARY, result_files
+from fastmeta.training.rundir.layout import SEARCHING, STATE, SUMMARY, result_files
 from fastmeta.training.rundir.schema import anything, each, maybe, record, table, text, whole
-from fastmeta.training.rundir.summary import LABELS_FORM, SEAL_FORM, STAGE_FORM
+from fastmeta.training.rundir.summary import LABELS_FORM, SEAL_FORM, SEARCH_FORM, STAGE_FORM, TRIAL_FORM
 
 if TYPE_CHECKING:
     from fastmeta.training.prepare import Data
@@ -59,6 +59,11 @@ def check_same_config(
             raise InputError(message.format(path=path, key=prefix + key, begun=before, now=after))
 
 
+def toml_of(config: TrainConfig) -> bytes:
+    """config.toml, which does not name its folder."""
+    return replace(config, out=None).to_toml().encode()
+
+
 def lasting(config: TrainConfig) -> dict[str, Any]:
     """What a resumed run must not change.
 
@@ -83,7 +88,8 @@ _STATE_FORM = record(
         "metrics_digest": text,
         "files": table(SEAL_FORM),
         "stage": maybe(record({"name": text})),
-    }
+    },
+    {"trials": table(TRIAL_FORM), "searched": SEARCH_FORM},
 )
 
 
@@ -105,6 +111,16 @@ def reading_state(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path} is no checkpoint of this run ({reason[0]}); begin the run anew") from error
+
+
+def elsewhere(begun: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of a run that goes on in another environment."""
+    for key, word in (("threads", "CPU threads"), ("device", "device"), ("torch", "torch")):
+        if begun[key] != here[key]:
+            yield (
+                f"resumed with {word} {here[key]}, begun with {begun[key]}: "
+                "the results will not be bitwise those of an unbroken run"
+            )
 
 
 def check_metrics(path: Path, size: int, digest: str) -> Any:
@@ -145,7 +161,7 @@ def check_results(path: Path, finished: Mapping[str, Any]) -> None:
             raise InputError(f"{path / name} is gone, which the run had written; {_WAY}")
         if not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; {_WAY}")
-    to_come: tuple[str | Path, ...] = (*result_files(True, True), SUMMARY, STATE)
+    to_come: tuple[str | Path, ...] = (*result_files(True, True), SUMMARY, SEARCHING, STATE)
     for written in to_come:
         for file in (path / written, part_of(path / written)):
             if _is_folder(file):

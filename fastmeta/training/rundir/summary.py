@@ -59,6 +59,7 @@ def summary_of(
     main: Mapping[str, Any],
     labels: Mapping[str, Any],
     baselines: Mapping[str, Any],
+    searched: Mapping[str, Any] | None = None,
     **environment: Any,
 ) -> dict[str, Any]:
     """summary.json. Accuracies and rates lie in [0, 1]; what nobody can know is null.
@@ -82,6 +83,10 @@ def summary_of(
                                     product, by: canaries, asked or default, network: finetuned or model; of each of the
                                     readings its figures, right_by_canaries, put_right and spoiled by the canaries that
                                     report, right_by_choosing and chance by the others, see `Canaries.choose`
+    search                          of a run that has searched: budget and cost of all trials, in runs; epochs of a
+                                    trial; candidates: name of the trial ("none" needs none), settings, cost, failed
+                                    (why, or null), right_by_choosing and chance by the canaries that choose, and
+                                    against, the best one before, which they compare with; chosen: a name
     labels_withheld                 whether labels are handed out as given, because canaries say that they are worse
     input_shape                     of one sample as the network takes it; null where that is no tensor
     noise_rate                      share of wrong given labels
@@ -90,7 +95,7 @@ def summary_of(
     seconds                         training and evaluation of the method's own stage
     failed                          null; in a baseline that diverged why, and its figures are null
     baselines.NAME.*                the stage figures of noisy, union and clean
-    label_update                    exact, epoch or posterior: how learned labels move; null where none are learned
+    label_update                    exact, epoch, posterior or none: how learned labels move; null of fixed labels
     label_lr, label_step            of exact steps: the rate of labels, or how far a visit moves them; null without
     lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
@@ -120,7 +125,7 @@ def summary_of(
         "optimizer": config.optim.name,
         "lookahead": config.labels.lookahead if method.uses_meta_batch else None,
         "label_update": config.labels.update if method.learns_labels else None,
-        "label_lr": config.labels.label_lr,
+        "label_lr": config.labels.rate,
         "label_step": config.labels.label_step,
         "train_size": len(splits.train),
         "meta_size": len(splits.meta),
@@ -133,6 +138,7 @@ def summary_of(
         **main,
         **labels,
         "baselines": dict(baselines),
+        **({} if searched is None else {"search": dict(searched)}),
         **environment,
     }
     return summary | {"digest": summary_digest(json.loads(to_json(summary)))}
@@ -219,6 +225,43 @@ _OF_LABELS = {
     ),
     "labels_withheld": truth,
 }
+_SETTINGS = record({}, dict.fromkeys(("label_lr", "label_step", "eta", "steps", "target_prob"), number(0)))
+#: of a trial in a checkpoint, and of what a search has found
+TRIAL_FORM = record(
+    {"settings": _SETTINGS, "learned": maybe(each(whole())), "failed": maybe(text), "seconds": number(0)}
+)
+_SEARCH = record(
+    {
+        "budget": number(0),
+        "cost": number(0),
+        "epochs": whole(1),
+        "seconds": number(0),
+        "chosen": text,
+        "candidates": each(
+            record(
+                {
+                    "name": text,
+                    "settings": _SETTINGS,
+                    "cost": number(0),
+                    "failed": maybe(text),
+                    "against": maybe(text),
+                    "right_by_choosing": _RATE,
+                    "chance": _RATE,
+                }
+            )
+        ),
+    }
+)
+
+
+def SEARCH_FORM(value: Any, name: str) -> None:
+    _SEARCH(value, name)
+    right = {row["name"]: row["right_by_choosing"] for row in value["candidates"]}
+    for candidate in ("none", value["chosen"]):
+        if right.get(candidate) is None:
+            raise ValueError(f"{name}.candidates says nothing of {candidate}")
+
+
 SEAL_FORM = record({"bytes": whole(), "digest": text})
 #: of a stage, of the labels and of the whole, as :func:`stage_summary`, :func:`write_labels`, :func:`summary_of` give
 STAGE_FORM, LABELS_FORM = record(_STAGE, _BESIDE), record(_LABELS, _OF_LABELS)
@@ -259,6 +302,7 @@ SUMMARY_FORM = record(
         "overlap": maybe(whole()),
         "label_step": maybe(number(0)),
         "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
+        "search": SEARCH_FORM,
         "digest": anything,
     },
 )
@@ -285,7 +329,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def summary_digest(summary: Mapping[str, Any]) -> str:
     def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: timeless(v) if k == "finetuned" else v for k, v in values.items() if k != "seconds"}
+        return {k: timeless(v) if k in ("finetuned", "search") else v for k, v in values.items() if k != "seconds"}
 
     baselines = {name: timeless(stage) for name, stage in summary["baselines"].items()}
     content = {k: v for k, v in timeless(summary).items() if k != "digest"} | {"baselines": baselines}
