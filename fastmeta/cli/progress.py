@@ -128,22 +128,26 @@ class ConsoleListener(Listener):
         meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
         share = plain_share(meta_steps, config.approx)
         warm = config.labels.plain_epochs * stage.steps_per_epoch
+        per_move = 0.0 if exact else steps_per_move(stage.config, stage.data)
 
-        def effort(first: int, last: int) -> float:
-            """Of these steps, in those that the run is made for: it may begin with plain ones."""
-            return last - first - (1 - share) * (min(last, warm) - min(first, warm))
+        def effort(first: int, last: int, moved: int) -> float:
+            """Of these steps, in those that the run is made for: it may begin with plain ones.
+
+            With the moves of labels behind steps `first` to `moved`.
+            """
+            steps = last - first - (1 - share) * (min(last, warm) - min(first, warm))
+            return steps + (moves(stage, first, moved) * per_move if per_move else 0.0)
 
         began, since = self._first
         if stage.step - began >= 2 and now - since >= SOON:
-            pace = (now - since) / effort(began, stage.step)
+            pace = (now - since) / effort(began, stage.step, stage.step - 1)
         elif now - self._began >= LATE:
-            pace = (now - self._began) / effort(began - 1, stage.step)
+            pace = (now - self._began) / effort(began - 1, stage.step, stage.step - 1)
         else:
             return
         self._config = None
         plain = pace * share
-        whole = stage.total if exact else stage.total + moves(stage) * steps_per_move(stage.config, stage.data)
-        rest = effort(stage.step, stage.total) / stage.total * whole * pace
+        rest = effort(stage.step, stage.total, stage.total) * pace
         finetuning = finetune_steps(stage) * plain if config.finetune_steps else 0.0
         rest += finetuning + reading_steps(stage) * plain
         baselines = 0.0

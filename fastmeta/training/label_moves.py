@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
 
 
-def moves(stage: Stage) -> int:
-    """How often labels move at the end of an epoch, in the whole run."""
-    return moves_of(stage.config) if stage.name == stage.config.method else 0
+def moves(stage: Stage, first: int = 0, last: int | None = None) -> int:
+    """How often labels move at the end of an epoch, behind steps `first` to `last` and by default in the whole run."""
+    if stage.name != stage.config.method:
+        return 0
+    last = stage.total if last is None else last
+    ends = (min(epoch * stage.steps_per_epoch, stage.total) for epoch in _epochs_of_moves(stage.config))
+    return sum(first <= end <= last for end in ends)
 
 
 def moves_of(config: TrainConfig) -> int:
-    """The same of the method's own stage of a resolved config."""
+    """The same, in the whole run, of the method's own stage of a resolved config."""
+    return len(_epochs_of_moves(config))
+
+
+def _epochs_of_moves(config: TrainConfig) -> list[int]:
     labels, epochs = config.labels, config.epochs or 0
     if labels.update not in ("epoch", "posterior"):
-        return 0
-    return sum(labels.moves_after(epoch, epochs) for epoch in range(1, epochs + 1))
+        return []
+    return [epoch for epoch in range(1, epochs + 1) if labels.moves_after(epoch, epochs)]
 
 
 def steps_per_move(config: TrainConfig, data: Pool) -> float:

@@ -164,5 +164,14 @@ def test_fixed_labels_have_no_meta_step_to_approximate(clock):
     assert "in about 8 h 19 min" in text  # 598 steps, and 600 of the baseline, as long
 
 
+def test_moves_of_labels_between_the_first_steps_are_not_counted_again(clock, monkeypatch):
+    """An epoch of one step and a move that costs nine: each tenth second is a step and a move."""
+    monkeypatch.setattr(progress, "steps_per_move", lambda config, data: 9.0)
+    labels = LabelConfig(update="posterior", warmup_epochs=1, every=1)
+    text = told(clock, 10.0, total=10, steps=5, labels=labels, epochs=10, baselines="none")
+    # two in 20 s, and seven left with eight moves, the last of which is behind the last step
+    assert re.search(r"expected end: .*, in about 1 min 19 s\n", text)
+
+
 def test_a_short_run_says_nothing(clock):
     assert "expected" not in told(clock, 0.3, total=60)
