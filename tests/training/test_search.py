@@ -213,6 +213,36 @@ def test_the_run_is_made_with_the_winner_and_is_the_same_without_a_search(unbrok
     assert again.summary["canaries"] == unbroken.summary["canaries"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"update": "epoch", "epochs": 15, "budget": 1.0},
+        {"epochs": 6, "budget": 0.7, "labels": {"warmup_epochs": 3}},
+        {"method": "class_labels", "budget": 1.0},
+        {"labels": {"parametrisation": "simplex"}, "budget": 1.0},
+        {"epochs": None, "max_steps": 45, "budget": 1.0},
+    ],
+    ids=str,
+)
+def test_other_updates_behind_a_pilot_are_the_same_without_a_search(changes, stays, tmp_path, monkeypatch):
+    """Whatever is chosen: the first candidate, or the last one."""
+
+    def choose(self, learned, among=None):
+        names = list(learned)
+        return names[0 if stays else -1], {name: {"right_by_choosing": 0.5, "chance": 1.0} for name in names}
+
+    monkeypatch.setattr(Canaries, "choose", choose)
+    data = many_clean(rate=0.4)
+    run = train(config(tmp_path / "run", **changes), data=data, listener=Warnings())
+    assert (run.summary["search"]["chosen"] == "none") == stays
+    again = replace(TrainConfig.read(run.path / "config.toml"), out=str(tmp_path / "again"))
+    again = train(again.trusted(), data=data, listener=Warnings())
+    for name in ("labels.safetensors", "model.safetensors", "config.toml"):
+        assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
+
+
 def test_trials_are_lines_of_the_metrics_and_no_results(unbroken):
     lines = [json.loads(line) for line in (unbroken.path / "metrics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(line["run"] for line in lines))
