@@ -34,6 +34,7 @@ from fastmeta.bench.environment import record
 from fastmeta.comparison import Comparison, Watcher
 from fastmeta.comparison.runs import FILE as COMPARISON
 from fastmeta.methods import METHODS
+from fastmeta.training import Interrupted
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -311,7 +312,10 @@ def main() -> None:
     if not args.table:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")  # the health of labels, which the figures tell
-        run([task for task in TASKS if task.of in args.set], args.seeds, args.only, args.work, again=args.again)
+        try:
+            run([task for task in TASKS if task.of in args.set], args.seeds, args.only, args.work, again=args.again)
+        except Interrupted as stop:
+            raise SystemExit(f"{stop}; the same command goes on") from None
     write(PAGE, page())
 
 
