@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastmeta._text import printable
 from fastmeta.cli.progress import ConsoleListener
 from fastmeta.comparison import Watcher
-from fastmeta.report.result_table import percent
+from fastmeta.report.numbers import percent
 
 if TYPE_CHECKING:
     from fastmeta.comparison.planned_runs import PlannedRun

@@ -143,10 +143,10 @@ def _hint_of(name: str, methods: Sequence[type[Method]]) -> Any:
 def _value(text: str, hint: Any, name: str) -> Any:
     """The text as a value of the type `hint`."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    (kind,) = (m for m in members if m is not types.NoneType)
+    kind = next(m for m in members if m is not types.NoneType)
     if not text:
         raise InputError(f"grid: {name} has an empty value")
-    if get_origin(kind) is Literal and text in get_args(kind):
+    if any(text in get_args(m) for m in members if get_origin(m) is Literal):
         return text
     if text == "auto" and types.NoneType in members:
         return None

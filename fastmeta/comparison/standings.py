@@ -215,7 +215,7 @@ def _facts(
     """What is not a figure of a seed; nulls while no run is done."""
     if not runs:
         names = ("clean_rows", "val_size", "meta_size", "test_size", "train_size", "noise_rate", "epochs", "steps")
-        return dict.fromkeys(names) | {"pretrained": None, "model": None}
+        return dict.fromkeys(names) | {"pretrained": None, "model": None, "trials": 0}
     summaries = [run.summary for run in runs]
     rates = [s["noise_rate"] for s in summaries]
     found = spread(rates)
@@ -227,8 +227,10 @@ def _facts(
         if getattr(setting.config and setting.config.options, "teacher", None) is not None:
             teachers = done.get(setting.teacher, ()) if setting.teacher else ()
             clean = max([clean, *(clean_rows(run.summary) for run in teachers)]) if teachers else None
+    own = baseline is None
     return {
         "clean_rows": clean,
+        "trials": max(len((s.get("search") or {}).get("candidates", ())) for s in summaries) if own else 0,
         "val_size": max(s.get("val_size", 0) for s in summaries),
         "meta_size": meta,
         "test_size": summaries[0]["test_size"],

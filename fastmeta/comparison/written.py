@@ -61,7 +61,8 @@ def _schedule(row: Row) -> str:
 
 
 def _budget(row: Row) -> str:
-    return str(row.setting.tried) + (", chosen" if row.chosen else "")
+    trials = f", {row.facts['trials']} trials in each run" if row.facts["trials"] else ""
+    return str(row.setting.tried) + trials + (", chosen" if row.chosen else "")
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -136,6 +137,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
         found.append("pretrained ?: the network is code, of which nobody here knows what weights it starts from")
     if any(row.clean_data is None and row.seeds for row in rows):
         found.append("clean data ?: it learns from a run outside of this comparison")
+    if any(row.facts["trials"] for row in rows):
+        found.append(
+            "trials in each run: by labels.label_lr=search; canaries choose among them, and their seconds are apart"
+        )
     if any(row.setting.teacher for row in rows):
         found.append("seconds of a row that learns from another's run are without that run's")
     found.append("s: training and evaluation, mean over the seeds; of a fine-tuned row with the training before")
@@ -155,7 +160,7 @@ def as_csv(rows: Sequence[Row], published: Sequence[Published]) -> str:
     head = ["row", "method", "point", "chosen"]
     head += [name + part for name in figures for part in ("", "_sd")]
     head += ["seeds", "failed", "noise_rate", "meta_size", "clean_data_used", "pretrained", "epochs", "steps"]
-    head += ["tuning_budget", "seconds", "source"]
+    head += ["tuning_budget", "trials", "seconds", "source"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, head, restval="", lineterminator="\n")
     writer.writeheader()
@@ -178,6 +183,7 @@ def as_csv(rows: Sequence[Row], published: Sequence[Published]) -> str:
             "epochs": row.facts["epochs"],
             "steps": row.facts["steps"],
             "tuning_budget": row.setting.tried,
+            "trials": row.facts["trials"],
             "seconds": number(row.mean("seconds")),
         }
         for name, figure in figures.items():
@@ -205,7 +211,7 @@ def in_terminal(rows: Sequence[Row], published: Sequence[Published]) -> Group:
         "val-\nselected": _percent("val_selected", "n/a"),
         "clean\nused": _clean,
         "seeds": _seeds,
-        "tuning": lambda row: str(row.setting.tried) + "*" * bool(row.chosen),
+        "tuning": lambda row: str(row.setting.tried) + "+" * bool(row.facts["trials"]) + "*" * bool(row.chosen),
         "s": lambda row: "–" if row.mean("seconds") is None else f"{row.mean('seconds'):.1f}",
     }
     for number, head in enumerate(cells):
@@ -217,4 +223,6 @@ def in_terminal(rows: Sequence[Row], published: Sequence[Published]) -> Group:
             drawn.add_section()
         title = f"{printable(one.row, _NAME)} (published)"
         drawn.add_row(Text(title), _published(one), "", "yes" if one.clean else "0")
-    return Group(drawn, *([Text("*: chosen by validation")] if any(row.chosen for row in rows) else []))
+    notes = [Text("*: chosen by validation")] if any(row.chosen for row in rows) else []
+    notes += [Text("+: each run has searched by itself")] if any(row.facts["trials"] for row in rows) else []
+    return Group(drawn, *notes)

@@ -68,6 +68,8 @@ def test_a_grid_is_for_the_methods_that_have_the_option(recipe):
     assert settings["softened-target_prob=0.3"].config.options.target_prob == 0.3
     assert settings["instance_labels-target_prob=0.6"].config.labels.target_prob == 0.6
     assert settings["focal-gamma=2"].config.options.gamma == 2.0
+    rates = make_plan(recipe, methods=["instance_labels"], grid=["labels.label_lr=search,300,auto"])
+    assert rates.grid["labels.label_lr"] == ("search", 300.0, None)
     both = make_plan(recipe, methods=["instance_labels"], grid={"labels.target_prob": [None, 0.5, 0.6]})
     assert [s.name for s in both.settings] == [
         "plain",
