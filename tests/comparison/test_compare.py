@@ -138,6 +138,14 @@ def test_clean_data_is_counted(found):
         assert row["pretrained"] is False
 
 
+def test_trials_of_a_run_that_searches_by_itself_are_told(found, recipe, undrawn):
+    again = fastmeta.compare(recipe, found, grid=WORDS[1:2], over={"data.val_fraction": 0.2, "finetune_steps": 1})
+    assert table(found)[0]["trials"] == "0"
+    again.done["plain"][0].summary["search"] = {"candidates": [{}, {}, {}]}
+    assert "| 1, 3 trials in each run |" in again.table()
+    assert "canaries choose among them" in again.table()
+
+
 def test_validation_chooses_by_the_mean_behind_the_last_epoch(found):
     rows = [row for row in content(found)["rows"] if row["row"] == "elr"]
     best = max(rows, key=lambda row: row["val_last"]["mean"])
