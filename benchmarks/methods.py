@@ -58,6 +58,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mwnet_sgd": ("mwnet", {"method.normalise": "sum", "method.optimizer": "sgd"}),
     "mwnet_n": ("mwnet", {"method.normalise": "n", "method.optimizer": "adam"}),
     "mwnet_n_sgd": ("mwnet", {"method.normalise": "n", "method.optimizer": "sgd"}),
+    "softened_half": ("softened", HALF_SOFT),
     "instance_labels_exact": ("instance_labels", SOFT),
     "instance_labels_exact_from_0.6": ("instance_labels", HALF_SOFT),
     "class_labels_soft": ("class_labels", SOFT),
@@ -65,6 +66,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TITLES = {
     **BESIDE,
+    "softened_half": "softened (0.6), never moved",
     "mentornet_learned": "`mentornet`, learned curriculum",
     "mwnet_sgd": "`mwnet` by sgd (published)",
     "mwnet_n": "`mwnet`, weights over n (published)",
@@ -93,6 +95,27 @@ class Task:
     def missing(self) -> str:
         return "" if self.noisy_digits else missing(self.name)
 
+    def grid(self, methods: Iterable[str]) -> dict[str, list[Any]]:
+        """Options of `methods` that are tried, the defaults among them."""
+        grid: dict[str, list[Any]] = {}
+        if "mentornet" in methods:
+            grid["method.curriculum"] = ["predefined", "learned"]
+        if self.noisy_digits and "mwnet" in methods:
+            grid |= {"method.normalise": ["sum", "n"], "method.optimizer": ["adam", "sgd"]}
+        if self.starts:  # the softened start has them too
+            grid["labels.target_prob"] = [None, *(start["labels.target_prob"] for start in self.starts)]
+        return grid
+
+    def names(self) -> list[str]:
+        """Its rows."""
+        grid = self.grid(METHODS)
+        tried = [
+            name
+            for name, (_, point) in OPTIONS.items()
+            if all(key in grid and value in grid[key] for key, value in point.items())
+        ]
+        return [name for name in names() if name not in OPTIONS or name in tried]
+
     def compare(self, seed: int, methods: list[str], out: Path) -> Comparison:
         """All images and texts, train, test and clean, are drawn anew for each seed."""
         over: dict[str, Any] = {"seed": seed, "data.split_seed": seed}
@@ -112,14 +135,9 @@ class Task:
         out.parent.mkdir(parents=True, exist_ok=True)
         recipe = out.with_suffix(".toml")
         recipe.write_text(text)
-        grid: dict[str, list[Any]] = {}
-        if "mentornet" in methods:
-            grid["method.curriculum"] = ["predefined", "learned"]
-        if self.noisy_digits and "mwnet" in methods:
-            grid |= {"method.normalise": ["sum", "n"], "method.optimizer": ["adam", "sgd"]}
-        if self.starts and {"instance_labels", "class_labels"} & set(methods):
-            grid["labels.target_prob"] = [None, *(start["labels.target_prob"] for start in self.starts)]
-        return fastmeta.compare(recipe, out, methods=methods, seeds=1, grid=grid, over=over, watcher=Told(), **given)
+        return fastmeta.compare(
+            recipe, out, methods=methods, seeds=1, grid=self.grid(methods), over=over, watcher=Told(), **given
+        )
 
 
 TASKS = (
@@ -211,7 +229,7 @@ def run(tasks: Iterable[Task], seeds: Iterable[int], wanted: list[str], work: Pa
         for seed in seeds:
             there = [r for r in read(task.file)["rows"] if (r["noise"], r["seed"]) == (task.name, seed)]
             done = set() if again else {r["name"] for r in there if "failed" not in r}
-            methods = [name for name in wanted if name not in done]
+            methods = [name for name in wanted if name in task.names() and name not in done]
             if not methods:
                 continue
             out = work / task.name.replace(":", "-") / f"seed{seed}"
@@ -238,6 +256,8 @@ def cell(rows: list[Row], name: str, figure: str, scale: float = 100, digits: in
     found = [scale * r[figure] for r in of if r.get(figure) is not None]
     if not found:
         return "failed" if any("failed" in r for r in of) else "–"
+    if max(found) >= 1e4:  # the loss of a run whose logits have grown without end
+        return f"up to {max(found):.0e}"
     spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
     return f"{statistics.mean(found):.{digits}f}{spread}"
 

@@ -48,6 +48,14 @@ def test_a_method_with_other_options_is_a_row_of_its_own(script):
     assert [(r["name"], r["test_accuracy_last"]) for r in rows] == [("mentornet", 0.7), ("mentornet_learned", 0.8)]
 
 
+def test_a_set_has_the_rows_of_its_own_options(script):
+    digits, news = (next(t for t in script.TASKS if t.of == of) for of in ("digits", "news"))
+    assert set(script.OPTIONS) - set(digits.names()) == {name for name in script.OPTIONS if "labels" in name} | {
+        "softened_half"
+    }
+    assert set(script.OPTIONS) - set(news.names()) == {"mwnet_sgd", "mwnet_n", "mwnet_n_sgd"}
+
+
 def test_rows_of_a_comparison_are_merged_into_the_file(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     task = next(task for task in script.TASKS if task.of == "news")

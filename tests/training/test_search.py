@@ -81,19 +81,19 @@ def test_the_default_is_among_the_trials_and_labels_that_stay_come_first():
 @pytest.mark.parametrize(
     ("changes", "keys", "count"),
     [
-        ({"update": "epoch"}, {"eta", "steps", "target_prob"}, 8),
-        ({"update": "epoch", "labels": {"steps": 2}}, {"eta", "steps", "target_prob"}, 4),
-        ({"labels": {"target_prob": 0.8}}, {"label_step", "target_prob"}, 3),
-        ({"labels": {"label_momentum": 0.5}}, {"label_lr", "target_prob"}, 6),
-        ({"labels": {"parametrisation": "simplex"}}, {"label_lr", "target_prob"}, 6),
-        ({"method": "class_labels"}, {"label_step", "target_prob"}, 6),
+        ({"update": "epoch"}, ("eta", "steps", "target_prob"), 8),
+        ({"update": "epoch", "labels": {"steps": 2}}, ("eta", "steps", "target_prob"), 4),
+        ({"labels": {"target_prob": 0.8}}, ("label_step", "target_prob"), 3),
+        ({"labels": {"label_momentum": 0.5}}, ("label_lr", "target_prob"), 6),
+        ({"labels": {"parametrisation": "simplex"}}, ("label_lr", "target_prob"), 6),
+        ({"method": "class_labels"}, ("label_step", "target_prob"), 6),
     ],
     ids=str,
 )
 def test_trials_are_of_the_update_that_is_asked_for(changes, keys, count):
     search = plan_of(config(budget=100, **changes))
     assert len(search.trials) == count
-    assert {key for c in search.trials for key in c.settings} == keys
+    assert {key for c in search.trials for key in c.settings} == set(keys)
     assert any(c.config == search.usual for c in search.trials)
     own = changes.get("labels", {})
     assert all(c.settings[key] == own[key] for c in search.trials for key in own if key in c.settings)
