@@ -50,9 +50,15 @@ class Table:
         known = [v for r in self.of(method, name) if (v := value(r)) is not None]
         return statistics.mean(known) if known else None
 
+    def fewer(self, method: str, name: str) -> int | None:
+        """Seeds of a row of a set; None where it has as many as others."""
+        count = len(self.of(method, name))
+        return count if count < max(len(self.of(m, name)) for m in self.methods) else None
+
     def whole(self, method: str, value: Value, sets: list[str] | None = None) -> float | None:
-        """Mean over sets; None where one is missing: means of different sets would not compare."""
-        found = [self.mean(name, method, value) for name in (self.sets if sets is None else sets)]
+        """Mean over sets; None where one is missing or has fewer seeds: means of different rows would not compare."""
+        sets = self.sets if sets is None else sets
+        found = [None if self.fewer(method, name) else self.mean(name, method, value) for name in sets]
         known = [v for v in found if v is not None]
         return statistics.mean(known) if known and len(known) == len(found) else None
 
@@ -61,12 +67,13 @@ class Table:
     ) -> list[str]:
         sets = self.sets if sets is None else sets
 
-        def cell(number: float | None) -> str:
-            return "–" if number is None else f"{unit * number:.1f}"
+        def cell(number: float | None, seeds: int | None = None) -> str:
+            few = "" if seeds is None else f" ({seeds} seed{'s' * (seeds > 1)})"
+            return "–" if number is None else f"{unit * number:.1f}{few}"
 
         out = ["", f"**{title}**", "", f"| | mean | {' | '.join(sets)} |", "|---|---|" + "---|" * len(sets)]
         for method in methods:
-            cells = [cell(self.mean(name, method, value)) for name in sets]
+            cells = [cell(self.mean(name, method, value), self.fewer(method, name)) for name in sets]
             if set(cells) != {"–"}:
                 whole = cell(self.whole(method, value, sets))
                 out.append(f"| {TITLES.get(method, method)} | {whole} | {' | '.join(cells)} |")
