@@ -25,13 +25,13 @@ import numpy as np
 import torch
 import worth_sets
 from readme_table import write
-from worth_ours import arrays
-from worth_rivals import BATCH, DECAY, LR, MOMENTUM, network
+from worth_ours import arrays, config_of
+from worth_rivals import network
 from worth_sets import Set
 
 import fastmeta
 from fastmeta.bench.environment import record
-from fastmeta.training import DataConfig, LabelConfig, OptimConfig
+from fastmeta.training import LabelConfig
 
 FILE = Path(__file__).parent / "results" / "canary-coverage.json"
 PAGE = Path(__file__).parent.parent / "docs" / "canaries.md"
@@ -67,17 +67,7 @@ def run(name: str, seed: int, origin: str, way: str) -> Row:
     before = {"y_meta_given": data.y_meta_given} if origin == "before" else {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the health of labels, which the figures tell
-        config = fastmeta.TrainConfig(
-            model=None,
-            epochs=data.epochs,
-            seed=seed,
-            threads=1,
-            baselines="none",
-            out=f"{folder}/run",
-            optim=OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
-            data=DataConfig(batch_size=BATCH, standardise=False),
-            **WAYS[way],
-        )
+        config = config_of(data, seed, out=f"{folder}/run", **WAYS[way])
         done = fastmeta.train(config, model=network(data, seed), data=arrays(data) | before)
         with np.load(f"{folder}/run/labels.npz") as table:  # as read, handed out or not
             learned = table["withheld" if "withheld" in table else "learned"]

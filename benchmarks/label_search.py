@@ -26,13 +26,13 @@ import numpy as np
 import torch
 import worth_sets
 from readme_table import write
-from worth_ours import arrays
-from worth_rivals import BATCH, DECAY, LR, MOMENTUM, network
+from worth_ours import arrays, config_of
+from worth_rivals import network
 from worth_sets import Set
 
 import fastmeta
 from fastmeta.bench.environment import record
-from fastmeta.training import DataConfig, LabelConfig, OptimConfig
+from fastmeta.training import LabelConfig
 from fastmeta.training.search import settings_in_words
 
 FILE = Path(__file__).parent / "results" / "label-search.json"
@@ -81,18 +81,8 @@ def run(name: str, seed: int, budget: float) -> Row:
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the health of labels, which the figures tell
-        config = fastmeta.TrainConfig(
-            model=None,
-            epochs=data.epochs,
-            seed=seed,
-            threads=1,
-            baselines="none",
-            out=f"{folder}/run",
-            labels=labels,
-            optim=OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
-            data=DataConfig(batch_size=BATCH, standardise=False),
-            force=True,  # as learned, where canaries withhold them
-        )
+        # as learned, where canaries withhold them
+        config = config_of(data, seed, out=f"{folder}/run", labels=labels, force=True)
         done = fastmeta.train(config, model=network(data, seed), data=given)
         with np.load(f"{folder}/run/labels.npz") as table:
             handed_out = table["learned"]

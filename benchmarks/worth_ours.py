@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 import warnings
@@ -30,23 +29,28 @@ def arrays(data: Set) -> dict[str, Any]:
     }
 
 
+def config_of(data: Set, seed: int, *, split_seed: int | None = None, **more: Any) -> fastmeta.TrainConfig:
+    """A run on the network and schedule of the rivals; `more` is what else it has."""
+    return fastmeta.TrainConfig(
+        model=None,
+        epochs=data.epochs,
+        seed=seed,
+        threads=1,
+        baselines="none",
+        optim=OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
+        data=DataConfig(batch_size=BATCH, standardise=False, split_seed=split_seed),
+        **more,
+    )
+
+
 def by_trainer(changes: Callable[[Set], dict[str, Any]] = lambda data: {}) -> Method:
     """A run of the trainer on the network and schedule of the rivals; `changes` says what else of the TrainConfig."""
 
     def run(data: Set, seed: int) -> Result:
-        config = fastmeta.TrainConfig(
-            model=None,
-            epochs=data.epochs,
-            seed=seed,
-            threads=1,
-            baselines="none",
-            optim=OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
-            data=DataConfig(batch_size=BATCH, standardise=False, split_seed=seed),
-        )
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the health of labels, which the figures tell
-            config = dataclasses.replace(config, out=f"{folder}/run", **changes(data))
+            config = config_of(data, seed, split_seed=seed, out=f"{folder}/run", **changes(data))
             done = fastmeta.train(config, model=network(data, seed), data=arrays(data))
             with np.load(f"{folder}/run/labels.npz") as table:  # as they are handed out: by their margin, or withheld
                 labels, doubted = table["learned"], 1 - table["label_quality"].astype(np.float64)
