@@ -74,7 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     form = warnings.formatwarning
     warnings.formatwarning = lambda *told, **options: printable_lines(form(*told, **options))
     try:
-        return _main(args)
+        code = _main(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # so that a reader who left is noticed here
+        return code
+    except BrokenPipeError:  # `| head`: nobody wants the rest; training goes on all the same, see progress.py
+        stdout_to_nowhere()
+        return 128 + SIGPIPE
     finally:
         warnings.formatwarning = form
 
@@ -101,13 +107,7 @@ def _main(args: list[str]) -> int:
         )
         return 2
     try:
-        code = int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # so that a reader who left is noticed here
-        return code
-    except BrokenPipeError:  # `| head`: nobody wants the rest; training goes on all the same, see progress.py
-        stdout_to_nowhere()
-        return 128 + SIGPIPE
+        return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
     except KeyboardInterrupt:  # a run that can go on has said so already; this one had nothing to save
         print(f"fastmeta {args[0]}: stopped", file=sys.stderr)
         return 130

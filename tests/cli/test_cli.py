@@ -338,10 +338,13 @@ def test_a_run_outlives_the_reader_of_its_output(npz, tmp_path):
     assert load_run(tmp_path / "run").summary
 
 
-def test_what_is_only_printed_ends_with_its_reader(tmp_path):
+@pytest.mark.parametrize(
+    "line", [["check", "--model", "mlp", "--no-timing"], ["--help"], ["--version", "-v"]], ids=" ".join
+)
+def test_what_is_only_printed_ends_with_its_reader(tmp_path, line):
     read, write = os.pipe()
     os.close(read)
-    done = printed(["check", "--model", "mlp", "--no-timing"], tmp_path, stdout=write)
+    done = printed(line, tmp_path, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + 13, b"")
 
