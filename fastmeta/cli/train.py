@@ -36,7 +36,7 @@ class _Arguments:
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config: str | None = None
     """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again. Or the
-    name of a recipe, a published setting: RECIPES."""
+    name of a recipe, a published setting; fastmeta compare --help lists them."""
     resume: str | None = None
     """Run directory to go on with where it stopped; it knows its own config, so only --trust-code and --trust-pickle
     go with it."""
@@ -173,5 +173,4 @@ def _with_options(default: TrainConfig, method: str | None) -> tuple[type, Any]:
 
 def _help(default: TrainConfig) -> str:
     """In the style of the other commands; tyro's own frames its options."""
-    text = config_help(Parser(prog=PROG, description=DESCRIPTION), _Arguments(default), default)
-    return text.replace("RECIPES", ", ".join(recipes.names()))
+    return config_help(Parser(prog=PROG, description=DESCRIPTION), _Arguments(default), default)

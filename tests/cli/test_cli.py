@@ -241,7 +241,8 @@ def test_ctrl_c_outside_of_a_run_is_one_line(capsys, monkeypatch):
 def test_unknown_command(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: unknown command 'trian', expected one of train, labels, show, check, bench; did you mean train?\n"
+        "fastmeta: unknown command 'trian', expected one of train, compare, labels, show, check, bench; "
+        "did you mean train?\n"
     )
 
 

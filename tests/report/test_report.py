@@ -323,7 +323,7 @@ def test_which_reading_is_handed_out_and_what_labels_are_by_each(told, line, cel
     run = changed(run, tmp_path / "run", {"reading": told})
     assert main(["show", str(run)]) == 0
     said, text = capsys.readouterr().out, checked(run / "report.html").text
-    assert max(map(len, said.splitlines())) <= 80
+    assert max(len(row) for row in said.splitlines() if "report.html" not in row) <= 80  # a path is as long as it is
     assert line in text
     assert ("handed out" in text) == (told is not None)
     if told is None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmeta._text import shown
 from fastmeta.data import InputError
 from fastmeta.losses import Labels
 from fastmeta.training import global_generators
@@ -110,7 +111,7 @@ def _check_same_run(path: Path, config: TrainConfig, summary: Mapping[str, Any])
         begun, done = getattr(config, key), summary[key]
         if begun != done:
             raise InputError(
-                f"{path} holds files of two runs: {key} is {begun!r} in {CONFIG} and {done!r} in {SUMMARY}; "
+                f"{path} holds files of two runs: {key} is {shown(begun)} in {CONFIG} and {shown(done)} in {SUMMARY}; "
                 "bring back the one that belongs to the other"
             )
 
