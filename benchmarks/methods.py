@@ -26,13 +26,15 @@ from typing import Any
 import torch
 from readme_table import write
 from worth_ours import arrays
-from worth_rivals import BATCH, DECAY, LR, MOMENTUM, network
+from worth_rivals import BATCH, DECAY, LR, MOMENTUM, cleanlab, network
 from worth_sets import load, missing
 
 import fastmeta
 from fastmeta.bench.environment import record
 from fastmeta.comparison import Comparison, Watcher
+from fastmeta.comparison.figure import write_figure
 from fastmeta.comparison.runs import FILE as COMPARISON
+from fastmeta.comparison.standings import Row as Standing
 from fastmeta.methods import METHODS
 from fastmeta.training import Interrupted
 
@@ -51,6 +53,8 @@ BESIDE = {
     "finetuned": "onehot, then fine-tuned on clean",
     "union_finetuned": "onehot, given and clean, then fine-tuned on clean",
 }
+#: a row that is no run of this package
+CLEANLAB = "cleanlab"
 #: rows of a method with other options than its defaults: which
 SOFT, HALF_SOFT = {"labels.target_prob": 0.4}, {"labels.target_prob": 0.6}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,6 +70,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TITLES = {
     **BESIDE,
+    CLEANLAB: "onehot without what cleanlab finds, and clean",
     "softened_half": "softened (0.6), never moved",
     "mentornet_learned": "`mentornet`, learned curriculum",
     "mwnet_sgd": "`mwnet` by sgd (published)",
@@ -114,7 +119,8 @@ class Task:
             for name, (_, point) in OPTIONS.items()
             if all(key in grid and value in grid[key] for key, value in point.items())
         ]
-        return [name for name in names() if name not in OPTIONS or name in tried]
+        without = {*OPTIONS, CLEANLAB} - {*tried, *([] if self.noisy_digits else [CLEANLAB])}
+        return [name for name in names() if name not in without]
 
     def compare(self, seed: int, methods: list[str], out: Path) -> Comparison:
         """All images and texts, train, test and clean, are drawn anew for each seed."""
@@ -169,7 +175,7 @@ class Told(Watcher):
 
 
 def names() -> list[str]:
-    return [*BESIDE, *(name for name in METHODS if name not in BESIDE), *OPTIONS]
+    return [*BESIDE, CLEANLAB, *(name for name in METHODS if name not in BESIDE), *OPTIONS]
 
 
 def name_of(row: Any) -> str:
@@ -232,12 +238,27 @@ def run(tasks: Iterable[Task], seeds: Iterable[int], wanted: list[str], work: Pa
             methods = [name for name in wanted if name in task.names() and name not in done]
             if not methods:
                 continue
+            command = f"python benchmarks/methods.py --set {task.of}"
+            if CLEANLAB in methods:
+                methods.remove(CLEANLAB)
+                put(task.file, [by_cleanlab(task.name, seed)], command)
+            if not methods:
+                continue
             out = work / task.name.replace(":", "-") / f"seed{seed}"
             if again:
                 shutil.rmtree(out, ignore_errors=True)
             print(f"{task.name}, seed {seed} → {out}", flush=True)
             found = task.compare(seed, _all_of(out, methods), out)
-            put(task.file, rows_of(found, task.name, seed), f"python benchmarks/methods.py --set {task.of}")
+            put(task.file, rows_of(found, task.name, seed), command)
+
+
+def by_cleanlab(name: str, seed: int) -> Row:
+    """As benchmarks/worth.py has it: its finder by logistic regression; the network sees what stays and clean rows."""
+    data = load(name, seed)
+    result = cleanlab(data, seed)
+    right = float((result.labels == data.y_true).mean())
+    figures = {"test_accuracy_last": result.test, "label_accuracy": right, "seconds": result.seconds}
+    return {"noise": name, "seed": seed, "name": CLEANLAB, **figures, "clean_data": len(data.y_meta)}
 
 
 def _all_of(out: Path, methods: list[str]) -> list[str]:
@@ -293,6 +314,26 @@ def table(of: str, rows: list[Row]) -> list[str]:
     return lines
 
 
+def picture(task: Task) -> Path:
+    return PAGE.with_name(f"methods-{task.name.replace(':', '-')}")
+
+
+def draw(task: Task) -> None:
+    """The figure of a task, beside the page; none of one that has not been measured."""
+    rows = [r for r in read(task.file)["rows"] if r["noise"] == task.name]
+    shown = []
+    for name in names():
+        of = [r for r in rows if r["name"] == name and r.get("test_accuracy_last") is not None]
+        if of:
+            title = TITLES.get(name, name).replace("`", "")
+            last = {"last": tuple(r["test_accuracy_last"] for r in of)}
+            clean = {"clean_rows": of[0]["clean_data"]}
+            shown.append(Standing(name, title, None, tuple(r["seed"] for r in of), last, clean))  # type: ignore[arg-type]
+    for file in write_figure(picture(task), task.name, shown, []):
+        if file.suffix != ".png":
+            file.unlink()
+
+
 def page() -> list[str]:
     lines: list[str] = []
     for of, heading in HEADINGS.items():
@@ -308,7 +349,13 @@ def page() -> list[str]:
                 "schedule, and the same clean ones where they use them: 30 of the digits. Methods have their default "
                 "options where a row names no others: none is tuned."
             )
+        seeds = {r["seed"] for r in rows}
+        if len(seeds) < len(SEEDS):
+            heading += f" {len(seeds)} of {len(SEEDS)} seeds."
         lines += ["", *([heading, ""] if heading else []), *table(of, rows), ""]
+        for task in TASKS:
+            if task.of == of:
+                lines += [f"![Test accuracy of every method on {task.name}]({picture(task).name}.png)", ""]
         machine = f"{machine['cpu']['model']}, torch {machine['torch']}"
         lines.append(f"{machine}; `benchmarks/results/{file.name}` has every run.")
     return [
@@ -336,6 +383,8 @@ def main() -> None:
             run([task for task in TASKS if task.of in args.set], args.seeds, args.only, args.work, again=args.again)
         except Interrupted as stop:
             raise SystemExit(f"{stop}; the same command goes on") from None
+    for task in TASKS:
+        draw(task)
     write(PAGE, page())
 
 
