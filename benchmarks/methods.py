@@ -275,12 +275,13 @@ def _all_of(out: Path, methods: list[str]) -> list[str]:
 def cell(rows: list[Row], name: str, figure: str, scale: float = 100, digits: int = 1) -> str:
     of = [r for r in rows if r["name"] == name]
     found = [scale * r[figure] for r in of if r.get(figure) is not None]
+    failed = sum("failed" in r for r in of) if figure == "test_accuracy_last" else 0
     if not found:
-        return "failed" if any("failed" in r for r in of) else "–"
+        return "failed" if failed else "–"
     if max(found) >= 1e4:  # the loss of a run whose logits have grown without end
         return f"up to {max(found):.0e}"
     spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.{digits}f}{spread}"
+    return f"{statistics.mean(found):.{digits}f}{spread}" + (f" ({failed} failed)" if failed else "")
 
 
 def uses_clean(rows: list[Row], name: str) -> str:
