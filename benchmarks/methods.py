@@ -218,7 +218,7 @@ def rows_of(found: Comparison, noise: str, seed: int) -> list[Row]:
         figures = {k: row.mean(v) for k, v in (("test_accuracy_last", "last"), ("test_accuracy_best", "best"))}
         figures |= {k: row.mean(k) for k in ("nll", "ece", "seconds")}
         learned = {"label_accuracy": row.label_accuracy[0]} if row.label_accuracy else {}
-        failed = {"failed": row.failed[0][1]} if row.failed else {}
+        failed = {"failed": row.failed[0][1].partition(";")[0]} if row.failed else {}  # without where its state lies
         clean = {"clean_data": row.clean_data}
         rows.append({"noise": noise, "seed": seed, "name": name_of(row), **figures, **clean, **learned, **failed})
     return rows
