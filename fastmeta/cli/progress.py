@@ -125,7 +125,7 @@ class ConsoleListener(Listener):
         if self._first is None:  # which chooses the tangent and fills caches
             self._first = stage.step, now
         exact = config.label_update == "exact"
-        meta_steps = stage.name == config.method and exact and "approx" in config.method_class().supports
+        meta_steps = stage.name == config.method and exact and config.method_class().uses_meta_batch
         share = plain_share(meta_steps, config.approx)
         warm = config.labels.plain_epochs * stage.steps_per_epoch
         per_move = 0.0 if exact else steps_per_move(stage.config, stage.data)

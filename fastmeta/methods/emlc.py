@@ -30,7 +30,7 @@ class EMLC(CorrectingLoss):
     weights of its own. Its labels of all training samples are read at the end of each epoch.
     """
 
-    supports: ClassVar[frozenset[str]] = frozenset({"approx"})  # for what its steps cost; check() refuses each
+    supports: ClassVar[frozenset[str]] = frozenset()  # by which labels the model moves, method.moves_by says
 
     @dataclass(frozen=True)
     class Config:
@@ -130,11 +130,6 @@ class EMLC(CorrectingLoss):
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         super().check(config, num_classes)
         own = config.options
-        if config.approx != "none":
-            raise ValueError(
-                f"approx={config.approx} changes by which labels a model moves, and method=emlc has "
-                "method.moves_by for that; leave it at none"
-            )
         positive("method.lr", own.lr)
         at_least("method.embedding", own.embedding, 1)
         at_least("method.hidden", own.hidden, 1)

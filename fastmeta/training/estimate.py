@@ -133,7 +133,7 @@ def _reading_steps(stage: Stage) -> float:
 
 
 def _plain_share(stage: Stage) -> float:
-    learns_in_steps = "approx" in stage.method.supports and stage.config.labels.update == "exact"
+    learns_in_steps = stage.method.uses_meta_batch and stage.config.labels.update == "exact"
     return plain_share(learns_in_steps, stage.config.approx)
 
 

@@ -51,6 +51,6 @@ def plain_steps_of(config: TrainConfig, data: Pool) -> float:
     steps = in_epoch * (config.epochs or 0)
     steps = steps if config.max_steps is None else min(steps, config.max_steps)
     plain = min(in_epoch * config.labels.plain_epochs, steps)
-    learns_in_steps = "approx" in config.method_class().supports and config.labels.update == "exact"
+    learns_in_steps = config.method_class().uses_meta_batch and config.labels.update == "exact"
     in_steps = plain + (steps - plain) / plain_share(learns_in_steps, config.approx)
     return in_steps + moves_of(config) * steps_per_move(config, data)

@@ -141,7 +141,7 @@ def test_what_it_does_not_follow_is_refused_by_name():
     for changes, message in (
         ({"micro_batch": 4}, "micro_batch=4 is about steps in pieces, and method=emlc takes none"),
         ({"compile": "trace"}, "compile=trace is about steps that learn labels, and method=emlc takes none"),
-        ({"approx": "delayed"}, "approx=delayed changes by which labels a model moves, and method=emlc has method"),
+        ({"approx": "delayed"}, "approx=delayed is about steps that learn labels, and method=emlc takes none"),
         ({"labels": LabelConfig(label_lr=3.0)}, "labels.label_lr=3.0 is about a table of labels, and method=emlc"),
         ({"options": {"lr": 0.0}}, "method.lr must be above 0 and finite, got 0.0"),
         ({"options": {"hidden": 0}}, "method.hidden must be at least 1, got 0"),
