@@ -18,7 +18,7 @@ import os
 import shutil
 import statistics
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "instance_labels_exact_from_0.6": ("instance_labels", HALF_SOFT),
     "class_labels_soft": ("class_labels", SOFT),
     "class_labels_half_soft": ("class_labels", HALF_SOFT),
+    "softened_tuned": ("softened", {"labels.target_prob": 0.5}),
+    "instance_labels_exact_tuned": ("instance_labels", {"labels.target_prob": 0.5, "labels.label_step": 0.1}),
 }
 TITLES = {
     **BESIDE,
@@ -80,6 +82,8 @@ TITLES = {
     "instance_labels_exact_from_0.6": "`instance_labels`, exact steps from 0.6",
     "class_labels_soft": "`class_labels` from 0.4",
     "class_labels_half_soft": "`class_labels` from 0.6",
+    "softened_tuned": "softened (0.5), never moved",
+    "instance_labels_exact_tuned": "`instance_labels`, exact steps of 0.1 from 0.5, chosen",
 }
 DISTILL = "[methods.distill.method]\ntemperature = 2.0\n"
 
@@ -92,6 +96,7 @@ class Task:
     of: str  # the choice of --set
     noisy_digits: bool = False
     starts: tuple[dict[str, float], ...] = ()  # of labels, beside the default one
+    tuned: tuple[str, ...] = ()  # rows with options that were chosen on other draws, a comparison of their own
 
     @property
     def file(self) -> Path:
@@ -117,20 +122,33 @@ class Task:
         tried = [
             name
             for name, (_, point) in OPTIONS.items()
-            if all(key in grid and value in grid[key] for key, value in point.items())
+            if name in self.tuned or all(key in grid and value in grid[key] for key, value in point.items())
         ]
         without = {*OPTIONS, CLEANLAB} - {*tried, *([] if self.noisy_digits else [CLEANLAB])}
         return [name for name in names() if name not in without]
 
-    def compare(self, seed: int, methods: list[str], out: Path) -> Comparison:
-        """All images and texts, train, test and clean, are drawn anew for each seed."""
-        over: dict[str, Any] = {"seed": seed, "data.split_seed": seed}
+    def compare(
+        self,
+        seed: int,
+        methods: list[str],
+        out: Path,
+        grid: Mapping[str, list[Any]],
+        *,
+        without: tuple[str, ...] = (),
+        **options: Any,
+    ) -> Comparison:
+        """All images and texts, train, test and clean, are drawn anew for each seed.
+
+        Arrays named by `without` are not given to the runs; `options` are laid over all of them.
+        """
+        over: dict[str, Any] = {"seed": seed, "data.split_seed": seed, **options}
         given: dict[str, Any] = {}
         if self.noisy_digits:
             text = f'dataset = "digits"\nnoise = "{self.name}"\n{DISTILL}'
         else:
             data = load(self.name, seed)
-            given = {"data": arrays(data), "model": network(data, seed)}
+            known = {key: value for key, value in arrays(data).items() if key not in without}
+            given = {"data": known, "model": network(data, seed)}
             wrong = float((data.y_given != data.y_true).mean())
             text = (
                 f"epochs = {data.epochs}\nthreads = 1\n"
@@ -141,15 +159,13 @@ class Task:
         out.parent.mkdir(parents=True, exist_ok=True)
         recipe = out.with_suffix(".toml")
         recipe.write_text(text)
-        return fastmeta.compare(
-            recipe, out, methods=methods, seeds=1, grid=self.grid(methods), over=over, watcher=Told(), **given
-        )
+        return fastmeta.compare(recipe, out, methods=methods, seeds=1, grid=grid, over=over, watcher=Told(), **given)
 
 
 TASKS = (
     Task("uniform:0.4", "digits", noisy_digits=True),
     Task("class:0.6", "digits", noisy_digits=True),
-    Task("news-all", "news", starts=(SOFT, HALF_SOFT)),
+    Task("news-all", "news", starts=(SOFT, HALF_SOFT), tuned=("softened_tuned", "instance_labels_exact_tuned")),
     Task("cifar-worst", "cifar-worst", starts=(SOFT,)),
     Task("fashion-pair-45", "fashion-pair", starts=(SOFT,)),
     Task("fashion-instance-40", "fashion-instance", starts=(SOFT,)),
@@ -242,14 +258,18 @@ def run(tasks: Iterable[Task], seeds: Iterable[int], wanted: list[str], work: Pa
             if CLEANLAB in methods:
                 methods.remove(CLEANLAB)
                 put(task.file, [by_cleanlab(task.name, seed)], command)
-            if not methods:
-                continue
             out = work / task.name.replace(":", "-") / f"seed{seed}"
-            if again:
-                shutil.rmtree(out, ignore_errors=True)
-            print(f"{task.name}, seed {seed} → {out}", flush=True)
-            found = task.compare(seed, _all_of(out, methods), out)
-            put(task.file, rows_of(found, task.name, seed), command)
+            tuned = [name for name in methods if name in task.tuned]
+            for these, folder in (([n for n in methods if n not in tuned], out), (tuned, Path(f"{out}-tuned"))):
+                if not these:
+                    continue
+                if again:
+                    shutil.rmtree(folder, ignore_errors=True)
+                print(f"{task.name}, seed {seed} → {folder}", flush=True)
+                asked = _all_of(folder, these)
+                grid = _points(these) if these is tuned else task.grid(asked)
+                rows = rows_of(task.compare(seed, asked, folder, grid), task.name, seed)
+                put(task.file, [row for row in rows if these is not tuned or row["name"] in tuned], command)
 
 
 def by_cleanlab(name: str, seed: int) -> Row:
@@ -267,6 +287,16 @@ def _all_of(out: Path, methods: list[str]) -> list[str]:
     teacher = ["instance_labels"] if "distill" in methods else []
     own = [method for name in methods if (method := OPTIONS.get(name, (name,))[0]) in METHODS]
     return list(dict.fromkeys([*begun, *teacher, *own])) or ["onehot"]
+
+
+def _points(names: Iterable[str]) -> dict[str, list[Any]]:
+    """The grid that has the options of these rows alone."""
+    grid: dict[str, list[Any]] = {}
+    for name in names:
+        for option, value in OPTIONS[name][1].items():
+            grid.setdefault(option, [])
+            grid[option] += [value] if value not in grid[option] else []
+    return grid
 
 
 # ---- the page ----
