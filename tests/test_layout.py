@@ -26,6 +26,7 @@ FLOORS = [
     ["comparison"],
     ["fastmeta"],
     ["bench"],
+    ["paper"],
     ["cli"],
     ["__main__"],
 ]

@@ -65,7 +65,12 @@ NAMES: tuple[str, ...] = (*_CONVOLUTIONAL, "vit_tiny", "mlp")
 #: what a name may be else, in words
 OTHERS = "torchvision:NAME, timm:NAME or package.module:factory"
 #: of this package: what they run is no stranger's code
-_OWN_FACTORIES = ("fastmeta.models.digits:digits_conv",)
+_OWN_FACTORIES = (
+    "fastmeta.models.digits:digits_conv",
+    "fastmeta.models.narrow:narrow_resnet",
+    "fastmeta.models.narrow:narrow_plain",
+    "fastmeta.models.narrow:narrow_alexnet",
+)
 
 
 def build(name: str, *, num_classes: int, input_shape: Sequence[int] = (3, 32, 32)) -> nn.Module:

@@ -19,8 +19,8 @@ class ConvNet(nn.Module):
         return self.linear(self.features(x).mean((2, 3)))
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, *, bias: bool) -> list[nn.Module]:
-    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+def conv_bn_relu(in_channels: int, out_channels: int, *, bias: bool, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
     return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
@@ -33,7 +33,7 @@ def vgg16_bn(num_classes: int, in_channels: int = 3) -> ConvNet:
     channels = in_channels
     for stage in ([64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3):
         for width in stage:
-            layers += _conv_bn_relu(channels, width, bias=True)
+            layers += conv_bn_relu(channels, width, bias=True)
             channels = width
         layers.append(nn.MaxPool2d(2))
     model = ConvNet(nn.Sequential(*layers), channels, num_classes)
@@ -67,10 +67,10 @@ def alexnet(num_classes: int, in_channels: int = 3) -> ConvNet:
 def small_conv(num_classes: int, in_channels: int = 1, width: int = 32) -> ConvNet:
     """Three 3x3 convolutions with BatchNorm, one max-pool: made for 8x8 digits, 57k parameters at width 32."""
     features = nn.Sequential(
-        *_conv_bn_relu(in_channels, width, bias=False),
-        *_conv_bn_relu(width, 2 * width, bias=False),
+        *conv_bn_relu(in_channels, width, bias=False),
+        *conv_bn_relu(width, 2 * width, bias=False),
         nn.MaxPool2d(2),
-        *_conv_bn_relu(2 * width, 2 * width, bias=False),
+        *conv_bn_relu(2 * width, 2 * width, bias=False),
     )
     model = ConvNet(features, 2 * width, num_classes)
     init_convolutions(model)

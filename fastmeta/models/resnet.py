@@ -55,10 +55,16 @@ class ResNet(nn.Module):
     """A 3x3 stem without pooling, stages of `blocks` basic blocks (stride 2 from the second on), mean, linear."""
 
     def __init__(
-        self, blocks: list[int], widths: list[int], num_classes: int, in_channels: int, shortcut: Shortcut
+        self,
+        blocks: list[int],
+        widths: list[int],
+        num_classes: int,
+        in_channels: int,
+        shortcut: Shortcut,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, widths[0], 3, stem_stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         stages: list[nn.Module] = []

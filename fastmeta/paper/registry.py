@@ -1,0 +1,23 @@
+"""All artefacts by their name. An artefact is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from fastmeta._text import shown
+from fastmeta.data import InputError
+from fastmeta.paper.artefact import Artefact
+
+#: name -> class in the module of that name
+ARTEFACTS: dict[str, str] = {}
+
+
+def artefact(name: str) -> Artefact:
+    """InputError for a name that there is not."""
+    if name not in ARTEFACTS:
+        close = difflib.get_close_matches(str(name)[:40].lower(), ARTEFACTS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(ARTEFACTS)}"
+        raise InputError(f"the paper has no artefact {shown(name)}; {hint}")
+    found: Artefact = getattr(importlib.import_module(f"fastmeta.paper.{name}"), ARTEFACTS[name])()
+    return found

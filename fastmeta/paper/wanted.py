@@ -1,0 +1,72 @@
+"""A run that an artefact wants, as a value: who wants the same run gets the same folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastmeta.training import TrainConfig
+from fastmeta.training.rundir import lasting
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One run for each seed.
+
+    Two of them that are equal in what they train are one run, whichever artefact asks. `key` says so: it is a digest of
+    the config without seed and folder, of `folds`, and of the keys of `sources`.
+    """
+
+    config: TrainConfig
+    """Without seed and out, which each run gets."""
+    folds: int = 0
+    """Above 0: labels are learned on so many folds, and averaged. Its folder holds fold0, fold1, ... and labels/, a
+    trajectory, and no final run: that is another Wanted, of method replay with this one as its source."""
+    sources: Mapping[str, Wanted] = field(default_factory=dict)
+    """By option of the method, such as teacher, labels or trajectory: whose run of the same seed it learns from. The
+    option is set to that run's folder, or to the folder labels/ of folds."""
+
+    @property
+    def key(self) -> str:
+        """The name of its folder below OUT/runs, such as instance_labels-1f0c9a72; equal for equal runs."""
+        told = {k: v for k, v in lasting(self.config).items() if k != "seed"}
+        told["dataset"] = re.sub(r"[^:]*[/\\]", "", self.config.dataset)  # wherever the folder lies
+        whole = [told, self.folds, {option: source.key for option, source in self.sources.items()}]
+        digest = hashlib.blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return f"{self.config.method}{f'-{self.folds}folds' if self.folds else ''}-{digest}"
+
+    def path(self, runs: Path, seed: int) -> Path:
+        """Its folder, below the folder `runs`."""
+        return runs / self.key / f"seed{seed}"
+
+    def result(self, runs: Path, seed: int) -> Path:
+        """What other runs learn from: its folder, or labels/ in it where there are folds."""
+        return self.path(runs, seed) / "labels" if self.folds else self.path(runs, seed)
+
+    def config_for(self, runs: Path, seed: int) -> TrainConfig:
+        """The config of the run with this seed."""
+        config = replace(self.config, seed=seed, out=str(self.path(runs, seed)))
+        if self.sources:
+            own: dict[str, Any] = {key: str(source.result(runs, seed)) for key, source in self.sources.items()}
+            config = replace(config, options=replace(config.options, **own))
+        return config
+
+
+def in_order(wanted: Iterable[Wanted]) -> list[Wanted]:
+    """Each run once, and behind those that it learns from."""
+    found: dict[str, Wanted] = {}
+
+    def visit(one: Wanted) -> Iterator[Wanted]:
+        for source in one.sources.values():
+            yield from visit(source)
+        yield one
+
+    for one in wanted:
+        for each in visit(one):
+            found.setdefault(each.key, each)
+    return list(found.values())
