@@ -51,7 +51,8 @@ def test_a_method_with_other_options_is_a_row_of_its_own(script):
 def test_a_set_has_the_rows_of_its_own_options(script):
     digits, news = (next(t for t in script.TASKS if t.of == of) for of in ("digits", "news"))
     assert set(script.OPTIONS) - set(digits.names()) == {name for name in script.OPTIONS if "labels" in name} | {
-        "softened_half"
+        "softened_half",
+        "softened_tuned",
     }
     assert set(script.OPTIONS) - set(news.names()) == {"mwnet_sgd", "mwnet_n", "mwnet_n_sgd"}
 
