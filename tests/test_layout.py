@@ -17,7 +17,7 @@ FLOORS = [
     ["ops", "models"],
     ["losses", "per_sample", "data"],
     ["meta"],
-    ["checker", "posterior"],
+    ["checker", "posterior", "trajectory"],
     ["methods"],
     ["training"],
     ["export", "recipes"],

@@ -37,6 +37,7 @@ class Pool:
     device: torch.device
     val: tuple[Source, Tensor] | None = None  # samples, targets
     note: str | None = None  # that the user should see
+    splits: Splits | None = None  # what it was made of
 
     @classmethod
     def of(cls, splits: Splits, device: torch.device, settings: Settings, resident: str = "auto") -> Pool:
@@ -73,6 +74,7 @@ class Pool:
             num_classes=splits.num_classes,
             device=device,
             note=note,
+            splits=splits,
         )
 
     @property

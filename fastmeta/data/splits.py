@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Splits:
     no_canaries: str = ""  # why there are none, where that is not the config's doing
     val: Part | None = None  # to validate on; y as given, before any noise
     overlap: int | None = 0  # rows of train that stand in the clean set or in val too; None where nobody looked
+    whole: Source | None = None  # the training set before anything was held out
 
     @property
     def noise_matrix(self) -> list[list[float]] | None:
@@ -90,6 +92,11 @@ class Splits:
         """How many training rows stand in what is held apart from them."""
         apart = "clean" if self.val is None else "clean and validation"
         return f"overlap of train with {apart} rows: {'not looked at' if self.overlap is None else f'{self.overlap:,}'}"
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Of the whole training set, with its labels before any noise."""
+        return (self.whole or self.train.source).fingerprint()
 
     def fingerprint(self) -> str:
         """Changes when any sample or label of any part does: a resumed run must see the data that it began with."""
@@ -195,6 +202,7 @@ def split(
         no_canaries=no_canaries,
         val=val,
         overlap=overlap,
+        whole=data.train,
     )
 
 

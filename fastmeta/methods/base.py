@@ -129,8 +129,8 @@ class Method(ABC):
     #: does it learn the labels of the training set? Then `labels` holds them, and they are a result of the run
     learns_labels: ClassVar[bool] = False
     #: which of the trainer's options it follows, of compile, approx, micro_batch, ema, mixup, optim.warmup,
-    #: labels.update and labels.canaries; a run with another is refused. With canaries, `labels` are those of fastmeta,
-    #: and :meth:`hold_labels` is there
+    #: trajectory_every, labels.update and labels.canaries; a run with another is refused. With one of the last three
+    #: `labels` are those of fastmeta, and with canaries :meth:`hold_labels` is there
     supports: ClassVar[frozenset[str]] = frozenset()
     #: labels.update where a run leaves it open
     default_update: ClassVar[Literal["exact", "epoch", "posterior", "none"]] = "exact"

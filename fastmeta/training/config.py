@@ -104,6 +104,9 @@ class TrainConfig:
     mixup: float | None = None
     """Methods onehot and instance_labels (updates posterior and epoch): train on mixtures of pairs of samples and of
     their labels, in shares drawn from Beta(mixup, mixup). By default none."""
+    trajectory_every: int | None = None
+    """Methods instance_labels and class_labels: keep how labels move, see docs/folds.md: a snapshot of instance labels
+    every so many epochs, class labels in each step. By default none."""
     force: bool = False
     """Hand out learned labels even where canaries say that they are worse than the given ones."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -123,6 +126,7 @@ class TrainConfig:
         at_least("micro_batch", self.micro_batch, 1)
         within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
         at_least("finetune_steps", self.finetune_steps, 0)
+        at_least("trajectory_every", self.trajectory_every, 1)
         positive("finetune_lr", self.finetune_lr)
         positive("mixup", self.mixup)
         within("ema", self.ema, 0, 1, high_open=True)
@@ -180,7 +184,7 @@ class TrainConfig:
         learning = "steps that learn labels"
         about = {"compile": ("off", learning), "approx": ("none", learning), "micro_batch": (None, "steps in pieces")}
         about |= {"ema": (None, "an average of weights"), "mixup": (None, "mixtures of samples")}
-        about["optim.warmup"] = (None, "a learning rate that grows")
+        about |= {"optim.warmup": (None, "a learning rate that grows"), "trajectory_every": (None, "labels that move")}
         for name, (without, steps) in about.items():
             value = attrgetter(name)(self)
             if value != without and name not in method.supports:
@@ -193,18 +197,13 @@ class TrainConfig:
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
                 "none; leave it out"
             )
-        for name in ("parametrisation", "label_momentum", "entropy_weight", "reset"):
+        for name in ("parametrisation", "label_momentum", "entropy_weight", "reset", "warmup_epochs"):
             value = getattr(self.labels, name)
-            if value != getattr(LabelConfig, name) and "labels.update" not in method.supports:
+            if value and value != getattr(LabelConfig, name) and "labels.update" not in method.supports:
                 raise InputError(
                     f"labels.{name}={value} is about methods whose labels move, and method={self.method} has none; "
                     "leave it out"
                 )
-        if self.labels.warmup_epochs and "labels.update" not in method.supports:
-            raise InputError(
-                f"labels.warmup_epochs={self.labels.warmup_epochs} is about methods whose labels move, and "
-                f"method={self.method} has none; leave it out"
-            )
         if self.labels.canaries not in ("auto", "off") and not self.can_have_canaries:
             raise InputError(
                 f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastmeta.functional.random_state import RandomState
+from fastmeta.training.encoding import Decoder, Encoder
 
 #: NumPy's old global generator is what models draw from that draw from NumPy without one of their own
 _numpy: Any = np.random
@@ -34,14 +36,23 @@ def kept() -> Iterator[None]:
         before.restore()
 
 
-def host_state() -> list[Any]:
-    """Python's and NumPy's, as :class:`fastmeta.training.encoding.Encoder` takes them."""
+def save(device: torch.device) -> tuple[dict[str, Tensor], Any]:
+    """Where all of them stand, those of `device` too: tensors and JSON, for :func:`load`."""
     version, numbers, gauss = random.getstate()
-    return [version, np.array(numbers, np.uint64), gauss, _numpy.get_state(legacy=False)]
+    host = Encoder()
+    values = host([version, np.array(numbers, np.uint64), gauss, _numpy.get_state(legacy=False)])
+    tensors = {f"host/{k}": v for k, v in host.tensors.items()} | {"rng/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    return tensors, values
 
 
-def set_host_state(state: list[Any]) -> None:
-    """What :func:`host_state` gave."""
-    version, numbers, gauss, numpy = state
+def load(tensors: dict[str, Tensor], values: Any, device: torch.device) -> None:
+    """Set them as :func:`save` found them; `tensors` may hold others too."""
+    of_host = {k.removeprefix("host/"): v for k, v in tensors.items() if k.startswith("host/")}
+    version, numbers, gauss, numpy = Decoder(of_host)(values)
     random.setstate((version, tuple(numbers.tolist()), gauss))
     _numpy.set_state(numpy)
+    torch.set_rng_state(tensors["rng/cpu"])
+    if device.type == "cuda" and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)

@@ -156,7 +156,7 @@ class Session:
         if values["stage"] is not None:
             with reading_state(self._checkpoint):
                 self.stage = self.prepared.stage(values["stage"]["name"])
-                self.stage.load(tensors, values["stage"])
+                self.stage.load(tensors, values["stage"], self.path)
         with self._writing():  # lines written after the checkpoint belong to steps that will be taken again
             os.truncate(self.path / METRICS, self.metrics_bytes)
             if asked.labels.searches and self.searched is not None:  # stopped before the next line was
@@ -167,8 +167,8 @@ class Session:
         config = self.prepared.config
         if config.method not in self.done:
             return ()
-        finetuned = self.done[config.method].get("finetuned", {"failed": "there is none"})["failed"] is None
-        return result_files(config.method_class().learns_labels, finetuned)
+        finetuned = self.done[config.method].get("finetuned", {"failed": ""})["failed"] is None
+        return result_files(config.method_class().learns_labels, finetuned, config.trajectory_every is not None)
 
     @property
     def _checkpoint(self) -> Path:
@@ -186,8 +186,7 @@ class Session:
             ) from error
 
     def _save(self) -> None:
-        stage = self.stage
-        tensors, of_stage = ({}, None) if stage is None else stage.save()
+        tensors, of_stage = ({}, None) if (stage := self.stage) is None else stage.save()
         said = any("will not be bitwise" in text for text in (*self.warnings, *self.prepared.notes))
         if stage is not None and stage.parts.unsaved and not said:
             places = ", ".join(stage.parts.unsaved[:3])
@@ -214,8 +213,7 @@ class Session:
         self.saved_at, self.saved = time.monotonic(), self._position()
 
     def _position(self) -> str:
-        stage = self.stage
-        return "between two stages" if stage is None else f"of {stage.name} at step {stage.step}"
+        return "between two stages" if self.stage is None else f"of {self.stage.name} at step {self.stage.step}"
 
     # -- running ------------------------------------------------------------------------------------------
 
@@ -269,7 +267,7 @@ class Session:
                 stage.seconds = time.perf_counter() - began
                 self._interrupt(stage, f"at step {stage.step} of {stage.total}")
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
-                self._write_line({"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
+                self._write_epoch(stage, {"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
             stage.take_step()
             while stage.method.warnings:
                 self._warn_of(stage, stage.method.warnings.pop(0))
@@ -280,7 +278,7 @@ class Session:
                 record, warnings = stage.end_epoch()
                 stage.seconds = time.perf_counter() - began
                 record |= {"seconds": stage.seconds}
-                self._write_line(record)
+                self._write_epoch(stage, record)
                 for text in warnings:
                     self._warn_of(stage, text)
                 self.listener.epoch(stage, record)
@@ -325,9 +323,11 @@ class Session:
         where = f"in {stage.name} {at}; {saved}"
         raise Interrupted(self.path, self.stop.signum, where, self.prepared.config)
 
-    def _write_line(self, record: Mapping[str, Any]) -> None:
+    def _write_epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
         line = (to_json(record) + "\n").encode()
         with self._writing():
+            if stage.recorder is not None:
+                stage.recorder.write(self.path, stage.epoch)
             append(self.path / METRICS, line)
         self.metrics_bytes += len(line)
         self.metrics_digest.update(line)

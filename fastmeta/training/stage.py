@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +18,12 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Batch, Method
+from fastmeta.training import global_generators
 from fastmeta.training.best import Best
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import BASELINES, TrainConfig
 from fastmeta.training.context import StageContext
 from fastmeta.training.device import placed
-from fastmeta.training.encoding import Decoder, Encoder
-from fastmeta.training.global_generators import host_state, seed_all, set_host_state
 from fastmeta.training.health import Health, rate_to_lower
 from fastmeta.training.kept_labels import KeptLabels
 from fastmeta.training.label_metrics import label_figures
@@ -33,6 +33,7 @@ from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
 from fastmeta.training.pilot import pilot_epochs
+from fastmeta.training.recorder import Recorder
 from fastmeta.training.samples import PoolSamples
 from fastmeta.training.schedule import lr_at, moved_share, stepped_share
 
@@ -107,7 +108,8 @@ class Stage:
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
         self.health = Health()
         self._following = False  # whether the source has been told which batches will come
-        seed_all(derived_seed(config.seed, "random-layers"))
+        self.recorder = Recorder.of(self)
+        global_generators.seed_all(derived_seed(config.seed, "random-layers"))
 
     def _samplers(self) -> tuple[EpochSampler, EpochSampler]:
         data, batches = self.data, self.config.data
@@ -223,6 +225,8 @@ class Stage:
             self.totals.add(outcome, self.context.targets[index])
         if self.mean is not None:
             self.mean.follow(self.step, outcome.train_loss.isfinite() if outcome.finite is None else outcome.finite)
+        if self.recorder is not None:
+            self.recorder.step()
         self.step += 1
 
     def check(self) -> None:
@@ -349,31 +353,27 @@ class Stage:
         tensors, parts = self.parts.save()
         tensors = {f"parts/{k}": v for k, v in tensors.items()}
         tensors["totals"] = self.totals.values
-        kept = None
-        if self.kept is not None:
-            held, kept = self.kept.save()
-            tensors |= {f"kept/{k}": v for k, v in held.items()}
-        host = Encoder()
-        host_values = host(host_state())
-        tensors |= {f"host/{k}": v for k, v in host.tensors.items()}
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        return tensors, {
+        beside: dict[str, Any] = {"kept": None, "trajectory": None}
+        for name, part in (("kept", self.kept), ("trajectory", self.recorder)):
+            if part is not None:
+                held, beside[name] = part.save()
+                tensors |= {f"{name}/{k}": v for k, v in held.items()}
+        drawn, host = global_generators.save(self.device)
+        return tensors | drawn, {
             "name": self.name,
             "step": self.step,
             "seconds": self.seconds,
             **self.best.state(),
             "last": self.last,
             "warned": self.health.given,
-            "kept": kept,
             "parts": parts,
             "teachers": self.context.teachers,
-            "host": host_values,
+            **beside,
+            "host": host,
         }
 
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on where a stage of the same config gave `tensors` and `values`."""
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any], run: Path) -> None:
+        """Go on where a stage of the same config gave `tensors` and `values`, in the directory `run`."""
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -390,10 +390,9 @@ class Stage:
             self.kept.load(under("kept/"), kept)
             if self.kept.stopped_at is not None:
                 self._hold_labels()
-        set_host_state(Decoder(under("host/"))(values["host"]))
-        torch.set_rng_state(tensors["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        if self.recorder is not None:
+            self.recorder.load(under("trajectory/"), values["trajectory"], run)
+        global_generators.load(tensors, values["host"], self.device)
         self.step, self.seconds = values["step"], values["seconds"]
         self.best = Best.of_state(values)
         self.last = values["last"]

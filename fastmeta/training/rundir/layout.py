@@ -12,6 +12,8 @@ labels.safetensors   the label parameters themselves (methods that learn labels)
 model.safetensors    weights after the last step, never the best on test
 model-finetuned.safetensors   those of the copy that was fine-tuned, with finetune_steps
 checkpoint/          state of the run, for --resume
+trajectory/          with trajectory_every, how learned labels moved: about.json, rows.npy, given.npy, sums.json and
+                     epoch-NNNNN.npy for each snapshot, see :mod:`fastmeta.trajectory.contents`
 figures/             PNG and SVG, made from the files above
 """
 
@@ -29,6 +31,7 @@ from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
+from fastmeta.trajectory import FOLDER, SUMS
 
 CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
 SEARCHING = Path("searching.toml")
@@ -55,9 +58,9 @@ def _quoted(word: str) -> str:
     return f"$'{''.join(safe)}'"
 
 
-def result_files(learns_labels: bool, finetuned: bool) -> tuple[str, ...]:
-    """What the method's own stage leaves when it is done."""
-    named = {"labels.safetensors": learns_labels, FINETUNED: finetuned}
+def result_files(learns_labels: bool, finetuned: bool, trajectory: bool) -> tuple[str, ...]:
+    """What the method's own stage leaves when it is done; of a trajectory the file that has the digests of the rest."""
+    named = {"labels.safetensors": learns_labels, FINETUNED: finetuned, f"{FOLDER}/{SUMS}": trajectory}
     return ("model.safetensors", "labels.npz", *(name for name, there in named.items() if there))
 
 

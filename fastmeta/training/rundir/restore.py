@@ -18,6 +18,7 @@ from fastmeta.training.rundir.files import digest_of, is_sealed, new_digest, par
 from fastmeta.training.rundir.layout import SEARCHING, STATE, SUMMARY, result_files
 from fastmeta.training.rundir.schema import anything, each, maybe, record, table, text, whole
 from fastmeta.training.rundir.summary import LABELS_FORM, SEAL_FORM, SEARCH_FORM, STAGE_FORM, TRIAL_FORM
+from fastmeta.trajectory import FOLDER
 
 if TYPE_CHECKING:
     from fastmeta.training.prepare import Data
@@ -161,12 +162,12 @@ def check_results(path: Path, finished: Mapping[str, Any]) -> None:
             raise InputError(f"{path / name} is gone, which the run had written; {_WAY}")
         if not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; {_WAY}")
-    to_come: tuple[str | Path, ...] = (*result_files(True, True), SUMMARY, SEARCHING, STATE)
+    to_come: tuple[str | Path, ...] = (*result_files(True, True, True), SUMMARY, SEARCHING, STATE)
     for written in to_come:
         for file in (path / written, part_of(path / written)):
             if _is_folder(file):
                 raise InputError(f"{file} is a folder, and the run will write a file there; move it away")
-    for folder in (path / STATE.parent, path / "figures"):
+    for folder in (path / STATE.parent, path / "figures", path / FOLDER):
         if os.path.lexists(folder) and not _is_folder(folder):
             raise InputError(f"{folder} is no folder of the run's own; put one in its place")
 

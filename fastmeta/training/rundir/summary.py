@@ -301,7 +301,7 @@ SUMMARY_FORM = record(
         "val_size": whole(1),
         "overlap": maybe(whole()),
         "label_step": maybe(number(0)),
-        "files": record({}, dict.fromkeys(result_files(True, True), SEAL_FORM)),
+        "files": record({}, dict.fromkeys(result_files(True, True, True), SEAL_FORM)),
         "search": SEARCH_FORM,
         "digest": anything,
     },
