@@ -31,6 +31,7 @@ FIXED = (
         "threads",
         "force",
         "checkpoint_seconds",
+        "max_shard_mb",
     ),
     *(f"data.{f.name}" for f in dataclasses.fields(DataConfig) if f.name not in TUNED_DATA),
 )

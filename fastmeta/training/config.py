@@ -7,24 +7,24 @@ directory records.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastmeta._text import shown
 from fastmeta._trust import Untrusted
 from fastmeta.data import InputError, at_least, positive, within
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.data.sources import parse as parse_dataset
-from fastmeta.training.option_names import names_of, near
+from fastmeta.training.mapping import nested
+from fastmeta.training.option_names import names_of
 from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig, own_options
 from fastmeta.training.toml_file import read_toml
-from fastmeta.training.values import check_types, hints_of, one_of
+from fastmeta.training.values import check_types, one_of
 
 if TYPE_CHECKING:
     from fastmeta.methods import Method
@@ -34,6 +34,8 @@ CUSTOM = "custom:"
 #: what may be ``package.module:name``
 NAMES_OF_CODE = ("model", "method", "dataset", "noise")
 BASELINES = ("noisy", "union", "clean")
+#: below it, the list of the files of a large state would be larger than one of them
+LEAST_SHARD_MB = 0.1
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; by default 1 for the digits, whose network is too small to share out, else torch's own choice."""
     checkpoint_seconds: float = 60.0
-    """Least time between two checkpoints, which are taken at the end of an epoch."""
+    """Least time between two checkpoints, which are taken at the end of an epoch, and within one that takes longer than
+    half a minute."""
+    max_shard_mb: float | None = None
+    """Most MB (10^6 bytes) of a file of weights, labels or state, from 0.1 on: what is larger is divided among several.
+    By default each is one file."""
     ema: float | None = None
     """Methods onehot and instance_labels: decay of a moving average of the weights, such as 0.99, which is the run's
     model then; the test accuracy without it is told beside. By default none."""
@@ -125,6 +131,7 @@ class TrainConfig:
         within("threads", self.threads, 1, MOST_THREADS)
         at_least("micro_batch", self.micro_batch, 1)
         within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
+        within("max_shard_mb", self.max_shard_mb, LEAST_SHARD_MB, math.inf, high_open=True)
         at_least("finetune_steps", self.finetune_steps, 0)
         at_least("trajectory_every", self.trajectory_every, 1)
         positive("finetune_lr", self.finetune_lr)
@@ -346,7 +353,7 @@ def _options_of(cls: type, options: Any, method: str) -> Any:
     if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise InputError(f"method {method}: Config must be a frozen dataclass, got {shown(cls)}")
     if options is None or isinstance(options, Mapping):
-        options = _nested(cls, options or {}, "method.", [*names_of(cls, "method."), *names_of(TrainConfig)])
+        options = nested(cls, options or {}, "method.", [*names_of(cls, "method."), *names_of(TrainConfig)])
     if type(options) is not cls:
         raise InputError(
             f"options must be a {cls.__qualname__} or a mapping, as method={method} wants it, got {shown(options)}"
@@ -366,31 +373,6 @@ def _build(cls: type, values: Mapping[str, Any], source: str, trusted: Collectio
                 raise InputError("unknown key 'options'; options of a method stand in its table [method]")
             of_file = [k for k in NAMES_OF_CODE if k not in trusted and isinstance(values.get(k), str)]
             values |= {k: Untrusted(values[k]) for k in of_file}
-        return _nested(cls, values, "", list(names_of(cls)))
+        return nested(cls, values, "", list(names_of(cls)))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-
-
-def _nested(cls: type, values: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
-    """A dataclass of nested mappings; `known` are all options that a key may have been meant for."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"a config is a table of values, got {shown(values)}")
-    hints = hints_of(cls)
-    for key in values:
-        if key not in hints:
-            tables = {name.partition(".")[0] for name in known if "." in name}
-            table = isinstance(values[key], Mapping)
-            close = difflib.get_close_matches(str(key)[:80], tables, n=1) if table else near(f"{prefix}{key}", known)
-            close = [option for option in close if option != prefix.rstrip(".")]  # the table that it stands in
-            listed = f"known are {', '.join(hints)}" if hints else "there are none"
-            hint = f"did you mean {' or '.join(close)}?" if close else listed
-            raise InputError(f"unknown key {shown(f'{prefix}{key}')}; {hint}")
-    arguments = {}
-    for key, value in values.items():
-        name = prefix + key
-        if isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise InputError(f"{name} must be a table [{name}], got {shown(value)}")
-            value = _nested(cast(type, hints[key]), value, f"{name}.", known)
-        arguments[key] = value
-    return cls(**arguments)

@@ -55,6 +55,7 @@ from fastmeta.training.rundir.restore import (
     check_metrics,
     check_results,
     check_same_config,
+    check_same_start,
     check_state,
     elsewhere,
     lasting,
@@ -68,6 +69,8 @@ from fastmeta.training.signals import Interrupted, Stop
 from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
 from fastmeta.training.stage_names import is_trial
 
+#: seconds between two checkpoints within an epoch, at least
+LEAST_WITHIN = 30.0
 #: draws a finished run's figures from its directory, its summary and the train samples, where they are in memory
 Draw = Callable[[Path, Mapping[str, Any], Any], Any]
 
@@ -106,6 +109,7 @@ class Session:
             write_part(self.path / CONFIG, toml_of(self.prepared.recorded))
             empty(self.path / METRICS)
             self._save()
+            checkpoint.check_room(self._checkpoint, self.prepared.config.max_shard_mb)
             # last, because its presence says that there is a run to go on with
             commit(self.path / CONFIG)
         except BaseException as error:
@@ -128,21 +132,8 @@ class Session:
                 if self.searched is not None:
                     self.prepared.choose(self.searched["chosen"])
         check_same_config(self.path, values["config"], lasting(self.prepared.recorded), CHANGED_FILE)
-        if values["fingerprint"] != self.prepared.fingerprint:
-            raise InputError(
-                f"the data are not those that {self.path} began with (other images, labels or order); "
-                "bring them back, or start a new run"
-            )
-        if values["initial"] != self.prepared.initial_digest:
-            begun = {*values["done"], *([] if values["stage"] is None else [values["stage"]["name"]])}
-            to_come = [name for name in self.prepared.stages if name not in begun]
-            said = f"model= has other initial weights than the one that {self.path} began with"
-            if to_come:
-                raise InputError(
-                    f"{said}, and {', '.join(to_come)} would start from them; give the same one, such as made behind "
-                    "the same torch.manual_seed"
-                )
-            self._warn(f"{said}; the run's own go on")
+        if (text := check_same_start(self.path, values, self.prepared)) is not None:
+            self._warn(text)
         for text in elsewhere(values["environment"], environment(self.prepared.device)):
             self._warn(text)
         self.done, self.labels, self.files = values["done"], values["labels"], values["files"]
@@ -159,6 +150,7 @@ class Session:
                 self.stage.load(tensors, values["stage"], self.path)
         with self._writing():  # lines written after the checkpoint belong to steps that will be taken again
             os.truncate(self.path / METRICS, self.metrics_bytes)
+            checkpoint.remove_leftovers(self._checkpoint)
             if asked.labels.searches and self.searched is not None:  # stopped before the next line was
                 write_atomically(self.path / CONFIG, toml_of(self.prepared.config))
         self.saved = self._position()
@@ -209,7 +201,7 @@ class Session:
             values["searched"] = self.searched
         elif self.prepared.search is not None:
             values["trials"] = self.prepared.search.results
-        checkpoint.save(self._checkpoint, tensors, values)
+        checkpoint.save(self._checkpoint, tensors, values, self.prepared.config.max_shard_mb)
         self.saved_at, self.saved = time.monotonic(), self._position()
 
     def _position(self) -> str:
@@ -274,7 +266,9 @@ class Session:
             if stage.step % CHECK_EVERY == 0:
                 stage.check()
             self.listener.step(stage)
-            if stage.ends_epoch:
+            if not stage.ends_epoch:
+                self._save_if_due(stage, max(self.prepared.config.checkpoint_seconds, LEAST_WITHIN))
+            else:
                 record, warnings = stage.end_epoch()
                 stage.seconds = time.perf_counter() - began
                 record |= {"seconds": stage.seconds}
@@ -282,10 +276,7 @@ class Session:
                 for text in warnings:
                     self._warn_of(stage, text)
                 self.listener.epoch(stage, record)
-                due = time.monotonic() - self.saved_at >= self.prepared.config.checkpoint_seconds
-                if due and stage.sound():  # what has begun to diverge must not replace the last good state
-                    with self._writing():
-                        self._save()
+                self._save_if_due(stage, self.prepared.config.checkpoint_seconds)
         summary = stage_summary(stage)
         self.readings = None
         if steps_of(self.prepared.config, stage.name):
@@ -295,6 +286,12 @@ class Session:
             if self.readings is None:
                 self._interrupt(stage, "while labels were read")
         self.done[stage.name] = summary
+
+    def _save_if_due(self, stage: Stage, seconds: float) -> None:
+        # what has begun to diverge must not replace the last good state
+        if time.monotonic() - self.saved_at >= seconds and stage.sound():
+            with self._writing():
+                self._save()
 
     def _finetune(self, stage: Stage) -> dict[str, Any]:
         """Behind a checkpoint: where the run is stopped now, it goes on from there, and these steps are taken again."""

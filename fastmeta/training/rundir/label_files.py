@@ -17,7 +17,7 @@ from fastmeta.data import Splits
 from fastmeta.losses import FAMILIES, Labels
 from fastmeta.training.label_metrics import average_precision, changes, flips
 from fastmeta.training.readings import TABLE, Readings
-from fastmeta.training.rundir.checkpoint import header, pack, unpack
+from fastmeta.training.rundir.checkpoint import header, unpack, write
 from fastmeta.training.rundir.files import write_atomically
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings) -
         table = {k: v[:size] if k == "learned" else v[:size].to(dtype) for k, v in chosen.items()}
         assert readings.quality is not None
         table["label_quality"] = readings.quality[:size].to(dtype)
-        write_atomically(path / "labels.safetensors", _packed(labels, size))
+        write(path / "labels.safetensors", *_content(labels, size), stage.config.max_shard_mb)
     withheld = canaries is not None and canaries["right_after"] < canaries["right_before"] and not stage.config.force
     learned = table["learned"]
     if withheld:
@@ -90,8 +90,9 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _packed(labels: Any, size: int) -> bytes:
-    """What :func:`load_labels` takes: a family of ours with a dense table, wherever the labels themselves keep theirs.
+def _content(labels: Any, size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and values that :func:`load_labels` takes: a family of ours with a dense table, wherever the labels
+    themselves keep theirs.
 
     Of labels with canaries behind the first `size` rows, these rows.
 
@@ -102,12 +103,13 @@ def _packed(labels: Any, size: int) -> bytes:
         try:
             state = labels.dense().state_dict()
             shapes = labels.shapes(size, labels.num_classes)
-            return pack(
-                {k: t[: shapes[k][0]] if k in shapes else t for k, t in state.items()}, {"family": labels.family}
+            return (
+                {k: t[: shapes[k][0]] if k in shapes else t for k, t in state.items()},
+                {"family": labels.family},
             )
         except ValueError:
             tensors = {"targets": labels.targets[:size]}
-    return pack(tensors, {"family": f"{type(labels).__module__}:{type(labels).__qualname__}"})
+    return tensors, {"family": f"{type(labels).__module__}:{type(labels).__qualname__}"}
 
 
 def load_labels(path: Path, size: int, num_classes: int) -> Labels | None:

@@ -14,6 +14,7 @@ model-finetuned.safetensors   those of the copy that was fine-tuned, with finetu
 checkpoint/          state of the run, for --resume
 trajectory/          with trajectory_every, how learned labels moved: about.json, rows.npy, given.npy, sums.json and
                      epoch-NNNNN.npy for each snapshot, see :mod:`fastmeta.trajectory.contents`
+NAME-DIGEST.safetensors       with max_shard_mb, the content of NAME.safetensors, which is the index of these files then
 figures/             PNG and SVG, made from the files above
 """
 
@@ -31,6 +32,7 @@ from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
+from fastmeta.training.rundir.shards import is_shard, remove_others
 from fastmeta.trajectory import FOLDER, SUMS
 
 CONFIG, METRICS, SUMMARY = Path("config.toml"), Path("metrics.jsonl"), Path("summary.json")
@@ -132,11 +134,12 @@ def only_a_beginning(path: Path) -> bool:
         return False
     inside = {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(states)}
     known = {part_of(STATE).name} if config is None else {part_of(STATE).name, STATE.name}
-    return inside.keys() <= known and all(inside.values())
+    return all(inside.values()) and all(name in known or is_shard(path / STATE, name) for name in inside)
 
 
 def remove_beginning(path: Path, made: list[Path]) -> None:
     """Take away what a start has written into the folder `path`, and the folders that were `made` for it."""
+    remove_others(path / STATE)
     for name in (CONFIG, METRICS, STATE):
         for file in (path / name, path / part_of(name)):
             with contextlib.suppress(OSError):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fastmeta.training.rundir.checkpoint import pack
-from fastmeta.training.rundir.files import write_atomically
+from fastmeta.training.rundir.checkpoint import write
 from fastmeta.training.rundir.layout import FINETUNED
 from fastmeta.training.rundir.load import BESIDE
 
@@ -23,8 +22,8 @@ def write_models(path: Path, stage: Stage, finetuned: nn.Module | None) -> None:
     module = stage.result.state(constants=False)
     values["beside"] = module.values
     tensors = module.state | {BESIDE + k: v for k, v in module.beside.items()}
-    write_atomically(path / "model.safetensors", pack(tensors, values))
+    write(path / "model.safetensors", tensors, values, stage.config.max_shard_mb)
     if finetuned is not None:  # evaluation mode moves nothing but parameters
         moved = finetuned.state_dict()
         tensors |= {k: moved[k] for k in module.state}
-        write_atomically(path / FINETUNED, pack(tensors, values))
+        write(path / FINETUNED, tensors, values, stage.config.max_shard_mb)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.training.config import CUSTOM, TrainConfig
+from fastmeta.training.rundir.checkpoint import check_shards
 from fastmeta.training.rundir.files import digest_of, is_sealed, new_digest, parse_json, part_of, read
 from fastmeta.training.rundir.layout import SEARCHING, STATE, SUMMARY, result_files
 from fastmeta.training.rundir.schema import anything, each, maybe, record, table, text, whole
@@ -21,7 +22,7 @@ from fastmeta.training.rundir.summary import LABELS_FORM, SEAL_FORM, SEARCH_FORM
 from fastmeta.trajectory import FOLDER
 
 if TYPE_CHECKING:
-    from fastmeta.training.prepare import Data
+    from fastmeta.training.prepare import Data, Prepared
 
 _WAY = "bring it back, or start a new run"
 
@@ -60,6 +61,29 @@ def check_same_config(
             raise InputError(message.format(path=path, key=prefix + key, begun=before, now=after))
 
 
+def check_same_start(path: Path, values: Mapping[str, Any], prepared: Prepared) -> str | None:
+    """InputError where the run began with other data, or with other weights that a later stage would start from.
+
+    Weights that nothing starts from any more are a warning.
+    """
+    if values["fingerprint"] != prepared.fingerprint:
+        raise InputError(
+            f"the data are not those that {path} began with (other images, labels or order); "
+            "bring them back, or start a new run"
+        )
+    if values["initial"] == prepared.initial_digest:
+        return None
+    begun = {*values["done"], *([] if values["stage"] is None else [values["stage"]["name"]])}
+    to_come = [name for name in prepared.stages if name not in begun]
+    said = f"model= has other initial weights than the one that {path} began with"
+    if to_come:
+        raise InputError(
+            f"{said}, and {', '.join(to_come)} would start from them; give the same one, such as made behind "
+            "the same torch.manual_seed"
+        )
+    return f"{said}; the run's own go on"
+
+
 def toml_of(config: TrainConfig) -> bytes:
     """config.toml, which does not name its folder."""
     return replace(config, out=None).to_toml().encode()
@@ -68,9 +92,10 @@ def toml_of(config: TrainConfig) -> bytes:
 def lasting(config: TrainConfig) -> dict[str, Any]:
     """What a resumed run must not change.
 
-    Where and with how many threads it runs may change, with a warning, and so may what is handed out at its end.
+    Where and with how many threads it runs may change, with a warning, and so may what is handed out at its end, and
+    how large its files are.
     """
-    return replace(config, out=None, threads=None, device="auto", force=False).to_mapping()
+    return replace(config, out=None, threads=None, device="auto", force=False, max_shard_mb=None).to_mapping()
 
 
 # What a checkpoint must hold before anything is done with it: it may be anybody's. What is a stage's own is the
@@ -162,6 +187,8 @@ def check_results(path: Path, finished: Mapping[str, Any]) -> None:
             raise InputError(f"{path / name} is gone, which the run had written; {_WAY}")
         if not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; {_WAY}")
+        if name.endswith(STATE.suffix):
+            read(path / name, check_shards)
     to_come: tuple[str | Path, ...] = (*result_files(True, True, True), SUMMARY, SEARCHING, STATE)
     for written in to_come:
         for file in (path / written, part_of(path / written)):
