@@ -132,6 +132,8 @@ class Method(ABC):
     #: trajectory_every, labels.update and labels.canaries; a run with another is refused. With one of the last three
     #: `labels` are those of fastmeta, and with canaries :meth:`hold_labels` is there
     supports: ClassVar[frozenset[str]] = frozenset()
+    #: options that are paths of runs, which the context seals: a run that goes on may find them elsewhere
+    paths: ClassVar[tuple[str, ...]] = ()
     #: labels.update where a run leaves it open
     default_update: ClassVar[Literal["exact", "epoch", "posterior", "none"]] = "exact"
     #: the learned labels, once :meth:`setup` has made them

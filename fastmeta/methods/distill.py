@@ -38,6 +38,7 @@ class Distill(Method):
         hard: float = 0.0
         """Weight of the loss of the given classes, in [0, 1]."""
 
+    paths: ClassVar[tuple[str, ...]] = ("teacher", "labels")
     supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
     @classmethod

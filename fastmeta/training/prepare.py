@@ -41,6 +41,7 @@ from fastmeta.training.pilot import noise_of, pilot_epochs
 from fastmeta.training.presets import preset_noise, resolve, without_search
 from fastmeta.training.rundir.checkpoint import pack
 from fastmeta.training.rundir.files import new_digest
+from fastmeta.training.rundir.places import lasting_options
 from fastmeta.training.search import Search, plan
 from fastmeta.training.stage import Stage, TrainingError
 from fastmeta.training.stage_names import is_trial
@@ -186,6 +187,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     config = replace(config, dataset=type(config.dataset)(lasting_name(config.dataset)))
     if config.noise is not None:
         config = replace(config, noise=type(config.noise)(lasting_noise(config.noise)))
+    config = lasting_options(config)
     splits = split(
         dataset,
         noise=preset_noise(config),

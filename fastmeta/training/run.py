@@ -44,12 +44,13 @@ from fastmeta.training.rundir.layout import (
     STATE,
     SUMMARY,
     check_free,
+    finished_files,
     remove_beginning,
-    result_files,
     resume_command,
 )
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.model_files import write_models
+from fastmeta.training.rundir.places import placeless, places
 from fastmeta.training.rundir.restore import (
     CHANGED_FILE,
     check_metrics,
@@ -90,6 +91,8 @@ class Session:
     labels: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)  # seals of the files of the method's own stage, once done
     warnings: list[str] = field(default_factory=list)
+    place: str | None = None  # where the run began, if it names other places
+    teachers: dict[str, Any] = field(default_factory=dict)  # seals of what the method learns from, by where it lies
     metrics_bytes: int = 0
     metrics_digest: Any = field(default_factory=new_digest)  # of so many bytes of metrics.jsonl
     saved: str = ""  # what the checkpoint on disk holds, in words
@@ -105,6 +108,7 @@ class Session:
         check_free(self.path)  # again, now that nobody else can write there
         try:
             self.stage = self.prepared.stage(self.prepared.stages[0])
+            self.place = os.path.realpath(self.path) if places(self.prepared.recorded) else None
             # first, because it says that nothing but a start lies here
             write_part(self.path / CONFIG, toml_of(self.prepared.recorded))
             empty(self.path / METRICS)
@@ -131,7 +135,9 @@ class Session:
                 self.prepared.search.load(values.get("trials", {}), self.prepared.data.canary_size)
                 if self.searched is not None:
                     self.prepared.choose(self.searched["chosen"])
-        check_same_config(self.path, values["config"], lasting(self.prepared.recorded), CHANGED_FILE)
+        begun, now = (placeless(v, asked) for v in (values["config"], lasting(self.prepared.recorded)))
+        check_same_config(self.path, begun, now, CHANGED_FILE)
+        self.place, self.teachers = values.get("place"), values.get("teachers", {})
         if (text := check_same_start(self.path, values, self.prepared)) is not None:
             self._warn(text)
         for text in elsewhere(values["environment"], environment(self.prepared.device)):
@@ -143,7 +149,8 @@ class Session:
         self.warnings = values["warnings"] + self.warnings
         self.metrics_bytes = values["metrics_bytes"]
         self.metrics_digest = check_metrics(self.path / METRICS, self.metrics_bytes, values["metrics_digest"])
-        check_results(self.path, {name: self.files.get(name) for name in self._finished_files()})
+        finished = finished_files(self.prepared.config, self.done)
+        check_results(self.path, {name: self.files.get(name) for name in finished})
         if values["stage"] is not None:
             with reading_state(self._checkpoint):
                 self.stage = self.prepared.stage(values["stage"]["name"])
@@ -154,13 +161,6 @@ class Session:
             if asked.labels.searches and self.searched is not None:  # stopped before the next line was
                 write_atomically(self.path / CONFIG, toml_of(self.prepared.config))
         self.saved = self._position()
-
-    def _finished_files(self) -> tuple[str, ...]:
-        config = self.prepared.config
-        if config.method not in self.done:
-            return ()
-        finetuned = self.done[config.method].get("finetuned", {"failed": ""})["failed"] is None
-        return result_files(config.method_class().learns_labels, finetuned, config.trajectory_every is not None)
 
     @property
     def _checkpoint(self) -> Path:
@@ -201,6 +201,7 @@ class Session:
             values["searched"] = self.searched
         elif self.prepared.search is not None:
             values["trials"] = self.prepared.search.results
+        values |= {k: v for k, v in (("place", self.place), ("teachers", self.teachers)) if v}
         checkpoint.save(self._checkpoint, tensors, values, self.prepared.config.max_shard_mb)
         self.saved_at, self.saved = time.monotonic(), self._position()
 
@@ -223,6 +224,8 @@ class Session:
                 self._choose(prepared.search)
             if self.stage is None or self.stage.name != name:
                 self.stage = prepared.stage(name)
+            if name == config.method:
+                self.teachers = self.stage.context.teachers
             try:
                 try:
                     with closing(self.stage):
@@ -365,7 +368,7 @@ class Session:
         by_canaries = None if fate is None else worse(fate, self.labels["labels_withheld"])
         for text in filter(None, (by_canaries, told_worse(self.labels, self.prepared.config))):
             self._warn(text)
-        self.files = {name: seal_of(self.path / name) for name in self._finished_files()}
+        self.files = {name: seal_of(self.path / name) for name in finished_files(self.prepared.config, self.done)}
 
     def _write_results(self) -> None:
         try:

@@ -21,7 +21,14 @@ from fastmeta.training.rundir.files import user_path
 from fastmeta.training.rundir.layout import CONFIG, SEARCHING, SUMMARY, begun_directory, make_directory
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.lock import only_process
-from fastmeta.training.rundir.restore import OTHER_CONFIG, check_same_config, check_same_kind, lasting
+from fastmeta.training.rundir.places import found_again, placeless
+from fastmeta.training.rundir.restore import (
+    OTHER_CONFIG,
+    check_same_config,
+    check_same_files,
+    check_same_kind,
+    lasting,
+)
 from fastmeta.training.signals import Interrupted, stop_signals
 
 
@@ -90,12 +97,15 @@ def train(
     with whole_process(config), trusting_pickles(trust_pickle):
         if begun is not None and not auto_resume:
             check_same_kind(begun, config, model, data)
+            config = found_again(config, begun)
         prepared = prepare(config, model=model, data=data)
         if begun is not None and auto_resume:
             chosen = prepared.search is not None and os.path.isfile(begun / SEARCHING)
             own = _read(begun, SEARCHING if chosen else CONFIG)
-            check_same_config(begun, lasting(own), lasting(prepared.recorded), OTHER_CONFIG)
+            before, now = (placeless(lasting(c), prepared.recorded) for c in (own, prepared.recorded))
+            check_same_config(begun, before, now, OTHER_CONFIG)
             if os.path.isfile(begun / SUMMARY):
+                check_same_files(begun, own, prepared)
                 run = load_run(begun, model=copy_of(prepared.initial).cpu(), force=prepared.config.force)
                 listener.note(f"{begun} is finished already")
                 return run

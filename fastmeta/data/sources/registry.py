@@ -81,6 +81,11 @@ def lasting(spec: str) -> str:
     return spec if resolve is None else f"{name.scheme}:{resolve(name.argument)}"
 
 
+def is_path(spec: str) -> bool:
+    """Whether a data set is named by where its file or folder lies. InputError for what names none."""
+    return hasattr(SCHEMES.get(parse(spec).scheme), "lasting")
+
+
 def lasting_path(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 

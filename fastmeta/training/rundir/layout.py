@@ -24,8 +24,9 @@ import contextlib
 import os
 import shlex
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fastmeta._trust import needs_pickles
 from fastmeta.data import InputError
@@ -64,6 +65,14 @@ def result_files(learns_labels: bool, finetuned: bool, trajectory: bool) -> tupl
     """What the method's own stage leaves when it is done; of a trajectory the file that has the digests of the rest."""
     named = {"labels.safetensors": learns_labels, FINETUNED: finetuned, f"{FOLDER}/{SUMS}": trajectory}
     return ("model.safetensors", "labels.npz", *(name for name, there in named.items() if there))
+
+
+def finished_files(config: TrainConfig, done: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of these, what a run has whose stages with these summaries are done."""
+    if config.method not in done:
+        return ()
+    finetuned = done[config.method].get("finetuned", {"failed": ""})["failed"] is None
+    return result_files(config.method_class().learns_labels, finetuned, config.trajectory_every is not None)
 
 
 def resume_command(path: Path, config: TrainConfig | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import nn
 
 from fastmeta.data import InputError
 from fastmeta.training.config import CUSTOM, TrainConfig
-from fastmeta.training.rundir.checkpoint import check_shards
+from fastmeta.training.rundir.checkpoint import check_shards, header
 from fastmeta.training.rundir.files import digest_of, is_sealed, new_digest, parse_json, part_of, read
 from fastmeta.training.rundir.layout import SEARCHING, STATE, SUMMARY, result_files
+from fastmeta.training.rundir.places import places
 from fastmeta.training.rundir.schema import anything, each, maybe, record, table, text, whole
 from fastmeta.training.rundir.summary import LABELS_FORM, SEAL_FORM, SEARCH_FORM, STAGE_FORM, TRIAL_FORM
 from fastmeta.trajectory import FOLDER
@@ -84,6 +85,23 @@ def check_same_start(path: Path, values: Mapping[str, Any], prepared: Prepared) 
     return f"{said}; the run's own go on"
 
 
+def check_same_files(path: Path, begun: TrainConfig, prepared: Prepared) -> None:
+    """InputError where a finished run of config `begun` is asked for with files elsewhere that hold something else."""
+    was, now = places(begun), places(prepared.recorded)
+    if was == now:
+        return
+    with suppress(OSError, ValueError):  # without its state nobody knows what they held
+        values = header(path / STATE)[1]
+        if values["fingerprint"] == prepared.fingerprint:
+            before, after = ({k: v for k, v in of.items() if k.startswith("method.")} for of in (was, now))
+            if before == after:
+                return
+            seals = prepared.stage(prepared.config.method).context.teachers.values()
+            if list(values.get("teachers", {}).values()) == list(seals):
+                return
+    check_same_config(path, was, now, OTHER_CONFIG)
+
+
 def toml_of(config: TrainConfig) -> bytes:
     """config.toml, which does not name its folder."""
     return replace(config, out=None).to_toml().encode()
@@ -115,7 +133,7 @@ _STATE_FORM = record(
         "files": table(SEAL_FORM),
         "stage": maybe(record({"name": text})),
     },
-    {"trials": table(TRIAL_FORM), "searched": SEARCH_FORM},
+    {"trials": table(TRIAL_FORM), "searched": SEARCH_FORM, "place": text, "teachers": table(anything)},
 )
 
 
