@@ -22,6 +22,7 @@ from fastmeta._text import printable_lines, shown
 COMMANDS = {
     "train": "learn the labels of a training set and compare with fixed labels",
     "compare": "methods beside plain training, in one table",
+    "reproduce": "tables and figures of the paper, trained and measured here",
     "labels": "learned labels for other tools, and noise as a file",
     "show": "what a run, or each run of a folder, has reached; a report",
     "check": "is the meta-gradient of a model right, and what does it cost",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastmeta.training import Listener, TrainConfig
 
 
-class _OneRun(ConsoleListener):
+class OneRun(ConsoleListener):
     """Of a run its bar, where there is a terminal, and its warnings, each once in a comparison."""
 
     def __init__(self, said: set[str]) -> None:
@@ -48,7 +48,7 @@ class _OneRun(ConsoleListener):
 class ConsoleWatcher(Watcher):
     def __init__(self) -> None:
         self._said: set[str] = set()
-        self._listener = _OneRun(self._said)
+        self._listener = OneRun(self._said)
 
     @property
     def console(self) -> Any:
@@ -60,7 +60,7 @@ class ConsoleWatcher(Watcher):
 
     def run(self, number: int, total: int, run: PlannedRun) -> Listener:
         self.close()
-        self._listener = _OneRun(self._said)
+        self._listener = OneRun(self._said)
         print(printable(f"{number}/{total} {run.name}"), flush=True)
         return self._listener
 

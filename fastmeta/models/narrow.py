@@ -11,7 +11,7 @@ from fastmeta.models.resnet import ResNet
 
 def narrow_resnet(num_classes: int) -> ResNet:
     """Three basic blocks behind a stem of stride 2, for ResNet-18 and WRN-28-10: 75,578 parameters for 10 classes."""
-    return ResNet([1, 1, 1], [16, 32, 64], num_classes, 3, "pad", stem_stride=2)
+    return ResNet([1, 1, 1], [12, 24, 48], num_classes, 3, "pad", stem_stride=2)
 
 
 def narrow_plain(num_classes: int) -> ConvNet:

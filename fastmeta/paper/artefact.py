@@ -126,8 +126,8 @@ class Found:
         """By seed, why a run is not there, of this or of one that it learns from."""
 
         def message(one: Wanted, seed: int) -> str | None:
-            own = self.failures.get((one.key, seed))
-            return own or next(filter(None, (message(source, seed) for source in one.sources.values())), None)
+            first = next(filter(None, (message(source, seed) for source in one.sources.values())), None)
+            return first or self.failures.get((one.key, seed))
 
         return {seed: text for seed in self.seeds if (text := message(self.wanted[name], seed))}
 

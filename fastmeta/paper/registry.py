@@ -10,7 +10,9 @@ from fastmeta.data import InputError
 from fastmeta.paper.artefact import Artefact
 
 #: name -> class in the module of that name
-ARTEFACTS: dict[str, str] = {}
+ARTEFACTS: dict[str, str] = {
+    "table6": "Table6",
+}
 
 
 def artefact(name: str) -> Artefact:

@@ -31,10 +31,10 @@ NETWORKS = {
         "wrn28_10": "fastmeta.models.narrow:narrow_resnet",
     },
     "smoke": {
-        "resnet18": "fastmeta.models.digits:digits_conv",
+        "resnet18": "mlp",
         "vgg16": "fastmeta.models.digits:digits_conv",
-        "alexnet": "mlp",
-        "wrn28_10": "fastmeta.models.digits:digits_conv",
+        "alexnet": "fastmeta.models.digits:digits_conv",
+        "wrn28_10": "mlp",
     },
 }
 
@@ -60,6 +60,11 @@ class Scale:
         return self.name == "smoke"
 
     @property
+    def on(self) -> str:
+        """The data that stand for the paper's, in words; nothing where they are the paper's own."""
+        return {"cpu": "a part of CIFAR-10", "smoke": "digits"}.get(self.name, "")
+
+    @property
     def every(self) -> int:
         """Epochs from one snapshot of the labels to the next."""
         return 1 if self.name in ("cpu", "smoke") else 5
@@ -70,7 +75,7 @@ class Scale:
 
     def dataset(self, name: str) -> str:
         """What stands for cifar10 or cifar100: digits, cifar10 or cifar100."""
-        return {"smoke": "digits", "cpu": "cifar10"}.get(self.name, name)
+        return {"smoke": DIGITS, "cpu": "cifar10"}.get(self.name, name)
 
     def config(self, recipe: str, method: str, *, network: str | None = None, **over: Any) -> TrainConfig:
         """The config of a run of `method` in the setting of a shipped recipe, at this scale.
@@ -108,19 +113,39 @@ class Scale:
         return own
 
     def _source(self, dataset: str) -> str:
-        if dataset == "digits":
-            return dataset
-        if self.name == "cpu":
-            return f"npz:{self.subset(dataset)}"
+        if self.name in ("cpu", "smoke"):
+            return f"npz:{self.part(dataset)}"
         return f"npz:{self.data[dataset]}" if dataset in self.data else dataset
 
-    def subset(self, dataset: str) -> Path:
-        """The file with the part of a data set that scale cpu trains on."""
-        return self.out / "data" / f"{dataset}-{SUBSET[0]}.npz"
+    def part(self, dataset: str) -> Path:
+        """The file with the part of a data set that scales cpu and smoke train on."""
+        return self.out / "data" / f"{dataset}-{PARTS[dataset][0]}.npz"
+
+    def budget(self, kind: str, name: str) -> str:
+        """How many settings a row was chosen from, in words; `kind` is noise or supervised."""
+        return "none"
+
+    def notes(self) -> list[str]:
+        """What differs from the paper's setting at this scale, in sentences."""
+        return list(NOTES[self.name])
 
 
-#: images of each part of the data that scale cpu has: the first of each class in the order of the data set
-SUBSET = (4000, 2000)  # training, test
+DIGITS = "digits"
+#: training and test rows of what scales cpu and smoke train on: the first of each class, in the order of the data set
+PARTS = {"cifar10": (4000, 2000), DIGITS: (1000, 500)}
+NOTES: Mapping[str, tuple[str, ...]] = {
+    "full": (),
+    "short": ("Fewer epochs than in the paper, in bf16; ResNet-18 in place of WRN-28-10.",),
+    "cpu": (
+        "Data: the first 4,000 training and 2,000 test images of CIFAR-10, as many of each class, in place of 50,000 "
+        "and 10,000. Where the paper has CIFAR-100, the numbers here are of CIFAR-10 all the same.",
+        "Networks: narrow ones of fastmeta.models.narrow, of 75,000 parameters and less.",
+    ),
+    "smoke": (
+        "Data: 1,000 training and 500 test digits of scikit-learn, in place of CIFAR. The numbers say nothing of the "
+        "paper's: this scale shows that the command works, and one sign.",
+    ),
+}
 #: scale short, over the recipes: about 20 minutes of a data-centre GPU for one column of table 6, or of table 1
 SHORT: Mapping[str, Mapping[str, Any]] = {
     "noise": {"max_steps": None, "epochs": 10, "precision": "bf16"},

@@ -172,7 +172,9 @@ def test_near_misses_of_other_commands(line, message, capsys):
     assert capsys.readouterr().err == message
 
 
-@pytest.mark.parametrize("line", ["", "train", "check", "bench", "bench ops", "bench step", "bench approx"])
+@pytest.mark.parametrize(
+    "line", ["", "train", "reproduce", "check", "bench", "bench ops", "bench step", "bench approx"]
+)
 def test_helps_have_one_style_and_80_columns(line, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # whatever the terminal has
     with contextlib.suppress(SystemExit):
@@ -241,7 +243,7 @@ def test_ctrl_c_outside_of_a_run_is_one_line(capsys, monkeypatch):
 def test_unknown_command(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: unknown command 'trian', expected one of train, compare, labels, show, check, bench; "
+        "fastmeta: unknown command 'trian', expected one of train, compare, reproduce, labels, show, check, bench; "
         "did you mean train?\n"
     )
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def parse(words: list[str]) -> str:
     """The command, such as train; raises or fails for what would not parse."""
-    from fastmeta.cli import bench, check, compare, labels, main, show, train
+    from fastmeta.cli import bench, check, compare, labels, main, reproduce, show, train
 
     program, command, *flags = words
     if program == "python":
@@ -28,6 +28,8 @@ def parse(words: list[str]) -> str:
         assert train.parse(flags).run
     elif command == "compare":
         assert compare.parse(flags)[0].recipe
+    elif command == "reproduce":
+        assert reproduce.parser().parse(flags).names
     elif command == "check":
         assert check.parser().parse_args(flags).model
     elif command == "bench":

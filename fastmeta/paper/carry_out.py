@@ -1,0 +1,256 @@
+"""Carrying artefacts out in a folder: runs begun, gone on with or left as they are, each artefact written behind them.
+
+OUT/reproduce.json says what the folder is; OUT/runs/ has the runs, OUT/data/ the images of scale cpu, OUT/NAME/ an
+artefact. Everything but the first is made again from the runs by the same command.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastmeta._text import reason
+from fastmeta._version import __version__
+from fastmeta.data import InputError
+from fastmeta.meta import OutOfMemory
+from fastmeta.paper.artefact import Artefact, Found, Reading, is_finished
+from fastmeta.paper.data_parts import make_parts
+from fastmeta.paper.registry import artefact
+from fastmeta.paper.scale import Scale, scale_name
+from fastmeta.paper.wanted import Wanted, in_order
+from fastmeta.paper.written_reading import write_reading
+from fastmeta.training import Listener, TrainConfig, TrainingError, train
+from fastmeta.training.rundir import (
+    CONFIG,
+    check_same_config,
+    only_process,
+    parse_json,
+    part_of,
+    read,
+    read_bytes,
+    to_json,
+    user_path,
+    write_atomically,
+)
+
+SCHEMA, SCHEMA_VERSION = "fastmeta.reproduce", 1
+FILE = "reproduce.json"
+_OTHER = "{path} was begun with another {key}: it was {begun!r}, is {now!r} now; give that, or choose another --out"
+
+
+class Watcher:
+    """Is told what happens; the default says nothing."""
+
+    def begin(self, path: Path, finished: int, total: int) -> None:
+        """So many runs of all artefacts together are finished already."""
+
+    def run(self, number: int, total: int, name: str, config: TrainConfig) -> Listener:
+        """A run begins or goes on; what it returns listens to it."""
+        return Listener()
+
+    def done(self, path: Path) -> None:
+        """It is finished."""
+
+    def failed(self, message: str) -> None:
+        """It has failed; the others go on."""
+
+    def artefact(self, made: Made) -> None:
+        """An artefact is written."""
+
+    def warning(self, text: str) -> None:
+        warnings.warn(text, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Artefacts with the runs that they want, at one scale."""
+
+    scale: Scale
+    seeds: tuple[int, ...]
+    artefacts: tuple[Artefact, ...]
+    wanted: Mapping[str, Mapping[str, Wanted]]  # by the name of an artefact
+
+    @property
+    def runs(self) -> list[tuple[int, Wanted]]:
+        """Each once. Artefact by artefact, and of one seed by seed, so that who stops early has all rows of some."""
+        found: dict[tuple[str, int], tuple[int, Wanted]] = {}
+        for one in self.artefacts:
+            for seed in self.seeds:
+                for each in in_order(self.wanted[one.name].values()):
+                    found.setdefault((each.key, seed), (seed, each))
+        return list(found.values())
+
+
+@dataclass
+class Made:
+    """An artefact as it was written."""
+
+    artefact: Artefact
+    path: Path
+    reading: Reading
+    failures: Mapping[str, str] = field(default_factory=dict)  # by the run's folder below OUT
+
+    def missed(self, scale: Scale) -> list[str]:
+        """Signs that a smoke run should have and has not."""
+        return [c.text for c in self.reading.claims if scale.smoke and c.sign and c.verdict != "reproduced"]
+
+
+def make_plan(
+    names: Sequence[str],
+    scale: str,
+    out: str | Path,
+    *,
+    data: Mapping[str, Path] | None = None,
+    root: str | None = None,
+    seeds: int | None = None,
+    first_seed: int = 0,
+) -> Plan:
+    """InputError for a name, a scale or a setting that there is not."""
+    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise InputError(f"{twice[0]} stands twice; leave one out")
+    found = Scale(scale_name(scale), user_path(out, "out"), dict(data or {}), root)
+    artefacts = tuple(map(artefact, names))
+    count = found.seeds if seeds is None else seeds
+    wanted = {one.name: dict(one.wanted(found)) for one in artefacts}
+    return Plan(found, tuple(range(first_seed, first_seed + count)), artefacts, wanted)
+
+
+def carry_out(plan: Plan, watcher: Watcher, command: str = "") -> list[Made]:
+    """Train what is not finished, and write each artefact once its runs are.
+
+    Raises:
+        InputError: a folder that holds something else, another scale or other data; data that are not there; another
+            process in the folder.
+        Interrupted: a signal; the same call goes on.
+        TrainingError: what stands in the folder cannot be written.
+    """
+    scale, out = plan.scale, plan.scale.out
+    if os.path.isfile(out / CONFIG):
+        raise InputError(f"{out} is a run itself, and reproduce wants a folder; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the folder {out}: {error.strerror}; choose another --out") from error
+    with only_process(out):
+        _check_folder(out)
+        data = make_parts(scale, plan.runs)
+        _begin(plan, data)
+        runs = plan.runs
+        open_ones = {(o.key, s) for s, o in runs if not is_finished(o, o.path(out / "runs", s))}
+        watcher.begin(out, len(runs) - len(open_ones), len(runs))
+        worker = _Worker(plan, watcher, {(o.key, s): k for k, (s, o) in enumerate(runs, 1)}, open_ones)
+        return [worker.carry_out(one, command) for one in plan.artefacts]
+
+
+@dataclass
+class _Worker:
+    plan: Plan
+    watcher: Watcher
+    numbers: Mapping[tuple[str, int], int]
+    open_ones: set[tuple[str, int]]
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        return self.plan.scale.out / "runs"
+
+    def carry_out(self, one: Artefact, command: str) -> Made:
+        wanted = self.plan.wanted[one.name]
+        for seed in self.plan.seeds:
+            for each in in_order(wanted.values()):
+                if (each.key, seed) in self.open_ones and (each.key, seed) not in self.failures:
+                    self.run(each, seed)
+        made = self.write(one, command)
+        self.watcher.artefact(made)
+        return made
+
+    def run(self, one: Wanted, seed: int) -> None:
+        path = one.path(self.runs, seed)
+        number = self.numbers[one.key, seed]
+        listener = self.watcher.run(number, len(self.numbers), f"{one.key}/seed{seed}", one.config)
+        missing = [s.key for s in one.sources.values() if not is_finished(s, s.path(self.runs, seed))]
+        message = f"the run it learns from, {missing[0]}/seed{seed}, has failed" if missing else ""
+        if not message:
+            try:
+                train_one(one, self.runs, seed, listener)
+            except (InputError, TrainingError, OutOfMemory) as error:
+                message = str(error)
+            except Exception as error:  # torch's own, or a full memory: the others go on
+                message = reason(error)
+        if message:
+            self.failures[one.key, seed] = message
+            self.watcher.failed(message)
+            gc.collect()  # what the failed run held on a device
+        else:
+            self.open_ones.discard((one.key, seed))
+            self.watcher.done(path)
+
+    def write(self, one: Artefact, command: str) -> Made:
+        plan, wanted = self.plan, self.plan.wanted[one.name]
+        keys = {each.key for each in in_order(wanted.values())}
+        failures = {key: text for key, text in self.failures.items() if key[0] in keys}
+        path = plan.scale.out / one.name
+        path.mkdir(exist_ok=True)
+        found = Found(plan.scale, plan.seeds, wanted, self.runs, path, failures)
+        reading = one.read(found)
+        if plan.scale.smoke:
+            claims = [claim.by_sign() if claim.sign else claim for claim in reading.claims]
+            reading = Reading(**{**vars(reading), "claims": claims})
+        told = {f"runs/{key}/seed{seed}": text for (key, seed), text in failures.items()}
+        try:
+            write_reading(one, found, reading, told, command)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {path}: {error.strerror}; mend that and give the same command"
+            ) from error
+        return Made(one, path, reading, told)
+
+
+def train_one(one: Wanted, runs: Path, seed: int, listener: Listener) -> None:
+    """Begin a run or go on with it."""
+    config = one.config_for(runs, seed)
+    if one.folds:
+        raise InputError("runs over folds are not there yet")
+    train(config, auto_resume=True, listener=listener)
+
+
+# -- the folder -------------------------------------------------------------------------------------------
+
+
+def _check_folder(out: Path) -> None:
+    others = set(os.listdir(out)) - {part_of(out / FILE).name, "data"}
+    if others and not os.path.lexists(out / FILE):
+        raise InputError(f"{out} is not empty, and holds no {FILE} to go on with; choose another --out")
+
+
+def _begin(plan: Plan, data: Mapping[str, str]) -> None:
+    """Write what the folder is, or check that it is this; data sets may become more."""
+    file = plan.scale.out / FILE
+    now: dict[str, Any] = {"scale": plan.scale.name, "data": dict(data)}
+    if os.path.lexists(file):
+        begun = read(file, _content)
+        own = {"scale": begun["scale"], "data": {k: v for k, v in begun["data"].items() if k in data}}
+        own["data"] |= {k: v for k, v in data.items() if k not in own["data"]}
+        check_same_config(plan.scale.out, own, now, _OTHER)
+        now["data"] = {**begun["data"], **data}
+        if now["data"] == begun["data"]:
+            return
+    content = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "fastmeta": __version__, **now}
+    try:
+        write_atomically(file, (to_json(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another --out") from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = parse_json(read_bytes(path))
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("data"), dict):
+        raise ValueError(f"it is no {SCHEMA}")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {content.get('schema_version')}, this fastmeta reads {SCHEMA_VERSION}")
+    return {"scale": content.get("scale"), "data": content["data"]}
