@@ -37,7 +37,7 @@ EPILOG = """
 examples:
   fastmeta reproduce all --scale smoke
   fastmeta reproduce table6 --scale cpu --data cifar10.npz --out runs/paper-cpu
-  fastmeta reproduce table1 table3 --scale full --data-root FOLDER --out runs/paper
+  fastmeta reproduce table1 table3 --scale full --data-root FOLDER --out paper
 
 Exit codes: 0 all is there, 1 a run failed or a sign was missed at scale smoke, 2 something given is wrong.
 """
