@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastmeta.bench.replay import replayed
+from fastmeta.bench.captured_bodies import replayed
 from fastmeta.bench.step_problem import Problem
 
 

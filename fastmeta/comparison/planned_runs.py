@@ -141,7 +141,8 @@ def _methods(recipe: Recipe, methods: Sequence[str] | None, trust_code: bool) ->
     elif isinstance(methods, str) or not all(isinstance(name, str) for name in methods):
         raise InputError(f"methods must be a list of names, got {shown(methods)}")
     else:
-        names = [*METHODS] if list(methods) == [ALL] else list(methods)
+        # replay needs a folder that only its user can name
+        names = [name for name in METHODS if name != "replay"] if list(methods) == [ALL] else list(methods)
     if not names:
         raise InputError("methods is empty; name one at least")
     for name in names:

@@ -14,7 +14,7 @@ from fastmeta.data.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class HoldOut:
-    """What a config says of it. The clean set is a share or a number of rows, or one of `folds` parts."""
+    """What a config says of it. The clean set is a share or a number of rows, or one of `folds` parts; 0 is none."""
 
     seed: int = 0
     meta_fraction: float = 0.2
@@ -39,6 +39,11 @@ class HoldOut:
             raise InputError(f"data.{name} and data.folds both say which rows are the clean set; leave one of them out")
 
     @property
+    def none(self) -> bool:
+        """Whether no clean set is held out, as a method that uses none wants it."""
+        return self.folds is None and (self.meta_fraction == 0 if self.meta_count is None else self.meta_count == 0)
+
+    @property
     def asked(self) -> str | None:
         """The option that asks for a clean set of its own, which not every data set can have."""
         if self.folds is not None:
@@ -49,6 +54,8 @@ class HoldOut:
         """Rows (sorted) of the clean set; none where no class has two rows. InputError where they cannot be had."""
         if self.folds is not None:
             return fold_rows(targets, self.folds, self.fold or 0, self.seed)
+        if self.none:
+            return np.empty(0, np.int64)
         balanced = self.meta_count is not None if self.balanced is None else self.balanced
         if self.meta_count is None and not balanced:
             return held_out(targets, self.meta_fraction, self.seed)

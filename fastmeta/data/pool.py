@@ -53,7 +53,7 @@ class Pool:
         train, meta, test = splits.train, splits.meta, splits.test
         clean = [meta] if splits.canaries is None else [splits.canaries, meta]
         behind = meta.source if splits.canaries is None else splits.canaries.source.join(meta.source)
-        joined = train.source.join(behind)
+        joined = train.source.join(behind) if len(meta) else train.source
         parts = [joined, *(part.source for part in (test, splits.val) if part is not None)]
         fits, note = _fits(sum(s.bytes_to_place for s in parts), device) if resident == "auto" else (True, None)
         settings = replace(settings, resident=fits and resident != "no")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.data.errors import InputError
 from fastmeta.data.seeds import torch_generator
 
 
@@ -19,7 +20,7 @@ class EpochSampler:
     def __init__(self, size: int, batch_size: int, *, seed: int, stream: str, device: torch.device) -> None:
         self.size = size
         self.batch_size = min(batch_size, size)
-        self.batches = size // self.batch_size
+        self.batches = size // self.batch_size if size else 0
         self._key = (seed, stream)
         self.device = device
         self._pass = -1
@@ -27,6 +28,10 @@ class EpochSampler:
 
     def __call__(self, step: int) -> Tensor:
         """Row numbers (batch_size,) int64 on the device."""
+        if not self.size:
+            raise InputError(
+                "the method asks for clean rows, and none are held out; leave data.meta_fraction or data.meta_count out"
+            )
         number, position = divmod(step, self.batches)
         if number != self._pass:
             generator = torch_generator(self.device, *self._key, number)

@@ -170,7 +170,7 @@ def split(
             "output for each all the same: is that how the labels are numbered?"
         )
     absent = [data.class_names[c] for c in sorted(present - set(meta.y.tolist()))]
-    if absent:
+    if absent and len(meta):
         notes.append(
             f"the clean set has no {one} of {len(absent)} class(es): {_some(absent)}; it learns from the others"
         )
@@ -218,6 +218,8 @@ def _clean_rows(data: Dataset, hold_out: HoldOut, notes: list[str]) -> np.ndarra
                 f"{hold_out.asked} holds out a clean set, and {data.name} names its own in meta_index; leave it out"
             )
     chosen = hold_out.clean_rows(targets, data.class_names)
+    if hold_out.none:
+        return chosen
     if not len(chosen):
         raise InputError(
             f"{data.name}: no clean set can be held out, because no class has two "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.meta import InputTransform
+from fastmeta.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Context(Protocol):
         """The learned labels of a finished run on the same training rows with the same given labels."""
         ...
 
+    def trajectory(self, path: str | Path) -> Trajectory:
+        """How labels moved in a run, or in the folds of one, for this method's training rows in their order."""
+        ...
+
 
 class Method(ABC):
     """One way to train, found by its name or as ``package.module:Class``.
@@ -134,6 +139,8 @@ class Method(ABC):
     supports: ClassVar[frozenset[str]] = frozenset()
     #: options that are paths of runs, which the context seals: a run that goes on may find them elsewhere
     paths: ClassVar[tuple[str, ...]] = ()
+    #: data.meta_fraction where a run leaves it open; 0 for a method that uses no clean rows and trains on all others
+    meta_fraction: ClassVar[float] = 0.2
     #: labels.update where a run leaves it open
     default_update: ClassVar[Literal["exact", "epoch", "posterior", "none"]] = "exact"
     #: the learned labels, once :meth:`setup` has made them

@@ -33,13 +33,17 @@ def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 class FixedLabels(Method):
-    """Plain steps along the gradient of a mean loss of the given labels, which :meth:`loss` says."""
+    """Plain steps along the gradient of a mean loss of labels that do not move by it, which :meth:`loss` says."""
 
     supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the rows, 0-d. logits (n, C), targets (n,) int64."""
+        """Mean over the rows, 0-d. logits (n, C), targets as :meth:`batch_targets` gives them."""
+
+    def batch_targets(self, index: Tensor) -> Tensor:
+        """Of the rows `index` (n,): the given classes (n,) int64."""
+        return self.targets[index]
 
     def setup(self, context: Context) -> None:
         self.model = context.model()
@@ -52,7 +56,7 @@ class FixedLabels(Method):
         return self.model
 
     def step(self, batch: Batch) -> Outcome:
-        n, targets = len(batch.index), self.targets[batch.index]
+        n, targets = len(batch.index), self.batch_targets(batch.index)
         x, pairs = self.mixup(self.network_input(batch.x))
 
         def backward(logits: Tensor, rows: slice) -> Tensor:

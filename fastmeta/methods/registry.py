@@ -19,6 +19,7 @@ from fastmeta.methods.l2rw import L2RW
 from fastmeta.methods.mentornet import MentorNet
 from fastmeta.methods.mlc import MetaLabelCorrection
 from fastmeta.methods.mwnet import MetaWeightNet
+from fastmeta.methods.replay import Replay
 from fastmeta.methods.sop import SOP
 
 #: every method of this package by its name in a config
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "data_parameters": DataParameters,
     "mentornet": MentorNet,
     "distill": Distill,
+    "replay": Replay,
     "l2rw": L2RW,
     "mwnet": MetaWeightNet,
     "mlc": MetaLabelCorrection,

@@ -56,7 +56,7 @@ class TrainConfig:
     method: str = "instance_labels"
     """How a batch trains, see docs/methods.md: instance_labels, class_labels,
     onehot, label_smoothing, confidence_penalty, focal,
-    elr, sop, coteaching, data_parameters, mentornet, distill,
+    elr, sop, coteaching, data_parameters, mentornet, distill, replay,
     l2rw, mwnet, mlc, emlc,
     or your own as package.module:Class."""
     options: Any = field(default=None, metadata={"flags": "method"})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.data import InputError, Source
+from fastmeta.data import InputError, Source, Splits
 from fastmeta.losses import Labels
 from fastmeta.training.config import CUSTOM, TrainConfig, is_code
 from fastmeta.training.metrics import StepTotals
@@ -17,6 +17,7 @@ from fastmeta.training.optimizer import build_optimizer
 from fastmeta.training.rundir.files import seal_of, user_path
 from fastmeta.training.rundir.layout import CONFIG
 from fastmeta.training.rundir.load import load_run
+from fastmeta.trajectory import SUMS, Trajectory, check_classes
 
 
 class StageContext:
@@ -26,6 +27,7 @@ class StageContext:
         config: resolved.
         targets: (N,) int64 given labels of the rows that the stage trains on, on its device.
         source: of the samples, on the device to train on.
+        splits: what the training rows are of.
         build: makes a network by its name, on the host.
         place: moves a network to where the stage trains.
         noise_rate: share of wrong labels among the training rows, where the run has added noise.
@@ -42,6 +44,7 @@ class StageContext:
         steps_per_epoch: int,
         steps: int,
         source: Source,
+        splits: Splits | None,
         build: Callable[[str], nn.Module],
         place: Callable[[nn.Module], nn.Module],
     ) -> None:
@@ -51,7 +54,7 @@ class StageContext:
         self.batch_size = batch_size
         self.input_shape = source.input_shape
         self.transform, self.totals = source.transform, StepTotals(targets.device)
-        self.noise_rate, self._build, self._place = noise_rate, build, place
+        self.noise_rate, self._build, self._place, self._splits = noise_rate, build, place, splits
         self.models: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.teachers: dict[str, Any] = {}  # path -> size and digest of the weights
@@ -99,6 +102,19 @@ class StageContext:
         file = run.path / "labels.safetensors"
         self.teachers[str(file)] = seal_of(file)
         return run.labels.to(self.device)
+
+    def trajectory(self, path: str | Path) -> Trajectory:
+        splits, found = self._splits, Trajectory.read(user_path(path, "path"))
+        assert splits is not None
+        found.check_finished()
+        check_classes(splits.class_names, found.class_names, f"the trajectory in {found.path}")
+        if found.about.data != splits.data_hash:
+            raise InputError(
+                f"the trajectory in {found.path} is of other data (other samples or labels, by their hash), and this "
+                "run's are not those; name the data that it was learned on"
+            )
+        self.teachers[str(found.path / SUMS)] = seal_of(found.path / SUMS)
+        return found.on(splits.train.row, self.targets.cpu().numpy())
 
     def _own_network(self, path: str | Path) -> nn.Module | None:
         """A copy of this run's network, where it is the caller's and the run at `path` had the same; None elsewhere.

@@ -166,13 +166,12 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     if data is not None and not is_data(data):
         raise InputError(f"data must be {DATA_FORMS}, got {kind_of(data)}")
     device = pick_device(config.device)
-    config.method_class()  # or an error before the data are read
-    split_seed = config.data.split_seed or 0
-    config = replace(config, data=replace(config.data, split_seed=split_seed))
-    of = config.data
-    hold_out = HoldOut(
-        split_seed, of.meta_fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction
-    )
+    usual = config.method_class().meta_fraction  # or an error before the data are read
+    split_seed, fraction = config.data.split_seed or 0, config.data.meta_fraction
+    fraction = usual if fraction is None else fraction
+    of = replace(config.data, split_seed=split_seed, meta_fraction=fraction)
+    config = replace(config, data=of)
+    hold_out = HoldOut(split_seed, fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction)
     if data is None:
         dataset = load_dataset(config.dataset, seed=split_seed, **{name: getattr(of, name) for name in CHOSEN})
         # what is there now is not fetched again, by whoever the run's config comes to
@@ -205,7 +204,7 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
         model = build_model(config, splits.num_classes, splits.train.source.input_shape)
     pool = Pool.of(splits, device, _settings(config, device), config.data.resident)
     sizes = config.data.batch_size, config.data.meta_batch_size
-    x: Any = pool.few(min(2, *(size or 1 for size in sizes)))
+    x: Any = pool.few(min(2, *(size or 2 for size in sizes)))
     if config.mixup is not None and not (isinstance(x, Tensor) and x.is_floating_point()):
         raise InputError(
             f"mixup={config.mixup:g} mixes numbers, and samples of {config.dataset} reach the network as others; "

@@ -115,6 +115,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     preset = _preset(config)
     source = splits.train.source
     check_options(config, source)
+    if not len(splits.meta):
+        _check_needs_none(config)
     if config.finetune_lr is not None and not config.finetune_steps:
         raise InputError(
             f"finetune_lr={config.finetune_lr} is about the steps of finetune_steps, and finetune_steps is 0; leave it "
@@ -137,7 +139,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     data = replace(
         config.data,
         batch_size=batch_size,
-        meta_batch_size=min(_or(config.data.meta_batch_size, preset.meta_batch_size), len(splits.meta)),
+        meta_batch_size=min(_or(config.data.meta_batch_size, preset.meta_batch_size), len(splits.meta)) or None,
         augment=augment,
     )
     sgd = config.optim.name == "sgd"
@@ -175,7 +177,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         noise=preset_noise(config),
         model=model,
         epochs=epochs,
-        baselines=config.baselines if config.baselines is not None else preset.baselines,
+        baselines=_or(config.baselines, preset.baselines if len(splits.meta) else "none"),
         threads=preset_threads(config),
         optim=optim,
         labels=labels,
@@ -187,6 +189,19 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     except ValueError as error:
         raise InputError(error) from error
     return resolved
+
+
+def _check_needs_none(config: TrainConfig) -> None:
+    """InputError for what looks at clean rows, of which there are none."""
+    needs = [f"method={config.method}"] if config.method_class().uses_clean(config.options) else []
+    needs += [f"finetune_steps={config.finetune_steps}"] if config.finetune_steps else []
+    needs += [f"baselines={name}" for name in config.baseline_names() if name != "noisy"]
+    if needs:
+        held = "meta_fraction" if config.data.meta_count is None else "meta_count"
+        raise InputError(
+            f"{needs[0]} needs clean rows, and data.{held}={getattr(config.data, held):g} holds none out; leave one of "
+            "them out"
+        )
 
 
 def _epochs(config: TrainConfig, usual: int, steps_per_epoch: int) -> int:

@@ -270,10 +270,11 @@ class DataConfig:
     """Training samples per step; a pass drops its partial last batch."""
     meta_batch_size: int | None = None
     """Clean samples per step; all of them if there are fewer."""
-    meta_fraction: float = 0.2
-    """Share of each class held out as clean set where the data set brings none."""
+    meta_fraction: float | None = None
+    """Share of each class held out as clean set where the data set brings none; by default 0.2, and 0 for replay. 0
+    holds none out, and is for methods that use no clean rows."""
     meta_count: int | None = None
-    """Number of rows held out as clean set, in place of a share."""
+    """Number of rows held out as clean set, in place of a share; 0 holds none out, even where the digits bring some."""
     meta_balanced: bool | None = None
     """Whether as many rows of each class are held out, or as many as its share; by default with meta_count alone."""
     folds: int | None = None
@@ -338,11 +339,11 @@ class DataConfig:
             within("data.std", std, 0, 1)
         within("data.image_size", self.image_size, 1, MOST_PIXELS)
         within("data.workers", self.workers, 0, MOST_THREADS)
-        if not 0 < self.meta_fraction < 1:
-            raise InputError(f"data.meta_fraction must lie strictly between 0 and 1, got {self.meta_fraction}")
+        within("data.meta_fraction", self.meta_fraction, 0, 1, high_open=True)
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise InputError(f"data.val_fraction must lie strictly between 0 and 1, got {self.val_fraction}")
-        at_least("data.meta_count", self.meta_count, 2)
+        if self.meta_count == 1 or (self.meta_count or 0) < 0:
+            raise InputError(f"data.meta_count must be 0 or at least 2, got {self.meta_count}")
         at_least("data.split_seed", self.split_seed, 0)
         at_least("data.folds", self.folds, 2)
         at_least("data.fold", self.fold, 0)

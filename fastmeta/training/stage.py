@@ -71,7 +71,6 @@ class Stage:
         canaries: Canaries | None = None,
     ) -> None:
         assert config.data.batch_size is not None
-        assert config.data.meta_batch_size is not None
         self.name, self.config, self.data = name, config, data
         self.device = data.device
 
@@ -95,6 +94,7 @@ class Stage:
             steps_per_epoch=self.steps_per_epoch,
             steps=self.horizon,
             source=data.source,
+            splits=data.splits,
             build=build,
             place=partial(placed, device=self.device),
         )

@@ -100,6 +100,31 @@ class Trajectory:
             raise InputError(f"{self.path / GIVEN} names a class that is not among {len(self.class_names)}; {_WAY}")
         return given
 
+    def on(self, rows: np.ndarray, given: np.ndarray) -> Trajectory:
+        """The same for the rows `rows` (n,) of the data set, in this order, whose given labels are `given` (n,).
+
+        Raises:
+            InputError: it has not all of them, or other given labels.
+        """
+        order = np.argsort(self.rows, kind="stable")
+        at = np.searchsorted(self.rows, rows, sorter=order).clip(max=max(0, len(order) - 1))
+        places = order[at] if len(order) else np.zeros(len(rows), np.int64)
+        there = self.rows[places] == rows if len(order) else np.zeros(len(rows), bool)
+        if missing := int((~there).sum()):
+            raise InputError(
+                f"the trajectory in {self.path} has labels of {len(self.rows):,} rows, and not of {missing:,} of the "
+                f"{len(rows):,} that are trained on, the first row {rows[~there][0]} of the data set; train on those "
+                "that it has (--data.folds, --data.meta-fraction as there), or learn labels of all by --folds"
+            )
+        if others := int((self.given[places] != given).sum()):
+            raise InputError(
+                f"the trajectory in {self.path} belongs to other given labels: {others:,} of {len(rows):,} differ; it "
+                "needs the same noise and seed"
+            )
+        found = Trajectory(self.path, self.about, self._sums, self.digest)
+        vars(found).update(rows=np.asarray(rows), given=np.asarray(given), _places=places, _size=len(self.rows))
+        return found
+
     def snapshot(self, epoch: int) -> np.ndarray:
         """The file of one of :attr:`epochs`, memory-mapped: (N, C) float16, or (steps, C) float32 of class labels.
 
@@ -112,7 +137,7 @@ class Trajectory:
                 f"{self.epochs[0]} to {self.epochs[-1]}, every {self.about.every}"
             )
         if epoch not in self._mapped:
-            shape = self.about.shape(epoch, len(self.rows) if self.kind == "instance" else 0)
+            shape = self.about.shape(epoch, self._size if self.kind == "instance" else 0)
             array = self._array(snapshot_name(epoch), _DTYPES[self.kind], shape)
             if not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1).all()):
                 raise InputError(f"{self.path / snapshot_name(epoch)} holds what is no probability; {_WAY}")
@@ -146,6 +171,16 @@ class Trajectory:
     def _mapped(self) -> dict[int, np.ndarray]:
         return {}
 
+    @cached_property
+    def _size(self) -> int:
+        """Rows of the files."""
+        return len(self.rows)
+
+    @cached_property
+    def _places(self) -> slice | np.ndarray:
+        """Of the rows in the files."""
+        return slice(None)
+
     def _position(self, where: int | float | Fraction) -> Fraction:
         """In steps."""
         if isinstance(where, int | np.integer):
@@ -162,11 +197,11 @@ class Trajectory:
         if position > ends[-1]:
             self.check_finished()
         last = bisect_right(ends, position) - 1
-        before = self.snapshot(self.epochs[last]).astype(np.float32)
+        before = self.snapshot(self.epochs[last])[self._places].astype(np.float32)
         if ends[last] == position:
             return before
         share = float((position - ends[last]) / (ends[last + 1] - ends[last]))
-        return before + np.float32(share) * (self.snapshot(self.epochs[last + 1]) - before)
+        return before + np.float32(share) * (self.snapshot(self.epochs[last + 1])[self._places] - before)
 
     def _class_row(self, where: int | float | Fraction) -> np.ndarray:
         step = int(self._position(where))

@@ -124,7 +124,7 @@ def test_equal_features_of_a_clean_set_are_counted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"meta_count": 1}, "data.meta_count must be at least 2"),
+        ({"meta_count": 1}, "data.meta_count must be 0 or at least 2, got 1"),
         ({"val_fraction": 1.0}, "data.val_fraction must lie strictly between 0 and 1"),
         ({"folds": 1}, "data.folds must be at least 2"),
         ({"fold": -1}, "data.fold must be at least 0"),

@@ -22,14 +22,16 @@ NEEDED = {"coteaching": {"forget_rate": 0.1}}
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "teacher"
-    train(config(path, method="class_labels", model="mlp", baselines="none"), data=two_classes())
+    made = config(path, method="class_labels", model="mlp", baselines="none", trajectory_every=1)
+    train(made, data=two_classes())
     return str(path)
 
 
 @pytest.fixture
 def made(teacher):
     def made(path, name, **changes):
-        options = {"teacher": teacher} if name == "distill" else NEEDED.get(name)
+        needed = {**NEEDED, "distill": {"teacher": teacher}, "replay": {"trajectory": teacher}}
+        options = needed.get(name)
         return config(path, **{"method": name, "options": options, "model": "mlp", "baselines": "none", **changes})
 
     return made

@@ -65,7 +65,7 @@ def test_numbers_may_be_whole_in_toml():
         ({"optim": {"momentum": 1.0}}, r"optim.momentum must be in \[0, 1\), got 1.0"),
         ({"labels": {"lookahead": "adam"}}, "labels.lookahead must be sgd, optimizer or a learning rate"),
         ({"labels": {"target_prob": 1.0}}, "strictly between 0 and 1 for instance_labels"),
-        ({"data": {"meta_fraction": 0.0}}, "data.meta_fraction must lie strictly"),
+        ({"data": {"meta_fraction": 1.0}}, r"data.meta_fraction must be in \[0, 1\), got 1"),
         ({"method": "onehott"}, "method must be one of .* did you mean onehot?"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ({"device": "cuda:²"}, "device must be auto, cpu, cuda or cuda:N"),
