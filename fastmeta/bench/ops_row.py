@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastmeta._memory import check_room
 from fastmeta._text import reason
-from fastmeta.bench.ops_catalog import DTYPES, OPERATIONS
 from fastmeta.bench.captured_bodies import replayed
+from fastmeta.bench.ops_catalog import DTYPES, OPERATIONS
 from fastmeta.measure import Body, Timing, interleave
 
 #: not over rows of logits: each in a file of its own

@@ -93,10 +93,10 @@ def test_a_run_resumes_bitwise_from_a_copy_of_what_it_began_with(name, step, rec
     with pytest.raises(Interrupted):
         train(made(tmp_path / "run", first), data=two_classes(), listener=Kill(signal.SIGTERM, "replay", step))
     first.rename(moved)
-    with pytest.raises(InputError, match="has no trajectory of labels"):
+    with pytest.raises(InputError, match=r"names method\.trajectory .*first, which is not here"):
         train(resume=tmp_path / "run", data=two_classes())
     other = made(tmp_path / "run", recorded / "third")
-    with pytest.raises(InputError, match=r"method\.trajectory is not the one that the run began with"):
+    with pytest.raises(InputError, match=r"third/trajectory/sums\.json is not the one that the run began with"):
         train(other, data=two_classes(), auto_resume=True)
     run = train(made(tmp_path / "run", moved), data=two_classes(), auto_resume=True)
     assert files(run.path) == files(whole.path)
