@@ -16,7 +16,7 @@ from fastmeta.report.markup import Markup, element, table
 from fastmeta.report.numbers import percent, plain
 from fastmeta.report.page import page, section
 from fastmeta.report.result_table import title
-from fastmeta.report.run_folder import Entry, Group, entries, groups, in_words, spread
+from fastmeta.report.run_folder import WITHHELD, Entry, Group, entries, groups, in_words, spread
 from fastmeta.report.run_report import checked_metrics
 from fastmeta.training.rundir import read, user_path, write_atomically
 from fastmeta.training.stage_names import is_aside
@@ -24,7 +24,9 @@ from fastmeta.training.stage_names import is_aside
 if TYPE_CHECKING:
     from rich.console import Group as Printed
 
-_NAME = 34
+#: columns of a terminal at least, and what of them the columns behind the name of a run take
+WIDTH, _DONE, _OPEN = 80, 46, 57
+_AT = ("run", "state", "stage", "epoch", "left", "last")
 _HEAD = ("run", "test %", "labels right %", "changed", "AP", "s")
 _MEANS = ("mean ± standard deviation", "test %", "labels right %", "AP")
 
@@ -35,11 +37,14 @@ def write_folder_report(folder: str | Path, out: str | Path | None = None) -> Pa
     path = folder / "report.html" if out is None else user_path(out, "out")
     found = entries(folder)
     several = [group for group in groups(found) if len(group.entries) > 1]
+    others = [entry for entry in found if entry.summary is None]
     content = page(
         f"fastmeta: {folder.name}",
         element("h1", printable(folder.resolve().name)),
         element("p", f"{len(found):,} runs", class_="soft"),
-        section("Runs", table(_HEAD, [(_linked(entry, path), *_cells(entry)) for entry in found])),
+        section("Not finished", table(_AT, [(printable(e.name), *_standing(e)) for e in others])) if others else None,
+        section("Runs", table(_HEAD, [(_linked(e, path), *_cells(e)) for e in found if e.summary is not None])),
+        [element("p", line) for line in _said(found)],
         [_of_group(group) for group in several],
     )
     try:
@@ -49,24 +54,32 @@ def write_folder_report(folder: str | Path, out: str | Path | None = None) -> Pa
     return path
 
 
-def folder_table(found: Sequence[Entry]) -> Printed:
-    """For the terminal."""
+def folder_table(found: Sequence[Entry], width: int = WIDTH) -> Printed:
+    """For the terminal: runs that are not finished, those that are, and means over seeds."""
     from rich import box
     from rich.console import Group as Printed
     from rich.table import Table
     from rich.text import Text
 
-    def made(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    def made(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
         drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for number, word in enumerate(head):
-            drawn.add_column(word, justify="right" if number else "left", no_wrap=True)
+            drawn.add_column(word, justify="left" if number < left else "right", no_wrap=True)
         for row in rows:
             # as Text, because names of the user's may hold what rich takes for markup
             drawn.add_row(*(Text(cell) for cell in row))
         return drawn
 
-    parts: list[Any] = [made(_HEAD, [(printable(entry.name, _NAME), *_cells(entry)) for entry in found])]
-    parts += [Text(f"{printable(e.name)}: {printable(e.state)}") for e in found if e.state.startswith("damaged")]
+    done = [entry for entry in found if entry.summary is not None]
+    others = [entry for entry in found if entry.summary is None]
+    parts: list[Any] = []
+    if others:
+        parts.append(made(_AT, [(_short(e.name, width - _OPEN), *_standing(e)) for e in others], left=3))
+    if others and done:
+        parts.append(Text(""))
+    if done:
+        parts.append(made(_HEAD, [(_short(e.name, width - _DONE), *_cells(e)) for e in done]))
+    parts += [Text(line) for line in _said(found)]
     for group in groups(found):
         if len(group.entries) > 1:
             parts += [Text(f"\n{_about(group)}"), made(_MEANS, means(group))]
@@ -95,8 +108,7 @@ def means(group: Group) -> list[tuple[str, str, str, str]]:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     summary = entry.summary
-    if summary is None:
-        return (entry.state.partition(":")[0], "", "", "", "")
+    assert summary is not None
     start, end = (percent(summary[f"label_accuracy_{at}"]) for at in ("initial", "final"))
     return (
         percent(summary["test_accuracy_last"]),
@@ -105,6 +117,53 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         plain(summary["wrong_label_average_precision"], 3),
         plain(summary["seconds"], 1),
     )
+
+
+def _standing(entry: Entry) -> tuple[str, ...]:
+    """How far a run is that is not finished."""
+    at = entry.progress
+    if at is None:
+        return (entry.state.partition(":")[0], "", "", "", "")
+    last = at.last or {}
+    reached = ""
+    for key, word in (("test_accuracy", "test"), ("val_accuracy", "val"), ("label_accuracy", "labels")):
+        if not reached and _is_rate(last.get(key)):
+            reached = f"{word} {percent(last[key])}%"
+    if not reached and isinstance(last.get("train_loss"), int | float):
+        reached = f"loss {last['train_loss']:.3g}"
+    epochs = "" if at.epoch is None else f"{at.epoch}/{'?' if at.epochs is None else at.epochs}"
+    return (at.state, printable(at.stage or "", 15), epochs, _clock(at.left), reached)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours < 100 else f"{hours // 24} d"
+
+
+def _short(name: str, most: int) -> str:
+    """The name of a run with its end, which says which one of several it is."""
+    name = printable(name)
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[len(name) - (most - most // 3 - 1) :]}"
+
+
+def _said(found: Sequence[Entry]) -> list[str]:
+    """Lines on what a table has no room for."""
+    lines = []
+    for entry in found:
+        if entry.state.startswith("damaged"):
+            lines.append(f"{printable(entry.name)}: {printable(entry.state)}")
+        elif entry.progress is not None and entry.progress.why is not None:
+            lines.append(f"{printable(entry.name)}: failed: {printable(entry.progress.why, 500)}")
+        elif entry.state == WITHHELD:
+            lines.append(f"{printable(entry.name)}: labels withheld: canaries find them worse than the given ones")
+    return lines
 
 
 def _about(group: Group) -> str:

@@ -12,17 +12,20 @@ from statistics import mean, stdev
 from typing import Any
 
 from fastmeta.data import InputError
+from fastmeta.report.run_progress import Progress, progress
 from fastmeta.training import TrainConfig
 from fastmeta.training.rundir import CONFIG, SEARCHING, SUMMARY, read, read_summary
 
-#: folders below the one that is named in which runs are looked for
-_DEPTH = 2
-_MOST = 1000
+#: levels of folders below the one that is named in which runs are looked for, folders that are looked into, and runs
+_DEPTH, _MOST_FOLDERS, _MOST = 8, 20_000, 10_000
 #: keys of a summary that runs are summed up by
 FIGURES = (
     *("test_accuracy_last", "nll", "ece", "label_accuracy_initial", "label_accuracy_final", "labels_changed"),
     *("labels_corrected", "labels_spoiled", "wrong_label_average_precision", "seconds"),
 )
+
+
+FINISHED, WITHHELD = "finished", "withheld"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,46 @@ class Entry:
     path: Path
     config: TrainConfig | None  # as it was asked for
     summary: Mapping[str, Any] | None  # None of a run that is not finished, or damaged
-    state: str  # finished, not finished, or what is wrong
+    state: str  # finished, withheld, running, stopped, failed, or what is wrong: damaged: why
+    progress: Progress | None = None  # of a run that is not finished
+
+    def as_json(self) -> dict[str, Any]:
+        """What `fastmeta show --json` says of it; null where nobody knows."""
+        config, at, done = self.config, self.progress, self.summary
+        state, _, why = self.state.partition(": ")
+        last = {} if at is None or at.last is None else at.last
+        told = {
+            "run": self.name,
+            "path": str(self.path),
+            "state": state,
+            "why": why or (at.why if at is not None else None),
+            "method": None if config is None else str(config.method),
+            "dataset": None if config is None else str(config.dataset),
+            "model": None if config is None else config.model and str(config.model),
+            "seed": None if config is None else config.seed,
+            "fold": None if config is None else config.data.fold,
+        }
+        if done is not None:
+            return {
+                **told,
+                "stage": None,
+                "epoch": done["epochs"],
+                "epochs": done["epochs"],
+                "seconds_left": 0.0,
+                **{key: done.get(key) for key in FIGURES},
+            }
+        return {
+            **told,
+            "stage": None if at is None else at.stage,
+            "epoch": None if at is None else at.epoch,
+            "epochs": None if at is None else at.epochs,
+            "seconds_left": None if at is None else at.left,
+            "test_accuracy_last": last.get("test_accuracy"),
+            "val_accuracy_last": last.get("val_accuracy"),
+            "label_accuracy_final": last.get("label_accuracy"),
+            "train_loss": last.get("train_loss"),
+            "seconds": last.get("seconds"),
+        }
 
 
 @dataclass(frozen=True)
@@ -74,22 +116,35 @@ def in_words(values: Sequence[float | None], scale: float = 1.0, digits: int = 1
 
 
 def entries(folder: Path) -> list[Entry]:
-    """In order of their names. InputError where there is none."""
+    """In order of their names; `folder` itself where it is a run. InputError where there is none.
+
+    A folder below that cannot be read is an entry that says so.
+    """
+    if os.path.isfile(folder / CONFIG):
+        return [entry(folder.resolve().name, folder)]
     found: list[Entry] = []
+    looked = 0
 
     def look(path: Path, depth: int) -> None:
+        nonlocal looked
+        looked += 1
+        if looked > _MOST_FOLDERS or len(found) > _MOST:
+            what = f"{_MOST:,} runs" if len(found) > _MOST else f"{_MOST_FOLDERS:,} folders"
+            raise InputError(f"{folder} holds more than {what}; name a folder of fewer")
         try:
             names = sorted(os.listdir(path), key=_natural)
         except OSError as error:
-            raise InputError(f"cannot read the folder {path}: {error.strerror}") from error
+            if path == folder:
+                raise InputError(f"cannot read the folder {path}: {error.strerror}") from error
+            why = f"damaged: cannot be read: {error.strerror}"
+            found.append(Entry(str(path.relative_to(folder)), path, None, None, why))
+            return
         for name in names:
             inside = path / name
             if name.startswith(".") or not os.path.isdir(inside):
                 continue
             if os.path.isfile(inside / CONFIG):
-                found.append(_entry(str(inside.relative_to(folder)), inside))
-                if len(found) > _MOST:
-                    raise InputError(f"{folder} holds more than {_MOST:,} runs; name a folder of fewer")
+                found.append(entry(str(inside.relative_to(folder)), inside))
             elif depth > 1 and not os.path.islink(inside):
                 look(inside, depth - 1)
 
@@ -104,14 +159,17 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"([0-9]{1,18})", name))]
 
 
-def _entry(name: str, path: Path) -> Entry:
+def entry(name: str, path: Path) -> Entry:
+    """The run directory at `path` as it stands now."""
     config = None
     try:
         # runs that have searched, and found other settings, are alike all the same
         config = TrainConfig.read(path / (SEARCHING if os.path.isfile(path / SEARCHING) else CONFIG))
         if not os.path.isfile(path / SUMMARY):
-            return Entry(name, path, config, None, "not finished")
-        return Entry(name, path, config, read(path / SUMMARY, read_summary), "finished")
+            at = progress(path, config)
+            return Entry(name, path, config, None, at.state, at)
+        summary = read(path / SUMMARY, read_summary)
+        return Entry(name, path, config, summary, WITHHELD if summary.get("labels_withheld") else FINISHED)
     except InputError as error:
         return Entry(name, path, config, None, f"damaged: {error}")
 

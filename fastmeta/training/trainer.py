@@ -9,14 +9,17 @@ from pathlib import Path
 
 from torch import nn
 
+from fastmeta._text import reason
 from fastmeta._trust import trusting_pickles
 from fastmeta.data import InputError
+from fastmeta.meta import OutOfMemory
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.prepare import Data, prepare
 from fastmeta.training.process import whole_process
 from fastmeta.training.run import Draw, Session
+from fastmeta.training.rundir.failed import forget_failure, note_failure
 from fastmeta.training.rundir.files import user_path
 from fastmeta.training.rundir.layout import CONFIG, SEARCHING, SUMMARY, begun_directory, make_directory
 from fastmeta.training.rundir.load import Run, load_run
@@ -30,6 +33,7 @@ from fastmeta.training.rundir.restore import (
     lasting,
 )
 from fastmeta.training.signals import Interrupted, stop_signals
+from fastmeta.training.stage import TrainingError
 
 
 def train(
@@ -117,6 +121,7 @@ def train(
                 session.begin(made)
             else:
                 session.restore()
+                forget_failure(path)
             try:
                 return session.run()
             except KeyboardInterrupt as interrupt:
@@ -124,6 +129,9 @@ def train(
                     raise
                 where = f"at once; the last saved state, {session.saved}, is"
                 raise Interrupted(path, signal.SIGINT, where, prepared.config) from None
+            except Exception as error:
+                note_failure(path, str(error) if isinstance(error, (TrainingError, OutOfMemory)) else reason(error))
+                raise
 
 
 def _read(begun: Path, file: Path = CONFIG) -> TrainConfig:

@@ -213,7 +213,7 @@ def test_a_folder_of_runs(run, tmp_path, capsys):
     assert main(["show", str(tmp_path / "all")]) == 0
     said = capsys.readouterr().out
     assert said.index("seed9") < said.index("seed10")
-    assert "not finished" in said
+    assert "stopped" in said
     assert "damaged: " in said
     found = entries(tmp_path / "all")
     assert len(found) == 6

@@ -214,7 +214,7 @@ def test_a_checkpoint_that_somebody_made_by_hand(stopped):
             file.write_bytes(checkpoint.pack(tensors, changed))
             message = refused(train, resume=stopped, data=two_classes(), listener=Warnings())
             assert message, (key, value)
-    for key in values["stage"]:
+    for key in values["stage"].keys() - {"trajectory"}:  # which runs of before have not
         changed = {**values, "stage": {k: v for k, v in values["stage"].items() if k != key}}
         file.write_bytes(checkpoint.pack(tensors, changed))
         assert refused(train, resume=stopped, data=two_classes(), listener=Warnings()), key

@@ -1,30 +1,35 @@
 """Everything that touches a run directory: where it is, its files, what is read from them and what may be believed."""
 
+from fastmeta.training.rundir.failed import failure
 from fastmeta.training.rundir.files import (
     parse_json,
     part_of,
     read,
     read_bytes,
+    read_tail,
     to_json,
     user_path,
     write_atomically,
 )
 from fastmeta.training.rundir.handed_out import RunLabels, run_labels
 from fastmeta.training.rundir.label_files import npz_bytes
-from fastmeta.training.rundir.layout import CONFIG, SEARCHING, SUMMARY, command
+from fastmeta.training.rundir.layout import CONFIG, METRICS, SEARCHING, SUMMARY, command
 from fastmeta.training.rundir.load import Run, load_run
-from fastmeta.training.rundir.lock import only_process
+from fastmeta.training.rundir.lock import is_held, only_process
 from fastmeta.training.rundir.restore import check_same_config, lasting
 from fastmeta.training.rundir.summary import read_summary
 
 __all__ = [
     "CONFIG",
+    "METRICS",
     "SEARCHING",
     "SUMMARY",
     "Run",
     "RunLabels",
     "check_same_config",
     "command",
+    "failure",
+    "is_held",
     "lasting",
     "load_run",
     "npz_bytes",
@@ -34,6 +39,7 @@ __all__ = [
     "read",
     "read_bytes",
     "read_summary",
+    "read_tail",
     "run_labels",
     "to_json",
     "user_path",

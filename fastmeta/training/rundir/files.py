@@ -186,6 +186,13 @@ def read_head(path: Path, count: int) -> tuple[int, bytes]:
         return os.fstat(file.fileno()).st_size, file.read(count)
 
 
+def read_tail(path: Path, most: int) -> bytes:
+    """The last bytes of a regular file, at most so many."""
+    with os.fdopen(_open_regular(path, _READ), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most)
+
+
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
     """The content of a regular file. ValueError, before anything is read, for more than `most` bytes."""
     with os.fdopen(_open_regular(path, _READ), "rb") as file:

@@ -11,6 +11,7 @@ labels.npz           per training row: index (row in the data set), given, learn
 labels.safetensors   the label parameters themselves (methods that learn labels), whatever they are read off
 model.safetensors    weights after the last step, never the best on test
 model-finetuned.safetensors   those of the copy that was fine-tuned, with finetune_steps
+failed.json          of a run that ended by an error, until it goes on: what that said
 checkpoint/          state of the run, for --resume
 trajectory/          with trajectory_every, how learned labels moved: about.json, rows.npy, given.npy, sums.json and
                      epoch-NNNNN.npy for each snapshot, see :mod:`fastmeta.trajectory.contents`
