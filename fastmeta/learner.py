@@ -32,7 +32,7 @@ _ROWS = 1024
 #: keys of a config that parameters and arguments of the estimator stand for, or that have no meaning here
 _OWN = ("dataset", "noise", "model", "epochs", "seed", "device", "out", "baselines")
 _OWN_OF_DATA = (
-    *("meta_fraction", "meta_count", "meta_balanced", "folds", "fold", "val_fraction"),
+    *("meta_fraction", "meta_count", "meta_balanced", "folds", "fold", "val_fraction", "meta_is_train"),
     *("given", "truth", "root", "download", "superclasses", "workers"),
 )
 #: what `random_state` of None or a generator is drawn below

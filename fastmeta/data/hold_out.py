@@ -23,6 +23,7 @@ class HoldOut:
     folds: int | None = None
     fold: int | None = None  # None: the first, which is 0
     val_fraction: float | None = None
+    of_train: bool = False  # the training rows are the clean set too, and the one that is held out is left aside
 
     def __post_init__(self) -> None:
         """InputError for options that contradict each other."""

@@ -175,6 +175,17 @@ def split(
             f"the clean set has no {one} of {len(absent)} class(es): {_some(absent)}; it learns from the others"
         )
     clean = meta
+    if hold_out.of_train:
+        if canaries not in ("auto", "off"):
+            raise InputError(
+                f"labels.canaries={canaries} are clean rows that are no training rows, and data.meta_is_train has "
+                "none; leave one of them out"
+            )
+        meta, overlap, canaries = Part(train, given, train_rows), len(train_rows), "off"
+        notes.append(
+            f"{data.name}: the {len(train_rows):,} training rows are the clean set too, with their labels as given; "
+            "figures on it flatter, and labels learn little from it"
+        )
     meta, canary_part, chosen, no_canaries = _with_canaries(data, meta, given, canaries, hold_out.seed)
     test = None if data.test is None else Part(data.test, data.test.targets, np.arange(len(data.test)))
     if test is not None:

@@ -313,7 +313,7 @@ class TrainConfig:
         # as in the files of runs that knew of none of these
         if not self.finetune_steps:
             del values["finetune_steps"]
-        for name in ("skip_corrupt", "mean", "std"):
+        for name in ("skip_corrupt", "mean", "std", "meta_is_train"):
             if not values["data"][name]:
                 del values["data"][name]
         if self.labels.read == "auto":

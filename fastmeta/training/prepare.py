@@ -171,7 +171,10 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     fraction = usual if fraction is None else fraction
     of = replace(config.data, split_seed=split_seed, meta_fraction=fraction)
     config = replace(config, data=of)
-    hold_out = HoldOut(split_seed, fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction)
+    hold_out = HoldOut(
+        *(split_seed, fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction),
+        of_train=of.meta_is_train,
+    )
     if data is None:
         dataset = load_dataset(config.dataset, seed=split_seed, **{name: getattr(of, name) for name in CHOSEN})
         # what is there now is not fetched again, by whoever the run's config comes to

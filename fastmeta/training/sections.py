@@ -281,6 +281,9 @@ class DataConfig:
     """Parts, of as many rows of each class, of which one is held out as clean set in place of a share."""
     fold: int | None = None
     """Which of them, from 0 on; by default 0."""
+    meta_is_train: bool = False
+    """An experiment: the training rows, with their labels as given, are the clean set too; what is held out as one, or
+    brought, is left aside. Labels learn little from rows that they are of."""
     val_fraction: float | None = None
     """Share of each class held out, beside the clean set, to validate on; by default none. Noise leaves it be."""
     split_seed: int | None = None

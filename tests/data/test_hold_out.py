@@ -56,6 +56,31 @@ def test_a_clean_set_by_count_or_share(options, clean, val):
     assert parts.noise_rate == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("own", [{}, {"x_meta": np.array([[-1.0], [-2.0]]), "y_meta": [0, 1]}])
+def test_training_rows_as_clean_rows_are_those_that_train_without_it(own):
+    """With their labels as given, noise among them; what is held out or brought is left aside."""
+    usual, found = (
+        split(dataset(**own), noise="uniform_exact:0.5", hold_out=HoldOut(val_fraction=0.1, of_train=itself))
+        for itself in (False, True)
+    )
+    assert np.array_equal(found.train.row, usual.train.row)
+    assert np.array_equal(found.val.row, usual.val.row)
+    assert np.array_equal(found.train.y, usual.train.y)
+    assert np.array_equal(found.meta.row, found.train.row)
+    assert np.array_equal(found.meta.y, found.train.y)
+    assert np.array_equal(found.meta.x, found.train.x)
+    assert found.noise_rate == usual.noise_rate == pytest.approx(0.5, abs=0.02)
+    assert found.overlap == len(found.train)
+    assert "training rows are the clean set too" in found.notes[-1]
+    assert found.fingerprint() != usual.fingerprint()
+
+
+def test_training_rows_as_clean_rows_leave_no_canaries():
+    assert split(dataset(), canaries="auto", hold_out=HoldOut(of_train=True)).canaries is None
+    with pytest.raises(InputError, match=r"labels.canaries=20 are clean rows that are no training rows"):
+        split(dataset(), canaries="20", hold_out=HoldOut(of_train=True))
+
+
 def test_a_count_that_the_classes_do_not_share_out():
     counts = apart(split(dataset(), hold_out=HoldOut(meta_count=15)))
     assert sorted(counts[1]) == [3, 4, 4, 4]
