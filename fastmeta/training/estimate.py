@@ -19,6 +19,7 @@ from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.finetune import MOMENTUM, plain_steps, steps_of
 from fastmeta.training.label_moves import moves, steps_per_move
+from fastmeta.training.measuring import figures
 from fastmeta.training.outlook import (
     LONG,
     PRICES,
@@ -68,7 +69,7 @@ def _describe(prepared: Prepared) -> str:
         if _kind(stage) not in timed:
             timed[_kind(stage)] = _seconds_per_step(stage)
     figures_began = time.perf_counter()
-    stages[0].figures()
+    figures(stages[0])
     per_epoch = time.perf_counter() - figures_began
     each = [_steps(s) * timed[_kind(s)] + (config.epochs or 0) * per_epoch for s in stages]
     searching = 0.0 if prepared.search is None else prepared.search.cost * each[0]

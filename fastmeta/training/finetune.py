@@ -26,6 +26,7 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.methods.plain_step import PlainStep
 from fastmeta.training import global_generators
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.measuring import tested
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.readings import Readings, look_steps, read
 from fastmeta.training.stage_names import is_trial
@@ -109,7 +110,7 @@ def finetune(stage: Stage, stopped: Callable[[], bool]) -> FineTuned | None:
         if sound:
             readings = read(stage, model)
             assert readings is not None
-            figures |= stage.tested(model) | {"labels": readings.figures(stage), "failed": None}
+            figures |= tested(stage, model) | {"labels": readings.figures(stage), "failed": None}
         else:
             reason = f"fine-tuning diverged at rates from finetune_lr={lr:g} down to {rate:g}; lower it"
             figures |= {"labels": {}, "failed": reason}

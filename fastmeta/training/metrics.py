@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -137,11 +137,7 @@ def evaluate(
     bins = torch.zeros(2, ECE_BINS, dtype=torch.float64, device=device)
     without = torch.zeros((), dtype=torch.int64, device=device)  # rows without a softmax
     with evaluation(model):
-        batches = torch.arange(len(source), device="cpu" if source.rows_on_host else device).split(batch_size)
-        for rows, x in zip(batches, source.read(batches, device), strict=True):
-            y = targets[rows.to(device)]
-            with autocast():
-                logits = pick_logits(call_model(model, x))
+        for logits, y in _answers(model, source, targets, range(len(source)), batch_size, autocast):
             log_q = logits.double().log_softmax(1)
             confidence, predicted = log_q.exp().max(1)
             sound = confidence.isfinite()
@@ -158,3 +154,41 @@ def evaluate(
         "nll": mean if math.isfinite(mean) else None,
         "ece": None if int(without) else float((right - confident).abs().sum()) / total,
     }
+
+
+@torch.no_grad()
+def class_accuracy(
+    model: nn.Module,
+    source: Source,
+    targets: Tensor,
+    rows: range,
+    num_classes: int,
+    *,
+    batch_size: int,
+    autocast: Any,
+) -> tuple[float, list[float | None]]:
+    """Accuracy in evaluation mode on the samples `rows` of `source`, whose classes are `targets[rows]`: of all of them,
+    and of each class, None where it has no row. A row without a softmax counts as wrong, as in :func:`evaluate`.
+    """
+    # per class: right ones, all
+    counts = torch.zeros(2, num_classes, dtype=torch.float64, device=targets.device)
+    with evaluation(model):
+        for logits, y in _answers(model, source, targets, rows, batch_size, autocast):
+            confidence, predicted = logits.double().softmax(1).max(1)
+            right = confidence.isfinite() & (predicted == y)
+            counts.index_add_(1, y, torch.stack([right, torch.ones_like(right)]).double())
+    right, count = counts.tolist()
+    return sum(right) / len(rows), [r / n if n else None for r, n in zip(right, count, strict=True)]
+
+
+def _answers(
+    model: nn.Module, source: Source, targets: Tensor, rows: range, batch_size: int, autocast: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (n, C) of a batch of `rows` after another, and its classes (n,)."""
+    device = targets.device
+    of_source = torch.arange(rows.start, rows.stop, device="cpu" if source.rows_on_host else device)
+    batches = of_source.split(batch_size)
+    for batch, x in zip(batches, source.read(batches, device), strict=True):
+        with autocast():
+            logits = pick_logits(call_model(model, x))
+        yield logits, targets[batch.to(device)]

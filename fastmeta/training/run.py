@@ -262,7 +262,7 @@ class Session:
                 stage.seconds = time.perf_counter() - began
                 self._interrupt(stage, f"at step {stage.step} of {stage.total}")
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
-                self._write_epoch(stage, {"run": stage.name, "epoch": 0, "step": 0, **stage.figures()})
+                self._write_epoch(stage, stage.start())
             stage.take_step()
             while stage.method.warnings:
                 self._warn_of(stage, stage.method.warnings.pop(0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta._text import reason, shown
-from fastmeta.data import PILOT, EpochSampler, InputError, Pool, Source, derived_seed
+from fastmeta.data import PILOT, EpochSampler, InputError, Pool, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
@@ -26,9 +26,9 @@ from fastmeta.training.context import StageContext
 from fastmeta.training.device import placed
 from fastmeta.training.health import Health, rate_to_lower
 from fastmeta.training.kept_labels import KeptLabels
-from fastmeta.training.label_metrics import label_figures
 from fastmeta.training.mean_model import MeanModel
-from fastmeta.training.metrics import evaluate, means, not_finite, own_figures
+from fastmeta.training.measuring import figures, tested
+from fastmeta.training.metrics import means, not_finite, own_figures
 from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
@@ -270,6 +270,10 @@ class Stage:
             logits = pick_logits(call_model(self.model, few))
         return bool(logits.isfinite().all())
 
+    def start(self) -> dict[str, Any]:
+        """Figures before the first step, for the first line of metrics."""
+        return {"run": self.name, "epoch": 0, "step": 0, **figures(self)}
+
     def end_epoch(self) -> tuple[dict[str, Any], list[str]]:
         """Figures of the epoch that just ended, for one line of metrics, and new health warnings."""
         self.check()
@@ -285,14 +289,14 @@ class Stage:
             **means(sums, meta=self.method.uses_meta_batch, learned=self.method.learns_labels),
         }
         self.totals.reset()
-        record |= self.figures()
+        record |= figures(self)
         if self.kept is not None:
             record |= self.kept.look(self.epoch)
             if self.kept.stopped_at == self.epoch:
                 self._hold_labels()
         own = own_figures(self.name, self.method.figures())
         if self.mean is not None and self.data.test is not None:
-            own["test_accuracy_without_ema"] = self.tested(self.mean.source)["test_accuracy"]
+            own["test_accuracy_without_ema"] = tested(self, self.mean.source)["test_accuracy"]
         if own:
             record["method_figures"] = own
         warnings, self.method.warnings[:] = list(self.method.warnings), []
@@ -324,27 +328,9 @@ class Stage:
             clean_order=order,
         )
 
-    def figures(self) -> dict[str, Any]:
-        """Test accuracy, nll, ece and how the labels stand, now."""
-        labels, of_labels = self.method.labels, dict[str, Any]()
-        if labels is not None:
-            of_labels = label_figures(labels, self.data.y_true, self.data.train_size)
-        found = self.tested(self.model)
-        if self.data.val is not None:
-            found["val_accuracy"] = self._evaluated(self.model, *self.data.val)["test_accuracy"]
-        return found | of_labels
-
     def _hold_labels(self) -> None:
         self.method.hold_labels()
         self.close()  # other batches will come
-
-    def tested(self, model: nn.Module) -> dict[str, float | None]:
-        """Accuracy, nll and ece of `model` on the test set, nothing where there is none."""
-        return {} if self.data.test is None else self._evaluated(model, *self.data.test)
-
-    def _evaluated(self, model: nn.Module, source: Source, targets: Tensor) -> dict[str, float | None]:
-        size = max(512, self.config.data.batch_size or 0)
-        return evaluate(model, source, targets, batch_size=size, autocast=self.autocast)
 
     # -- state --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from fastmeta.data import Images, Settings
 from fastmeta.methods import Outcome
 from fastmeta.training.health import Health
 from fastmeta.training.label_metrics import average_precision, flips, label_figures, learned_labels
-from fastmeta.training.metrics import StepTotals, evaluate, means
+from fastmeta.training.metrics import StepTotals, class_accuracy, evaluate, means
 
 CPU = torch.device("cpu")
 
@@ -48,6 +48,28 @@ def test_evaluation_equals_a_plain_one_and_leaves_the_model_as_it_was():
     assert got["test_accuracy"] == pytest.approx(right.mean())
     assert got["nll"] == pytest.approx(-np.log(q[np.arange(100), targets.numpy()]).mean(), rel=1e-6)
     assert got["ece"] == pytest.approx(ece, rel=1e-6)
+
+
+def test_accuracy_by_class_equals_a_plain_one_over_the_rows_that_are_asked_for():
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (90, 4, 4, 1), dtype=torch.uint8)
+    targets = torch.randint(0, 3, (90,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4))
+    source = placed(images, targets)
+    how = {"batch_size": 7, "autocast": contextlib.nullcontext}
+    whole, by_class = class_accuracy(model, source, targets, range(20, 90), 4, **how)
+    assert model.training
+    x = next(source.read([torch.arange(20, 90)], CPU))
+    right = model.eval()(x).argmax(1) == targets[20:]
+    assert whole == pytest.approx(right.double().mean().item())
+    assert by_class[3] is None  # a class without rows
+    assert by_class[:3] == pytest.approx([right[targets[20:] == k].double().mean().item() for k in range(3)])
+    # of all rows it is what evaluate says, to the last bit
+    model.train()
+    assert (
+        class_accuracy(model, source, targets, range(90), 4, **how)[0]
+        == evaluate(model, source, targets, **how)["test_accuracy"]
+    )
 
 
 class Given(nn.Module):
