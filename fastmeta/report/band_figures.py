@@ -8,7 +8,7 @@ from pathlib import Path
 from fastmeta.report.charts import Line
 from fastmeta.report.folder_report import accuracy_bands, label_bands
 from fastmeta.report.run_folder import Group
-from fastmeta.report.style import COLOURS, axes_of, legend, line, write
+from fastmeta.report.style import axes_of, band, legend, line, write
 
 
 def write_band_figures(folder: Path, group: Group) -> list[Path]:
@@ -27,6 +27,6 @@ def _figure(path: Path, what: str, title: str, lines: Sequence[Line]) -> list[Pa
     for number, one in enumerate(lines):
         if one.x:
             line(axes, number, one.x, one.y, one.label)
-            axes.fill_between(one.x, one.low, one.high, color=COLOURS[number % len(COLOURS)], alpha=0.18, linewidth=0)
+            band(axes, number, one.x, one.low, one.high)
     legend(figure)
     return write(figure, path)

@@ -22,22 +22,33 @@ TARGET = "0.35"
 def axes_of(x_label: str, y_label: str, title: str) -> tuple[Figure, Any]:
     # a figure of its own, not pyplot's: no global state, no display
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
+    dress(axes, x_label, y_label, title)
+    return figure, axes
+
+
+def dress(axes: Any, x_label: str, y_label: str, title: str) -> None:
+    """Axes of curves over epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_title(title, loc="left", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
-    return figure, axes
 
 
 def line(axes: Any, number: int, x: Any, y: Any, label: str) -> None:
     look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
     # not clipped, or one along an edge could not be seen
     axes.plot(x, y, **look, linewidth=1.8, label=label, clip_on=False)
+
+
+def band(axes: Any, number: int, x: Any, low: Any, high: Any) -> None:
+    """Around a line, in its colour."""
+    axes.fill_between(x, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.18, linewidth=0)
 
 
 def point(axes: Any, number: int, x: float, y: float, label: str) -> None:

@@ -27,7 +27,8 @@ def figures(stage: Stage) -> dict[str, Any]:
     found: dict[str, Any] = tested(stage, stage.model)
     if stage.data.val is not None:
         found["val_accuracy"] = _evaluated(stage, stage.model, *stage.data.val)["test_accuracy"]
-    return found | of_labels | (_of_clean_rows(stage) if stage.recorder is not None else {})
+    kept = stage.recorder is not None and stage.data.meta_size
+    return found | of_labels | (_of_clean_rows(stage) if kept else {})
 
 
 def tested(stage: Stage, model: nn.Module) -> dict[str, float | None]:
