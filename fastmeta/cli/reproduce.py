@@ -12,7 +12,7 @@ from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.cli.parser import MOST, Parser, at_least, wrapped
 from fastmeta.cli.watching import OneRun
 from fastmeta.data import InputError
-from fastmeta.paper.carry_out import Made, Plan, Watcher, carry_out, make_plan
+from fastmeta.paper.carry_out import Made, Plan, Watcher, carry_out, make_plan, tune
 from fastmeta.paper.registry import ARTEFACTS
 from fastmeta.paper.scale import NAMES
 from fastmeta.report.numbers import percent
@@ -63,6 +63,12 @@ def parser() -> Parser:
     )
     p.add_argument("--seed", type=at_least(0, MOST), default=0, metavar="N", help="The first of them.")
     p.add_argument(
+        "--tune",
+        action="store_true",
+        help="Train none of these runs: try how far labels move and where they start, on another seed, by validation, "
+        "and write DIR/tuning.",
+    )
+    p.add_argument(
         "--dry-run", action="store_true", help="Print which runs there are and what they cost; train nothing."
     )
     return p
@@ -108,6 +114,10 @@ def _main(given: Namespace, line: str) -> int:
     keep_freed_memory()
     watcher = ConsoleWatcher()
     try:
+        if given.tune:
+            for file in tune(plan, watcher):
+                print(wrapped(printable(f"wrote {file}")))
+            return 0
         made = carry_out(plan, watcher, line)
     finally:
         watcher.close()
@@ -144,10 +154,10 @@ class ConsoleWatcher(Watcher):
         already = f", {finished} finished already" if finished else ""
         print(printable(f"{total} runs{already} → {path}"), flush=True)
 
-    def run(self, number: int, total: int, name: str, config: TrainConfig) -> Listener:
+    def run(self, number: int | None, total: int, name: str, config: TrainConfig) -> Listener:
         self.close()
         self._listener = OneRun(self._said)
-        print(printable(f"{number}/{total} {name}"), flush=True)
+        print(printable(name if number is None else f"{number}/{total} {name}"), flush=True)
         return self._listener
 
     def done(self, path: Path) -> None:

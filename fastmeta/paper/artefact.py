@@ -32,6 +32,7 @@ from fastmeta.training.rundir import SUMMARY, read, read_summary
 
 if TYPE_CHECKING:
     from fastmeta.paper.scale import Scale
+    from fastmeta.paper.tuning import Search
 
 #: parts of a run: the method's own model, its fine-tuned copy, and the baselines of the same run
 PARTS = ("own", "finetuned", "union", "union_finetuned", "clean")
@@ -113,13 +114,15 @@ class Found:
     """By :attr:`Wanted.key` and seed, why a run has failed."""
 
     def paths(self, name: str) -> dict[int, Path]:
-        """By seed, the folders of the finished runs of ``wanted[name]``; of folds the folder that holds labels/."""
+        """By seed, the run directories of ``wanted[name]`` that are finished; of folds that of the final run.
+
+        Beside final/ lie fold0, ... and labels/.
+        """
         one = self.wanted[name]
-        there = {seed: one.path(self.runs, seed) for seed in self.seeds}
-        return {seed: path for seed, path in there.items() if is_finished(one, path)}
+        return {seed: one.run(self.runs, seed) for seed in self.seeds if one.is_finished(self.runs, seed)}
 
     def summaries(self, name: str) -> dict[int, Mapping[str, Any]]:
-        """By seed, the summary.json of the finished runs; not of folds, which have one each."""
+        """By seed, the summary.json of the finished runs."""
         return {seed: read(path / SUMMARY, read_summary) for seed, path in self.paths(name).items()}
 
     def failed(self, name: str) -> dict[int, str]:
@@ -156,10 +159,6 @@ class Found:
         return Cell(values, published, self.failed(name), optimistic)
 
 
-def is_finished(one: Wanted, path: Path) -> bool:
-    return ((path / "labels" / "about.json") if one.folds else (path / SUMMARY)).is_file()
-
-
 def part_of_run(summary: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     """The figures of one of `PARTS`."""
     base = part.removesuffix("finetuned").rstrip("_")
@@ -179,6 +178,10 @@ class Artefact(ABC):
     @abstractmethod
     def wanted(self, scale: Scale) -> Mapping[str, Wanted]:
         """The runs that it is read off, by names of its own."""
+
+    def searches(self, scale: Scale) -> Sequence[Search]:
+        """What --tune tries for it."""
+        return ()
 
     @abstractmethod
     def read(self, found: Found) -> Reading:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,24 @@ from fastmeta._text import reason
 from fastmeta._version import __version__
 from fastmeta.data import InputError
 from fastmeta.meta import OutOfMemory
-from fastmeta.paper.artefact import Artefact, Found, Reading, is_finished
+from fastmeta.paper.artefact import Artefact, Found, Reading
 from fastmeta.paper.data_parts import make_parts
 from fastmeta.paper.registry import artefact
 from fastmeta.paper.scale import Scale, scale_name
+from fastmeta.paper.tuning import SEED, VAL_FRACTION, Search
 from fastmeta.paper.wanted import Wanted, in_order
 from fastmeta.paper.written_reading import write_reading
 from fastmeta.training import Listener, TrainConfig, TrainingError, train
 from fastmeta.training.rundir import (
     CONFIG,
+    SUMMARY,
     check_same_config,
     only_process,
     parse_json,
     part_of,
     read,
     read_bytes,
+    read_summary,
     to_json,
     user_path,
     write_atomically,
@@ -49,8 +53,8 @@ class Watcher:
     def begin(self, path: Path, finished: int, total: int) -> None:
         """So many runs of all artefacts together are finished already."""
 
-    def run(self, number: int, total: int, name: str, config: TrainConfig) -> Listener:
-        """A run begins or goes on; what it returns listens to it."""
+    def run(self, number: int | None, total: int, name: str, config: TrainConfig) -> Listener:
+        """A run begins or goes on, one of a tuning without a number; what it returns listens to it."""
         return Listener()
 
     def done(self, path: Path) -> None:
@@ -120,6 +124,17 @@ def make_plan(
     return Plan(found, tuple(range(first_seed, first_seed + count)), artefacts, wanted)
 
 
+def tune(plan: Plan, watcher: Watcher) -> list[Path]:
+    """Carry out the searches of the plan's artefacts; OUT/tuning/NAME.json of each. Raises as :func:`carry_out`."""
+    found = {search.name: search for one in plan.artefacts for search in one.searches(plan.scale)}
+    if not found:
+        raise InputError(f"{', '.join(one.name for one in plan.artefacts)} tunes nothing; leave --tune out")
+    with _folder(plan, [search.at({}) for search in found.values()]) as out:
+        watcher.begin(out, 0, sum(search.budget for search in found.values()))
+        worker = _Worker(plan, watcher, {}, set())
+        return [worker.tune(search) for search in found.values()]
+
+
 def carry_out(plan: Plan, watcher: Watcher, command: str = "") -> list[Made]:
     """Train what is not finished, and write each artefact once its runs are.
 
@@ -129,6 +144,17 @@ def carry_out(plan: Plan, watcher: Watcher, command: str = "") -> list[Made]:
         Interrupted: a signal; the same call goes on.
         TrainingError: what stands in the folder cannot be written.
     """
+    with _folder(plan, [one for _, one in plan.runs]) as out:
+        runs = plan.runs
+        open_ones = {(o.key, s) for s, o in runs if not o.is_finished(out / "runs", s)}
+        watcher.begin(out, len(runs) - len(open_ones), len(runs))
+        worker = _Worker(plan, watcher, {(o.key, s): k for k, (s, o) in enumerate(runs, 1)}, open_ones)
+        return [worker.carry_out(one, command) for one in plan.artefacts]
+
+
+@contextmanager
+def _folder(plan: Plan, runs: Sequence[Wanted]) -> Iterator[Path]:
+    """Hold OUT alone, with the data that `runs` want."""
     scale, out = plan.scale, plan.scale.out
     if os.path.isfile(out / CONFIG):
         raise InputError(f"{out} is a run itself, and reproduce wants a folder; choose another --out")
@@ -138,13 +164,9 @@ def carry_out(plan: Plan, watcher: Watcher, command: str = "") -> list[Made]:
         raise InputError(f"cannot write the folder {out}: {error.strerror}; choose another --out") from error
     with only_process(out):
         _check_folder(out)
-        data = make_parts(scale, plan.runs)
+        data = make_parts(scale, runs)
         _begin(plan, data)
-        runs = plan.runs
-        open_ones = {(o.key, s) for s, o in runs if not is_finished(o, o.path(out / "runs", s))}
-        watcher.begin(out, len(runs) - len(open_ones), len(runs))
-        worker = _Worker(plan, watcher, {(o.key, s): k for k, (s, o) in enumerate(runs, 1)}, open_ones)
-        return [worker.carry_out(one, command) for one in plan.artefacts]
+        yield out
 
 
 @dataclass
@@ -170,10 +192,9 @@ class _Worker:
         return made
 
     def run(self, one: Wanted, seed: int) -> None:
-        path = one.path(self.runs, seed)
-        number = self.numbers[one.key, seed]
+        number = self.numbers.get((one.key, seed))
         listener = self.watcher.run(number, len(self.numbers), f"{one.key}/seed{seed}", one.config)
-        missing = [s.key for s in one.sources.values() if not is_finished(s, s.path(self.runs, seed))]
+        missing = [s.key for s in one.sources.values() if not s.is_finished(self.runs, seed)]
         message = f"the run it learns from, {missing[0]}/seed{seed}, has failed" if missing else ""
         if not message:
             try:
@@ -188,7 +209,45 @@ class _Worker:
             gc.collect()  # what the failed run held on a device
         else:
             self.open_ones.discard((one.key, seed))
-            self.watcher.done(path)
+            self.watcher.done(one.run(self.runs, seed))
+
+    def tune(self, search: Search) -> Path:
+        """Option by option; a setting that fails is not chosen. All of it goes on where it was stopped."""
+        best: dict[str, float] = {}
+        tried: dict[str, dict[str, Any]] = {}
+        for option, values in search.grid.items():
+            for value in values:
+                point = {**best, option: value}
+                one = search.at(point)
+                if one.key in tried:
+                    continue
+                if not one.is_finished(self.runs, SEED):
+                    self.run(one, SEED)
+                accuracy = None
+                if (one.key, SEED) not in self.failures:
+                    summary = read(one.path(self.runs, SEED) / SUMMARY, read_summary)
+                    accuracy = summary["val_accuracy_last"]
+                tried[one.key] = {
+                    "values": point,
+                    "val_accuracy": accuracy,
+                    "failed": self.failures.get((one.key, SEED)),
+                }
+            able = [told for told in tried.values() if told["val_accuracy"] is not None]
+            best = max(able, key=lambda told: told["val_accuracy"])["values"] if able else best
+        content = {"schema": "fastmeta.tuning", "name": search.name, "scale": self.plan.scale.name, "seed": SEED}
+        content |= {
+            "chosen": best,
+            "by": f"validation rows, {VAL_FRACTION:.0%} of the training set",
+            "tried": [*tried.values()],
+        }
+        path = self.plan.scale.out / "tuning" / f"{search.name.replace('/', '-')}.json"
+        try:
+            write_atomically(path, (to_json(content, indent=1) + "\n").encode())
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {path}: {error.strerror}; mend that and give the same command"
+            ) from error
+        return path
 
     def write(self, one: Artefact, command: str) -> Made:
         plan, wanted = self.plan, self.plan.wanted[one.name]
@@ -215,8 +274,11 @@ def train_one(one: Wanted, runs: Path, seed: int, listener: Listener) -> None:
     """Begin a run or go on with it."""
     config = one.config_for(runs, seed)
     if one.folds:
-        raise InputError("runs over folds are not there yet")
-    train(config, auto_resume=True, listener=listener)
+        from fastmeta.training import train_folds  # type: ignore[attr-defined]
+
+        train_folds(config, folds=one.folds, out=config.out, listener=listener)
+    else:
+        train(config, auto_resume=True, listener=listener)
 
 
 # -- the folder -------------------------------------------------------------------------------------------

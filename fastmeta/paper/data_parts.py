@@ -13,7 +13,7 @@ import numpy as np
 
 from fastmeta._text import reason
 from fastmeta.data import InputError
-from fastmeta.paper.scale import DIGITS, PARTS, Scale
+from fastmeta.paper.scale import DIGITS, NOISY_DIGITS, PARTS, Scale
 from fastmeta.paper.wanted import Wanted
 from fastmeta.training.rundir import read, write_atomically
 
@@ -40,7 +40,7 @@ def named_data(paths: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def make_parts(scale: Scale, runs: Iterable[tuple[int, Wanted]]) -> dict[str, str]:
+def make_parts(scale: Scale, runs: Iterable[Wanted]) -> dict[str, str]:
     """Write the files of scales cpu and smoke that `runs` want and that are not there; a digest by data set.
 
     The first images of each class, in the order of the data set, so that it depends on no seed.
@@ -48,19 +48,20 @@ def make_parts(scale: Scale, runs: Iterable[tuple[int, Wanted]]) -> dict[str, st
     Raises:
         InputError: nobody says where the images are, or they are not those that the folder began with.
     """
-    wanted = {one.config.dataset for _, one in runs}
+    wanted = {one.config.dataset for one in runs}
     digests = {}
     for dataset, counts in PARTS.items():
         path = scale.part(dataset)
         if f"npz:{path}" in wanted:
             if not os.path.isfile(path):
-                write_atomically(path, _npz(_part(_all(scale, dataset), counts)))
+                part = _part(_all(scale, dataset), counts)
+                write_atomically(path, _npz(_noisy(part) if dataset == NOISY_DIGITS else part))
             digests[dataset] = read(path, lambda p: _digest(_arrays(p, _ARRAYS)))
     return digests
 
 
 def _all(scale: Scale, dataset: str) -> dict[str, Any]:
-    if dataset == DIGITS:
+    if dataset in (DIGITS, NOISY_DIGITS):
         return _digits()
     if dataset in scale.data:
         return _of_file(scale.data[dataset], (*_ARRAYS, "class_names"))
@@ -113,6 +114,13 @@ def _part(whole: Mapping[str, Any], counts: tuple[int, int]) -> dict[str, Any]:
     return part | {"class_names": whole["class_names"]}
 
 
+def _noisy(part: dict[str, Any]) -> dict[str, Any]:
+    """Half of the training labels drawn anew, any class; the right ones stay beside them."""
+    rng, y = np.random.default_rng(0), part["y_train"]
+    drawn = np.where(rng.random(len(y)) < 0.5, rng.integers(0, 10, len(y)), y)
+    return {**part, "y_train": drawn, "y_true": y}
+
+
 def _npz(arrays: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -146,7 +154,7 @@ def _digest(arrays: Mapping[str, Any]) -> str:
 def rows_of(dataset: str) -> tuple[int, int, tuple[int, ...]]:
     """Training rows, classes and the shape of an image of a config's data set, without looking at a file."""
     name = Path(dataset.removeprefix("npz:")).name
-    if name.startswith(DIGITS):
+    if DIGITS in name:
         return PARTS[DIGITS][0], 10, (1, 8, 8)
     part = next((counts[0] for known, counts in PARTS.items() if name == f"{known}-{counts[0]}.npz"), 50_000)
     return part, 100 if "100" in name.partition("-")[0] else 10, (3, 32, 32)

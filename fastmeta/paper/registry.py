@@ -11,7 +11,12 @@ from fastmeta.paper.artefact import Artefact
 
 #: name -> class in the module of that name
 ARTEFACTS: dict[str, str] = {
+    # "table1": "Table1",
+    "table2": "Table2",
+    # "table3": "Table3",
     "table6": "Table6",
+    "table7": "Table7",
+    "table8": "Table8",
 }
 
 

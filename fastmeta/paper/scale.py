@@ -103,7 +103,10 @@ class Scale:
     def _over(self, recipe: str) -> dict[str, Any]:
         """Network and data of this scale."""
         data, _, setting = recipe.partition("-")
-        own: dict[str, Any] = {"dataset": self._source(self.dataset(data))}
+        dataset = self.dataset(data)
+        if dataset == DIGITS and setting not in ("a", "b"):
+            dataset = NOISY_DIGITS
+        own: dict[str, Any] = {"dataset": self._source(dataset)}
         if self.name != "full":
             own["model"] = self.network(setting if setting in ("resnet18", "vgg16") else "wrn28_10")
         if own["dataset"] == data and self.root is not None:
@@ -121,18 +124,16 @@ class Scale:
         """The file with the part of a data set that scales cpu and smoke train on."""
         return self.out / "data" / f"{dataset}-{PARTS[dataset][0]}.npz"
 
-    def budget(self, kind: str, name: str) -> str:
-        """How many settings a row was chosen from, in words; `kind` is noise or supervised."""
-        return "none"
-
     def notes(self) -> list[str]:
         """What differs from the paper's setting at this scale, in sentences."""
         return list(NOTES[self.name])
 
 
 DIGITS = "digits"
+#: the same with half of the training labels drawn anew, for settings without noise: so that learned labels have a task
+NOISY_DIGITS = "noisy-digits"
 #: training and test rows of what scales cpu and smoke train on: the first of each class, in the order of the data set
-PARTS = {"cifar10": (4000, 2000), DIGITS: (1000, 500)}
+PARTS = {"cifar10": (4000, 2000), DIGITS: (1000, 500), NOISY_DIGITS: (1000, 500)}
 NOTES: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "short": ("Fewer epochs than in the paper, in bf16; ResNet-18 in place of WRN-28-10.",),
@@ -144,6 +145,7 @@ NOTES: Mapping[str, tuple[str, ...]] = {
     "smoke": (
         "Data: 1,000 training and 500 test digits of scikit-learn, in place of CIFAR. The numbers say nothing of the "
         "paper's: this scale shows that the command works, and one sign.",
+        "Where the paper has no noise, half of the digits' training labels are drawn anew, so that a sign shows.",
     ),
 }
 #: scale short, over the recipes: about 20 minutes of a data-centre GPU for one column of table 6, or of table 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastmeta.paper.artefact import Artefact, Cell, Found, Reading, Row
 from fastmeta.paper.claims import Claim, higher
-from fastmeta.paper.published import published
+from fastmeta.paper.published import published, settings
 from fastmeta.paper.scale import Scale
 from fastmeta.paper.shared_runs import noisy, noisy_labels
+from fastmeta.paper.tuning import Search, budget
 from fastmeta.paper.wanted import Wanted
 
 #: by scale: data set and rate of each column
@@ -27,6 +28,8 @@ PLAIN = {
     "clean": "clean alone",
 }
 FINETUNE_STEPS = 100
+#: logits that a visit moves a label by, in place of the paper's rates, which are of its schedule and network
+LABEL_STEPS = (0.25, 0.5, 1.0, 2.0)
 
 
 class Table6(Artefact):
@@ -38,6 +41,9 @@ class Table6(Artefact):
             column, recipe = column_of(data, rate), f"{data}-a"
             found |= {f"{column}/{name}": one for name, one in noisy_runs(scale, recipe, rate, OTHERS).items()}
         return found
+
+    def searches(self, scale: Scale) -> Sequence[Search]:
+        return noisy_searches(scale, "cifar10-a")
 
     def read(self, found: Found) -> Reading:
         columns = tuple(column_of(data, rate) for data, rate in COLUMNS[found.scale.name])
@@ -79,6 +85,12 @@ def noisy_runs(scale: Scale, recipe: str, rate: float, others: tuple[str, ...]) 
     return found
 
 
+def noisy_searches(scale: Scale, recipe: str) -> list[Search]:
+    """How far labels move, and where they start, at 40% noise, without the entropy curriculum."""
+    grid = {"label_step": LABEL_STEPS, "target_prob": settings()["grids"]["target_prob"]}
+    return [Search("noise/instance_labels", noisy_labels(scale, 0.4, recipe=recipe).config, grid)]
+
+
 def noisy_rows(found: Found, columns: tuple[str, ...], table: str, others: Mapping[str, str]) -> dict[str, Row]:
     """Rows by their name; `others` are the published name of each method's row."""
     told, scale = published(table), found.scale
@@ -91,8 +103,8 @@ def noisy_rows(found: Found, columns: tuple[str, ...], table: str, others: Mappi
         cells = {
             column: found.cell(f"{column}/{run or name}", told.number(row, column), part=part) for column in columns
         }
-        budget = scale.budget("noise", run or name)
-        return Row(title, cells, amount if uses else "no", budget, ours=not row)
+        tried = budget(scale, "noise", run or name)
+        return Row(title, cells, amount if uses else "no", tried, ours=not row)
 
     rows = {"onehot": row("onehot", "baseline", False, row="onehot")}
     rows |= {name: row(name, titles[name], clean[name], row=published_row) for name, published_row in others.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmeta.training import TrainConfig
-from fastmeta.training.rundir import lasting
+from fastmeta.training.rundir import SUMMARY, lasting
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Wanted:
     config: TrainConfig
     """Without seed and out, which each run gets."""
     folds: int = 0
-    """Above 0: labels are learned on so many folds, and averaged. Its folder holds fold0, fold1, ... and labels/, a
-    trajectory, and no final run: that is another Wanted, of method replay with this one as its source."""
+    """Above 0: labels are learned on so many folds, and averaged. Its folder holds fold0, fold1, ..., labels/, a
+    trajectory, and final/, the run that replays them as they moved, on all rows."""
     sources: Mapping[str, Wanted] = field(default_factory=dict)
     """By option of the method, such as teacher, labels or trajectory: whose run of the same seed it learns from. The
-    option is set to that run's folder, or to the folder labels/ of folds."""
+    option is set to that run's folder, or to the folder labels/ of folds. The seed is the same."""
 
     @property
     def key(self) -> str:
@@ -43,6 +43,13 @@ class Wanted:
     def path(self, runs: Path, seed: int) -> Path:
         """Its folder, below the folder `runs`."""
         return runs / self.key / f"seed{seed}"
+
+    def run(self, runs: Path, seed: int) -> Path:
+        """The run directory whose figures count: its folder, or final/ in it where there are folds."""
+        return self.path(runs, seed) / "final" if self.folds else self.path(runs, seed)
+
+    def is_finished(self, runs: Path, seed: int) -> bool:
+        return (self.run(runs, seed) / SUMMARY).is_file()
 
     def result(self, runs: Path, seed: int) -> Path:
         """What other runs learn from: its folder, or labels/ in it where there are folds."""

@@ -191,10 +191,9 @@ def _runs(found: Found) -> Iterator[dict[str, Any]]:
     for one in in_order(found.wanted.values()):
         per_seed = {}
         for seed in found.seeds:
-            path = one.path(found.runs, seed)
-            parts = {k: path / k for k in (f"fold{n}" for n in range(one.folds))} if one.folds else {"": path}
-            told = {k: _figures(read(p / SUMMARY, read_summary)) for k, p in parts.items() if (p / SUMMARY).is_file()}
-            per_seed[str(seed)] = told if one.folds else told.get("")
+            path = one.run(found.runs, seed)
+            done = (path / SUMMARY).is_file()
+            per_seed[str(seed)] = _figures(read(path / SUMMARY, read_summary)) if done else None
         config = {k: v for k, v in lasting(one.config).items() if k != "seed"}
         yield {
             "folder": f"runs/{one.key}",
