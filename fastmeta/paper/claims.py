@@ -45,7 +45,9 @@ class Values(Protocol):
     def values(self) -> Mapping[int, float]: ...
 
 
-def higher(text: str, above: Values, below: Values, *, published: str = "", sign: bool = False) -> Claim:
+def higher(
+    text: str, above: Values, below: Values, *, published: str = "", digits: int = 1, sign: bool = False
+) -> Claim:
     """Claims that `above` is higher than `below`, by more than the larger of their two standard deviations.
 
     Seeds that both have are compared.
@@ -56,7 +58,8 @@ def higher(text: str, above: Values, below: Values, *, published: str = "", sign
         return Claim(text, published, "not measured", None, None, sign)
     gap = sum(a - b for a, b in zip(first, second, strict=True)) / len(seeds)
     found = [told[1] for values in (first, second) if (told := spread(values)) is not None and told[1] is not None]
-    measured = f"{in_words(first)} against {in_words(second)}, difference {gap:+.1f}"
+    means = [in_words(values, 1, digits) for values in (first, second)]
+    measured = f"{means[0]} against {means[1]}, difference {gap:+.{digits}f}"
     return Claim(text, published, measured, gap, max(found) if found else None, sign)
 
 

@@ -9,7 +9,7 @@ from fastmeta._text import shown
 from fastmeta.data import InputError
 from fastmeta.paper.artefact import Artefact
 
-#: name -> class in the module of that name
+#: name -> class in the module of that name, or module:class
 ARTEFACTS: dict[str, str] = {
     # "table1": "Table1",
     "table2": "Table2",
@@ -17,6 +17,10 @@ ARTEFACTS: dict[str, str] = {
     "table6": "Table6",
     "table7": "Table7",
     "table8": "Table8",
+    # "figure2": "Figure2",
+    "figure3": "Figure3",
+    "figure4": "Figure4",
+    # "claims": "claims_in_words:ClaimsInWords",
 }
 
 
@@ -26,5 +30,6 @@ def artefact(name: str) -> Artefact:
         close = difflib.get_close_matches(str(name)[:40].lower(), ARTEFACTS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(ARTEFACTS)}"
         raise InputError(f"the paper has no artefact {shown(name)}; {hint}")
-    found: Artefact = getattr(importlib.import_module(f"fastmeta.paper.{name}"), ARTEFACTS[name])()
+    module, _, kind = ARTEFACTS[name].rpartition(":")
+    found: Artefact = getattr(importlib.import_module(f"fastmeta.paper.{module or name}"), kind)()
     return found

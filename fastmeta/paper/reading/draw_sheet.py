@@ -83,7 +83,7 @@ def sheet(found: Sequence[Sample], class_names: Sequence[str], end_epoch: int) -
         Patch(color=WRONG, label=f"epoch {end_epoch}: given class"),
         Patch(color="0.45", label="other class"),
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles=keys, loc="outside lower center", ncols=4 if columns > 1 else 2, frameon=False, fontsize=9)
     return figure
 
 
