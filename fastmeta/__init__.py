@@ -31,7 +31,7 @@ from fastmeta.per_sample import per_sample
 from fastmeta.posterior import LabelEstimate, LabelPosterior
 
 if TYPE_CHECKING:
-    from fastmeta._train import train
+    from fastmeta._train import train, train_folds
     from fastmeta.comparison import compare
     from fastmeta.learner import LabelLearner
     from fastmeta.training import Listener, TrainConfig, load_run
@@ -65,6 +65,7 @@ __all__ = [
     "ops",
     "per_sample",
     "train",
+    "train_folds",
 ]
 
 _TRAINER = ("Listener", "TrainConfig", "load_run")
@@ -75,10 +76,10 @@ def __getattr__(name: str) -> Any:
         from fastmeta import training
 
         return getattr(training, name)
-    if name == "train":
-        from fastmeta._train import train
+    if name in ("train", "train_folds"):
+        from fastmeta import _train
 
-        return train
+        return getattr(_train, name)
     if name == "compare":
         from fastmeta.comparison import compare
 

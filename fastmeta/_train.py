@@ -9,7 +9,17 @@ from fastmeta import report, training
 from fastmeta.training import Run
 
 
+def _draw(*run: Any) -> Any:
+    return report.write_figures(*run)  # looked up when it is called
+
+
 @wraps(training.train)
 def train(*args: Any, **options: Any) -> Run:
-    options.setdefault("draw", lambda *run: report.write_figures(*run))  # looked up when it is called
+    options.setdefault("draw", _draw)
     return training.train(*args, **options)
+
+
+@wraps(training.train_folds)
+def train_folds(*args: Any, **options: Any) -> Run:
+    options.setdefault("draw", _draw)
+    return training.train_folds(*args, **options)

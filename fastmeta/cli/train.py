@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any, Literal
@@ -50,6 +51,11 @@ class _Arguments:
     seeds: int = 1
     """Runs of so many seeds, from --seed on, each in a folder of its own in --out, and what they come to: means and
     standard deviations. The same command goes on where it was stopped."""
+    folds: int | None = None
+    """Learn the labels of all training rows in so many folds, runs of their own in --out, average how they moved, and
+    train a final model on all rows with them. The same command goes on where it was stopped."""
+    replay: Literal["dynamic", "static"] | None = None
+    """With --folds: the final model trains on labels as they moved, or as they were at the end; by default dynamic."""
     log: Literal["none", "tensorboard"] = "none"
     """Log the figures of each epoch: tensorboard writes them into the run's folder tensorboard."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -77,15 +83,11 @@ def _fail(code: int, text: str) -> int:
 def _main(argv: list[str]) -> int:
     arguments = parse(argv)
     config = arguments.run
+    if arguments.replay is not None and arguments.folds is None:
+        raise InputError(f"replay={arguments.replay} is about the final run of --folds; give both, or leave it out")
     if arguments.dry_run:
-        from fastmeta.cli.several_seeds import configs
-        from fastmeta.training.estimate import dry_run
-
         with trusting_pickles(arguments.trust_pickle):
-            first = config if arguments.seeds == 1 else configs(config, arguments.seeds)[1][0]
-            print(wrapped(printable_lines(dry_run(first)), 10 * " "))
-        if arguments.seeds > 1:
-            print(f"{arguments.seeds} seeds: {arguments.seeds} such runs, one after the other")
+            print(wrapped(printable_lines(_dry_run(arguments)), 10 * " "))
         return 0
     keep_freed_memory()
     from fastmeta.cli.progress import ConsoleListener
@@ -103,8 +105,18 @@ def _main(argv: list[str]) -> int:
     def one(config: TrainConfig, console: ConsoleListener) -> Run:
         return train(config, auto_resume=True, listener=heard(console), trust_pickle=pickles)
 
+    def in_folds(config: TrainConfig, console: ConsoleListener) -> Run:
+        from fastmeta.cli.in_folds import run_in_folds
+
+        assert arguments.folds is not None
+        with trusting_pickles(pickles):
+            return run_in_folds(config, arguments.folds, arguments.replay, argv, one)
+
     if arguments.seeds != 1:
-        return run_seeds(config, arguments.seeds, argv, one)
+        return run_seeds(config, arguments.seeds, argv, one if arguments.folds is None else in_folds)
+    if arguments.folds is not None:
+        in_folds(config, ConsoleListener())
+        return 0
     console = ConsoleListener()
     listener = heard(console)
     try:
@@ -115,6 +127,25 @@ def _main(argv: list[str]) -> int:
     finally:
         console.close()
     return 0
+
+
+def _dry_run(arguments: _Arguments) -> str:
+    """Of one run, and how many such there are."""
+    from fastmeta.cli.several_seeds import configs
+    from fastmeta.training.estimate import dry_run
+    from fastmeta.training.fold_runs import cost, plan_folds
+
+    first = arguments.run if arguments.seeds == 1 else configs(arguments.run, arguments.seeds)[1][0]
+    if arguments.folds is None:
+        lines = [dry_run(first)]
+    else:
+        plan = plan_folds(first, arguments.folds, replay=arguments.replay)
+        open_ones = [run for run in plan.runs if not os.path.exists(str(run.out))]
+        lines = [*(dry_run(run) for run in open_ones[:1]), *cost(plan)]
+    if arguments.seeds > 1:
+        such = "runs" if arguments.folds is None else "sets of folds"
+        lines.append(f"{arguments.seeds} seeds: {arguments.seeds} such {such}, one after the other")
+    return "\n".join(lines)
 
 
 def parse(argv: list[str]) -> _Arguments:

@@ -274,7 +274,7 @@ def train_one(one: Wanted, runs: Path, seed: int, listener: Listener) -> None:
     """Begin a run or go on with it."""
     config = one.config_for(runs, seed)
     if one.folds:
-        from fastmeta.training import train_folds  # type: ignore[attr-defined]
+        from fastmeta.training import train_folds
 
         train_folds(config, folds=one.folds, out=config.out, listener=listener)
     else:

@@ -2,6 +2,7 @@
 
 from fastmeta.data import InputError
 from fastmeta.training.config import TrainConfig
+from fastmeta.training.fold_runs import train_folds
 from fastmeta.training.listener import Listener
 from fastmeta.training.rundir import Run, load_run
 from fastmeta.training.sections import DataConfig, LabelConfig, OptimConfig
@@ -21,4 +22,5 @@ __all__ = [
     "TrainingError",
     "load_run",
     "train",
+    "train_folds",
 ]

@@ -58,6 +58,17 @@ def dry_run(config: TrainConfig) -> str:
         return _describe(prepare(config))
 
 
+def duration(config: TrainConfig) -> float:
+    """Seconds that the method's own stage of such a run would take, from a few steps on copies."""
+    with whole_process(config):
+        prepared = prepare(config)
+        stage = prepared.stage(prepared.config.method)
+        seconds = _steps(stage) * _seconds_per_step(stage)
+        began = time.perf_counter()
+        figures(stage)
+        return seconds + (prepared.config.epochs or 0) * (time.perf_counter() - began)
+
+
 def _describe(prepared: Prepared) -> str:
     splits, config = prepared.splits, prepared.config
     path = new_directory(config)

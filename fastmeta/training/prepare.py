@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from fastmeta.data import (
     DATA_FORMS,
     PILOT,
+    Dataset,
     HoldOut,
     InputError,
     Pool,
@@ -159,24 +160,19 @@ class Prepared:
             return with_other_weights(copy_of(self.initial))
 
 
-def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
-    """Load, split, resolve, build. Raises InputError and writes nothing."""
-    if model is not None and not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
+def load_data(config: TrainConfig, data: Data | None = None) -> tuple[TrainConfig, Dataset]:
+    """The data set of a run, and the config that finds it again from anywhere. Raises InputError."""
     if data is not None and not is_data(data):
         raise InputError(f"data must be {DATA_FORMS}, got {kind_of(data)}")
-    device = pick_device(config.device)
-    usual = config.method_class().meta_fraction  # or an error before the data are read
-    split_seed, fraction = config.data.split_seed or 0, config.data.meta_fraction
-    fraction = usual if fraction is None else fraction
-    of = replace(config.data, split_seed=split_seed, meta_fraction=fraction)
-    config = replace(config, data=of)
-    hold_out = HoldOut(
-        *(split_seed, fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction),
-        of_train=of.meta_is_train,
+    of, usual = config.data, config.method_class().meta_fraction  # or an error before the data are read
+    of = replace(
+        of,
+        split_seed=of.split_seed or 0,
+        meta_fraction=usual if of.meta_fraction is None else of.meta_fraction,
     )
+    config = replace(config, data=of)
     if data is None:
-        dataset = load_dataset(config.dataset, seed=split_seed, **{name: getattr(of, name) for name in CHOSEN})
+        dataset = load_dataset(config.dataset, seed=of.split_seed or 0, **{name: getattr(of, name) for name in CHOSEN})
         # what is there now is not fetched again, by whoever the run's config comes to
         config = replace(config, data=replace(of, root=lasting_root(config.dataset, of.root), download=False))
     else:
@@ -189,14 +185,33 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     config = replace(config, dataset=type(config.dataset)(lasting_name(config.dataset)))
     if config.noise is not None:
         config = replace(config, noise=type(config.noise)(lasting_noise(config.noise)))
-    config = lasting_options(config)
-    splits = split(
+    return lasting_options(config), dataset
+
+
+def split_data(config: TrainConfig, dataset: Dataset) -> Splits:
+    """The parts that a run trains and measures on; `config` as :func:`load_data` gives it. Raises InputError."""
+    of = config.data
+    assert of.split_seed is not None
+    assert of.meta_fraction is not None
+    return split(
         dataset,
         noise=preset_noise(config),
         seed=config.seed,
         canaries=config.labels.canaries if config.can_have_canaries else "off",
-        hold_out=hold_out,
+        hold_out=HoldOut(
+            *(of.split_seed, of.meta_fraction, of.meta_count, of.meta_balanced, of.folds, of.fold, of.val_fraction),
+            of_train=of.meta_is_train,
+        ),
     )
+
+
+def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
+    """Load, split, resolve, build. Raises InputError and writes nothing."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
+    device = pick_device(config.device)
+    config, dataset = load_data(config, data)
+    splits = split_data(config, dataset)
     notes: tuple[str, ...] = ()
     if model is not None:
         model, notes = inner_module(model)
