@@ -14,6 +14,8 @@ ARTEFACTS: dict[str, str] = {
     # "table1": "Table1",
     "table2": "Table2",
     # "table3": "Table3",
+    # "table4": "Table4",
+    # "table5": "Table5",
     "table6": "Table6",
     "table7": "Table7",
     "table8": "Table8",

@@ -29,7 +29,8 @@ class Wanted:
     trajectory, and final/, the run that replays them as they moved, on all rows."""
     sources: Mapping[str, Wanted] = field(default_factory=dict)
     """By option of the method, such as teacher, labels or trajectory: whose run of the same seed it learns from. The
-    option is set to that run's folder, or to the folder labels/ of folds. The seed is the same."""
+    option is set to that run's folder; of folds to their folder labels/, and of a teacher to their final run. The seed
+    is the same."""
 
     @property
     def key(self) -> str:
@@ -59,7 +60,10 @@ class Wanted:
         """The config of the run with this seed."""
         config = replace(self.config, seed=seed, out=str(self.path(runs, seed)))
         if self.sources:
-            own: dict[str, Any] = {key: str(source.result(runs, seed)) for key, source in self.sources.items()}
+            own: dict[str, Any] = {
+                key: str(source.run(runs, seed) if key == "teacher" else source.result(runs, seed))
+                for key, source in self.sources.items()
+            }
             config = replace(config, options=replace(config.options, **own))
         return config
 
