@@ -12,7 +12,7 @@ import numpy as np
 from fastmeta.data.superclasses import known_superclasses
 from fastmeta.paper.artefact import Artefact, Cell, Figure, Found, Reading, Row
 from fastmeta.paper.claims import Claim, higher
-from fastmeta.paper.figure2 import KINDS, RECIPE, curves_of, folded_runs, folds_of
+from fastmeta.paper.figure2 import KINDS, RECIPE, curves_of, folded_runs, folders, folds_of
 from fastmeta.paper.figure4 import NOISE, clean_rows, noisy_runs
 from fastmeta.paper.reading import (
     CLEAN,
@@ -32,7 +32,7 @@ from fastmeta.paper.reading import (
     smoothing,
 )
 from fastmeta.paper.scale import Scale
-from fastmeta.paper.shared_runs import noisy
+from fastmeta.paper.shared_runs import FOLDS, noisy
 from fastmeta.paper.wanted import Wanted
 from fastmeta.report.run_folder import in_words, spread
 from fastmeta.report.style import write
@@ -53,7 +53,7 @@ class ClaimsInWords(Artefact):
             return noisy(scale, "instance_labels", rate, recipe=recipe, **over)
 
         # of the first fold alone: the same training rows as the first fold of instance_labels
-        one_fold: dict[str, Any] = {"data.fold": 0}
+        one_fold: dict[str, Any] = {"data.folds": FOLDS, "data.fold": 0}
         found = {
             **folded_runs(scale),
             "train_as_meta": Wanted(scale.config(RECIPE, "instance_labels", **one_fold, **FROM_TRAIN)),
@@ -140,7 +140,7 @@ def _of_entropies(rows: Mapping[str, Row]) -> list[Claim]:
 def _of_alpha(found: Found) -> list[Claim]:
     claims = []
     for kind, words in KINDS.items():
-        alpha = {seed: smoothing(curves_of(path)) for seed, path in found.paths(kind).items()}
+        alpha = {seed: smoothing(curves_of(path)) for seed, path in folders(found, kind).items()}
         early, late = (Cell({s: getattr(a, part) for s, a in alpha.items()}) for part in ("early", "late"))
         text = f"α of {words} is high early and low at convergence: mean of the first and of the last quarter."
         claims.append(_above(text, early, late, "in words"))
@@ -159,7 +159,7 @@ class _Share:
 def _of_superclasses(found: Found) -> list[Claim]:
     told: dict[int, list[Kinship]] = {}
     own = "superclasses" in found.wanted
-    for seed, path in found.paths("superclasses" if own else "instance_labels").items():
+    for seed, path in (found.paths("superclasses") if own else folders(found, "instance_labels")).items():
         runs = [read_run(path)] if own else folds_of(path)
         superclass = known_superclasses(runs[0].class_names)
         if superclass is not None:
@@ -196,12 +196,12 @@ def _beyond_chance(text: str, shares: Mapping[int, _Share], chance: float) -> Cl
 def _of_repeats(found: Found) -> list[Claim]:
     claims = []
     for kind, words in KINDS.items():
-        curves = curves_repeat([curves_of(path) for path in found.paths(kind).values()])
+        curves = curves_repeat([curves_of(path) for path in folders(found, kind).values()])
         text = f"Trajectories repeat over runs: target probabilities of classes ({words}), correlation of two seeds."
         claims.append(_correlated(text, curves["curves"]))
         text = f"What sets classes apart repeats over runs ({words}): the same, less the mean over classes."
         claims.append(_correlated(text, curves["classes"]))
-    runs = [folds_of(path)[0] for path in found.paths("instance_labels").values()]
+    runs = [folds_of(path)[0] for path in folders(found, "instance_labels").values()]
     text = "Instance labels repeat over runs: mean probability of the given class, over rows, correlation of two seeds."
     claims.append(_correlated(text, rows_repeat(runs)))
     return claims
@@ -219,7 +219,7 @@ def _correlated(text: str, values: list[float]) -> Claim:
 
 
 def _of_train_as_meta(found: Found) -> list[Claim]:
-    folds = {seed: path / "fold0" for seed, path in found.paths("instance_labels").items()}
+    folds = {seed: path / "fold0" for seed, path in folders(found, "instance_labels").items()}
     alone = found.paths("train_as_meta")
 
     def last(paths: Mapping[int, Path]) -> Cell:

@@ -38,6 +38,11 @@ def folded_runs(scale: Scale) -> dict[str, Wanted]:
     return {kind: folded_labels(scale, kind, RECIPE) for kind in KINDS}
 
 
+def folders(found: Found, kind: str) -> dict[int, Path]:
+    """By seed, the folders with fold0, fold1, ... of finished runs over folds."""
+    return {seed: found.wanted[kind].path(found.runs, seed) for seed in found.paths(kind)}
+
+
 def curves_of(folder: Path) -> ClassCurves:
     """Mean over the folds of a seed."""
     return mean_curves([class_curves(run) for run in folds_of(folder)])
@@ -61,7 +66,7 @@ class Figure2(Artefact):
     def read(self, found: Found) -> Reading:
         rows, claims, figures = [], [], []
         for kind, words in KINDS.items():
-            paths, failed = found.paths(kind), found.failed(kind)
+            paths, failed = folders(found, kind), found.failed(kind)
             curves = {seed: curves_of(path) for seed, path in paths.items()}
             cells = {column: Cell(failed=failed) for column in COLUMNS}
             if curves:
@@ -124,7 +129,7 @@ def _numbers(curves: ClassCurves) -> dict[str, float | None]:
 def _examples(found: Found, curves: Mapping[int, ClassCurves]) -> tuple[list[Example], int]:
     """One row of each class of the figure, at the end of training."""
     seed = next(iter(curves))
-    run = read_run(found.paths("instance_labels")[seed] / "fold0")
+    run = read_run(folders(found, "instance_labels")[seed] / "fold0")
     epoch, names = run.epochs[-1], run.class_names
     rows = most_moved(run, shown_classes(curves), epoch)
     images = pictures(run, rows)

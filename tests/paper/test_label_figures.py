@@ -62,8 +62,8 @@ def runs(tmp_path_factory):
                 config = replace(plan(out, own.method, **how), data=data)
                 train(config, data=arrays, listener=Warnings(), draw=None)
             if one.folds:
-                (path / "labels").mkdir()
-                (path / "labels" / "about.json").write_text("{}")  # as they stand where folds are finished
+                (path / "final").mkdir()
+                (path / "final" / "summary.json").write_text("{}")  # which says that folds are finished
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figure2, "FOLDS", 2)
         yield folder
