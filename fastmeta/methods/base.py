@@ -98,6 +98,11 @@ class Context(Protocol):
         """What a model takes, of `Batch.x` or of the x of `Batch.meta`."""
         ...
 
+    def fixed_samples(self) -> Iterable[tuple[Any, Tensor]] | None:
+        """(network input, rows (n,) int64) of this method's training rows, each once, in order; None where they are
+        augmented, and so others in each step."""
+        ...
+
     def model(self, name: str = "model") -> nn.Module:
         """A network as the config names it. "model" is the run's; any other name has initial weights of its own."""
         ...

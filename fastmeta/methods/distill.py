@@ -14,6 +14,9 @@ from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.methods.base import Batch, Context, Method, Outcome
 from fastmeta.methods.plain_step import PlainStep
 
+#: numbers that a teacher's predictions are kept up to: 256 MB in float32
+MOST_LOGITS = 2**26
+
 
 class Distill(Method):
     """The soft targets of a finished run, at a temperature T.
@@ -22,7 +25,8 @@ class Distill(Method):
         loss = (1 - hard) mean_i( -sum_k t_ik log q_ik ) + hard mean_i( -log q_iy )        q = softmax(z_i)
 
     With `both` the student has the temperature too, as in Hinton et al.: q = softmax(z_i / T) in the first term, which
-    is multiplied by T^2. The teacher is in evaluation mode and sees the same augmented batch.
+    is multiplied by T^2. The teacher is in evaluation mode and sees the same augmented batch; without augmentation it
+    is read once, at the start.
     """
 
     @dataclass(frozen=True)
@@ -58,11 +62,22 @@ class Distill(Method):
     def setup(self, context: Context) -> None:
         own = self.config
         self.teacher = context.teacher(own.teacher) if own.teacher else None
+        self.logits = None if self.teacher is None else self._of_all_rows(self.teacher, context)
         self.soft = context.learned_labels(own.labels) if own.labels else None
         self.model, self.targets = context.model(), context.targets
         self.network_input = context.network_input
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
         self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+
+    @torch.no_grad()
+    def _of_all_rows(self, teacher: nn.Module, context: Context) -> Tensor | None:
+        """z (N, C) of the teacher, which each step would compute again; None where steps see other samples, or where it
+        is large."""
+        samples = context.fixed_samples()
+        if samples is None or len(context.targets) * context.num_classes > MOST_LOGITS:
+            return None
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.config.precision == "bf16"):
+            return torch.cat([pick_logits(call_model(teacher, x)) for x, _ in samples])
 
     def predictor(self) -> nn.Module:
         return self.model
@@ -70,7 +85,9 @@ class Distill(Method):
     @torch.no_grad()
     def soft_targets(self, x: Any, index: Tensor, dtype: torch.dtype) -> Tensor:
         """t (n, C) of rows with network input `x`."""
-        if self.teacher is not None:
+        if self.logits is not None:
+            logits = self.logits[index].to(dtype)
+        elif self.teacher is not None:
             logits = pick_logits(call_model(self.teacher, x)).to(dtype)
         else:
             assert self.soft is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class StageContext:
         splits: what the training rows are of.
         build: makes a network by its name, on the host.
         place: moves a network to where the stage trains.
+        fixed_samples: gives the training rows, or None where they are others in each step.
         noise_rate: share of wrong labels among the training rows, where the run has added noise.
     """
 
@@ -47,6 +48,7 @@ class StageContext:
         splits: Splits | None,
         build: Callable[[str], nn.Module],
         place: Callable[[nn.Module], nn.Module],
+        fixed_samples: Callable[[], Iterator[tuple[Any, Tensor]] | None],
     ) -> None:
         assert config.epochs is not None
         self.config, self.targets, self.num_classes, self.device = config, targets, num_classes, targets.device
@@ -55,6 +57,7 @@ class StageContext:
         self.input_shape = source.input_shape
         self.transform, self.totals = source.transform, StepTotals(targets.device)
         self.noise_rate, self._build, self._place, self._splits = noise_rate, build, place, splits
+        self.fixed_samples = fixed_samples
         self.models: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.teachers: dict[str, Any] = {}  # path -> size and digest of the weights

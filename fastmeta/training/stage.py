@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -97,12 +97,13 @@ class Stage:
             splits=data.splits,
             build=build,
             place=partial(placed, device=self.device),
+            fixed_samples=self._fixed_samples,
         )
         self.totals = self.context.totals
         self.mean: MeanModel | None = None  # of the weights, where the config wants one
+        self.step = 0
         self._setup()
         self.kept = None if canaries is None else KeptLabels(self.method.labels, canaries, config.epochs or 0)
-        self.step = 0
         self.seconds = 0.0
         self.best = Best()
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
@@ -327,6 +328,12 @@ class Stage:
             chunk=max(256, 2 * self.sampler.batch_size),  # without a graph they take little memory
             clean_order=order,
         )
+
+    def _fixed_samples(self) -> Iterator[tuple[Any, Tensor]] | None:
+        of, augment = self.data.source.options, self.config.data.augment
+        # a source of the user's may draw anew in each step
+        fixed = augment == "none" if "augment" in of else "standardise" in of
+        return self.samples().train() if fixed else None
 
     def _hold_labels(self) -> None:
         self.method.hold_labels()

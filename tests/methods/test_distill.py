@@ -1,13 +1,15 @@
 """distill: soft targets from a network or from learned labels, at a temperature."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from fastmeta.data import InputError
-from fastmeta.training import Interrupted, LabelConfig, OptimConfig, TrainConfig, load_run, train
+from fastmeta.training import DataConfig, Interrupted, LabelConfig, OptimConfig, TrainConfig, load_run, train
+from fastmeta.training.prepare import prepare
 from tests.support.methods import Net64, assert_same_weights, naive, stage_of, taken
 from tests.support.plugs import files
 from tests.support.runs import two_classes
@@ -60,6 +62,32 @@ def test_steps_are_naive_ones(source, both, hard, micro_batch, runs, tmp_path):
     wanted = naive(model, batches, loss, stage.config.optim)
     # tables and teachers are float32: a power, or a forward in pieces, rounds otherwise
     assert_same_weights(stage.model, wanted, atol=1e-12 if (source, micro_batch) == ("teacher", None) else 1e-6)
+
+
+def test_a_teacher_is_read_once_where_no_step_sees_other_samples(runs, tmp_path, monkeypatch):
+    """And in each step where they are augmented; the steps are the same."""
+    plain = DataConfig(batch_size=16, augment="none")
+    plan = config(
+        tmp_path / "run", method="distill", options={"teacher": runs["onehot"], "temperature": 2.0}, model=None
+    )
+    stages = []
+    for most in (2**26, 0):
+        monkeypatch.setattr("fastmeta.methods.distill.MOST_LOGITS", most)
+        torch.manual_seed(0)
+        stages.append(prepare(replace(plan, data=plain), model=Net64(), data=two_classes()).stage("distill"))
+    kept, read = stages
+    assert kept.method.logits.shape == (80, 2)
+    assert read.method.logits is None
+    calls = []
+    kept.method.teacher.register_forward_pre_hook(lambda *_: calls.append(1))
+    for stage in stages:
+        for _ in range(12):
+            stage.take_step()
+    assert calls == []
+    for a, b in zip(kept.model.parameters(), read.model.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
+    monkeypatch.setattr("fastmeta.methods.distill.MOST_LOGITS", 2**26)
+    assert prepare(plan, model=Net64(), data=two_classes()).stage("distill").method.logits is None
 
 
 def test_the_teacher_stands_still(runs, tmp_path):
