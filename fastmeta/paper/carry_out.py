@@ -26,7 +26,7 @@ from fastmeta.paper.scale import Scale, scale_name
 from fastmeta.paper.tuning import SEED, VAL_FRACTION, Search
 from fastmeta.paper.wanted import Wanted, in_order
 from fastmeta.paper.written_reading import write_reading
-from fastmeta.training import Listener, TrainConfig, TrainingError, train
+from fastmeta.training import Listener, TrainConfig, TrainingError, train, train_folds
 from fastmeta.training.rundir import (
     CONFIG,
     SUMMARY,
@@ -274,8 +274,6 @@ def train_one(one: Wanted, runs: Path, seed: int, listener: Listener) -> None:
     """Begin a run or go on with it."""
     config = one.config_for(runs, seed)
     if one.folds:
-        from fastmeta.training import train_folds
-
         train_folds(config, folds=one.folds, out=config.out, listener=listener)
     else:
         train(config, auto_resume=True, listener=listener)

@@ -49,6 +49,9 @@ def make_parts(scale: Scale, runs: Iterable[Wanted]) -> dict[str, str]:
         InputError: nobody says where the images are, or they are not those that the folder began with.
     """
     wanted = {one.config.dataset for one in runs}
+    for dataset in ("cifar10", "cifar100"):
+        if dataset in wanted:  # read by torchvision, run by run: better told now
+            _of_torchvision(dataset, scale.root or "data", ("test",))
     digests = {}
     for dataset, counts in PARTS.items():
         path = scale.part(dataset)
@@ -87,21 +90,22 @@ def _digits() -> dict[str, Any]:
     return {**arrays, "class_names": np.asarray([str(c) for c in range(10)])}
 
 
-def _of_torchvision(dataset: str, root: str) -> dict[str, Any]:
+def _of_torchvision(dataset: str, root: str, parts: tuple[str, ...] = ("train", "test")) -> dict[str, Any]:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
-    try:
-        train, test = (kind(root, train=part, download=False) for part in (True, False))
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{root} holds no {dataset} of torchvision; name its folder with --data-root") from error
-    return {
-        "x_train": train.data,
-        "y_train": np.asarray(train.targets),
-        "x_test": test.data,
-        "y_test": np.asarray(test.targets),
-        "class_names": np.asarray(train.classes),
-    }
+    arrays: dict[str, Any] = {}
+    for part in parts:
+        try:
+            found = kind(root, train=part == "train", download=False)
+        except (RuntimeError, OSError) as error:
+            raise InputError(
+                f"the folder {root} holds no {dataset} of torchvision; name its folder with --data-root, or an npz "
+                "file with --data"
+            ) from error
+        arrays |= {f"x_{part}": found.data, f"y_{part}": np.asarray(found.targets)}
+        arrays["class_names"] = np.asarray(found.classes)
+    return arrays
 
 
 def _part(whole: Mapping[str, Any], counts: tuple[int, int]) -> dict[str, Any]:

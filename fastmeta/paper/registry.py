@@ -11,18 +11,18 @@ from fastmeta.paper.artefact import Artefact
 
 #: name -> class in the module of that name, or module:class
 ARTEFACTS: dict[str, str] = {
-    # "table1": "Table1",
+    "table1": "Table1",
     "table2": "Table2",
-    # "table3": "Table3",
-    # "table4": "Table4",
-    # "table5": "Table5",
+    "table3": "Table3",
+    "table4": "Table4",
+    "table5": "Table5",
     "table6": "Table6",
     "table7": "Table7",
     "table8": "Table8",
-    # "figure2": "Figure2",
+    "figure2": "Figure2",
     "figure3": "Figure3",
     "figure4": "Figure4",
-    # "claims": "claims_in_words:ClaimsInWords",
+    "claims": "claims_in_words:ClaimsInWords",
 }
 
 

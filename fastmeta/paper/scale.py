@@ -14,7 +14,6 @@ from fastmeta.data import InputError
 from fastmeta.methods import METHODS
 from fastmeta.recipes import Recipe
 from fastmeta.training import TrainConfig
-from fastmeta.training.option_names import names_of
 
 ScaleName = Literal["full", "short", "cpu", "smoke"]
 NAMES: tuple[ScaleName, ...] = ("full", "short", "cpu", "smoke")
@@ -88,8 +87,7 @@ class Scale:
         found, own = self.recipe(recipe), self._over(recipe)
         if network is not None:
             own["model"] = self.network(network)
-        cls = METHODS[method]
-        if "trajectory_every" in names_of(TrainConfig) and "trajectory_every" in cls.supports:
+        if "trajectory_every" in METHODS[method].supports:
             own["trajectory_every"] = self.every
         return found.config(method, **{**own, **over})
 
@@ -133,7 +131,7 @@ DIGITS = "digits"
 #: the same with half of the training labels drawn anew, for settings without noise: so that learned labels have a task
 NOISY_DIGITS = "noisy-digits"
 #: training and test rows of what scales cpu and smoke train on: the first of each class, in the order of the data set
-PARTS = {"cifar10": (4000, 2000), DIGITS: (1000, 500), NOISY_DIGITS: (1000, 500)}
+PARTS = {"cifar10": (4000, 2000), "cifar100": (4000, 2000), DIGITS: (1000, 500), NOISY_DIGITS: (1000, 500)}
 NOTES: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "short": ("Fewer epochs than in the paper, in bf16; ResNet-18 in place of WRN-28-10.",),

@@ -172,6 +172,8 @@ def test_every_artefact_says_its_runs_at_every_scale(name, scale, tmp_path):
         (["table6", "table6"], "table6 stands twice"),
         (["table6", "--scale", "cpu"], "name their npz file with --data"),
         (["table6", "--scale", "cpu", "--data", "nothing.npz"], "nothing.npz cannot be read: No such file"),
+        (["table6", "--scale", "full"], "the folder data holds no cifar10 of torchvision"),
+        (["table6", "--scale", "cpu", "--data-root", "there"], "the folder there holds no cifar10 of torchvision"),
         (["table6", "--sclae", "cpu"], "--scale"),
         (["table6", "--seeds", "0"], "--seeds"),
         ([], "NAME"),
