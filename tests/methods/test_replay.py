@@ -15,6 +15,8 @@ from tests.support.runs import two_classes
 from tests.support.stopped import Kill, config
 from tests.support.trajectories import plan
 
+CUT = [("instance", 7), ("instance", 5), ("class", 5)]
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
@@ -81,8 +83,9 @@ def test_all_rows_are_trained_on_where_the_data_bring_no_clean_set(recorded, tmp
     assert (again.data.meta_fraction, again.data.meta_batch_size) == (0.0, None)
 
 
-@pytest.mark.parametrize("name", ["instance", "class"])
-@pytest.mark.parametrize("step", [5, 7])
+@pytest.mark.parametrize(
+    ("name", "step"), [("class", 7), *(pytest.param(n, k, marks=pytest.mark.slow) for n, k in CUT)]
+)
 def test_a_run_resumes_bitwise_from_a_copy_of_what_it_began_with(name, step, recorded, tmp_path):
     first, moved = tmp_path / "first", tmp_path / "moved"
     shutil.copytree(recorded / name, first)

@@ -22,7 +22,7 @@ from tests.support.plugs import files
 from tests.support.runs import two_classes
 from tests.support.trajectories import plan
 
-METHODS = ["instance_labels", "class_labels"]
+METHODS = ["instance_labels", pytest.param("class_labels", marks=pytest.mark.slow)]
 
 
 def data(**changes):
@@ -80,7 +80,7 @@ class Crash(Listener):
 def test_a_call_that_was_cut_off_goes_on_with_the_same_result(whole, tmp_path):
     method, unbroken, _ = whole
     path = tmp_path / "out"
-    for name, step in (("fold0", 4), ("fold1", 1), ("final", 6)):
+    for name, step in (("fold1", 5), ("final", 6)):
         with pytest.raises(RuntimeError, match="crashed"):
             learned(path, method, Crash(name, step))
     learned(path, method)
@@ -90,7 +90,9 @@ def test_a_call_that_was_cut_off_goes_on_with_the_same_result(whole, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in path.glob("**/*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("cut", ["sums.json", "epoch-00001.npy", "about.json"])
+@pytest.mark.parametrize(
+    "cut", ["epoch-00001.npy", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sums.json", "about.json"))]
+)
 def test_an_average_that_was_cut_off_or_damaged_is_made_again(cut, whole, tmp_path):
     method, unbroken, _ = whole
     path = tmp_path / "out"
@@ -170,6 +172,12 @@ def test_folds_are_a_number_and_want_a_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_replay_is_about_folds(capsys):
+    assert main(["train", "--replay", "static"]) == 2
+    assert "replay=static is about the final run of --folds" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_command_learns_in_folds_for_each_seed_and_tells_the_cost(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.savez("my.npz", **data())
@@ -188,8 +196,6 @@ def test_the_command_learns_in_folds_for_each_seed_and_tells_the_cost(tmp_path, 
     capsys.readouterr()
     assert main(["show", "out", "--no-page"]) == 0
     assert "seed0/fold0" in capsys.readouterr().out
-    assert main(["train", "--replay", "static"]) == 2
-    assert "replay=static is about the final run of --folds" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Trajectories as a run writes them: what they hold, and that a run that is cut off leaves the same."""
 
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +63,7 @@ def test_instance_labels_are_those_at_the_end_of_each_epoch(tmp_path):
     assert not np.array_equal(found.at(0), found.at(5))
 
 
-@pytest.mark.parametrize("steps", [None, 13])
+@pytest.mark.parametrize("steps", [pytest.param(None, marks=pytest.mark.slow), 13])
 def test_class_labels_are_those_behind_each_step(steps, tmp_path):
     seen = Probs()
     run = train(plan(tmp_path / "run", "class_labels", max_steps=steps), data=two_classes(), listener=seen)
@@ -89,9 +91,8 @@ def test_canaries_and_held_out_rows_are_left_out(tmp_path):
 
 
 def test_no_other_stage_and_no_other_method_writes_one(tmp_path):
-    run = train(plan(tmp_path / "run", "instance_labels", baselines="all", trajectory_every=3), data=two_classes())
-    assert Trajectory.read(run.path).epochs == [0, 3]
-    assert not (train(config(tmp_path / "without", epochs=1), data=two_classes()).path / "trajectory").exists()
+    made = plan(tmp_path / "run", "instance_labels", baselines="clean", trajectory_every=3)
+    assert Trajectory.read(train(made, data=two_classes()).path).epochs == [0, 3]
     for method in ("onehot", "mlc", "mwnet"):
         with pytest.raises(
             InputError, match=f"trajectory_every=1 is about labels that move, and method={method} takes"
@@ -101,38 +102,65 @@ def test_no_other_stage_and_no_other_method_writes_one(tmp_path):
         TrainConfig(trajectory_every=0)
 
 
-@pytest.mark.parametrize("step", [1, 5, 7, 12])
-@pytest.mark.parametrize("method", list(EXACT))
-def test_a_stopped_run_leaves_the_same_folder(method, step, tmp_path):
-    whole = train(plan(tmp_path / "whole", method, trajectory_every=2), data=two_classes()).path
-    path = tmp_path / "run"
+@pytest.fixture(scope="module", params=list(EXACT))
+def whole(request, tmp_path_factory):
+    """A method, and what a run of it leaves that is never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return request.param, files(train(plan(path, request.param, trajectory_every=2), data=two_classes()).path)
+
+
+@pytest.mark.parametrize("step", [7, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 5, 12))])
+def test_a_stopped_run_leaves_the_same_folder(step, whole, tmp_path):
+    (method, wanted), path = whole, tmp_path / "run"
     with pytest.raises(Interrupted):
         train(plan(path, method, trajectory_every=2), data=two_classes(), listener=Kill(signal.SIGTERM, method, step))
     train(resume=path, data=two_classes())
-    assert files(path) == files(whole)
+    assert files(path) == wanted
 
 
-@pytest.mark.parametrize("method", [pytest.param("instance_labels", marks=pytest.mark.slow), "class_labels"])
-def test_a_killed_run_leaves_the_same_folder(method, tmp_path):
-    """Checkpoints lie behind the snapshots: those of epochs that will be trained again are dropped."""
-    whole = train(plan(tmp_path / "whole", method), data=two_classes()).path
+class Crash(Listener):
+    """Nothing is saved on the way out, as in a process that is killed."""
+
+    def step(self, stage):
+        if stage.step == 12:
+            raise RuntimeError("crashed")
+
+
+def left_behind(path):
+    """What a killed process may leave: snapshots behind its checkpoint, half a file, one of another time."""
+    assert Trajectory.read(path).epochs[-1] == 2  # the checkpoint is at step 0
+    (path / "trajectory" / ".epoch-00003.npy.part").write_bytes(b"cut off")
+    (path / "trajectory" / "epoch-00009.npy").write_bytes(b"of another time")
+
+
+def test_a_crashed_run_leaves_the_same_folder(whole, tmp_path):
+    (method, wanted), path = whole, tmp_path / "run"
+    made = dataclasses.replace(plan(path, method, trajectory_every=2), checkpoint_seconds=1000.0)
+    with pytest.raises(RuntimeError, match="crashed"):
+        train(made, data=two_classes(), listener=Crash())
+    left_behind(path)
+    train(resume=path, data=two_classes())
+    assert files(path) == wanted
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_the_same_folder(whole, tmp_path):
+    (method, wanted), path = whole, tmp_path / "run"
     program = """
     import dataclasses, sys
     from fastmeta.training import train
     from tests.support.runs import two_classes
     from tests.support.stopped import Kill
     from tests.support.trajectories import plan
-    config = dataclasses.replace(plan(sys.argv[1], sys.argv[2]), checkpoint_seconds=1000.0)
+    config = dataclasses.replace(plan(sys.argv[1], sys.argv[2], trajectory_every=2), checkpoint_seconds=1000.0)
     train(config, data=two_classes(), listener=Kill(9, sys.argv[2], 12), auto_resume=True)
     """
-    path = tmp_path / "run"
     command = [sys.executable, "-c", textwrap.dedent(program), str(path), method]
-    assert subprocess.run(command, env=dict(os.environ), capture_output=True).returncode == -signal.SIGKILL
-    assert Trajectory.read(path).epochs == [0, 1, 2]  # the checkpoint is at step 0
-    (path / "trajectory" / ".epoch-00003.npy.part").write_bytes(b"cut off")
-    (path / "trajectory" / "epoch-00009.npy").write_bytes(b"of another time")
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    left_behind(path)
     train(resume=path, data=two_classes())
-    assert files(path) == files(whole)
+    assert files(path) == wanted
 
 
 def test_snapshots_before_the_checkpoint_are_looked_at(tmp_path):
@@ -152,6 +180,12 @@ def test_snapshots_before_the_checkpoint_are_looked_at(tmp_path):
     Trajectory.read(path).check_finished()
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    made = plan(tmp_path_factory.mktemp("finished") / "run", "instance_labels", epochs=1)
+    return train(made, data=two_classes()).path
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -165,8 +199,8 @@ def test_snapshots_before_the_checkpoint_are_looked_at(tmp_path):
         ("given.npy", b"", r"given\.npy is damaged"),
     ],
 )
-def test_a_damaged_folder_is_refused(name, content, message, tmp_path):
-    run = train(plan(tmp_path / "run", "instance_labels", epochs=1), data=two_classes()).path
+def test_a_damaged_folder_is_refused(name, content, message, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
     file = run / "trajectory" / name
     file.unlink()
     if content is not None:
