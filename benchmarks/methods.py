@@ -67,8 +67,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "instance_labels_exact_from_0.6": ("instance_labels", HALF_SOFT),
     "class_labels_soft": ("class_labels", SOFT),
     "class_labels_half_soft": ("class_labels", HALF_SOFT),
-    "softened_tuned": ("softened", {"labels.target_prob": 0.5}),
-    "instance_labels_exact_tuned": ("instance_labels", {"labels.target_prob": 0.5, "labels.label_step": 0.1}),
+    # of chosen_steps.py
+    "softened_tuned": ("softened", {"labels.target_prob": 0.3}),
+    "instance_labels_exact_tuned": ("instance_labels", {"labels.target_prob": 0.4, "labels.label_step": 0.1}),
 }
 TITLES = {
     **BESIDE,
@@ -82,8 +83,8 @@ TITLES = {
     "instance_labels_exact_from_0.6": "`instance_labels`, exact steps from 0.6",
     "class_labels_soft": "`class_labels` from 0.4",
     "class_labels_half_soft": "`class_labels` from 0.6",
-    "softened_tuned": "softened (0.5), never moved",
-    "instance_labels_exact_tuned": "`instance_labels`, exact steps of 0.1 from 0.5, chosen",
+    "softened_tuned": "softened (0.3, chosen), never moved",
+    "instance_labels_exact_tuned": "`instance_labels`, exact steps of 0.1 from 0.4, chosen",
 }
 DISTILL = "[methods.distill.method]\ntemperature = 2.0\n"
 
