@@ -35,7 +35,8 @@ class Wanted:
     @property
     def key(self) -> str:
         """The name of its folder below OUT/runs, such as instance_labels-1f0c9a72; equal for equal runs."""
-        told = {k: v for k, v in lasting(self.config).items() if k != "seed"}
+        usual = lasting(TrainConfig(method=self.config.method))
+        told = _beside({k: v for k, v in lasting(self.config).items() if k != "seed"}, usual)
         told["dataset"] = re.sub(r"[^:]*[/\\]", "", self.config.dataset)  # wherever the folder lies
         whole = [told, self.folds, {option: source.key for option, source in self.sources.items()}]
         digest = hashlib.blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=4).hexdigest()
@@ -66,6 +67,18 @@ class Wanted:
             }
             config = replace(config, options=replace(config.options, **own))
         return config
+
+
+def _beside(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without those of `usual`, so that an option that is new tomorrow changes no key."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if own := _beside(value, usual.get(key, {})):
+                found[key] = own
+        elif key not in usual or value != usual[key]:
+            found[key] = value
+    return found
 
 
 def in_order(wanted: Iterable[Wanted]) -> list[Wanted]:

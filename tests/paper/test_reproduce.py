@@ -11,7 +11,7 @@ import pytest
 
 from fastmeta.cli import main
 from fastmeta.data import InputError
-from fastmeta.paper import ARTEFACTS, Cell, Claim, Scale, artefact, beyond, higher
+from fastmeta.paper import ARTEFACTS, Cell, Claim, Scale, Wanted, artefact, beyond, higher
 from fastmeta.paper.carry_out import Watcher, carry_out
 from fastmeta.paper.scale import NAMES
 from fastmeta.training.rundir import only_process
@@ -162,6 +162,17 @@ def test_every_artefact_says_its_runs_at_every_scale(name, scale, tmp_path):
     assert {k: w.key for k, w in wanted.items()} == {k: w.key for k, w in one.wanted(Scale(scale, tmp_path)).items()}
     elsewhere = one.wanted(Scale(scale, tmp_path / "elsewhere"))
     assert [w.key for w in elsewhere.values()] == [w.key for w in wanted.values()]
+
+
+def test_equal_runs_have_one_key_and_an_option_at_its_default_changes_none(tmp_path):
+    scale = Scale("cpu", tmp_path)
+    one = Wanted(scale.config("cifar10-a", "onehot"))
+    assert one.key == Wanted(scale.config("cifar10-a", "onehot", **{"labels.read": "auto", "optim.momentum": 0.9})).key
+    assert one.key.startswith("onehot-")
+    keys = {one.key, Wanted(one.config, folds=5).key, Wanted(one.config, sources={"teacher": one}).key}
+    keys |= {Wanted(scale.config("cifar10-a", "onehot", **{"optim.momentum": m})).key for m in (0.0, 0.5)}
+    keys |= {Wanted(scale.config("cifar10-a", "focal")).key}
+    assert len(keys) == 6
 
 
 @pytest.mark.parametrize(
