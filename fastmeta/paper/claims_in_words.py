@@ -19,6 +19,7 @@ from fastmeta.paper.reading import (
     CORRECTED,
     TOP,
     UNCORRECTED,
+    ClassCurves,
     Entropies,
     Kinship,
     class_curves,
@@ -40,6 +41,8 @@ from fastmeta.training.rundir import SUMMARY, read, read_summary
 
 #: the training rows are the clean rows, too
 FROM_TRAIN: Mapping[str, Any] = {"data.meta_is_train": True}
+#: by kind of labels and seed, the mean over folds
+_Curves = Mapping[str, Mapping[int, ClassCurves]]
 
 
 class ClaimsInWords(Artefact):
@@ -72,17 +75,25 @@ class ClaimsInWords(Artefact):
         if told:
             write(entropy_figure(list(told.values())), found.out / "entropies")
             figures.append(Figure("entropies.png", CAPTION))
-        claims = [*_of_entropies(rows), *_of_alpha(found), *_of_superclasses(found), *_of_repeats(found)]
+        curves = {kind: {s: curves_of(path) for s, path in folders(found, kind).items()} for kind in KINDS}
+        claims = [*_of_entropies(rows), *_of_alpha(curves), *_of_superclasses(found), *_of_repeats(found, curves)]
         claims += [*_of_train_as_meta(found), *_of_reset(found)]
-        return Reading(COLUMNS, [*rows.values()], claims, figures, NOTES, unit="entropy of labels, nats", digits=3)
+        notes = (*NOTES, *([CPU_NOTE] if "superclasses" in found.wanted else []))
+        return Reading(COLUMNS, [*rows.values()], claims, figures, notes, unit="entropy of labels, nats", digits=3)
 
 
 NOTES = (
     "Labels that are put right, and that stay wrong, are told apart by the likeliest class at the end.",
     f"Superclasses: top-{TOP} classes beside the given one, at the end of training, of all training rows. Tied "
     "classes, which float16 makes of probabilities below 6e-8, count by chance. Standard errors are over classes.",
-    "Training rows as clean rows: the rows that would be held out are left aside, so both runs train on the same rows.",
+    "Training rows as clean rows: the rows that would be held out are left aside, so both runs train on the same rows. "
+    "They keep their given labels, wrong ones too.",
     "That a teacher with learned labels is less sensitive to the temperature is in table 4.",
+)
+
+CPU_NOTE = (
+    "Superclasses at this scale: the first 4,000 training images of CIFAR-100, as many of each class, and the first of "
+    "five folds alone. It takes --data of both CIFAR-10 and CIFAR-100."
 )
 
 # -- entropies --------------------------------------------------------------------------------------------
@@ -137,10 +148,10 @@ def _of_entropies(rows: Mapping[str, Row]) -> list[Claim]:
 # -- alpha ------------------------------------------------------------------------------------------------
 
 
-def _of_alpha(found: Found) -> list[Claim]:
+def _of_alpha(curves: _Curves) -> list[Claim]:
     claims = []
     for kind, words in KINDS.items():
-        alpha = {seed: smoothing(curves_of(path)) for seed, path in folders(found, kind).items()}
+        alpha = {seed: smoothing(one) for seed, one in curves[kind].items()}
         early, late = (Cell({s: getattr(a, part) for s, a in alpha.items()}) for part in ("early", "late"))
         text = f"α of {words} is high early and low at convergence: mean of the first and of the last quarter."
         claims.append(_above(text, early, late, "in words"))
@@ -193,14 +204,14 @@ def _beyond_chance(text: str, shares: Mapping[int, _Share], chance: float) -> Cl
 # -- repeats ----------------------------------------------------------------------------------------------
 
 
-def _of_repeats(found: Found) -> list[Claim]:
+def _of_repeats(found: Found, curves: _Curves) -> list[Claim]:
     claims = []
     for kind, words in KINDS.items():
-        curves = curves_repeat([curves_of(path) for path in folders(found, kind).values()])
+        repeats = curves_repeat(list(curves[kind].values()))
         text = f"Trajectories repeat over runs: target probabilities of classes ({words}), correlation of two seeds."
-        claims.append(_correlated(text, curves["curves"]))
+        claims.append(_correlated(text, repeats["curves"]))
         text = f"What sets classes apart repeats over runs ({words}): the same, less the mean over classes."
-        claims.append(_correlated(text, curves["classes"]))
+        claims.append(_correlated(text, repeats["classes"]))
     runs = [folds_of(path)[0] for path in folders(found, "instance_labels").values()]
     text = "Instance labels repeat over runs: mean probability of the given class, over rows, correlation of two seeds."
     claims.append(_correlated(text, rows_repeat(runs)))
@@ -212,7 +223,13 @@ def _correlated(text: str, values: list[float]) -> Claim:
         return Claim(text, "in words", "not measured: it takes two seeds", None, None)
     found = spread(values)
     assert found is not None
-    return Claim(text, "in words", f"{in_words(values, 1, 2)}, {len(values)} pairs of seeds", found[0], found[1])
+    return Claim(
+        text,
+        "in words",
+        f"{in_words(values, 1, 2)}, {len(values)} pair{'s'[: len(values) > 1]} of seeds",
+        found[0],
+        found[1],
+    )
 
 
 # -- training rows as clean rows, and labels without memory -----------------------------------------------

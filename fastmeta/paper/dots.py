@@ -15,6 +15,7 @@ _ROW, _REST, _COLUMN, _NAMES = 0.3, 1.6, 3.0, 2.6
 def draw_dots(path: Path, title: str, reading: Reading) -> list[Path]:
     """`path`.png and `path`.svg."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows, columns = reading.rows, list(reading.columns)
     size = (_NAMES + _COLUMN * len(columns), _REST + _ROW * len(rows))
@@ -37,6 +38,7 @@ def draw_dots(path: Path, title: str, reading: Reading) -> list[Path]:
         axes.set_title(printable(column, 60), loc="left", fontsize=9)
         axes.set_xlabel(reading.unit, fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # numbers of many digits have room
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)

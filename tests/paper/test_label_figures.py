@@ -24,6 +24,7 @@ from fastmeta.paper.reading import (
     Entropies,
     Example,
     Sample,
+    class_curves,
     class_figure,
     correctness_figure,
     entropy_figure,
@@ -128,6 +129,18 @@ def test_a_run_is_read_with_what_is_known_of_its_rows(one):
         assert np.array_equal(chunk, np.arange(40))
         assert np.array_equal(probs, run.trajectory.at(run.epochs[-1]).astype(float))
     assert np.array_equal(run.label(0, 3), run.trajectory.at(0)[3].astype(float))
+
+
+def test_curves_of_class_labels_are_those_of_their_rows(tmp_path):
+    config = plan(tmp_path / "run", "class_labels", noise="uniform:0.5")
+    train(config, data=two_classes(), listener=Warnings(), draw=None)
+    run = read_run(tmp_path / "run")
+    told = class_curves(run).target_prob
+    assert run.epochs == [0, 1, 2, 3]
+    for epoch, probs in zip(run.epochs, told, strict=True):
+        own = run.trajectory.at(epoch)[np.arange(80), run.given]
+        np.testing.assert_allclose(probs, [own[run.given == c].mean() for c in (0, 1)], rtol=1e-6)
+    assert not np.allclose(told[0], told[-1])
 
 
 def test_a_run_without_a_trajectory_says_how_to_get_one(tmp_path):
