@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 from fastmeta import train
 from fastmeta.data import InputError
-from fastmeta.paper import figure2
+from fastmeta.paper import artefact, figure2
 from fastmeta.paper.artefact import Found
 from fastmeta.paper.claims_in_words import ClaimsInWords
 from fastmeta.paper.figure2 import Figure2
@@ -32,7 +32,7 @@ from fastmeta.paper.reading import (
     read_run,
     sheet,
 )
-from fastmeta.paper.scale import Scale
+from fastmeta.paper.scale import NAMES, Scale
 from fastmeta.report.style import write
 from fastmeta.training import DataConfig, LabelConfig, TrainConfig
 from tests.support.runs import Warnings, two_classes
@@ -42,7 +42,7 @@ ARTEFACTS = (Figure2, Figure3, Figure4, ClaimsInWords)
 MOVING = {"update": "exact", "target_prob": 0.7, "label_lr": 20.0, "canaries": "off"}
 SEEDS = (0, 1)
 LONG = "a very long name of a class"
-NAMES = ("$cat$", LONG, "dog")
+CLASSES = ("$cat$", LONG, "dog")
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,22 @@ def runs(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.parametrize("scale", NAMES)
+def test_figures_are_read_off_runs_of_tables(scale, tmp_path):
+    """So that none is trained for them; the claims in words take a few more."""
+    keys = {
+        name: {one.key for one in artefact(name).wanted(Scale(scale, tmp_path)).values()}
+        for name in ("table1", "table6", "figure2", "figure3", "figure4", "claims")
+    }
+    assert keys["figure2"] <= keys["table1"]
+    assert keys["figure3"] | keys["figure4"] <= keys["table6"]
+    assert len(keys["claims"] - keys["table1"] - keys["table6"]) == (4 if scale == "cpu" else 3)
+
+
 def reading(kind, runs, out, seeds=SEEDS):
-    scale, artefact = Scale("smoke", runs), kind()
+    scale, one = Scale("smoke", runs), kind()
     out.mkdir(exist_ok=True)
-    return artefact.read(Found(scale, seeds, artefact.wanted(scale), runs / "runs", out))
+    return one.read(Found(scale, seeds, one.wanted(scale), runs / "runs", out))
 
 
 @pytest.mark.slow
@@ -164,7 +176,7 @@ def curves(spread):
     share = np.clip(
         np.linspace(0.2, 0.98, 6)[:, None] - np.array([0, 0.1, 0.2]) + spread * rng.normal(size=(6, 3)), 0, 1
     )
-    return ClassCurves(NAMES, epochs, share, epochs, share)
+    return ClassCurves(CLASSES, epochs, share, epochs, share)
 
 
 def examples():
@@ -188,7 +200,7 @@ DRAWN = {
     "without examples": lambda: class_figure([curves(0)], [1], [], examples_title=""),
     "correctness": lambda: correctness_figure([SHARE, SHARE]),
     "entropy": lambda: entropy_figure([ENTROPY]),
-    "sheet": lambda: sheet(noisy_samples(5, 30), [*NAMES * 10], 20),
+    "sheet": lambda: sheet(noisy_samples(5, 30), [*CLASSES * 10], 20),
     "one sample": lambda: sheet(noisy_samples(1, 2), ["0", "1"], 20),
 }
 
