@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,10 @@ class Wanted:
     option is set to that run's folder; of folds to their folder labels/, and of a teacher to their final run. The seed
     is the same."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name of its folder below OUT/runs, such as instance_labels-1f0c9a72; equal for equal runs."""
-        usual = lasting(TrainConfig(method=self.config.method))
-        told = _beside({k: v for k, v in lasting(self.config).items() if k != "seed"}, usual)
+        told = _beside({k: v for k, v in lasting(self.config).items() if k != "seed"}, _usual(self.config.method))
         told["dataset"] = re.sub(r"[^:]*[/\\]", "", self.config.dataset)  # wherever the folder lies
         whole = [told, self.folds, {option: source.key for option, source in self.sources.items()}]
         digest = hashlib.blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=4).hexdigest()
@@ -67,6 +67,11 @@ class Wanted:
             }
             config = replace(config, options=replace(config.options, **own))
         return config
+
+
+@cache
+def _usual(method: str) -> dict[str, Any]:
+    return lasting(TrainConfig(method=method))
 
 
 def _beside(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
