@@ -78,7 +78,7 @@ def _claims(rows: Mapping[str, Row], curves: Mapping[str, Curve]) -> list[Claim]
     gaps = [f"{of[best].mean - of[plain].mean:.1f}" for of in numbers]
     teacher, labels, onehot = at("instance_teacher"), at("instance_labels"), at("onehot_teacher")
     return [
-        claim("Without temperature, a teacher with instance labels teaches better.", teacher, onehot, sign=True),
+        claim("Without temperature, a teacher with instance labels teaches better.", teacher, onehot),
         claim("Without temperature, converged labels teach better than a one-hot teacher.", labels, onehot),
         claim(
             "Without temperature, a teacher with label smoothing teaches better than a one-hot teacher.",
@@ -102,7 +102,7 @@ def _claims(rows: Mapping[str, Row], curves: Mapping[str, Curve]) -> list[Claim]
             curves["instance_teacher"].gap,
             published=f"gains of {' and '.join(gaps)}",
         ),
-        claim("Converged labels teach the student better than the given ones.", labels, at("onehot")),
+        claim("Converged labels teach the student better than the given ones.", labels, at("onehot"), sign=True),
     ]
 
 

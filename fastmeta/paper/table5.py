@@ -50,9 +50,11 @@ class Table5(Artefact):
             for network in STUDENTS[scale]
         }
         rows["onehot"] = Row(told.rows["onehot"].title, baseline)
-        notes = (*NOTES, *told_temperatures(curves, found))
+        notes = [*NOTES, *told_temperatures(curves, found)]
+        if len(SOURCES[scale]) < len(SOURCES["full"]):
+            notes.append("At this scale one network learns labels, the one that stands for ResNet18.")
         columns = tuple(WORDS[network] for network in STUDENTS[scale])
-        return Reading(columns, [*rows.values()], _claims(rows, columns), write_curves(found, curves), notes)
+        return Reading(columns, [*rows.values()], _claims(rows, columns, curves), write_curves(found, curves), notes)
 
 
 NOTES = (
@@ -61,8 +63,14 @@ NOTES = (
 )
 
 
-def _claims(rows: Mapping[str, Row], columns: tuple[str, ...]) -> list[Claim]:
+def _claims(rows: Mapping[str, Row], columns: tuple[str, ...], curves: Mapping[str, Curve]) -> list[Claim]:
     claims = []
+    if (curve := curves.get("ResNet18 → AlexNet")) is not None:
+        plain = curve.plain(published("table4").number("instance_labels", "no temperature"))
+        baseline = rows["onehot"].cells["AlexNet"]
+        told = [cell.published.text for cell in (plain, baseline) if cell.published is not None]
+        text = "AlexNet: labels from ResNet18, without temperature, are better than the given ones."
+        claims.append(higher(text, plain, baseline, published=" against ".join(told), sign=True))
     for name, row in rows.items():
         if name == "onehot":
             continue
@@ -77,7 +85,6 @@ def _claims(rows: Mapping[str, Row], columns: tuple[str, ...]) -> list[Claim]:
                     above,
                     below,
                     published=" against ".join(numbers),
-                    sign=column == "AlexNet",
                 )
             )
     return claims

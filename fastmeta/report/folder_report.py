@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Group as Printed
 
 #: columns of a terminal at least, and what of them the columns behind the name of a run take
-WIDTH, _DONE, _OPEN = 80, 46, 57
+WIDTH, _DONE, _OPEN = 80, 51, 57
 _AT = ("run", "state", "stage", "epoch", "left", "last")
 _HEAD = ("run", "test %", "labels right %", "changed", "AP", "s")
 _MEANS = ("mean ± standard deviation", "test %", "labels right %", "AP")

@@ -16,7 +16,7 @@ from fastmeta.training.metrics import StepTotals
 from fastmeta.training.optimizer import build_optimizer
 from fastmeta.training.rundir.files import seal_of, user_path
 from fastmeta.training.rundir.layout import CONFIG
-from fastmeta.training.rundir.load import load_run
+from fastmeta.training.rundir.load import LABELS, load_learned_labels, load_run
 from fastmeta.trajectory import SUMS, Trajectory, check_classes
 
 
@@ -86,12 +86,12 @@ class StageContext:
         return self._place(run.model.requires_grad_(False)).eval()
 
     def learned_labels(self, path: str | Path) -> Labels:
-        run = load_run(path, model=self._own_network(path))
-        if run.labels is None:
-            why = "withheld" if run.summary.get("labels_withheld") else "none that can be read"
+        folder, summary, labels = load_learned_labels(path)
+        if labels is None:
+            why = "withheld" if summary.get("labels_withheld") else "none that can be read"
             raise InputError(f"the learned labels of {path} are {why}; name a run of a method that learns labels")
-        targets = run.labels.targets.to(self.device)
-        here, there = (len(self.targets), self.num_classes), (len(targets), run.labels.num_classes)
+        targets = labels.targets.to(self.device)
+        here, there = (len(self.targets), self.num_classes), (len(targets), labels.num_classes)
         if here != there:
             raise InputError(
                 f"the learned labels of {path} are {there[0]:,} of {there[1]:,} classes, and this run trains on "
@@ -102,9 +102,9 @@ class StageContext:
                 f"the learned labels of {path} belong to other rows or other noise: {others:,} of {len(targets):,} "
                 "given labels differ; it needs the same data, noise and seed"
             )
-        file = run.path / "labels.safetensors"
+        file = folder / LABELS
         self.teachers[str(file)] = seal_of(file)
-        return run.labels.to(self.device)
+        return labels.to(self.device)
 
     def trajectory(self, path: str | Path) -> Trajectory:
         splits, found = self._splits, Trajectory.read(user_path(path, "path"))

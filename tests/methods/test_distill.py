@@ -3,6 +3,7 @@
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,3 +144,23 @@ def test_what_cannot_teach_is_refused(runs, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             TrainConfig(method="distill", options=options)
+
+
+def test_labels_that_one_network_has_learned_train_another(tmp_path, monkeypatch):
+    """Also of a network that only its user has, whose code the student's run does not want."""
+    from fastmeta.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", **two_classes())
+    common = ["--dataset", "npz:data.npz", "--epochs", "2", "--threads", "1"]
+    assert main(["train", *common, "--labels.update", "exact", "--model", "mlp", "--out", "learned"]) == 0
+    own = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    given = train(replace(TrainConfig.read("learned/config.toml"), out="custom", model=None), model=own)
+    for labels in ("learned", "custom"):
+        student = ["--method", "distill", "--method.labels", labels, "--model", "small_conv", "--out", f"of-{labels}"]
+        assert main(["train", *common, *student, "--method.temperature", "0.5"]) == 0
+        assert load_run(f"of-{labels}").summary["model"] == "small_conv"
+    file = given.path / "labels.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"labels.safetensors cannot be read"):
+        train(replace(TrainConfig.read("of-custom/config.toml"), out="again"))

@@ -130,6 +130,7 @@ def test_tables_fit_the_terminal(width, tmp_path, capsys, monkeypatch):
     assert main(["show", str(tmp_path), "--no-page"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
+    assert not any(line.rstrip().endswith("…") for line in lines)
     for seed in (0, 1, 2):  # names keep the end that tells them apart
         assert any(f"/seed{seed} " in line for line in lines)
 

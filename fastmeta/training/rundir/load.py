@@ -30,6 +30,7 @@ from fastmeta.training.rundir.summary import read_summary
 
 #: of tensors in model.safetensors that are no part of the state_dict; most models have none
 BESIDE = "beside state_dict/"
+LABELS = "labels.safetensors"
 
 
 @dataclass
@@ -77,33 +78,56 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, trust_code: bo
         InputError: no run there, an unfinished or a damaged one, one that needs another `model`, or one whose model is
             code that is not trusted.
     """
-    path = user_path(path, "path")
-    if not os.path.isfile(path / CONFIG):
-        raise InputError(f"{path} is no run directory: it has no {CONFIG}")
-    if not os.path.isfile(path / SUMMARY):
-        raise InputError(f"{path} is not finished; go on with: {resume_command(path)}")
     if model is not None and not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
-    config = TrainConfig.read(path / CONFIG)
-    if config.model is None:
-        raise InputError(f"{path}/config.toml names no model: it is not the one that the run has written")
+    path, config, summary = _finished(path)
     if trust_code:
         config = config.trusted()
-    summary = read(path / SUMMARY, read_summary)
-    _check_same_run(path, config, summary)
     model = _load_model(path, config, summary, model)
     finetuned = None
     if summary.get("finetuned", {"failed": "there is none"})["failed"] is None:
         finetuned = _load_finetuned(path, model)
-    labels = None
-    if summary["learns_labels"] and (force or not summary.get("labels_withheld")):
-        size, num_classes = summary["train_size"], summary["num_classes"]
-        labels = read(path / "labels.safetensors", lambda p: load_labels(p, size, num_classes))
+    labels = _learned(path, summary, force)
     for name, seal in summary.get("files", {}).items():
         # all but the table of labels are needed above
         if os.path.lexists(path / name) and not read(path / name, partial(is_sealed, seal=seal)):
             raise InputError(f"{path / name} has changed since the run wrote it; run it again")
     return Run(path, summary, config, model.eval(), labels, finetuned)
+
+
+def load_learned_labels(path: str | Path) -> tuple[Path, Mapping[str, Any], Labels | None]:
+    """Directory, summary and learned labels of a finished run, as `load_run` gives them; its network is not built.
+
+    So labels that any network has learned, one of the user's code too, are there for another.
+    """
+    path, _, summary = _finished(path)
+    labels = _learned(path, summary, force=False)
+    seal = summary.get("files", {}).get(LABELS)
+    if labels is not None and seal is not None and not read(path / LABELS, partial(is_sealed, seal=seal)):
+        raise InputError(f"{path / LABELS} has changed since the run wrote it; run it again")
+    return path, summary, labels
+
+
+def _finished(path: str | Path) -> tuple[Path, TrainConfig, dict[str, Any]]:
+    """Directory, config and summary of a finished run."""
+    path = user_path(path, "path")
+    if not os.path.isfile(path / CONFIG):
+        raise InputError(f"{path} is no run directory: it has no {CONFIG}")
+    if not os.path.isfile(path / SUMMARY):
+        raise InputError(f"{path} is not finished; go on with: {resume_command(path)}")
+    config = TrainConfig.read(path / CONFIG)
+    if config.model is None:
+        raise InputError(f"{path}/config.toml names no model: it is not the one that the run has written")
+    summary = read(path / SUMMARY, read_summary)
+    _check_same_run(path, config, summary)
+    return path, config, summary
+
+
+def _learned(path: Path, summary: Mapping[str, Any], force: bool) -> Labels | None:
+    if not summary["learns_labels"] or (summary.get("labels_withheld") and not force):
+        return None
+    size, num_classes = summary["train_size"], summary["num_classes"]
+    return read(path / LABELS, lambda p: load_labels(p, size, num_classes))
 
 
 def _check_same_run(path: Path, config: TrainConfig, summary: Mapping[str, Any]) -> None:
