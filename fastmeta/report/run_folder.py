@@ -174,11 +174,20 @@ def entry(name: str, path: Path) -> Entry:
         return Entry(name, path, config, None, f"damaged: {error}")
 
 
+def _seedless(method: Any, seed: int) -> Any:
+    """Of a method that learns from another run, which lies in the folder of its seed."""
+    if not isinstance(method, Mapping):
+        return method
+    parts = {k: v.split(os.sep) if isinstance(v, str) else v for k, v in method.items()}
+    return {k: ["seed" if p == f"seed{seed}" else p for p in v] if isinstance(v, list) else v for k, v in parts.items()}
+
+
 def groups(found: Sequence[Entry]) -> list[Group]:
     """Of the finished ones, in the order of their first."""
     by_config: dict[str, list[Entry]] = {}
     for entry in found:
         if entry.config is not None and entry.summary is not None:
             values = {k: v for k, v in entry.config.to_mapping().items() if k not in ("seed", "out")}
+            values["method"] = _seedless(values["method"], entry.config.seed)
             by_config.setdefault(json.dumps(values, sort_keys=True), []).append(entry)
     return [Group(tuple(members)) for members in by_config.values()]
