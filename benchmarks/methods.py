@@ -379,7 +379,7 @@ def page() -> list[str]:
                 "Test accuracy after the last epoch in %, mean ± standard deviation of "
                 f"{len({r['seed'] for r in rows})} seeds. All rows of a table have the same images, network and "
                 "schedule, and the same clean ones where they use them: 30 of the digits. Methods have their default "
-                "options where a row names no others: none is tuned."
+                "options where a row names no others: none is tuned, but for rows that are called chosen."
             )
         seeds = {r["seed"] for r in rows}
         if len(seeds) < len(SEEDS):
