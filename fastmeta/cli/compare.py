@@ -55,7 +55,7 @@ def parser() -> Parser:
     p.add_argument(
         "--methods",
         metavar="NAME,...",
-        help="Methods to compare, or all; your own as package.module:Class. By default those of the recipe.",
+        help="Methods to compare, or all but replay; your own as package.module:Class. By default the recipe's.",
     )
     p.add_argument(
         "--seeds", type=at_least(1, MOST), metavar="N", help="How many, from --seed on. By default as the recipe says."

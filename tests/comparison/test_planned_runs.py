@@ -115,6 +115,10 @@ def test_a_config_file_of_one_method_does_for_all(tmp_path):
     assert {s.config.optim.lr for s in settings.values()} == {0.2}
 
 
+def test_all_methods_are_all_that_need_no_folder_of_ones_own(recipe):
+    assert set(make_plan(recipe, methods=["all"]).methods) == METHODS.keys() - {"replay"}
+
+
 def test_runs_go_seed_by_seed_and_teachers_first(recipe, tmp_path):
     plan = make_plan(recipe, methods=["distill", "instance_labels"], seeds=2, new_splits=True)
     runs = list(plan.runs(tmp_path))
