@@ -19,7 +19,7 @@ CURVE = Curve(
 )
 
 
-@pytest.mark.parametrize("name", ["short", "cpu", "smoke"])
+@pytest.mark.parametrize("name", [pytest.param("short", marks=pytest.mark.slow), "cpu", "smoke"])
 def test_no_temperature_trains_a_teacher_again(name, tmp_path):
     scale = Scale(name, tmp_path)
     fourth, fifth = Table4().wanted(scale), Table5().wanted(scale)
@@ -61,6 +61,7 @@ def test_validation_chooses_and_what_the_test_set_would_choose_is_marked():
     assert nothing.plain().values == {}
 
 
+@pytest.mark.slow
 def test_the_curve_is_logged_and_drawn(tmp_path):
     found = Found(Scale("smoke", tmp_path), (0, 1), {}, tmp_path / "runs", tmp_path / "table4")
     (figure,) = write_curves(found, {"one-hot": CURVE, "nothing": Curve({1.0: {}}, {1.0: {}}, {})})

@@ -120,7 +120,7 @@ def test_runs_that_were_stopped_or_have_failed_and_folders_that_cannot_be_read(t
     assert {e.name: e.state for e in entries(folder)}["final"] == "finished"
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_tables_fit_the_terminal(width, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     name = "runs/cifar10-wide_network-instance_labels-uniform-0.4-of-a-long-name"

@@ -40,7 +40,7 @@ class Copying(Listener):
             shutil.copytree(self.source, self.target)
 
 
-@pytest.mark.parametrize("shards", [None, 0.1])
+@pytest.mark.parametrize("shards", [pytest.param(None, marks=pytest.mark.slow), 0.1])
 def test_a_copy_of_a_run_that_goes_on_itself_goes_on_too(shards, tmp_path):
     run = config(tmp_path / "here" / "run", max_shard_mb=shards)
     copy = tmp_path / "there" / "another name"
@@ -61,8 +61,9 @@ def project(root):
     return given
 
 
-@pytest.mark.parametrize("source", ["teacher", "labels"])
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize(
+    ("source", "relative"), [("teacher", False), pytest.param("labels", True, marks=pytest.mark.slow)]
+)
 def test_a_folder_with_data_and_teacher_is_moved(source, relative, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     old, new = tmp_path / "old", tmp_path / "deep" / "new"
