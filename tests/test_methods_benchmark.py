@@ -62,7 +62,7 @@ def test_rows_of_a_comparison_are_merged_into_the_file(script, tmp_path, monkeyp
     task = next(task for task in script.TASKS if task.of == "news")
     asked = []
 
-    def compare(self, seed, methods, out):
+    def compare(self, seed, methods, out, grid):
         asked.append((seed, methods))
         failed = row("focal", None, failed=((seed, "it has diverged"),), mean=lambda figure: None, clean_data=None)
         learned = row("instance_labels", 0.8 + seed / 10, label_accuracy=(0.9,), clean_data=100)
@@ -80,3 +80,23 @@ def test_rows_of_a_comparison_are_merged_into_the_file(script, tmp_path, monkeyp
     shown = script.page()
     assert "| `instance_labels` | 85.0 ± 7.1 | 0.500 ± 0.000 | 0.100 ± 0.000 | 90.0 ± 0.0 | 100 | 2.0 |" in shown
     assert "| `focal` | failed | – | – | – | no | – |" in shown
+
+
+def test_chosen_rows_are_a_comparison_of_their_own(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    task = next(task for task in script.TASKS if task.of == "news")
+    asked = []
+
+    def compare(self, seed, methods, out, grid):
+        asked.append((methods, out.name, grid))
+        point = SimpleNamespace(point={key: values[0] for key, values in grid.items()})
+        return SimpleNamespace(rows=[row("onehot", 0.7), row("instance_labels", 0.8, setting=point)])
+
+    monkeypatch.setattr(script.Task, "compare", compare)
+    monkeypatch.setattr(script.Task, "missing", lambda self: "")
+    name = "instance_labels_exact_tuned"
+    script.run([task], [0], [name], tmp_path, again=False)
+    point = script.OPTIONS[name][1]
+    assert asked == [(["instance_labels"], "seed0-tuned", {key: [value] for key, value in point.items()})]
+    rows = json.loads((tmp_path / "methods-news.json").read_text())["rows"]
+    assert [(r["name"], r["test_accuracy_last"]) for r in rows] == [(name, 0.8)]
