@@ -139,8 +139,8 @@ NOTES: Mapping[str, tuple[str, ...]] = {
         "Data: the first 4,000 training and 2,000 test images of CIFAR-10, as many of each class, in place of 50,000 "
         "and 10,000. Where the paper has CIFAR-100, the numbers here are of CIFAR-10 all the same.",
         "Networks: narrow ones of fastmeta.models.narrow, of 75,000 parameters and less.",
-        "One schedule for all settings: 12 epochs, under noise 15, of SGD at 0.1 with momentum 0.9, falling as a cosine "
-        "to zero, batches of 100, no augmentation. Under noise 200 images are the clean set, not 1,000.",
+        "One schedule for all settings: 12 epochs, under noise 15, of SGD at 0.1 with momentum 0.9, falling as a "
+        "cosine to zero, batches of 100, no augmentation. Under noise 200 images are the clean set, not 1,000.",
     ),
     "smoke": (
         "Data: 1,000 training and 500 test digits of scikit-learn, in place of CIFAR. The numbers say nothing of the "
