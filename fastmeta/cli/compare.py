@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from fastmeta.cli import find_code_here
 from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.cli.config_flags import read_flags
 from fastmeta.cli.config_help import config_help
+from fastmeta.cli.ended import ended
 from fastmeta.cli.parser import MOST, Parser, at_least, wrapped
 from fastmeta.data import InputError
 from fastmeta.methods import NoOptions
-from fastmeta.training import Interrupted, TrainConfig, TrainingError
+from fastmeta.training import TrainConfig
 from fastmeta.training.config import NAMES_OF_CODE, is_code
 from fastmeta.training.option_names import names_of
-from fastmeta.training.rundir import command
 from fastmeta.training.values import hints_of
 
 if TYPE_CHECKING:
@@ -80,22 +79,7 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
-    way = f"go on with: {command(*argv, of='compare')}"
-    try:
-        return _main(argv)
-    except InputError as error:
-        return _fail(2, str(error))
-    except TrainingError as error:
-        return _fail(1, str(error))
-    except Interrupted as stop:
-        return _fail(128 + stop.signum, f"{stop}\n{way}")
-    except KeyboardInterrupt:  # between two runs, or while one was made
-        return _fail(130, f"stopped\n{way}")
-
-
-def _fail(code: int, text: str) -> int:
-    print(printable_lines(f"{PROG}: {text}"), file=sys.stderr)
-    return code
+    return ended("compare", argv, lambda: _main(argv))
 
 
 def _main(argv: list[str]) -> int:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastmeta._text import printable, printable_lines
 from fastmeta.cli.allocator import keep_freed_memory
+from fastmeta.cli.ended import ended
 from fastmeta.cli.parser import MOST, Parser, at_least, wrapped
 from fastmeta.cli.watching import OneRun
-from fastmeta.data import InputError
 from fastmeta.paper.carry_out import Made, Plan, Watcher, carry_out, make_plan, tune
 from fastmeta.paper.registry import ARTEFACTS
 from fastmeta.paper.scale import NAMES
 from fastmeta.report.numbers import percent
-from fastmeta.training import Interrupted, TrainingError
 from fastmeta.training.rundir import SUMMARY, command, read, read_summary
 
 if TYPE_CHECKING:
@@ -76,22 +75,7 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
-    way = f"go on with: {command(*argv, of='reproduce')}"
-    try:
-        return _main(parser().parse(argv), command(*argv, of="reproduce"))
-    except InputError as error:
-        return _fail(2, str(error))
-    except TrainingError as error:
-        return _fail(1, str(error))
-    except Interrupted as stop:
-        return _fail(128 + stop.signum, f"{stop}\n{way}")
-    except KeyboardInterrupt:  # between two runs, or while one was made
-        return _fail(130, f"stopped\n{way}")
-
-
-def _fail(code: int, text: str) -> int:
-    print(printable_lines(f"{PROG}: {text}"), file=sys.stderr)
-    return code
+    return ended("reproduce", argv, lambda: _main(parser().parse(argv), command(*argv, of="reproduce")))
 
 
 def _main(given: Namespace, line: str) -> int:
