@@ -1,4 +1,4 @@
-"""How large the state of a run is in files of a limited size: a ResNet-18 with the labels of 50,000 rows of 100 classes.
+"""How large the state of a run is in files of a limited size: ResNet-18 with labels of 50,000 rows of 100 classes.
 
     python benchmarks/state_size.py        # writes results/state-size.json
 
@@ -7,6 +7,7 @@ Images are random; a run is stopped before its first step, and its checkpoint is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -50,10 +51,8 @@ def sizes(dtype: str) -> dict[str, float | str | int]:
                 "labels": {"update": "exact", "canaries": "off", "dtype": dtype},
             }
         )
-        try:
+        with contextlib.suppress(Stopped):
             fastmeta.train(config, data=data, listener=Stopper())
-        except Stopped:
-            pass
         files = [file.stat().st_size / 1e6 for file in Path(folder, "run", "checkpoint").iterdir()]
     return {"labels": dtype, "total_mb": sum(files), "largest_file_mb": max(files), "files": len(files)}
 
