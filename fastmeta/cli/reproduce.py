@@ -118,8 +118,11 @@ def _main(given: Namespace, line: str) -> int:
 def _told(plan: Plan) -> str:
     from fastmeta.paper.cost import clock, run_costs
 
-    costs = run_costs([one for _, one in plan.runs])
-    lines = [f"{len(plan.runs)} runs, about {clock(costs.total)} on this machine's {costs.device}"]
+    left = [one for seed, one in plan.runs if not one.is_finished(plan.scale.out / "runs", seed)]
+    costs = run_costs(left)
+    done = len(plan.runs) - len(left)
+    already = f", {done} finished already" if done else ""
+    lines = [f"{len(plan.runs)} runs{already}, about {clock(costs.total)} on this machine's {costs.device}"]
     for one in plan.artefacts:
         lines.append(f"{one.name}: {one.title}")
         for name, wanted in plan.wanted[one.name].items():
