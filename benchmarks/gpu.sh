@@ -1,7 +1,7 @@
 #!/bin/sh
 # All that needs a GPU, in parts: benchmarks/gpu.sh [FOLDER] [PART ...]
 #
-# PART, the most telling first (default: all but build, in this order):
+# PART, the most telling first (default: all but build and the paper's, in this order):
 #   build      the extension in place, with its CUDA half
 #   tests      all tests marked cuda (gpu_checks.sh)
 #   ops        the operations that goals speak of, in all sizes; look-ahead and images
@@ -10,6 +10,8 @@
 #   others     the other operations
 #   approx     what approximations cost; bn_tangent: a tangent of BatchNorm by hand
 #   vgg16_bn, vit_tiny, resnet18_512, vgg16_bn_512, wrn28_10_512, vit_tiny_512    further steps
+#   table6, table1, table3 and the like    of the paper at scale short, from the files CIFAR10=... and CIFAR100=...
+#              (npz); their runs lie in runs/paper-short, and the same part goes on where LIMIT has stopped it
 #
 # A benchmark's JSON goes to FOLDER (default: benchmarks/results), the log of each part to FOLDER/logs. A part that fails,
 # or runs longer than LIMIT, does not stop the others; exit code 1 where one did, 2 for an unknown one.
@@ -101,6 +103,17 @@ for part; do
     bn_tangent)
         run "$python" benchmarks/bn_tangent.py --model resnet18 --batch 128 --meta-batch 256 --device "$device" \
             --dtype bfloat16 --json "$folder/bn_tangent-$device.json"
+        ;;
+    table[1-8] | figure[2-4] | claims)
+        if [ -n "${QUICK:-}" ]; then
+            run "$python" -m fastmeta reproduce "$part" --scale smoke --out "$folder/paper-smoke"
+        else
+            run "$python" -m fastmeta reproduce "$part" --scale short --out runs/paper-short \
+                ${CIFAR10:+--data "$CIFAR10"} ${CIFAR100:+--data "$CIFAR100"}
+            for file in result.json table.md report.html; do
+                [ -f "runs/paper-short/$part/$file" ] && cp "runs/paper-short/$part/$file" "$folder/$part-short-$file"
+            done
+        fi
         ;;
     *)
         echo "gpu.sh: unknown part '$part'" >&2
