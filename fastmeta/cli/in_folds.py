@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastmeta.cli.folds_at_once import train_at_once
 from fastmeta.cli.progress import ConsoleListener
 from fastmeta.report.numbers import percent
 from fastmeta.training import Interrupted, Run, TrainConfig
@@ -28,8 +29,13 @@ def run_in_folds(
     replay: Play | None,
     argv: list[str],
     train_one: Callable[[TrainConfig, ConsoleListener], Run],
+    at_once: int = 1,
+    flags: Sequence[str] = (),
 ) -> Run:
-    """The final run. `argv` are the words of the command, which goes on where it was stopped."""
+    """The final run. `argv` are the words of the command, which goes on where it was stopped.
+
+    With `at_once` above 1, folds are trained by so many processes side by side, which get `flags`.
+    """
     plan = plan_folds(config, folds, replay=replay)
 
     def one(name: str, config: TrainConfig) -> Run:
@@ -44,4 +50,11 @@ def run_in_folds(
         finally:
             listener.close()
 
-    return run_folds(plan, one, ConsoleListener())
+    def ahead() -> None:
+        try:
+            train_at_once(plan, at_once, flags, ConsoleListener())
+        except Interrupted as stop:
+            stop.way = command(*argv)
+            raise
+
+    return run_folds(plan, one, ConsoleListener(), ahead=ahead if at_once > 1 else None)

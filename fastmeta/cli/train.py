@@ -18,7 +18,7 @@ from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.cli.config_flags import read_flags, value_of
 from fastmeta.cli.config_help import config_help
 from fastmeta.cli.parser import Parser, wrapped
-from fastmeta.data import InputError
+from fastmeta.data import InputError, at_least
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, NoOptions
 from fastmeta.training import Interrupted, Listener, Run, TrainConfig, TrainingError
@@ -56,6 +56,9 @@ class _Arguments:
     train a final model on all rows with them. The same command goes on where it was stopped."""
     replay: Literal["dynamic", "static"] | None = None
     """With --folds: the final model trains on labels as they moved, or as they were at the end; by default dynamic."""
+    folds_at_once: int = 1
+    """With --folds: how many folds are trained side by side, each in a process of its own. They share the device's
+    memory; --dry-run tells what one takes."""
     log: Literal["none", "tensorboard"] = "none"
     """Log the figures of each epoch: tensorboard writes them into the run's folder tensorboard."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -85,6 +88,10 @@ def _main(argv: list[str]) -> int:
     config = arguments.run
     if arguments.replay is not None and arguments.folds is None:
         raise InputError(f"replay={arguments.replay} is about the final run of --folds; give both, or leave it out")
+    if arguments.folds_at_once != 1:
+        if arguments.folds is None:
+            raise InputError(f"folds_at_once={arguments.folds_at_once} is about --folds; give both, or leave it out")
+        at_least("folds_at_once", arguments.folds_at_once, 1)
     if arguments.dry_run:
         with trusting_pickles(arguments.trust_pickle):
             print(wrapped(printable_lines(_dry_run(arguments)), 10 * " "))
@@ -109,8 +116,11 @@ def _main(argv: list[str]) -> int:
         from fastmeta.cli.in_folds import run_in_folds
 
         assert arguments.folds is not None
+        # code that this line or its file names is trusted by now, and a process of its own has it from a file
+        flags = [*(["--trust-code"] if config.names_code() else []), *(["--trust-pickle"] if pickles else [])]
+        flags += ["--log", arguments.log]
         with trusting_pickles(pickles):
-            return run_in_folds(config, arguments.folds, arguments.replay, argv, one)
+            return run_in_folds(config, arguments.folds, arguments.replay, argv, one, arguments.folds_at_once, flags)
 
     if arguments.seeds != 1:
         return run_seeds(config, arguments.seeds, argv, one if arguments.folds is None else in_folds)
@@ -142,6 +152,8 @@ def _dry_run(arguments: _Arguments) -> str:
         plan = plan_folds(first, arguments.folds, replay=arguments.replay)
         open_ones = [run for run in plan.runs if not os.path.exists(str(run.out))]
         lines = [*(dry_run(run) for run in open_ones[:1]), *cost(plan)]
+        if arguments.folds_at_once > 1:
+            lines.append(f"{arguments.folds_at_once} folds at once, each of which takes the memory of a run")
     if arguments.seeds > 1:
         such = "runs" if arguments.folds is None else "sets of folds"
         lines.append(f"{arguments.seeds} seeds: {arguments.seeds} such {such}, one after the other")

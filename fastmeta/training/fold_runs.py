@@ -138,11 +138,13 @@ def run_folds(
     train_one: Callable[[str, TrainConfig], Run],
     listener: Listener,
     data: Data | None = None,
+    ahead: Callable[[], None] | None = None,
 ) -> Run:
     """Begin or go on with every run of `plan` that is not finished; the final run.
 
     Args:
         train_one: trains a run of a name, such as fold0 or final, or goes on with it, or loads it.
+        ahead: trains folds in some other way, once those that are there have been looked at; `train_one` has the rest.
 
     Raises:
         InputError: as :func:`train_folds`.
@@ -159,6 +161,8 @@ def run_folds(
             for fold in range(len(plan.runs)):
                 if os.path.isfile(plan.path(fold) / FOLDER / SUMS):
                     check(fold)
+            if ahead is not None:
+                ahead()
             for fold, config in enumerate(plan.runs):
                 train_one(f"fold{fold}", config)
         except InputError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -222,6 +223,68 @@ def test_a_killed_process_goes_on_with_the_same_result(at, tmp_path):
     learned(path)
     learned(unbroken)
     assert content(path) == content(unbroken)
+
+
+WORDS = [
+    *("--dataset", "npz:two.npz", "--noise", "none", "--model", "mlp", "--epochs", "2", "--threads", "1"),
+    *("--labels.update", "exact", "--folds", "2"),
+]
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    np.savez("two.npz", **data())
+    return tmp_path
+
+
+def test_folds_at_once_give_what_one_after_the_other_gives(in_folder, capsys):
+    assert main(["train", *WORDS, "--out", "one"]) == 0
+    assert main(["train", *WORDS, "--out", "two", "--folds-at-once", "2"]) == 0
+    assert content(in_folder / "one") == content(in_folder / "two")
+    told = capsys.readouterr().out
+    assert "fold0: done" in told
+    assert "fold1: done" in told
+    assert not list((in_folder / "two").glob("*.log"))
+    before = {p: p.stat().st_mtime_ns for p in (in_folder / "two").rglob("*.safetensors")}
+    assert main(["train", *WORDS, "--out", "two", "--folds-at-once", "2"]) == 0  # nothing is trained again
+    assert before == {p: p.stat().st_mtime_ns for p in (in_folder / "two").rglob("*.safetensors")}
+
+
+def test_a_fold_that_fails_is_named_with_its_reason(in_folder, capsys):
+    assert main(["train", *WORDS, "--out", "out", "--folds-at-once", "2", "--optim.lr", "1e30", "--epochs", "40"]) == 1
+    err = capsys.readouterr().err
+    assert "fastmeta train: fold0: " in err
+    assert "diverged" in err
+    assert err.count("\n") == 1
+
+
+def test_folds_at_once_are_about_folds(capsys):
+    assert main(["train", "--folds-at-once", "2"]) == 2
+    assert main(["train", "--folds", "2", "--folds-at-once", "0", "--noise", "none"]) == 2
+    err = capsys.readouterr().err
+    assert "is about --folds" in err
+    assert "folds_at_once must be at least 1" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_folds_at_once_go_on_where_they_were_stopped(by, in_folder):
+    words = ["train", *WORDS, "--epochs", "60", "--folds-at-once", "2"]
+    assert main([*words, "--out", "whole"]) == 0
+    begun = subprocess.Popen([sys.executable, "-m", "fastmeta", *words, "--out", "cut"])
+    metrics = [in_folder / "cut" / f"fold{k}" / "metrics.jsonl" for k in range(2)]
+    until = time.monotonic() + 120
+    while not all(file.is_file() and len(file.read_text().splitlines()) > 3 for file in metrics):
+        assert begun.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    begun.send_signal(by)
+    assert begun.wait(60) == (128 + by if by == signal.SIGINT else -by)
+    assert not all((in_folder / "cut" / f"fold{k}" / "summary.json").is_file() for k in range(2))
+    assert main([*words, "--out", "cut"]) == 0  # folds that kill -9 has left behind save their state first
+    assert content(in_folder / "whole") == content(in_folder / "cut")
 
 
 def test_it_is_a_public_function():
