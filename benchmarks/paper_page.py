@@ -28,8 +28,7 @@ seeds. That is far from the paper's setting: the numbers say whether a claim hol
 is. [Reproducing](reproducing.md) has the scales, how claims are judged, and what differs from the paper.
 
 ```sh
-fastmeta reproduce {names} \\
-    --scale cpu --data cifar10.npz --out runs/paper-cpu
+fastmeta reproduce {names} --scale cpu --data cifar10.npz --out runs/paper-cpu
 ```
 
 **What it says.** Under 40% uniform noise learned labels are above plain training, the softened start, fine-tuning, and
