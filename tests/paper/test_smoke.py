@@ -28,7 +28,7 @@ def grouped(name):
     return pytest.param(name, marks=pytest.mark.xdist_group("noisy" if name in NOISY else "folds"))
 
 
-@pytest.mark.parametrize("name", map(grouped, ARTEFACTS))
+@pytest.mark.parametrize("name", [grouped(name) for name in ARTEFACTS])
 def test_smoke(name, out):
     assert main(["reproduce", name, "--scale", "smoke", "--out", str(out)]) == 0
     told = json.loads((out / name / "result.json").read_text())
