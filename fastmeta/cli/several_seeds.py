@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ from fastmeta.report import folder_table, sum_up
 from fastmeta.report.numbers import percent
 from fastmeta.report.run_folder import entries
 from fastmeta.training import Interrupted, TrainConfig, TrainingError
-from fastmeta.training.rundir import CONFIG, command, user_path
+from fastmeta.training.rundir import check_no_run, command, user_path
 
 MOST = 1000
 _MOST_NAME = 200
@@ -44,8 +43,7 @@ def configs(config: TrainConfig, count: int) -> tuple[Path, list[TrainConfig]]:
         short = "".join(c if c.isprintable() else "_" for c in parse(config.dataset).short)[:_MOST_NAME]
         last = config.seed + count - 1
         folder = Path("runs", f"{short}-{config.method.rpartition(':')[2]}-seeds{config.seed}to{last}")
-    if os.path.isfile(folder / CONFIG):
-        raise InputError(f"{folder} is a run itself, and several seeds want a folder; choose another --out")
+    check_no_run(folder, "several seeds want")
     seeds = range(config.seed, config.seed + count)
     return folder, [replace(config, seed=seed, out=str(folder / f"seed{seed}")) for seed in seeds]
 

@@ -22,13 +22,13 @@ from fastmeta.recipes import Published
 from fastmeta.report import write_folder_report
 from fastmeta.training import Listener, TrainConfig, TrainingError
 from fastmeta.training.rundir import (
-    CONFIG,
+    check_no_run,
     check_same_config,
     only_process,
     parse_json,
     part_of,
     read,
-    read_bytes,
+    read_schema,
     to_json,
     user_path,
     write_atomically,
@@ -178,8 +178,7 @@ def _one(
 
 def _made(folder: Path) -> bool:
     """Make the folder; whether it was not there."""
-    if os.path.isfile(folder / CONFIG):
-        raise InputError(f"{folder} is a run itself, and a comparison wants a folder; choose another --out")
+    check_no_run(folder, "a comparison wants")
     there = os.path.isdir(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,11 +201,9 @@ def _begin(folder: Path, plan: Plan) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = parse_json(read_bytes(path))
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("plan"), dict):
-        raise ValueError(f"it is no {SCHEMA}")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {content.get('schema_version')}, this fastmeta reads {SCHEMA_VERSION}")
+    content = read_schema(path, SCHEMA, SCHEMA_VERSION)
+    if not isinstance(content.get("plan"), dict):
+        raise ValueError("it has no plan")
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ class Distill(Method):
 
     With `both` the student has the temperature too, as in Hinton et al.: q = softmax(z_i / T) in the first term, which
     is multiplied by T^2. The teacher is in evaluation mode and sees the same augmented batch; without augmentation it
-    is read once, at the start.
+    is read once, at the first step.
     """
 
     @dataclass(frozen=True)
@@ -62,17 +63,21 @@ class Distill(Method):
     def setup(self, context: Context) -> None:
         own = self.config
         self.teacher = context.teacher(own.teacher) if own.teacher else None
-        self.logits = None if self.teacher is None else self._of_all_rows(self.teacher, context)
+        self.context = context
         self.soft = context.learned_labels(own.labels) if own.labels else None
         self.model, self.targets = context.model(), context.targets
         self.network_input = context.network_input
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
         self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
 
+    @cached_property
     @torch.no_grad()
-    def _of_all_rows(self, teacher: nn.Module, context: Context) -> Tensor | None:
-        """z (N, C) of the teacher, which each step would compute again; None where steps see other samples, or where it
-        is large."""
+    def logits(self) -> Tensor | None:
+        """z (N, C) of the teacher, which each step would compute again, made at the first one; None where steps see
+        other samples, or where it is large."""
+        teacher, context = self.teacher, self.context
+        if teacher is None:
+            return None
         samples = context.fixed_samples()
         if samples is None or len(context.targets) * context.num_classes > MOST_LOGITS:
             return None

@@ -28,14 +28,13 @@ from fastmeta.paper.wanted import Wanted, in_order
 from fastmeta.paper.written_reading import write_reading
 from fastmeta.training import Listener, TrainConfig, TrainingError, train, train_folds
 from fastmeta.training.rundir import (
-    CONFIG,
     SUMMARY,
+    check_no_run,
     check_same_config,
     only_process,
-    parse_json,
     part_of,
     read,
-    read_bytes,
+    read_schema,
     read_summary,
     to_json,
     user_path,
@@ -156,8 +155,7 @@ def carry_out(plan: Plan, watcher: Watcher, command: str = "") -> list[Made]:
 def _folder(plan: Plan, runs: Sequence[Wanted]) -> Iterator[Path]:
     """Hold OUT alone, with the data that `runs` want."""
     scale, out = plan.scale, plan.scale.out
-    if os.path.isfile(out / CONFIG):
-        raise InputError(f"{out} is a run itself, and reproduce wants a folder; choose another --out")
+    check_no_run(out, "reproduce wants")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -308,9 +306,7 @@ def _begin(plan: Plan, data: Mapping[str, str]) -> None:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    content = parse_json(read_bytes(path))
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("data"), dict):
-        raise ValueError(f"it is no {SCHEMA}")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {content.get('schema_version')}, this fastmeta reads {SCHEMA_VERSION}")
+    content = read_schema(path, SCHEMA, SCHEMA_VERSION)
+    if not isinstance(content.get("data"), dict):
+        raise ValueError("it has no data")
     return {"scale": content.get("scale"), "data": content["data"]}

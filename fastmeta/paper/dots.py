@@ -10,6 +10,7 @@ from fastmeta.report.style import COLOURS, TARGET, write
 
 #: inches of a row, of what stands above and below, and of a column
 _ROW, _REST, _COLUMN, _NAMES = 0.3, 1.6, 3.0, 2.6
+CLEAN, WITHOUT, PUBLISHED = "here, with clean data", "here, without clean data", "published"
 
 
 def draw_dots(path: Path, title: str, reading: Reading) -> list[Path]:
@@ -21,17 +22,20 @@ def draw_dots(path: Path, title: str, reading: Reading) -> list[Path]:
     size = (_NAMES + _COLUMN * len(columns), _REST + _ROW * len(rows))
     figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    shown: set[str] = set()
     for number, (axes, column) in enumerate(zip(all_axes, columns, strict=True)):
         for y, row in enumerate(rows):
             cell = row.cells.get(column, Cell())
             if cell.mean is not None:
                 clean = row.clean != "no"
+                shown.add(CLEAN if clean else WITHOUT)
                 spread = {} if cell.std is None else {"xerr": [cell.std], "capsize": 3}
                 look = {"color": COLOURS[0 if clean else 1], "marker": "D" if clean else "o"}
                 axes.errorbar([cell.mean], [y], linestyle="none", markersize=6, **look, **spread)
                 if len(cell.values) > 1:
                     axes.plot([*cell.values.values()], [y] * len(cell.values), "|", color="0.6", markersize=5, zorder=1)
             if cell.published is not None:
+                shown.add(PUBLISHED)
                 spread = {} if cell.published.std is None else {"xerr": [cell.published.std], "capsize": 2}
                 look = {"color": TARGET, "marker": "s", "markerfacecolor": "white"}
                 axes.errorbar([cell.published.mean], [y + 0.25], linestyle="none", markersize=4, **look, **spread)
@@ -45,8 +49,8 @@ def draw_dots(path: Path, title: str, reading: Reading) -> list[Path]:
         if not number:
             axes.set_yticks(range(len(rows)), [printable(row.title, 60) for row in rows], fontsize=8)
             axes.set_ylim(len(rows) - 0.5, -0.5)
-    looks = ((COLOURS[0], "D", "here, with clean data"), (COLOURS[1], "o", "here, without"), (TARGET, "s", "published"))
-    for colour, marker, label in looks:
+    looks = ((COLOURS[0], "D", CLEAN), (COLOURS[1], "o", WITHOUT), (TARGET, "s", PUBLISHED))
+    for colour, marker, label in (look for look in looks if look[2] in shown):
         filled = "white" if marker == "s" else colour
         all_axes[0].plot([], [], marker, color=colour, markerfacecolor=filled, label=label)
     figure.suptitle(printable(title, 100), x=0.01, ha="left", fontsize=10)

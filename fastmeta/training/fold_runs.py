@@ -25,7 +25,7 @@ from fastmeta.training.prepare import Data, load_data, split_data
 from fastmeta.training.presets import preset_noise
 from fastmeta.training.run import Draw
 from fastmeta.training.rundir.files import make_folders, user_path, write_atomically
-from fastmeta.training.rundir.layout import CONFIG, SUMMARY
+from fastmeta.training.rundir.layout import CONFIG, SUMMARY, check_no_run
 from fastmeta.training.rundir.load import Run
 from fastmeta.training.rundir.lock import only_process
 from fastmeta.training.sections import LabelConfig
@@ -69,8 +69,7 @@ def plan_folds(config: TrainConfig, folds: int = 5, out: str | Path | None = Non
         raise InputError(f"replay must be dynamic or static, got {shown(replay)}")
     _check_asked(config)
     folder = _folder(config, count, out)
-    if os.path.isfile(folder / CONFIG):
-        raise InputError(f"{folder} is a run itself, and folds want a folder; choose another --out")
+    check_no_run(folder, "folds want")
     every = config.trajectory_every or 1
     runs = tuple(
         replace(

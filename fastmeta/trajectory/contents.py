@@ -47,7 +47,6 @@ class About:
     fold: int | None = None
     folds: int | None = None
     averaged: tuple[str, ...] = ()  # of an average over folds: the digests of their sums.json
-    rows: str = ROWS
     format: int = _FORMAT
 
     def to_bytes(self) -> bytes:
@@ -76,8 +75,8 @@ class About:
                 raise ValueError(f"{name} must be a whole number or null")
         if values["kind"] not in ("instance", "class") or values["moves"] not in ("steps", "epochs"):
             raise ValueError("kind must be instance or class, and moves steps or epochs")
-        if not all(isinstance(values[name], str) for name in ("data", "given")) or values["rows"] != ROWS:
-            raise ValueError("data and given must be texts, and rows the name of their file")
+        if not all(isinstance(values[name], str) for name in ("data", "given")):
+            raise ValueError("data and given must be texts")
         made = cls(**values)
         if not made.steps_of(made.epochs - 1) < made.steps <= made.steps_of(made.epochs):
             raise ValueError(f"{made.steps} steps are not those of {made.epochs} epochs of {made.steps_per_epoch}")

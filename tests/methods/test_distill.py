@@ -71,20 +71,20 @@ def test_a_teacher_is_read_once_where_no_step_sees_other_samples(runs, tmp_path,
     plan = config(
         tmp_path / "run", method="distill", options={"teacher": runs["onehot"], "temperature": 2.0}, model=None
     )
-    stages = []
+    stages, calls = [], {}
     for most in (2**26, 0):
         monkeypatch.setattr("fastmeta.methods.distill.MOST_LOGITS", most)
         torch.manual_seed(0)
-        stages.append(prepare(replace(plan, data=plain), model=Net64(), data=two_classes()).stage("distill"))
+        stage = prepare(replace(plan, data=plain), model=Net64(), data=two_classes()).stage("distill")
+        calls[most] = []
+        stage.method.teacher.register_forward_pre_hook(lambda *_, said=calls[most]: said.append(1))
+        for _ in range(12):
+            stage.take_step()
+        stages.append(stage)
     kept, read = stages
     assert kept.method.logits.shape == (80, 2)
     assert read.method.logits is None
-    calls = []
-    kept.method.teacher.register_forward_pre_hook(lambda *_: calls.append(1))
-    for stage in stages:
-        for _ in range(12):
-            stage.take_step()
-    assert calls == []
+    assert (len(calls[2**26]), len(calls[0])) == (1, 12)
     for a, b in zip(kept.model.parameters(), read.model.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
     monkeypatch.setattr("fastmeta.methods.distill.MOST_LOGITS", 2**26)

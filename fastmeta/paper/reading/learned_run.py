@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastmeta.data import InputError
+from fastmeta.report.figures import read_metrics
 from fastmeta.training import TrainConfig
-from fastmeta.training.rundir import parse_json, read_bytes, run_labels
+from fastmeta.training.rundir import METRICS, read, run_labels
 from fastmeta.trajectory import Trajectory
 
 #: rows at a time, so that of a trajectory no more is in memory
@@ -86,12 +87,6 @@ def read_run(path: str | Path) -> LearnedRun:
         labels.true,
         labels.row,
         tuple(labels.class_names),
-        _lines(labels.path, labels.summary["method"]),
+        read(labels.path / METRICS, read_metrics).get(labels.summary["method"], []),
         labels.config,
     )
-
-
-def _lines(path: Path, stage: str) -> list[Mapping[str, Any]]:
-    text = read_bytes(path / "metrics.jsonl").decode()
-    records = [parse_json(line) for line in text.splitlines()]
-    return [record for record in records if record["run"] == stage]

@@ -5,7 +5,7 @@ from fastmeta.training.rundir.files import (
     parse_json,
     part_of,
     read,
-    read_bytes,
+    read_schema,
     read_tail,
     to_json,
     user_path,
@@ -13,7 +13,7 @@ from fastmeta.training.rundir.files import (
 )
 from fastmeta.training.rundir.handed_out import RunLabels, run_labels
 from fastmeta.training.rundir.label_files import npz_bytes
-from fastmeta.training.rundir.layout import CONFIG, METRICS, SEARCHING, SUMMARY, command
+from fastmeta.training.rundir.layout import CONFIG, METRICS, SEARCHING, SUMMARY, check_no_run, command
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.lock import is_held, only_process
 from fastmeta.training.rundir.restore import check_same_config, lasting
@@ -26,6 +26,7 @@ __all__ = [
     "SUMMARY",
     "Run",
     "RunLabels",
+    "check_no_run",
     "check_same_config",
     "command",
     "failure",
@@ -37,7 +38,7 @@ __all__ = [
     "parse_json",
     "part_of",
     "read",
-    "read_bytes",
+    "read_schema",
     "read_summary",
     "read_tail",
     "run_labels",

@@ -253,6 +253,17 @@ def parse_json(text: bytes | str) -> Any:
         raise ValueError("its values lie too deep in each other") from None
 
 
+def read_schema(path: Path, schema: str, version: int) -> dict[str, Any]:
+    """A JSON object that says it is of this schema and version; ValueError for anything else."""
+    content = parse_json(read_bytes(path))
+    content = content if isinstance(content, dict) else {}
+    found = content.get("schema"), content.get("schema_version")
+    if found != (schema, version):
+        given = " ".join(str(part)[:40] for part in found)
+        raise ValueError(f"schema {given}, this fastmeta reads {schema} {version}")
+    return content
+
+
 def check_memory(size: int) -> None:
     """ValueError where `size` bytes are more than the machine has free, as far as it says."""
     free = free_memory()

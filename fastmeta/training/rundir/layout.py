@@ -124,6 +124,12 @@ def check_free(path: Path) -> None:
     raise InputError(f"{path} is not empty; choose another --out{way}")
 
 
+def check_no_run(folder: Path, who: str) -> None:
+    """InputError where a run lies in `folder` itself, in which runs are to have folders of their own."""
+    if os.path.isfile(folder / CONFIG):
+        raise InputError(f"{folder} is a run itself, and {who} a folder; choose another --out")
+
+
 # The first file of a run is the unfinished config.toml, and the last step of its start gives that file its name. So
 # what a start that was cut off leaves can be told from a run, and from files of the user's: nothing is lost with it.
 

@@ -11,7 +11,7 @@ from fastmeta.data import Splits
 from fastmeta.data.dataset import MOST_CLASSES
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.readings import READINGS
-from fastmeta.training.rundir.files import new_digest, parse_json, read_bytes, to_json
+from fastmeta.training.rundir.files import new_digest, read_schema, to_json
 from fastmeta.training.rundir.layout import result_files
 from fastmeta.training.rundir.schema import (
     anything,
@@ -309,11 +309,7 @@ SUMMARY_FORM = record(
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    summary = parse_json(read_bytes(path))
-    schema = (summary.get("schema"), summary.get("schema_version")) if isinstance(summary, dict) else (None, None)
-    if schema != (SCHEMA, SCHEMA_VERSION):
-        given = " ".join(str(part)[:40] for part in schema)
-        raise ValueError(f"schema {given}, this fastmeta reads {SCHEMA} {SCHEMA_VERSION}")
+    summary = read_schema(path, SCHEMA, SCHEMA_VERSION)
     SUMMARY_FORM(summary, "")
     classes = summary["num_classes"]
     if len(summary["class_names"]) != classes:
