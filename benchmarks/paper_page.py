@@ -35,7 +35,10 @@ fastmeta reproduce {names} --scale cpu --data cifar10.npz --out runs/paper-cpu
 training on given and clean rows; they are behind Co-teaching, which knows the share of wrong labels, and L2RW. They
 put few of the wrong labels right, and more with the entropy curriculum left out. Without noise, labels that are
 learned in folds do not help in so small a setting: the student of the same size does best on the labels as given.
-What labels do is as published: α is high early and low late, and harder classes are smoothed more."""
+What labels do is as published: α is high early and low late, and harder classes are smoothed more.
+
+The runs were trained beside other work, those under noise by commit 3f5e9d5, the others by 2bbbc2b, in three folders
+whose runs were put into one. Date and commit in the JSON are those of the last reading."""
 
 
 def result_file(name: str) -> Path:
