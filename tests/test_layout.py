@@ -12,7 +12,7 @@ PACKAGE = Path(fastmeta.__file__).parent
 
 #: from the ground up: a room imports from the rows above its own, and not from its neighbours
 FLOORS = [
-    ["_path", "_text", "_memory", "_version", "rng", "functional", "measure"],
+    ["_path", "_text", "_memory", "_version", "rng", "functional", "measure", "distributed"],
     ["_numbers", "_trust", "reference"],
     ["ops", "models"],
     ["losses", "per_sample", "data"],

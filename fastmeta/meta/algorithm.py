@@ -25,11 +25,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.functional.finite import all_finite, both
 from fastmeta.functional.network import Network, Tensors
 from fastmeta.functional.state import State
 from fastmeta.losses.head import Head, Move
-from fastmeta.meta.distributed import ALONE, Ranks
 from fastmeta.meta.doubts import Found, adjoint, tells_finite
 from fastmeta.meta.lookahead import PreparedLookAhead, Rate
 from fastmeta.meta.micro import WHOLE, Cut, add_up, pieces_of

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import Ranks
 from fastmeta.functional.finite import PLAIN
-from fastmeta.meta.distributed import Ranks
 
 #: relative, by the arithmetic: what two forwards of one model may differ by, in kernels that add in another order
 _REPEAT = {torch.float64: 1e-7, torch.float32: 1e-3}

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastmeta._numbers import as_real, as_whole, shown
+from fastmeta.distributed import Ranks
 from fastmeta.functional.call import plain
 from fastmeta.functional.evaluation import (
     LEAST_ROWS,
@@ -30,7 +31,6 @@ from fastmeta.functional.turns import TURN
 from fastmeta.losses import EpochMove, LearnableLoss, Move
 from fastmeta.meta.algorithm import meta_gradient
 from fastmeta.meta.demands import check_loss_optimizer, check_parameters, learned_by
-from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.gradient import check_loss, check_meta, check_train
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.meta_batch import gradient_at

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from fastmeta._numbers import as_whole, shown
+from fastmeta.distributed import Ranks
 from fastmeta.functional.call import plain
 from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import LearnableLoss, Move
 from fastmeta.meta.demands import approximation_of, check_loss_optimizer, check_optimizer, check_parameters, learned_by
-from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable

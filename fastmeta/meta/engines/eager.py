@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import Ranks
 from fastmeta.functional.finite import all_finite, finite_here
 from fastmeta.functional.network import Network, Tensors, is_out_of_memory
 from fastmeta.functional.state import State
 from fastmeta.losses.head import Head, Move
 from fastmeta.meta.algorithm import LookedAhead, TrainGraphs, look_ahead, meta_step, plain_step
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.distributed import Ranks
 from fastmeta.meta.doubts import Doubts, Unfit, Unrepeatable
 from fastmeta.meta.engines.closed import Closed
 from fastmeta.meta.engines.in_turn import InTurn

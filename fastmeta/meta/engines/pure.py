@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import ALONE
 from fastmeta.functional.copies import same_form
 from fastmeta.functional.finite import all_finite, both
 from fastmeta.functional.network import Network, Tensors
@@ -21,7 +22,6 @@ from fastmeta.functional.state import State
 from fastmeta.losses import Head, Move, TracedLoss
 from fastmeta.meta.algorithm import LookedAhead, look_ahead, meta_step, plain_step
 from fastmeta.meta.approximation import Approximation
-from fastmeta.meta.distributed import ALONE
 from fastmeta.meta.engines.graph import Untraceable
 from fastmeta.meta.engines.whole import WholeGraph
 from fastmeta.meta.lookahead import LookAhead, PreparedLookAhead, Rule, fused_plus

@@ -24,7 +24,18 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
-        self.size = dist.get_world_size(group) if group is not None else 1
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+    def share(self, size: int) -> tuple[int, int]:
+        """First and one past the last of `size` rows that this rank has: contiguous, as torch.chunk cuts them."""
+        each = -(-size // self.size)
+        return min(self.rank * each, size), min((self.rank + 1) * each, size)
 
     def mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """The average over ranks of each tensor, in one all-reduce per dtype."""
