@@ -14,7 +14,7 @@ from fastmeta.data.images import Transform, load_batch
 from fastmeta.data.pictures import Known, Pictures
 from fastmeta.data.read_ahead import ReadAhead
 from fastmeta.data.resident import crop_seed, fingerprint_of_images, transform_of
-from fastmeta.data.source import Settings, Source
+from fastmeta.data.source import Settings, Source, as_slice
 from fastmeta.rng import below_range, random_bits
 
 
@@ -43,7 +43,7 @@ class ImageStream(ReadAhead):
         return channels, height, width
 
     def take(self, rows: np.ndarray) -> Source:
-        return ImageStream(self.pictures.take(rows), self.targets[rows], self.class_names)
+        return ImageStream(self.pictures.take(rows), self.targets[as_slice(rows)], self.class_names)
 
     def join(self, other: Source) -> Source:
         if not isinstance(other, ImageStream):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastmeta.data.source import own
 from fastmeta.ops import acc_dtype, load_images
 
 
@@ -23,21 +24,32 @@ class Transform:
     flip: bool = False
 
     @classmethod
-    def of(cls, images: Tensor, **augmentation: int | str | bool) -> Transform:
+    def of(
+        cls, images: Tensor, *, total: Callable[[Tensor], Tensor] = own, **augmentation: int | str | bool
+    ) -> Transform:
         """With the mean and standard deviation of `images`, uint8 (N, H, W, channels)."""
         # exact integer sums, so that the figures depend on neither device nor thread count
         count = images[..., 0].numel()
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(-1)]).cpu().double()
         level = torch.arange(256, dtype=torch.float64)
-        return cls.of_sums(counts @ level, counts @ level.square(), count, images.device, **augmentation)
+        sums, squares = counts @ level, counts @ level.square()
+        return cls.of_sums(sums, squares, count, images.device, total=total, **augmentation)
 
     @classmethod
     def of_sums(
-        cls, sums: Tensor, squares: Tensor, count: int, device: torch.device, **augmentation: int | str | bool
+        cls,
+        sums: Tensor,
+        squares: Tensor,
+        count: int,
+        device: torch.device,
+        *,
+        total: Callable[[Tensor], Tensor] = own,
+        **augmentation: int | str | bool,
     ) -> Transform:
-        """The same of sums (channels,) float64 of `count` pixels, and of their squares."""
-        center = sums / count
-        variance = squares / count - center.square()
+        """The same of sums (channels,) float64 of `count` pixels, and of their squares; `total` adds other ranks'."""
+        sums, squares, counts = total(torch.stack([sums, squares, torch.full_like(sums, count)]))
+        center = sums / counts
+        variance = squares / counts - center.square()
         scale = variance.clamp(min=1).rsqrt()
         return cls(center.float().to(device), scale.float().to(device), **augmentation)  # type: ignore[arg-type]
 

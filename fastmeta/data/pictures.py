@@ -19,6 +19,7 @@ import numpy as np
 from fastmeta._memory import free_memory, gibibytes
 from fastmeta._text import printable, reason
 from fastmeta.data.errors import InputError
+from fastmeta.data.source import as_slice
 
 #: opens one image
 Open = Callable[[], Any]
@@ -105,13 +106,13 @@ class Pictures:
         return np.stack(found) if found else np.empty((0, *self.shape[1:]), np.uint8)
 
     def take(self, rows: Any) -> Pictures:
-        kept = [int(row) for row in rows]
-        return replace(
-            self,
-            images=[self.images[row] for row in kept],
-            names=[self.names[row] for row in kept],
-            known=None if self.known is None else self.known.take(kept),
-        )
+        which = as_slice(rows)
+        known = None if self.known is None else self.known.take(which)
+        if isinstance(which, slice):
+            return replace(self, images=self.images[which], names=self.names[which], known=known)
+        kept = which.tolist()
+        images, names = ([of[row] for row in kept] for of in (self.images, self.names))
+        return replace(self, images=images, names=names, known=known)
 
     def join(self, other: Pictures) -> Pictures:
         known = None if self.known is None or other.known is None else self.known.join(other.known)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastmeta._memory import gibibytes
-from fastmeta.data.source import Settings, Source
+from fastmeta.data.source import Settings, Source, own
 from fastmeta.data.splits import Part, Splits
+from fastmeta.distributed import ALONE, Ranks
 
 #: the run that finds out how the given labels are wrong, before canaries get wrong ones
 PILOT = "pilot"
@@ -40,8 +41,17 @@ class Pool:
     splits: Splits | None = None  # what it was made of
 
     @classmethod
-    def of(cls, splits: Splits, device: torch.device, settings: Settings, resident: str = "auto") -> Pool:
+    def of(
+        cls,
+        splits: Splits,
+        device: torch.device,
+        settings: Settings,
+        resident: str = "auto",
+        ranks: Ranks = ALONE,
+    ) -> Pool:
         """Bring everything to `device`; what is estimated of samples, such as a mean, is of the training rows.
+
+        Where the training rows are those of one rank alone, it is of the rows of all `ranks`, each of which calls this.
 
         `resident` says whether arrays lie on the device: yes, no, or auto, where they take half of what is free there
         at most. Otherwise batches are made on the host and sent.
@@ -56,7 +66,11 @@ class Pool:
         joined = train.source.join(behind) if len(meta) else train.source
         parts = [joined, *(part.source for part in (test, splits.val) if part is not None)]
         fits, note = _fits(sum(s.bytes_to_place for s in parts), device) if resident == "auto" else (True, None)
-        settings = replace(settings, resident=fits and resident != "no")
+
+        def total(sums: Tensor) -> Tensor:
+            return ranks.sum(sums.to(device)).to(sums.device)  # on the device, as NCCL wants it
+
+        settings = replace(settings, resident=fits and resident != "no", total=own if ranks.size == 1 else total)
         source = joined.placed(settings, device, len(train))
 
         def measured(part: Part | None) -> tuple[Source, Tensor] | None:

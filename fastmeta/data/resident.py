@@ -15,7 +15,8 @@ from fastmeta.data.from_host import FromHost
 from fastmeta.data.images import TrainBatches, Transform
 from fastmeta.data.pictures import Known
 from fastmeta.data.seeds import derived_seed
-from fastmeta.data.source import Settings, Source, digest_of
+from fastmeta.data.source import Settings, Source, as_slice, digest_of
+from fastmeta.data.statistics import of_features, pieces
 
 
 class _Arrays(Source):
@@ -32,7 +33,8 @@ class _Arrays(Source):
         return self._x
 
     def take(self, rows: np.ndarray) -> Source:
-        return type(self)(self._x[rows], self.targets[rows], self.class_names)
+        which = as_slice(rows)
+        return type(self)(self._x[which], self.targets[which], self.class_names)
 
     def join(self, other: Source) -> Source:
         if type(other) is not type(self):
@@ -90,8 +92,9 @@ class Images(_Arrays):
             self.options = self.options | {"workers"}
 
     def take(self, rows: np.ndarray) -> Source:
-        known = None if self.known is None else self.known.take(rows)
-        return Images(self._x[rows], self.targets[rows], self.class_names, known)
+        which = as_slice(rows)
+        known = None if self.known is None else self.known.take(which)
+        return Images(self._x[which], self.targets[which], self.class_names, known)
 
     def join(self, other: Source) -> Source:
         joined = super().join(other)
@@ -136,7 +139,7 @@ def transform_of(settings: Settings, device: torch.device, measured: Callable[..
         "flip": settings.augment == "crop_flip",
     }
     if not settings.mean:
-        return measured(**how)
+        return measured(total=settings.total, **how)
     center, std = (255 * torch.tensor(v, dtype=torch.float64) for v in (settings.mean, settings.std))
     return Transform(center.float().to(device), std.reciprocal().float().to(device), **how)
 
@@ -166,11 +169,8 @@ class Features(_Arrays):
         if isinstance(like, Features):
             placed.center, placed.scale = (None if v is None else v.to(device) for v in (like.center, like.scale))
         elif settings.standardise:
-            # on the host and in float64: the figures depend on no device
-            rows = self._x[:fit].astype(np.float64)
-            deviation = rows.std(0)
-            center, scale = rows.mean(0), 1 / np.where(deviation > 1e-12 * np.abs(rows).max(0), deviation, 1.0)
-            placed.center, placed.scale = (torch.from_numpy(np.asarray(v)).float().to(device) for v in (center, scale))
+            rows = self._x[:fit]
+            placed.center, placed.scale = (v.to(device) for v in of_features(pieces(rows), settings.total))
         else:
             placed.center = placed.scale = None
         if placed.center is not None and placed.scale is not None:

@@ -16,6 +16,11 @@ from torch.utils._pytree import tree_map
 from fastmeta.data.errors import InputError
 
 
+def own(sums: Tensor) -> Tensor:
+    """Sums over all training rows, of a process by itself."""
+    return sums
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run's config says about its samples; each kind of source takes its own and refuses the others."""
@@ -28,6 +33,7 @@ class Settings:
     std: tuple[float, ...] = ()
     standardise: bool = True
     workers: int = 0
+    total: Callable[[Tensor], Tensor] = own  # sums over the training rows of this process -> over those of all ranks
     resident: bool = True  # whether arrays lie on the device; otherwise batches of them are sent
     dtype: torch.dtype = torch.float32  # of images in training
     memory_format: torch.memory_format = torch.contiguous_format
@@ -93,7 +99,7 @@ class Source(ABC):
         return self
 
     def take(self, rows: np.ndarray) -> Source:
-        """Some of the samples, in this order."""
+        """Some of the samples, in this order; of rows that follow each other a view, for which nothing is read."""
         return _Taken(self, rows)
 
     def join(self, other: Source) -> Source:
@@ -144,16 +150,20 @@ class _OneByOne(Sequence[Any]):
 
 class _Taken(Source):
     def __init__(self, source: Source, rows: np.ndarray) -> None:
-        self._source, self._rows = source, torch.from_numpy(np.asarray(rows, np.int64))
-        self.targets = np.asarray(source.targets)[rows]
+        self._source, self._which = source, as_slice(rows)
+        self.targets = np.asarray(source.targets)[self._which]
         self.class_names, self.noun, self.input_shape = source.class_names, source.noun, source.input_shape
         self.options, self.rows_on_host, self.transform = source.options, source.rows_on_host, source.transform
 
     def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
-        return self._source.fetch(self._rows.to(rows.device)[rows], step, device)
+        if isinstance(self._which, slice):
+            return self._source.fetch(rows + self._which.start, step, device)
+        return self._source.fetch(torch.from_numpy(self._which).to(rows.device)[rows], step, device)
 
     def fingerprint(self) -> str:
-        return digest_of(self._source.fingerprint(), self._rows.numpy(), np.asarray(self.targets))
+        which = self._which
+        rows = np.arange(which.start, which.stop) if isinstance(which, slice) else which
+        return digest_of(self._source.fingerprint(), rows, np.asarray(self.targets))
 
 
 class _Joined(Source):
@@ -197,6 +207,14 @@ class _Joined(Source):
 
     def fingerprint(self) -> str:
         return digest_of(*(s.fingerprint() for s in self._sources))
+
+
+def as_slice(rows: np.ndarray) -> slice | np.ndarray:
+    """Row numbers (n,) int64, or the slice that they are: what it takes of an array is a view."""
+    rows = np.asarray(rows, np.int64)
+    if len(rows) and rows[0] >= 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def digest_of(*parts: Any) -> str:

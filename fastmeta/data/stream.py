@@ -18,7 +18,7 @@ from fastmeta._text import reason, shown
 from fastmeta.data.errors import InputError
 from fastmeta.data.read_ahead import ReadAhead
 from fastmeta.data.seeds import derived_seed
-from fastmeta.data.source import Settings, Source, digest_of
+from fastmeta.data.source import Settings, Source, as_slice, digest_of
 
 #: samples that stand for all in a fingerprint
 SAMPLED = 64
@@ -67,7 +67,9 @@ class Stream(ReadAhead):
         return source
 
     def take(self, rows: np.ndarray) -> Source:
-        taken = Stream(Subset(self.dataset, list(map(int, rows))), self.targets[rows], self.class_names, self._seed)
+        which = as_slice(rows)
+        indices = range(which.start, which.stop) if isinstance(which, slice) else which.tolist()
+        taken = Stream(Subset(self.dataset, indices), self.targets[which], self.class_names, self._seed)
         taken.input_shape = self.input_shape
         return taken
 

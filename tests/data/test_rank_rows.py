@@ -1,0 +1,99 @@
+"""What a rank takes of the rows is a view; what is estimated of its rows is that of all ranks' rows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastmeta.data import Features, Images, Pool, Settings, Stream, split
+from fastmeta.data.dataset import Dataset
+from fastmeta.data.source import as_slice
+from fastmeta.distributed import Ranks
+from tests.support.ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+def arrays(kind, count=31):
+    rng = np.random.default_rng(0)
+    shape = (4, 5, 3) if kind == "images" else (6,)
+    made = {}
+    for part, n in (("train", count), ("meta", 6), ("test", 5)):
+        x = rng.integers(0, 256, (n, *shape)).astype(np.uint8) if kind == "images" else rng.normal(50, 9, (n, *shape))
+        made |= {f"x_{part}": x if kind == "images" else x.astype(np.float32), f"y_{part}": np.arange(n) % 3}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rows", "same"),
+    [([3, 4, 5], slice(3, 6)), ([7], slice(7, 8)), ([], None), ([3, 5], None), ([5, 4], None), ([0, 0], None)],
+)
+def test_rows_that_follow_each_other_are_a_slice(rows, same):
+    found = as_slice(np.array(rows, np.int64))
+    assert found == same if same is not None else np.array_equal(found, rows)
+
+
+@pytest.mark.parametrize("kind", ["images", "features"])
+def test_a_range_of_rows_is_a_view_and_others_are_a_copy(kind):
+    source = Dataset.from_arrays(arrays(kind)).train
+    part = source.take(np.arange(8, 19))
+    assert np.shares_memory(part.x, source.x)
+    assert np.shares_memory(part.targets, source.targets)
+    assert type(part) is (Images if kind == "images" else Features)
+    copied = source.take(np.array([8, 3]))
+    assert not np.shares_memory(copied.x, source.x)
+    assert np.array_equal(copied.x, source.x[[8, 3]])
+
+
+def test_of_a_stream_a_range_reads_nothing():
+    class Numbers(torch.utils.data.Dataset):
+        targets, reads = np.arange(40) % 2, 0
+
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, row):
+            self.reads += 1
+            return torch.full((2,), float(row)), int(self.targets[row])
+
+    data = Numbers()
+    source = Stream.of(data, "numbers")
+    before = data.reads
+    part = source.take(np.arange(10, 30)).take(np.arange(5, 15))
+    assert data.reads == before
+    assert part.fetch(torch.arange(3), None, CPU)[:, 0].tolist() == [15, 16, 17]
+    assert part.targets.tolist() == [1, 0] * 5
+    assert source.take(np.array([7, 3])).fetch(torch.arange(2), None, CPU)[:, 0].tolist() == [7, 3]
+
+
+def own_rows(parts, ranks):
+    first, last = ranks.share(len(parts.train))
+    from dataclasses import replace
+
+    rows = np.arange(first, last)
+    own = replace(parts.train, source=parts.train.source.take(rows), y=parts.train.y[rows], row=parts.train.row[rows])
+    return replace(parts, train=own), first
+
+
+def each_rank(rank, size, folder):
+    ranks = Ranks(torch.distributed.group.WORLD)
+    for kind in ("images", "features"):
+        parts = split(Dataset.from_arrays(arrays(kind)))
+        whole = Pool.of(parts, CPU, Settings())
+        own, first = own_rows(parts, ranks)
+        pool = Pool.of(own, CPU, Settings(), ranks=ranks)
+        rows = torch.arange(pool.train_size)
+        ours = pool.source.network_input(rows, None, CPU)
+        torch.testing.assert_close(ours, whole.source.network_input(rows + first, None, CPU), rtol=1e-6, atol=1e-6)
+        clean = torch.arange(pool.meta_size) + pool.clean_start
+        theirs = whole.source.network_input(torch.arange(whole.meta_size) + whole.clean_start, None, CPU)
+        torch.testing.assert_close(pool.source.network_input(clean, None, CPU), theirs, rtol=1e-6, atol=1e-6)
+    Path(folder, f"{rank}.json").write_text(json.dumps(pool.train_size))
+
+
+def test_mean_and_deviation_are_those_of_all_ranks(tmp_path):
+    """31 rows: one rank has 16, the other 15."""
+    run_ranks(each_rank, 2, tmp_path, str(tmp_path))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [16, 15]
