@@ -82,6 +82,9 @@ class LabelTable(nn.Module, ABC):
     def write_(self, index: Tensor, rows: Tensor) -> None:
         """Replace the rows `index` by `rows`, (n, C) in `dtype`. Equal indices come with equal rows."""
 
+    #: names in its state_dict whose first dimension counts the rows
+    row_state: frozenset[str] = frozenset()
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, C)."""
@@ -95,6 +98,30 @@ class LabelTable(nn.Module, ABC):
     def finite(self) -> bool:
         """Whether no row holds a NaN or an infinity. Reads all rows; one that knows which have moved may do less."""
         return all(bool(all_finite([self.take(index)])) for index in self.start.pieces())
+
+    # What the trainer tells a table that wants to know.
+
+    def begin(self) -> None:
+        """The first step is about to be taken, of a run that begins and goes on from no state."""
+
+    def ahead(self, index: Tensor, on_host: Tensor | None = None) -> None:
+        """The rows that the next step asks for, by this very tensor; `on_host` is its copy where it is on CUDA."""
+
+    def soon(self, index: Tensor) -> None:
+        """Rows of steps to come, of so many batches as :meth:`horizon` says."""
+
+    def horizon(self, batch: int) -> int:
+        """How many batches of `batch` rows to be told of at once; 0 where :meth:`soon` has no use for them."""
+        return 0
+
+    def keep(self, name: str) -> None:
+        """The state that was asked for last is wanted until the next one is kept by this name."""
+
+    def saved(self) -> None:
+        """The state that was asked for last counts: nobody goes back behind it, but to what was kept then or is now."""
+
+    def finished(self) -> None:
+        """Nobody goes back any more."""
 
     # What labels ask. A table of a user's need not look further.
 

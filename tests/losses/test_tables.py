@@ -9,47 +9,8 @@ import fastmeta
 from fastmeta.losses import table as tables
 from tests.support import cases
 from tests.support.capture import Recorder
-from tests.support.label_tables import Halves, Sparse
+from tests.support.label_tables import REPEATED, WAYS, Halves, Sparse, after, index_of, problem
 from tests.support.meta import relative
-
-REPEATED = [3, 3, 7, 1, 0, 3, 7, 11]
-
-
-def problem(table, dtype=torch.float32, name="groupnorm", **kw):
-    case = cases.make(name, dtype=dtype)
-    labels = fastmeta.InstanceLabels(case.targets, case.num_classes, 0.6, dtype=dtype, table=table)
-    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    return case, labels, fastmeta.MetaStep(case.model, labels, optimizer, label_lr=50.0, **kw)
-
-
-def index_of(case, kind):
-    n = len(case.index)
-    return torch.tensor((REPEATED * n)[:n]) % len(case.targets) if kind == "repeated" else case.index
-
-
-def after(table, kind="repeated", weight=None, steps=3, **kw):
-    """All that some steps have made."""
-    case, labels, step = problem(table, **kw)
-    weight = None if weight is None else torch.linspace(0, 2, len(case.index), dtype=case.x.dtype)
-    for k in range(steps):
-        result = step((case.x * (1 + 0.1 * k), index_of(case, kind)), case.meta, weight=weight)
-    every = torch.arange(len(labels))
-    made = {**vars(result), **case.model.state_dict(), "rows": labels.rows(every), "probs": labels.probs()}
-    return made | {"counters": torch.stack(labels.counters() or [torch.zeros(())])}, labels
-
-
-WAYS = {
-    "exact": {},
-    "unique": {"kind": "distinct", "unique_index": True},
-    "weights": {"weight": True},
-    "forward": {"tangent": "forward"},
-    "pieces": {"micro_batch": 5},
-    "delayed": {"approx": "delayed"},
-    "between": {"approx": "every:2"},
-    "traced": {"compile": "trace"},
-    "chain of layers": {"name": "mlp"},
-    "default rate": {"lookahead": "optimizer"},
-}
 
 
 @pytest.mark.parametrize("way", WAYS)
