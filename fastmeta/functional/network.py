@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from fastmeta.functional.attention import PlainAttention
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.chain import Chain, Chains
+from fastmeta.functional.fsdp_units import is_sharded
 from fastmeta.functional.generators import Generators
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.state import State, StateOf, fits
@@ -27,8 +28,8 @@ from fastmeta.functional.watch import Structure
 Tensors = dict[str, Tensor]
 
 
-def functional_module(model: nn.Module) -> nn.Module:
-    """The module whose forward can run on other weights than its own.
+def functional_module(model: nn.Module, *, sharded: bool = False) -> nn.Module:
+    """The module whose forward can run on other weights than its own; or, where `sharded` allows it, on its shards.
 
     What torch.compile returned gives the module inside: its compiled backward has no derivative. Raises TypeError for
     what is no module, and for wrappers that work behind the back of a function (replicas, gradient hooks, scripts).
@@ -37,7 +38,7 @@ def functional_module(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     dynamo = sys.modules.get("torch._dynamo")  # torch.compile has imported it
     if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
-        return functional_module(model._orig_mod)
+        return functional_module(model._orig_mod, sharded=sharded)
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"model must run on weights from outside, which {kind} cannot; pass the module it is made of")
@@ -47,6 +48,11 @@ def functional_module(model: nn.Module) -> nn.Module:
         raise TypeError(
             f"model must not be {kind}: a meta step takes gradients by name, which its hooks never see, so the ranks "
             "would drift apart; pass model.module, and process_group= to MetaStep"
+        )
+    if not sharded and is_sharded(model):
+        raise TypeError(
+            f"model must run on weights from outside, which {kind} cannot, of which each rank holds a shard "
+            "(fully_shard); fastmeta.MetaStep takes it as it is"
         )
     return model
 
@@ -63,13 +69,16 @@ class Network:
     tangent and the labels are float32 under autocast.
     """
 
+    #: whether the parameters are shards of FSDP
+    sharded = False
+
     def __init__(
         self,
         model: nn.Module,
         trained: list[Tensor] | None = None,
         logits_of: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        self.model = model = functional_module(model)
+        self.model = model = functional_module(model, sharded=self.sharded)
         self.logits_of = logits_of or pick_logits
         wanted = None if trained is None else {id(p) for p in trained}
         self.params: Tensors = {
@@ -81,9 +90,12 @@ class Network:
                 + ("" if wanted is None else " and belongs to the optimizer; build it from model.parameters()")
             )
         self._wanted = wanted
-        self._state = StateOf(model, self.params)
+        self._state = self._state_of(model)
         self._modules = list(model.modules())
         self._generators, self._structure, self._chains = Generators(), Structure(), Chains()
+
+    def _state_of(self, model: nn.Module) -> StateOf:
+        return StateOf(model, self.params)
 
     def stands(self) -> bool:
         """Whether the model still is made of the modules and parameters that it was made of at the first question."""
@@ -204,7 +216,13 @@ class Network:
 
         `state` is moved as the forward moves the model's; the model stands as before.
         """
-        logits = self._state.run(params, state, lambda: self.logits_of(call_model(self.model, x)))
+        return self._logits(self._state.run(params, state, lambda: self._called(x)))
+
+    def _called(self, x: Any) -> Any:
+        return self.logits_of(call_model(self.model, x))
+
+    @staticmethod
+    def _logits(logits: Any) -> Tensor:
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

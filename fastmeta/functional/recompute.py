@@ -13,10 +13,13 @@ derivative needs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_map
 
 from fastmeta.functional.network import Network
@@ -36,11 +39,38 @@ def refuse_reentrant(network: Network, logits: Tensor, x: Any, random: RandomSta
             # no leaf, which must not be written into
             seen = tree_map(lambda t: t.detach().requires_grad_().clone() if _differentiable(t) else t, x)
             nodes += _nodes(network(network.params, network.state(), seen))
-    if any(type(n).__name__ == "CheckpointFunctionBackward" for n in nodes):  # torch's, and so do others call theirs
+    if any(map(_reenters, nodes)):
         raise RuntimeError(
             "the model uses reentrant activation checkpointing, whose meta-gradient is silently wrong; "
             "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
+
+
+def is_reentrant(logits: Tensor) -> bool:
+    """Whether a part of the forward that gave `logits` is seen to re-enter autograd."""
+    return any(map(_reenters, _nodes(logits)))
+
+
+def _reenters(node: Node) -> bool:
+    return type(node).__name__ == "CheckpointFunctionBackward"  # torch's, and so do others call theirs
+
+
+@contextmanager
+def tangents_pass() -> Iterator[None]:
+    """Inside of a dual level, a checkpointed part of a forward under no_grad hands tangents on.
+
+    torch keeps the inputs of such a part by a function that has no rule for tangents, also where it keeps nothing. It
+    gets one for a while: the class is private, and there is no other place to say it.
+    """
+    keeper: Any = checkpoint._NoopSaveInputs
+    has_rule = "jvp" in vars(keeper)
+    if not has_rule:
+        keeper.jvp = staticmethod(lambda ctx, *tangents: torch.empty((0,)))
+    try:
+        yield
+    finally:
+        if not has_rule:
+            del keeper.jvp
 
 
 def _differentiable(t: Any) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastmeta.functional.fsdp_units import is_dtensor, is_sharded, local
 from fastmeta.losses import LearnableLoss
 from fastmeta.meta.approximation import Approximation
 
@@ -56,8 +56,9 @@ def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         )
     held = {id(p) for p in optimized}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in held}
+    sharded = is_sharded(model)  # what its DTensors must be is said elsewhere
     for name, p in trained.items():
-        if (kind := _strange_kind(p)) is not None:
+        if (kind := _strange_kind(local(p) if sharded else p)) is not None:
             raise ValueError(f"parameter {name} is {kind}; a meta step trains real dense tensors on one device")
     devices = {str(p.device): name for name, p in trained.items()}
     if len(devices) > 1:
@@ -130,8 +131,7 @@ def check_loss_optimizer(loss: LearnableLoss, optimizer: torch.optim.Optimizer |
 
 def _strange_kind(p: Tensor) -> str | None:
     """What `p` is, for an error, unless a step can train it."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(p, distributed.DTensor):
+    if is_dtensor(p):
         return "a DTensor, a part of what lies on several devices"
     if p.is_complex():
         return f"complex ({p.dtype})"

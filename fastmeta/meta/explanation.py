@@ -60,3 +60,10 @@ def explanation(
             f"steps:      {step.steps}, of which not finite and skipped: {int(step.nonfinite_steps)}",
         ]
     )
+
+
+def headline(step: MetaStep) -> str:
+    """Model, number of parameters and optimizer."""
+    parameters = sum(p.numel() for group in step.optimizer.param_groups for p in group["params"])
+    kinds = type(step.model).__name__, type(step.optimizer).__name__
+    return f"MetaStep({kinds[0]}, {parameters:,} trained parameters, {kinds[1]})"

@@ -64,6 +64,20 @@ def couples_rows(network: Network) -> bool:
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in network.model.modules())
 
 
+def check_pieces(network: Network, x: Any, n: int, m: int, cut: Cut) -> str:
+    """Before batches of n and m rows are cut: a warning, or ""; a ValueError where pieces of x are not alone."""
+    if cut.max_rows is None or max(n, m) <= cut.max_rows:
+        return ""
+    if couples_rows(network):
+        return (
+            "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
+            f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more"
+        )
+    if n > cut.max_rows:
+        refuse_coupled_rows(network, x, n, cut)
+    return ""
+
+
 def refuse_coupled_rows(network: Network, x: Any, count: int, cut: Cut) -> None:
     """ValueError where a piece of x has other logits alone than in the whole batch; nothing changes.
 

@@ -15,24 +15,28 @@ from torch import Tensor, fx, nn
 from fastmeta._numbers import as_whole, shown
 from fastmeta.distributed import Ranks
 from fastmeta.functional.call import plain
+from fastmeta.functional.fsdp_units import reshard
 from fastmeta.functional.network import Network, functional_module, recorded
 from fastmeta.functional.optimizers import drop_grads
+from fastmeta.functional.sharded_network import network_of
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import LearnableLoss, Move
 from fastmeta.meta.demands import approximation_of, check_loss_optimizer, check_optimizer, check_parameters, learned_by
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
+from fastmeta.meta.engines.sharded import ShardedEngine, sharded_plan
 from fastmeta.meta.engines.traced import CompileMode, GraphStep
-from fastmeta.meta.explanation import explanation
+from fastmeta.meta.explanation import explanation, headline
 from fastmeta.meta.gradient import check_batch, check_loss
 from fastmeta.meta.graph_memory import explained
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.label_rate import LabelRate
 from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
-from fastmeta.meta.micro import Cut, couples_rows, fits, refuse_coupled_rows
+from fastmeta.meta.micro import Cut, check_pieces, fits
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
+from fastmeta.meta.sharded_demands import check_sharded
 from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent
 
 
@@ -99,10 +103,12 @@ class MetaStep:
         per_row: Any = None,
         per_row_meta: Any = None,
     ) -> None:
-        functional_module(model)  # raises for what is none
+        functional_module(model, sharded=True)  # raises for what is none
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         check_optimizer(optimizer)
+        self._ranks = Ranks(process_group)
+        check_sharded(model, optimizer, self._ranks, compile, tangent, micro_batch, approx)
         check_parameters(model, optimizer)
         check_loss(loss)
         check_loss_optimizer(loss, loss_optimizer, model)
@@ -137,7 +143,6 @@ class MetaStep:
             self.tangent = "difference"
         self._graphs: GraphStep | None = None
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
-        self._ranks = Ranks(process_group)
         self._doubts = Doubts()
         self._inexact = ""  # the warning that was given
         #: takes the texts of warnings in the place of Python's, which go to the whole process
@@ -190,7 +195,7 @@ class MetaStep:
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
     ) -> StepResult:
-        engine = EagerEngine(
+        engine = (ShardedEngine if network.sharded else EagerEngine)(
             network=network,
             optimizer=self.optimizer,
             lookahead=self._lookahead,
@@ -307,16 +312,21 @@ class MetaStep:
     def _current_network(self) -> Network:
         """The model as a function; made anew when parameters were frozen, unfrozen or given to the optimizer, and when
         a module or a parameter was replaced."""
+        if self._network is not None and self._network.sharded:
+            reshard(self.model)
         optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
         key = tuple((id(p), p.requires_grad) for p in optimized)
         if self._network is None or self._network_key != key or not (self._network.whole and self._network.stands()):
             if self._network is not None:
                 check_parameters(self.model, self.optimizer)
-            self._network, self._network_key = Network(self.model, optimized, self.logits_of), key
+            self._network, self._network_key = network_of(self.model, optimized, self.logits_of), key
         return self._network
 
     def _current_plan(self, network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> TangentPlan:
         """The tangent's plan; made anew for other parameters, modes or precision, whose layers may not bear the old."""
+        if network.sharded:
+            self.plan = sharded_plan(self.plan)
+            return self.plan
         device = train[1].device.type
         now = network, network.modes(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         current = self._planned in (None, now)  # None: the plan is of a state that was loaded
@@ -326,14 +336,8 @@ class MetaStep:
         (x,) = self._network_inputs(train[0])
         n, m = len(train[1]), len(meta[1])
         plan = self._choose_plan(x, n)
-        if self.micro_batch is not None and max(n, m) > self.micro_batch and couples_rows(network):
-            self._warn(
-                "micro_batch: the model has BatchNorm in training mode, whose statistics will be those of each "
-                f"piece and not of the batch; for the whole batch's, take micro_batch={max(n, m)} or more",
-                3,
-            )
-        elif self.micro_batch is not None and n > self.micro_batch:
-            refuse_coupled_rows(network, x, n, self._cut)
+        if warning := check_pieces(network, x, n, m, self._cut):
+            self._warn(warning, 3)
         self.plan, self._planned = plan, now
         if self._graphs is not None:
             self._graphs.plan = plan  # of its graphs to come: each has modes and precision in its key
@@ -372,11 +376,7 @@ class MetaStep:
         )
 
     def __repr__(self) -> str:
-        parameters = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
-        head = (
-            f"MetaStep({type(self.model).__name__}, {parameters:,} trained parameters, {type(self.optimizer).__name__})"
-        )
-        return "\n".join([head, *(f"  {line}" for line in self.explain().splitlines())])
+        return "\n".join([headline(self), *(f"  {line}" for line in self.explain().splitlines())])
 
     def state_dict(self) -> dict[str, Any]:
         """The step's own state; model, labels and optimizer keep theirs."""
