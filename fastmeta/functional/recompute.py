@@ -59,18 +59,18 @@ def _reenters(node: Node) -> bool:
 def tangents_pass() -> Iterator[None]:
     """Inside of a dual level, a checkpointed part of a forward under no_grad hands tangents on.
 
-    torch keeps the inputs of such a part by a function that has no rule for tangents, also where it keeps nothing. It
-    gets one for a while: the class is private, and there is no other place to say it.
+    Before 2.14 torch keeps the inputs of such a part by a function that has no rule for tangents, also where it keeps
+    nothing. It gets one for a while: the class is private, and there is no other place to say it.
     """
-    keeper: Any = checkpoint._NoopSaveInputs
-    has_rule = "jvp" in vars(keeper)
-    if not has_rule:
-        keeper.jvp = staticmethod(lambda ctx, *tangents: torch.empty((0,)))
+    keeper: Any = vars(checkpoint).get("_NoopSaveInputs")
+    if keeper is None or "jvp" in vars(keeper):
+        yield
+        return
+    keeper.jvp = staticmethod(lambda ctx, *tangents: torch.empty((0,)))
     try:
         yield
     finally:
-        if not has_rule:
-            del keeper.jvp
+        del keeper.jvp
 
 
 def _differentiable(t: Any) -> bool:
