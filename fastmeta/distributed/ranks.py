@@ -34,8 +34,12 @@ class Ranks:
 
     def share(self, size: int) -> tuple[int, int]:
         """First and one past the last of `size` rows that this rank has: contiguous, as torch.chunk cuts them."""
+        return self.shares(size)[self.rank]
+
+    def shares(self, size: int) -> list[tuple[int, int]]:
+        """The same of every rank."""
         each = -(-size // self.size)
-        return min(self.rank * each, size), min((self.rank + 1) * each, size)
+        return [(min(rank * each, size), min((rank + 1) * each, size)) for rank in range(self.size)]
 
     def mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """The average over ranks of each tensor, in one all-reduce per dtype."""

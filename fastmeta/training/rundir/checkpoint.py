@@ -260,16 +260,24 @@ def save(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], max_sha
     write(path, tensors, {"version": VERSION, **values}, max_shard_mb)
 
 
+def damaged(path: Path, why: object) -> InputError:
+    """Of a state that cannot be read, in words."""
+    return InputError(f"{path} is no checkpoint that can be read ({why}); begin the run anew: {_anew(path)}")
+
+
+def _anew(path: Path) -> str:
+    return command("--config", str(path.parents[1] / CONFIG))
+
+
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What :func:`save` wrote. InputError for a file that is missing, damaged or of another version."""
-    anew = command("--config", str(path.parents[1] / CONFIG))
     try:
         tensors, values = unpack(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no checkpoint that can be read ({error}); begin the run anew: {anew}") from error
+        raise damaged(path, error) from error
     if values.get("version") != VERSION:
         raise InputError(
             f"{path} has checkpoint version {values.get('version')}, this fastmeta reads {VERSION}; "
-            f"finish the run with the version that began it, or begin it anew: {anew}"
+            f"finish the run with the version that began it, or begin it anew: {_anew(path)}"
         )
     return tensors, values

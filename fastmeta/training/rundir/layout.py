@@ -12,7 +12,7 @@ labels.safetensors   the label parameters themselves (methods that learn labels)
 model.safetensors    weights after the last step, never the best on test
 model-finetuned.safetensors   those of the copy that was fine-tuned, with finetune_steps
 failed.json          of a run that ended by an error, until it goes on: what that said
-checkpoint/          state of the run, for --resume
+checkpoint/          state of the run, for --resume; of a run on several ranks a part of it, see rank_files.py
 trajectory/          with trajectory_every, how learned labels moved: about.json, rows.npy, given.npy, sums.json and
                      epoch-NNNNN.npy for each snapshot, see :mod:`fastmeta.trajectory.contents`
 NAME-DIGEST.safetensors       with max_shard_mb, the content of NAME.safetensors, which is the index of these files then
@@ -34,6 +34,7 @@ from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
+from fastmeta.training.rundir.rank_folders import is_rank_folder, remove_other_folders
 from fastmeta.training.rundir.shards import is_shard, remove_others
 from fastmeta.trajectory import FOLDER, SUMS
 
@@ -148,7 +149,11 @@ def only_a_beginning(path: Path) -> bool:
         return True
     if not states.is_dir(follow_symlinks=False):
         return False
-    inside = {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(states)}
+    inside = {
+        entry.name: entry.is_file(follow_symlinks=False)
+        for entry in os.scandir(states)
+        if not (is_rank_folder(entry.name) and entry.is_dir(follow_symlinks=False))
+    }
     known = {part_of(STATE).name} if config is None else {part_of(STATE).name, STATE.name}
     return all(inside.values()) and all(name in known or is_shard(path / STATE, name) for name in inside)
 
@@ -156,6 +161,7 @@ def only_a_beginning(path: Path) -> bool:
 def remove_beginning(path: Path, made: list[Path]) -> None:
     """Take away what a start has written into the folder `path`, and the folders that were `made` for it."""
     remove_others(path / STATE)
+    remove_other_folders(path / STATE)
     for name in (CONFIG, METRICS, STATE):
         for file in (path / name, path / part_of(name)):
             with contextlib.suppress(OSError):

@@ -1,0 +1,52 @@
+"""What ranks tell each other beside tensors: values, and that one of them has failed.
+
+The ranks are those of a group on the host (gloo): values of Python go over the wire, from processes of one run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from fastmeta.distributed.ranks import Ranks
+
+T = TypeVar("T")
+
+
+def gathered(value: T, ranks: Ranks) -> list[T]:
+    """The value of every rank, in their order."""
+    if ranks.size == 1:
+        return [value]
+    found: list[Any] = [None] * ranks.size
+    dist.all_gather_object(found, value, group=ranks.group)
+    return found
+
+
+def together(work: Callable[[], T], ranks: Ranks) -> T:
+    """What `work` gives on this rank. An error of any rank is raised on all: a rank's own, else that of the first.
+
+    So none waits for one that has left. An OSError of another rank stays one, with its number and file, and so does a
+    ValueError; any other is a RuntimeError here.
+    """
+    if ranks.size == 1:
+        return work()
+    try:
+        result = work()
+    except Exception as error:
+        gathered(_told(error), ranks)
+        raise
+    for rank, failed in enumerate(gathered(None, ranks)):
+        if failed is not None:
+            kind, *content = failed
+            raise OSError(*content) if kind is OSError else kind(f"rank {rank}: {content[0]}")
+    return result
+
+
+def _told(error: Exception) -> tuple[Any, ...]:
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError, error.errno, error.strerror, error.filename
+    if isinstance(error, ValueError):
+        return ValueError, str(error)
+    return RuntimeError, f"{type(error).__name__}: {error}"
