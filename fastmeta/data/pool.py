@@ -39,6 +39,8 @@ class Pool:
     val: tuple[Source, Tensor] | None = None  # samples, targets
     note: str | None = None  # that the user should see
     splits: Splits | None = None  # what it was made of
+    ranks: Ranks = ALONE  # whose training rows lie apart: `train_size` is of this one's
+    train_in_all: int = 0  # training rows of all ranks
 
     @classmethod
     def of(
@@ -89,6 +91,8 @@ class Pool:
             device=device,
             note=note,
             splits=splits,
+            ranks=ranks,
+            train_in_all=len(train) if ranks.size == 1 else ranks.count(torch.ones(len(train), device=device)),
         )
 
     @property
@@ -98,23 +102,43 @@ class Pool:
 
     @property
     def wrong_share(self) -> float | None:
-        """Share of wrong given labels among the training rows; None where nobody knows. Waits for the device."""
-        return None if self.y_true is None else float((self.targets[: self.train_size] != self.y_true).double().mean())
+        """Share of wrong given labels among all training rows; None where nobody knows. Waits for the device."""
+        if self.y_true is None:
+            return None
+        return self.ranks.row_mean(self.targets[: self.train_size] != self.y_true)
 
-    def rows(self, run: str) -> tuple[int, int]:
-        """First and one past the last row that a run trains on.
+    @property
+    def in_all(self) -> int:
+        """Rows that a method trains on, of all ranks."""
+        return self.train_in_all + self.canary_size
+
+    def rows(self, run: str) -> tuple[range, ...]:
+        """The rows that a run trains on: ranges one behind the other.
 
         The baselines union and clean have all clean rows, which canaries were, too; noisy and the pilot have the
-        training rows alone. All else is a method, which has training rows and canaries.
+        training rows alone. All else is a method, which has training rows and canaries. A rank trains on its own share
+        of clean rows.
         """
-        end, train = self.clean_start + self.meta_size, self.train_size
-        of_fixed = {"union": (0, end), "clean": (train, end), "noisy": (0, train), PILOT: (0, train)}
-        return of_fixed.get(run, (0, self.clean_start))
+        train = range(self.train_size)
+        first, last = self.ranks.share(self.canary_size + self.meta_size)
+        clean = range(self.train_size + first, self.train_size + last)
+        union = (range(clean.stop),) if self.ranks.size == 1 else (train, clean)
+        of_fixed = {"union": union, "clean": (clean,), "noisy": (train,), PILOT: (train,)}
+        return of_fixed.get(run, (range(self.clean_start),))
+
+    def numbers(self, run: str, index: Tensor) -> Tensor:
+        """Rows of the source, of the rows `index` of those that a run trains on."""
+        first, *others = self.rows(run)
+        rows, passed, end = index + first.start, len(first), first.stop
+        for other in others:
+            rows = rows + (index >= passed) * (other.start - end)
+            passed, end = passed + len(other), other.stop
+        return rows
 
     def given(self, run: str, of_canaries: np.ndarray | None) -> Tensor:
         """The labels that a run trains on: the right ones of canaries, unless it is told others."""
-        first, last = self.rows(run)
-        given = self.targets[first:last]
+        parts = [self.targets[rows.start : rows.stop] for rows in self.rows(run)]
+        given = parts[0] if len(parts) == 1 else torch.cat(parts)
         if of_canaries is None:
             return given
         return torch.cat([given[: self.train_size], torch.from_numpy(of_canaries).to(given.device)])

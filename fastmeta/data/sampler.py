@@ -15,12 +15,24 @@ class EpochSampler:
     No row stands twice in a batch. A pass drops the partial last batch: shapes stay fixed, and each pass shuffles
     anew, so no row is left out for long. A set smaller than a batch is one batch. The order is a function of
     (seed, stream, pass).
+
+    Args:
+        batches: of a pass, where that is less than `size` would give.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, stream: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        stream: str,
+        device: torch.device,
+        batches: int | None = None,
+    ) -> None:
         self.size = size
         self.batch_size = min(batch_size, size)
-        self.batches = size // self.batch_size if size else 0
+        self.batches = (size // self.batch_size if size else 0) if batches is None else batches
         self._key = (seed, stream)
         self.device = device
         self._pass = -1

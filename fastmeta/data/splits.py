@@ -6,7 +6,7 @@ Some rows of a large clean set become canaries: they are trained on beside the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastmeta.data.hold_out import HoldOut
 from fastmeta.data.noise import MOST_KEPT, in_words, noisy, parse, transition
 from fastmeta.data.seeds import numpy_generator
 from fastmeta.data.source import Source, digest_of
+from fastmeta.distributed import Ranks
 
 #: characters of a class name in a note
 NAME_LENGTH = 40
@@ -92,6 +93,15 @@ class Splits:
         """How many training rows stand in what is held apart from them."""
         apart = "clean" if self.val is None else "clean and validation"
         return f"overlap of train with {apart} rows: {'not looked at' if self.overlap is None else f'{self.overlap:,}'}"
+
+    def own(self, ranks: Ranks) -> Splits:
+        """With the training rows of this rank alone; all else is whole."""
+        if ranks.size == 1:
+            return self
+        train, own = self.train, slice(*ranks.share(len(self.train)))
+        rows = np.arange(own.start, own.stop)
+        y_true = None if train.y_true is None else train.y_true[own]
+        return replace(self, train=Part(train.source.take(rows), train.y[own], train.row[own], y_true))
 
     @cached_property
     def data_hash(self) -> str:

@@ -7,6 +7,10 @@ averaged as in any data-parallel training. BatchNorm keeps the statistics of its
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,12 +22,21 @@ if dist.is_available():
     # interpreter, which they can abort. Before any group the default is None. (2 ms.)
     import torch.distributed.nn.functional
 
+T = TypeVar("T")
+
 
 class Ranks:
-    """Collectives over `group`, or nothing at all for ``None`` and a group of one."""
+    """Collectives over `group`, or nothing at all for ``None`` and a group of one.
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.group = group
+    Args:
+        side: a group of the same ranks by gloo, for what lies on the host; by default `group`.
+        local: number of this rank on its machine, by which it has its device; None where nobody has numbered them.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, side: dist.ProcessGroup | None = None, local: int | None = None
+    ) -> None:
+        self.group, self.side, self.local = group, group if side is None else side, local
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
 
@@ -40,6 +53,12 @@ class Ranks:
         """The same of every rank."""
         each = -(-size // self.size)
         return [(min(rank * each, size), min((rank + 1) * each, size)) for rank in range(self.size)]
+
+    def least_share(self, size: int) -> int:
+        """How many of `size` rows the rank has that has fewest."""
+        return max(0, size - (self.size - 1) * -(-size // self.size))
+
+    # -- tensors, on the device ---------------------------------------------------------------------------
 
     def mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """The average over ranks of each tensor, in one all-reduce per dtype."""
@@ -62,6 +81,13 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest over ranks of each number."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
     def all(self, flag: Tensor) -> Tensor:
         """Whether a 0-d bool holds on every rank."""
         if self.size == 1:
@@ -75,6 +101,119 @@ class Ranks:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts)
+
+    def row_mean(self, values: Tensor) -> float:
+        """Mean in float64 over the rows (n,) of all ranks, however many each has. Waits for the device."""
+        if self.size == 1:
+            return float(values.double().mean())
+        total = self.sum(torch.stack([values.double().sum(), values.new_tensor(len(values), dtype=torch.float64)]))
+        return float(total[0] / total[1])
+
+    def count(self, flags: Tensor) -> int:
+        """How many of the flags (n,) of all ranks hold. Waits for the device."""
+        return int(self.sum(flags.sum()))
+
+    # -- what lies on the host ----------------------------------------------------------------------------
+
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest over ranks of each number."""
+        if self.size == 1:
+            return list(numbers)
+        found = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.side)
+        return found.tolist()
+
+    def everywhere(self, flag: bool) -> bool:
+        """Whether it holds on every rank."""
+        return not self.most([not flag])[0]
+
+    def told(self, value: T) -> T:
+        """What rank 0 has."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, group=self.side, group_src=0)
+        return box[0]
+
+    def each(self, value: T) -> list[T]:
+        """What every rank has, in their order."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.side)
+        return found
+
+    def to_first(self, value: T) -> list[T]:
+        """On rank 0 what every rank has, in their order; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(value, found, group=self.side, group_dst=0)
+        return found or []
+
+    def by_first(self, act: Callable[[], T]) -> T:
+        """What `act` gives on rank 0, which alone does it; all raise what it raises."""
+        if self.size == 1:
+            return act()
+        answer: tuple[Any, Exception | None] = (None, None)
+        if self.first:
+            try:
+                answer = act(), None
+            except Exception as error:
+                answer = None, _sent(error)
+                self.told(answer)
+                raise
+        value, failed = self.told(answer)
+        if failed is not None:
+            raise failed
+        return value
+
+    def together(self, act: Callable[[], T]) -> T:
+        """What `act`, which asks nothing of other ranks, gives here; where it fails on any rank, it does so on all.
+
+        All raise the same error: that of the first rank where it failed, which is named unless it failed so on all.
+        """
+        if self.size == 1:
+            return act()
+        value, own = None, None
+        try:
+            value = act()
+        except Exception as error:
+            own = error
+        errors = self.each(None if own is None else _sent(own))
+        failed = [(rank, error) for rank, error in enumerate(errors) if error is not None]
+        if not failed:
+            return value  # type: ignore[return-value]
+        rank, first = failed[0]
+        if len({f"{type(e).__name__} {e}" for e in errors}) == 1:
+            assert own is not None
+            raise own
+        raise _named(rank, first) from own
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Those of rank 0, on the host, in place of each rank's own."""
+        if self.size > 1:
+            for t in tensors:
+                whole = t.contiguous()
+                dist.broadcast(whole, group=self.side, group_src=0)
+                t.copy_(whole)
+
+
+def _named(rank: int, error: Exception) -> Exception:
+    try:
+        return type(error)(f"rank {rank}: {error}")
+    except Exception:  # of a class that wants more than a text
+        return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
+
+
+def _sent(error: Exception) -> Exception:
+    """As it reaches another process."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # what a class of the user's makes of it
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 #: of a process by itself

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastmeta.distributed import Ranks
 from fastmeta.meta import InputTransform
 from fastmeta.trajectory import Trajectory
 
@@ -88,11 +89,12 @@ class Context(Protocol):
     epochs: int
     steps_per_epoch: int
     steps: int  #: of the whole run, whose last epoch may be cut short
-    batch_size: int
+    batch_size: int  #: rows of a batch, of this rank
     input_shape: tuple[int, ...] | None  #: of one sample as a model takes it; None where that is no tensor
     transform: InputTransform  #: makes network input of a batch's x; for :class:`fastmeta.MetaStep`
     totals: Any  #: :class:`fastmeta.meta.Totals`, for a step that counts itself inside of its graph
     config: Any  #: the run's whole resolved :class:`fastmeta.TrainConfig`, to read
+    ranks: Ranks  #: the processes that train the model together; of each, `targets` and batches are its own rows alone
 
     def network_input(self, x: Any) -> Any:
         """What a model takes, of `Batch.x` or of the x of `Batch.meta`."""
@@ -140,7 +142,8 @@ class Method(ABC):
     learns_labels: ClassVar[bool] = False
     #: which of the trainer's options it follows, of compile, approx, micro_batch, ema, mixup, optim.warmup,
     #: trajectory_every, labels.update and labels.canaries; a run with another is refused. With one of the last three
-    #: `labels` are those of fastmeta, and with canaries :meth:`hold_labels` is there
+    #: `labels` are those of fastmeta, and with canaries :meth:`hold_labels` is there. ranks: whether it trains on
+    #: several, each with training rows of its own, and reduces by `Context.ranks` what is of all rows
     supports: ClassVar[frozenset[str]] = frozenset()
     #: options that are paths of runs, which the context seals: a run that goes on may find them elsewhere
     paths: ClassVar[tuple[str, ...]] = ()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.data import InputError, Source, Splits
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import Labels
 from fastmeta.training.config import CUSTOM, TrainConfig, is_code
 from fastmeta.training.metrics import StepTotals
@@ -32,6 +33,7 @@ class StageContext:
         place: moves a network to where the stage trains.
         fixed_samples: gives the training rows, or None where they are others in each step.
         noise_rate: share of wrong labels among the training rows, where the run has added noise.
+        batch_size: rows of a batch of this rank.
     """
 
     def __init__(
@@ -49,13 +51,14 @@ class StageContext:
         build: Callable[[str], nn.Module],
         place: Callable[[nn.Module], nn.Module],
         fixed_samples: Callable[[], Iterator[tuple[Any, Tensor]] | None],
+        ranks: Ranks = ALONE,
     ) -> None:
         assert config.epochs is not None
         self.config, self.targets, self.num_classes, self.device = config, targets, num_classes, targets.device
         self.epochs, self.steps_per_epoch, self.steps = config.epochs, steps_per_epoch, steps
-        self.batch_size = batch_size
+        self.batch_size, self.ranks = batch_size, ranks
         self.input_shape = source.input_shape
-        self.transform, self.totals = source.transform, StepTotals(targets.device)
+        self.transform, self.totals = source.transform, StepTotals(targets.device, ranks)
         self.noise_rate, self._build, self._place, self._splits = noise_rate, build, place, splits
         self.fixed_samples = fixed_samples
         self.models: dict[str, nn.Module] = {}

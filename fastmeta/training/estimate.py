@@ -200,7 +200,7 @@ def _kind(stage: Stage) -> type:
 
 
 def _batches(stage: Stage) -> str:
-    dropped = stage.data.clean_start - stage.steps_per_epoch * stage.sampler.batch_size
+    dropped = stage.data.in_all - stage.steps_per_epoch * stage.sampler.batch_size
     return (
         f"{stage.steps_per_epoch:,} steps per epoch of {stage.sampler.batch_size} train and "
         f"{stage.meta_sampler.batch_size} clean {stage.data.source.noun}"

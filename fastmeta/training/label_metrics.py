@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import Labels, read_out
 
 _ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
@@ -36,29 +37,34 @@ def learned_labels(labels: Labels, rows: range | None = None) -> Reading:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def label_figures(labels: Labels, y_true: Tensor | None, size: int | None = None) -> dict[str, Any]:
-    """One line's worth of figures, of the first `size` rows: (N,), by default all.
+def label_figures(
+    labels: Labels, y_true: Tensor | None, size: int | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """One line's worth of figures, of the first `size` rows: (N,), by default all. Of several ranks, over all of them.
 
     `y_true` (N,) or None; what depends on it is then None.
     """
     size = len(labels) if size is None else size
     table = learned_labels(labels, range(size))
-    figures = changes(labels.targets[:size], table["learned"], y_true)
-    return {**figures, "label_entropy_all": float(table["entropy"].double().mean())}
+    figures = changes(labels.targets[:size], table["learned"], y_true, ranks)
+    return {**figures, "label_entropy_all": ranks.row_mean(table["entropy"])}
 
 
-def changes(given: Tensor, learned: Tensor, y_true: Tensor | None) -> dict[str, Any]:
-    """How `learned` classes (N,) differ from given ones; None for what nobody knows without `y_true`."""
+def changes(given: Tensor, learned: Tensor, y_true: Tensor | None, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """How `learned` classes (N,) differ from given ones; None for what nobody knows without `y_true`.
+
+    Of several ranks, each with rows of its own, over all of them.
+    """
     figures: dict[str, Any] = {
-        "labels_changed": int((learned != given).sum()),
+        "labels_changed": ranks.count(learned != given),
         "label_accuracy": None,
         "labels_corrected": None,
         "labels_spoiled": None,
     }
     if y_true is not None:
-        figures["label_accuracy"] = float((learned == y_true).double().mean())
-        figures["labels_corrected"] = int(((learned == y_true) & (given != y_true)).sum())
-        figures["labels_spoiled"] = int(((learned != y_true) & (given == y_true)).sum())
+        figures["label_accuracy"] = ranks.row_mean(learned == y_true)
+        figures["labels_corrected"] = ranks.count((learned == y_true) & (given != y_true))
+        figures["labels_spoiled"] = ranks.count((learned != y_true) & (given == y_true))
     return figures
 
 

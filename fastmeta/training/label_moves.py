@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastmeta.data import Pool
 from fastmeta.posterior import FOLDS
+from fastmeta.training.batches import steps_per_epoch
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.outlook import plain_share
 
@@ -36,7 +37,7 @@ def _epochs_of_moves(config: TrainConfig) -> list[int]:
 
 def steps_per_move(config: TrainConfig, data: Pool) -> float:
     """What such a move costs, in steps on a batch: by counted forwards, a step being three of each row."""
-    rows, labels = data.clean_start, config.labels
+    rows, labels = data.in_all, config.labels
     if labels.update == "posterior":
         forwards = FOLDS * (rows + 3 * (labels.steps or 0) * (labels.clean_batch or 0)) + data.meta_size
     else:
@@ -46,8 +47,7 @@ def steps_per_move(config: TrainConfig, data: Pool) -> float:
 
 def plain_steps_of(config: TrainConfig, data: Pool) -> float:
     """What the method's own stage costs, in plain steps on a batch."""
-    rows = data.clean_start
-    in_epoch = rows // min(config.data.batch_size or 1, rows)
+    in_epoch = steps_per_epoch(data.in_all, config.data.batch_size or 1, data.ranks)
     steps = in_epoch * (config.epochs or 0)
     steps = steps if config.max_steps is None else min(steps, config.max_steps)
     plain = min(in_epoch * config.labels.plain_epochs, steps)

@@ -23,7 +23,7 @@ def figures(stage: Stage) -> dict[str, Any]:
     """
     labels, of_labels = stage.method.labels, dict[str, Any]()
     if labels is not None:
-        of_labels = label_figures(labels, stage.data.y_true, stage.data.train_size)
+        of_labels = label_figures(labels, stage.data.y_true, stage.data.train_size, stage.ranks)
     found: dict[str, Any] = tested(stage, stage.model)
     if stage.data.val is not None:
         found["val_accuracy"] = _evaluated(stage, stage.model, *stage.data.val)["test_accuracy"]
@@ -37,17 +37,19 @@ def tested(stage: Stage, model: nn.Module) -> dict[str, float | None]:
 
 
 def _evaluated(stage: Stage, model: nn.Module, source: Source, targets: Tensor) -> dict[str, float | None]:
-    return evaluate(model, source, targets, batch_size=_batch_size(stage), autocast=stage.autocast)
+    return evaluate(model, source, targets, **_how(stage))
 
 
-def _batch_size(stage: Stage) -> int:
-    return max(512, stage.config.data.batch_size or 0)
+def _how(stage: Stage) -> dict[str, Any]:
+    size = max(512, stage.config.data.batch_size or 0)
+    return {"batch_size": size, "autocast": stage.autocast, "ranks": stage.ranks}
 
 
 def _of_clean_rows(stage: Stage) -> dict[str, Any]:
     data = stage.data
     rows = range(data.clean_start, data.clean_start + data.meta_size)
-    how: dict[str, Any] = {"batch_size": _batch_size(stage), "autocast": stage.autocast}
     with looked_at(stage.model, stage.device):  # a run with a trajectory is bitwise the one without
-        whole, by_class = class_accuracy(stage.model, data.source, data.targets, rows, data.num_classes, **how)
+        whole, by_class = class_accuracy(
+            *(stage.model, data.source, data.targets, rows, data.num_classes), **_how(stage)
+        )
     return {"meta_accuracy": whole, "meta_accuracy_by_class": by_class}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmeta._numbers import as_real
 from fastmeta._text import shown
 from fastmeta.data import InputError, Source
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.evaluation import evaluation
 from fastmeta.meta import StepResult
@@ -21,6 +22,7 @@ ECE_BINS = 15
 _OF_LABEL_STEPS = ("label_steps", "meta_loss", "label_grad_norm")
 _SUMS = ("rows", "fits", "steps", "train_loss", "entropy", *_OF_LABEL_STEPS, "index_skips", "nonfinite")
 _STATE = (*_SUMS, "streak", "longest_streak")
+_OF_ROWS = ("rows", "fits", "entropy", "index_skips")
 
 
 class StepTotals:
@@ -30,7 +32,8 @@ class StepTotals:
     (a meta loss of NaN in a finite step) are no `label_steps`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self.values = torch.zeros(len(_STATE), dtype=torch.float64, device=device)
 
     def add(self, outcome: Outcome | StepResult, targets: Tensor) -> None:
@@ -70,8 +73,14 @@ class StepTotals:
         return torch.cat([values[: len(_SUMS)] + steps, torch.stack([streak, longest])])
 
     def read(self) -> dict[str, float]:
-        """The sums on the host: waits for the device."""
-        return dict(zip(_STATE, self.values.tolist(), strict=True))
+        """The sums on the host: waits for the device.
+
+        Of several ranks, those of rows over all of them, and those of steps, which all take together, their mean.
+        """
+        sums = dict(zip(_STATE, self._ranks.sum(self.values).tolist(), strict=True))
+        if self._ranks.size == 1:
+            return sums
+        return {name: value if name in _OF_ROWS else value / self._ranks.size for name, value in sums.items()}
 
     def reset(self) -> None:
         """Start a new interval; a streak of steps that were not finite goes on."""
@@ -122,14 +131,14 @@ def own_figures(method: str, figures: Mapping[str, Any]) -> dict[str, float | No
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, source: Source, targets: Tensor, *, batch_size: int, autocast: Any
+    model: nn.Module, source: Source, targets: Tensor, *, batch_size: int, autocast: Any, ranks: Ranks = ALONE
 ) -> dict[str, float | None]:
     """Accuracy, mean negative log-likelihood and expected calibration error in evaluation mode.
 
     ece = sum over 15 equal bins b of the confidence max_k q_k of |B_b| / N * |accuracy(B_b) - mean confidence(B_b)|.
 
     A row without a softmax (a NaN or +inf among its logits) counts as wrong; where there is one, nll and ece are None,
-    and so is an nll that is infinite.
+    and so is an nll that is infinite. Each of `ranks` measures its share of the rows.
     """
     device = targets.device
     nll = torch.zeros((), dtype=torch.float64, device=device)
@@ -137,7 +146,7 @@ def evaluate(
     bins = torch.zeros(2, ECE_BINS, dtype=torch.float64, device=device)
     without = torch.zeros((), dtype=torch.int64, device=device)  # rows without a softmax
     with evaluation(model):
-        for logits, y in _answers(model, source, targets, range(len(source)), batch_size, autocast):
+        for logits, y in _answers(model, source, targets, range(*ranks.share(len(source))), batch_size, autocast):
             log_q = logits.double().log_softmax(1)
             confidence, predicted = log_q.exp().max(1)
             sound = confidence.isfinite()
@@ -146,13 +155,13 @@ def evaluate(
             member = (confidence.nan_to_num(0.0) * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
             in_bin = (member == torch.arange(ECE_BINS, device=device)[:, None]).double()  # (bins, n)
             bins += torch.stack([in_bin @ (sound & (predicted == y)).double(), in_bin @ confidence.nan_to_num(0.0)])
-    right, confident = bins.cpu()
+    right, confident = ranks.sum(bins).cpu()
     total = len(source)
-    mean = float(nll) / total
+    mean = float(ranks.sum(nll)) / total
     return {
         "test_accuracy": float(right.sum()) / total,
         "nll": mean if math.isfinite(mean) else None,
-        "ece": None if int(without) else float((right - confident).abs().sum()) / total,
+        "ece": None if int(ranks.sum(without)) else float((right - confident).abs().sum()) / total,
     }
 
 
@@ -166,18 +175,20 @@ def class_accuracy(
     *,
     batch_size: int,
     autocast: Any,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, list[float | None]]:
     """Accuracy in evaluation mode on the samples `rows` of `source`, whose classes are `targets[rows]`: of all of them,
     and of each class, None where it has no row. A row without a softmax counts as wrong, as in :func:`evaluate`.
     """
     # per class: right ones, all
     counts = torch.zeros(2, num_classes, dtype=torch.float64, device=targets.device)
+    first, last = ranks.share(len(rows))
     with evaluation(model):
-        for logits, y in _answers(model, source, targets, rows, batch_size, autocast):
+        for logits, y in _answers(model, source, targets, rows[first:last], batch_size, autocast):
             confidence, predicted = logits.double().softmax(1).max(1)
             right = confidence.isfinite() & (predicted == y)
             counts.index_add_(1, y, torch.stack([right, torch.ones_like(right)]).double())
-    right, count = counts.tolist()
+    right, count = ranks.sum(counts).tolist()
     return sum(right) / len(rows), [r / n if n else None for r, n in zip(right, count, strict=True)]
 
 
@@ -185,6 +196,8 @@ def _answers(
     model: nn.Module, source: Source, targets: Tensor, rows: range, batch_size: int, autocast: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (n, C) of a batch of `rows` after another, and its classes (n,)."""
+    if not rows:  # of a rank that has none
+        return
     device = targets.device
     of_source = torch.arange(rows.start, rows.stop, device="cpu" if source.rows_on_host else device)
     batches = of_source.split(batch_size)

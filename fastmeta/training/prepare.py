@@ -28,9 +28,10 @@ from fastmeta.data import (
 from fastmeta.data.noise import lasting as lasting_noise
 from fastmeta.data.sources import lasting as lasting_name
 from fastmeta.data.sources import lasting_path, lasting_root, with_superclasses
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.functional.network import Network
 from fastmeta.meta.approximation import Approximation
-from fastmeta.training import global_generators
+from fastmeta.training import global_generators, on_ranks
 from fastmeta.training.build import build_model, inner_module, kind_of, with_other_weights
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import CUSTOM, DataConfig, TrainConfig
@@ -69,6 +70,11 @@ class Prepared:
     found: tuple[str, ...] = ()  # of the model, for `notes`
     canaries: Canaries | None = None  # once their given labels are known
     search: Search | None = None  # until it has chosen
+    of_ranks: tuple[str, ...] = ()  # lines for `about`
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.data.ranks
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -128,9 +134,9 @@ class Prepared:
 
     @property
     def about(self) -> list[str]:
-        """Lines on canaries and on the search."""
+        """Lines on canaries, on the search and on ranks."""
         of_search = None if self.search is None else f"search: {self.search}"
-        return [line for line in (self.about_canaries, of_search) if line is not None]
+        return [line for line in (self.about_canaries, of_search, *self.of_ranks) if line is not None]
 
     def draw_canaries(self, pilot: Stage) -> None:
         """Wrong labels for some of them, from the noise that the pilot has found."""
@@ -205,22 +211,62 @@ def split_data(config: TrainConfig, dataset: Dataset) -> Splits:
     )
 
 
-def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None) -> Prepared:
-    """Load, split, resolve, build. Raises InputError and writes nothing."""
+def prepare(
+    config: TrainConfig, *, model: nn.Module | None = None, data: Data | None = None, ranks: Ranks = ALONE
+) -> Prepared:
+    """Load, split, resolve, build. Raises InputError and writes nothing.
+
+    Of several `ranks` each has its own training rows in `data`; `splits` are of all.
+    """
+    asked, config, splits, model, notes, of_ranks = ranks.together(partial(_read, config, model, data, ranks))
+    device = pick_device(config.device, ranks)
+    settings = _settings(config, device)
+    # augmentation numbers the rows of a rank: what it draws must be others on each
+    settings = replace(settings, seed=derived_seed(config.seed, "rank", ranks.rank)) if ranks.rank else settings
+    pool = Pool.of(splits.own(ranks), device, settings, config.data.resident, ranks)
+    build = partial(
+        _build, asked, config, splits, pool, model, notes, (*of_ranks, *on_ranks.told(config, splits, ranks))
+    )
+    prepared = ranks.together(build)
+    with torch.no_grad():  # one that was given may have begun otherwise on each
+        ranks.spread(t for t in prepared.initial.state_dict().values() if is_plain(t))
+    return prepared
+
+
+def _read(
+    config: TrainConfig, model: nn.Module | None, data: Data | None, ranks: Ranks
+) -> tuple[TrainConfig, TrainConfig, Splits, nn.Module, tuple[str, ...], list[str]]:
+    """Config as asked for and resolved, splits, the network as it begins, lines on it and on ranks."""
     if model is not None and not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {kind_of(model)}")
-    device = pick_device(config.device)
+    pick_device(config.device, ranks)
+    on_ranks.check(config, ranks)
+    config, of_ranks = on_ranks.without_canaries(config, ranks)
     config, dataset = load_data(config, data)
     splits = split_data(config, dataset)
     notes: tuple[str, ...] = ()
     if model is not None:
         model, notes = inner_module(model)
         config = replace(config, model=CUSTOM + type(model).__name__)
-    asked, config = config, resolve(without_search(config) if config.labels.searches else config, splits)
+    asked, config = config, resolve(without_search(config) if config.labels.searches else config, splits, ranks)
+    on_ranks.check_baselines(config, splits, ranks)
     if model is None:
         global_generators.seed_all(derived_seed(config.seed, "weights"))
         model = build_model(config, splits.num_classes, splits.train.source.input_shape)
-    pool = Pool.of(splits, device, _settings(config, device), config.data.resident)
+    return asked, config, splits, model, notes, of_ranks
+
+
+def _build(
+    asked: TrainConfig,
+    config: TrainConfig,
+    splits: Splits,
+    pool: Pool,
+    model: nn.Module,
+    notes: tuple[str, ...],
+    of_ranks: tuple[str, ...],
+) -> Prepared:
+    """All is tried that can be wrong with the network."""
+    device = pool.device
     sizes = config.data.batch_size, config.data.meta_batch_size
     x: Any = pool.few(min(2, *(size or 2 for size in sizes)))
     if config.mixup is not None and not (isinstance(x, Tensor) and x.is_floating_point()):
@@ -237,7 +283,8 @@ def prepare(config: TrainConfig, *, model: nn.Module | None = None, data: Data |
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     notes += Trial(model, str(config.model), x, splits.num_classes, autocast, device, splits.train.source.noun)()
     search = plan(asked, splits, pool) if asked.labels.searches else None
-    prepared = Prepared(config, splits, pool, model, device, x, notes, Canaries.known(splits, config.seed), search)
+    known = Canaries.known(splits, config.seed)
+    prepared = Prepared(config, splits, pool, model, device, x, notes, known, search, of_ranks)
     _check_layers(prepared)
     return prepared
 

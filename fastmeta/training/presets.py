@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from fastmeta.data import Features, InputError, Source, Splits
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.posterior import FOLDS, MARGIN
+from fastmeta.training import on_ranks
+from fastmeta.training.batches import steps_per_epoch
 from fastmeta.training.config import DataConfig, LabelConfig, TrainConfig
 from fastmeta.training.sections import SEARCH, own_options
 
@@ -98,10 +101,10 @@ def _preset(config: TrainConfig) -> Preset:
     return DIGITS if config.dataset == "digits" else ARRAYS
 
 
-def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
+def resolve(config: TrainConfig, splits: Splits, ranks: Ranks = ALONE) -> TrainConfig:
     """`config` with every None replaced, but for `out`, `threads` where torch chooses, and label_lr of fixed labels.
 
-    What a search tries stays open.
+    What a search tries stays open. Batches are of all `ranks`, which have equal parts of them.
 
     Raises:
         InputError: settings that do not fit the samples.
@@ -135,11 +138,13 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
         raise InputError(
             f"data.mean and data.std must have a number for each of {channels} channels, got {len(config.data.mean)}"
         )
-    batch_size = min(_or(config.data.batch_size, preset.batch_size), len(splits.train))
+    of, clean = config.data, len(splits.meta)
+    batch_size = on_ranks.batch_size("batch_size", of.batch_size, preset.batch_size, len(splits.train), ranks)
     data = replace(
         config.data,
         batch_size=batch_size,
-        meta_batch_size=min(_or(config.data.meta_batch_size, preset.meta_batch_size), len(splits.meta)) or None,
+        meta_batch_size=on_ranks.batch_size("meta_batch_size", of.meta_batch_size, preset.meta_batch_size, clean, ranks)
+        or None,
         augment=augment,
     )
     sgd = config.optim.name == "sgd"
@@ -159,7 +164,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainConfig:
     if update != "posterior" and labels.target_prob is None:
         labels = replace(labels, target_prob=config.method_class().default_target_prob(preset.target_prob))
     rows = len(splits.train) + (0 if splits.canaries is None else len(splits.canaries))
-    epochs = _epochs(config, preset.epochs, rows // batch_size)
+    epochs = _epochs(config, preset.epochs, steps_per_epoch(rows, batch_size, ranks))
     if labels.update == "posterior":
         labels = _of_posterior(labels, len(splits.meta), len(splits.train), epochs)
     elif labels.update == "none":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from fastmeta.data import InputError
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.training import global_generators
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.device import arithmetic
@@ -18,7 +19,7 @@ _ONE = threading.Lock()
 
 
 @contextmanager
-def whole_process(config: TrainConfig) -> Iterator[None]:
+def whole_process(config: TrainConfig, ranks: Ranks = ALONE) -> Iterator[None]:
     """Inside, threads, random generators, cuDNN and float32 products are the config's; they come back after.
 
     InputError where another training of this process is inside, in any thread: each would draw the other's numbers.
@@ -31,7 +32,7 @@ def whole_process(config: TrainConfig) -> Iterator[None]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(preset_threads(config) or before)
-        with global_generators.kept(), arithmetic(config):
+        with global_generators.kept(), arithmetic(config, ranks):
             yield
     finally:
         torch.set_num_threads(before)

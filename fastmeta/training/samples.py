@@ -21,20 +21,20 @@ class PoolSamples:
     """:class:`fastmeta.methods.Samples` of one epoch.
 
     Args:
-        first, last: the rows of the pool that the method trains on.
+        name: of the run whose rows of the pool they are.
         chunk: rows at a time.
         clean_order: numbers clean rows; its batches follow each other from one epoch to the next.
     """
 
-    def __init__(self, data: Pool, first: int, last: int, *, epoch: int, chunk: int, clean_order: EpochSampler) -> None:
-        self._data, self._first, self._last, self._chunk = data, first, last, chunk
+    def __init__(self, data: Pool, name: str, *, epoch: int, chunk: int, clean_order: EpochSampler) -> None:
+        self._data, self._name, self._chunk = data, name, chunk
         self.epoch, self._clean = epoch, clean_order
 
     def train(self) -> Iterator[tuple[Any, Tensor]]:
         data = self._data
         device = "cpu" if data.source.rows_on_host else data.device
-        batches = torch.arange(self._last - self._first, device=device).split(self._chunk)
-        samples = data.source.read([rows + self._first for rows in batches], data.device)
+        batches = torch.arange(sum(map(len, data.rows(self._name))), device=device).split(self._chunk)
+        samples = data.source.read([data.numbers(self._name, rows) for rows in batches], data.device)
         for rows, x in zip(batches, samples, strict=True):
             yield x, rows.to(data.device)
 

@@ -17,8 +17,9 @@ from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
-from fastmeta.methods import METHODS, Batch, Method
+from fastmeta.methods import METHODS, Method
 from fastmeta.training import global_generators
+from fastmeta.training.batches import Batches, steps_per_epoch
 from fastmeta.training.best import Best
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import BASELINES, TrainConfig
@@ -33,6 +34,7 @@ from fastmeta.training.modes import looked_at
 from fastmeta.training.module_state import Watch
 from fastmeta.training.parts import Parts
 from fastmeta.training.pilot import pilot_epochs
+from fastmeta.training.rank_buffers import average_buffers
 from fastmeta.training.recorder import Recorder
 from fastmeta.training.samples import PoolSamples
 from fastmeta.training.schedule import lr_at, moved_share, stepped_share
@@ -74,10 +76,11 @@ class Stage:
         self.name, self.config, self.data = name, config, data
         self.device = data.device
 
-        self.first, self.last_row = data.rows(name)
-        self.sampler, self.meta_sampler = self._samplers()
+        self.ranks = data.ranks
+        self.batches = Batches(name, config, data)
+        self.sampler, self.meta_sampler = self.batches.sampler, self.batches.meta_sampler
         # the same number of steps for every stage: the schedule is the method's, whatever rows it sees
-        self.steps_per_epoch = data.clean_start // min(config.data.batch_size, data.clean_start)
+        self.steps_per_epoch = steps_per_epoch(data.in_all, config.data.batch_size, data.ranks)
         #: steps that the schedule of the learning rate reaches over
         epochs, most = self.steps_per_epoch * (config.epochs or 0), config.max_steps
         self.horizon = epochs if most is None else min(epochs, most)
@@ -98,6 +101,7 @@ class Stage:
             build=build,
             place=partial(placed, device=self.device),
             fixed_samples=self._fixed_samples,
+            ranks=self.ranks,
         )
         self.totals = self.context.totals
         self.mean: MeanModel | None = None  # of the weights, where the config wants one
@@ -108,30 +112,9 @@ class Stage:
         self.best = Best()
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
         self.health = Health()
-        self._following = False  # whether the source has been told which batches will come
         self.recorder = Recorder.of(self)
-        global_generators.seed_all(derived_seed(config.seed, "random-layers"))
-
-    def _samplers(self) -> tuple[EpochSampler, EpochSampler]:
-        data, batches = self.data, self.config.data
-        device = torch.device("cpu") if data.source.rows_on_host else self.device
-        sizes = (data.rows(self.name)[1] - self.first, batches.batch_size), (data.meta_size, batches.meta_batch_size)
-        train, meta = (
-            EpochSampler(size, count or 1, seed=self.config.seed, stream=stream, device=device)
-            for (size, count), stream in zip(sizes, ("train-order", "meta-order"), strict=True)
-        )
-        return train, meta
-
-    def _follow(self) -> None:
-        """Tell the source which batches will come, from samplers of its own: it may be ahead of the steps."""
-        train, meta = self._samplers()
-
-        def plan(step: int) -> list[Tensor]:
-            rows = [train(step) + self.first]
-            return [*rows, meta(step) + self.data.clean_start] if self.method.uses_meta_batch else rows
-
-        self.data.source.follow(plan, self.step, self.total)
-        self._following = True
+        # each rank draws its own
+        global_generators.seed_all(derived_seed(config.seed, "random-layers", self.ranks.rank))
 
     def _method(self) -> Method:
         if self.name in (PILOT, *BASELINES):
@@ -178,8 +161,7 @@ class Stage:
 
     def close(self) -> None:
         """No more steps are taken: what reads samples ahead ends, and with it its hold on the run's directory."""
-        self.data.source.close()
-        self._following = False
+        self.batches.close()
 
     @property
     def epoch(self) -> int:
@@ -209,21 +191,11 @@ class Stage:
         for optimizer in self.context.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        if not self._following:
-            self._follow()
-        source, index = self.data.source, self.sampler(self.step)
-        # by a fill: a copy from the host would wait
-        step = self.step if source.rows_on_host else torch.full((), self.step, device=self.device)
-        x = source.fetch(index + self.first, step, self.device)
-        meta = None
-        if self.method.uses_meta_batch:
-            rows = self.meta_sampler(self.step) + self.data.clean_start
-            meta = source.fetch(rows, step, self.device), self.data.targets[rows.to(self.device)]
-        index = index.to(self.device)
+        batch = self.batches(self.step, self.total, lambda: self.method.uses_meta_batch)
         with self.autocast():
-            outcome = self.method.step(Batch(x, index, meta))
+            outcome = self.method.step(batch)
         if not outcome.counted:
-            self.totals.add(outcome, self.context.targets[index])
+            self.totals.add(outcome, self.context.targets[batch.index])
         if self.mean is not None:
             self.mean.follow(self.step, outcome.train_loss.isfinite() if outcome.finite is None else outcome.finite)
         if self.recorder is not None:
@@ -240,14 +212,18 @@ class Stage:
                 "(FASTMETA_DEBUG=1 stops at the first)"
             )
         if sums["longest_streak"] >= MOST_NONFINITE:
+            size = self.sampler.batch_size * self.ranks.size
             raise Diverged(
                 f"{self.name}: loss or gradient was not finite for {MOST_NONFINITE} steps in a row "
                 f"(up to step {self.step}): training has diverged; "
-                + rate_to_lower(self.config, self.method.labels, self.sampler.batch_size)
+                + self.ranks.told(rate_to_lower(self.config, self.method.labels, size))
             )
 
     def finite(self) -> bool:
         """Whether weights, momentum and labels are finite: a rate that is too large overflows in a finite step."""
+        return self.ranks.everywhere(self._finite())
+
+    def _finite(self) -> bool:
         state: list[Tensor] = []
         for optimizer in self.context.optimizers.values():
             for p in (p for group in optimizer.param_groups for p in group["params"]):
@@ -269,7 +245,7 @@ class Stage:
         # as if nobody had looked, because when this is asked goes by the clock
         with looked_at(self.model, self.device), torch.no_grad(), self.autocast():
             logits = pick_logits(call_model(self.model, few))
-        return bool(logits.isfinite().all())
+        return self.ranks.everywhere(bool(logits.isfinite().all()))
 
     def start(self) -> dict[str, Any]:
         """Figures before the first step, for the first line of metrics."""
@@ -278,6 +254,7 @@ class Stage:
     def end_epoch(self) -> tuple[dict[str, Any], list[str]]:
         """Figures of the epoch that just ended, for one line of metrics, and new health warnings."""
         self.check()
+        average_buffers([*self.context.models.values(), self.model], self.ranks)
         with self.autocast():
             self.method.end_epoch(self.samples())
         sums = self.totals.read()
@@ -322,8 +299,7 @@ class Stage:
         order = EpochSampler(self.data.meta_size, count, seed=self.config.seed, stream="clean-order", device=device)
         return PoolSamples(
             self.data,
-            self.first,
-            self.last_row,
+            self.name,
             epoch=self.epoch,
             chunk=max(256, 2 * self.sampler.batch_size),  # without a graph they take little memory
             clean_order=order,

@@ -221,7 +221,8 @@ class Looking(Listener):
         self.stages, self.notes = {}, []
 
     def stage(self, stage):
-        self.stages[stage.name] = (stage.first, stage.last_row, stage.context.targets.tolist(), stage.total)
+        (rows,) = stage.data.rows(stage.name)
+        self.stages[stage.name] = (rows.start, rows.stop, stage.context.targets.tolist(), stage.total)
 
     def note(self, text):
         self.notes.append(text)

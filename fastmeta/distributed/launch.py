@@ -1,0 +1,125 @@
+"""The processes that torchrun has started, as ranks of one training: how they meet, and how they part.
+
+torchrun gives each its place in the environment: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT. What lies on a CUDA device goes by NCCL, all else by gloo; flags and objects have a gloo group of their
+own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastmeta.distributed.ranks import ALONE, Ranks
+
+#: seconds that ranks wait for each other, where nobody says otherwise
+TIMEOUT = 600.0
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LaunchError(ValueError):
+    """Processes cannot become ranks of one training; in one line."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes this one is, and which of those of its machine."""
+
+    rank: int
+    size: int
+    local: int
+    local_size: int
+
+    @property
+    def command(self) -> str:
+        """How the processes were started, as far as this one knows."""
+        machines = self.size // self.local_size
+        if machines == 1:
+            return f"torchrun --nproc-per-node {self.size}"
+        return f"torchrun --nnodes {machines} --nproc-per-node {self.local_size} ..."
+
+
+def place(environment: Mapping[str, str] = os.environ) -> Place | None:
+    """By the environment; None for a process by itself, and for the only one of its kind.
+
+    Raises:
+        LaunchError: an environment that says half of it.
+    """
+    if environment.get("WORLD_SIZE", "1") == "1":
+        return None
+    if missing := [name for name in _NAMES if not environment.get(name)]:
+        raise LaunchError(
+            f"WORLD_SIZE is {environment['WORLD_SIZE']} and {missing[0]} is not set: start by torchrun, which sets "
+            "both, or unset WORLD_SIZE to train in one process"
+        )
+    numbers = {name: environment[name] for name in (*_NAMES[:3], "MASTER_PORT")}
+    numbers["LOCAL_WORLD_SIZE"] = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
+    for name, text in numbers.items():
+        if not text.isascii() or not text.isdecimal():
+            raise LaunchError(f"{name} must be a number, got {text!r}: start by torchrun, which sets it")
+    rank, size, local, local_size = (int(numbers[n]) for n in (*_NAMES[:3], "LOCAL_WORLD_SIZE"))
+    if not (rank < size and local < max(local_size, 1) <= size):
+        raise LaunchError(
+            f"RANK must be below WORLD_SIZE and LOCAL_RANK below LOCAL_WORLD_SIZE, got {rank} of {size} and {local} of "
+            f"{local_size}: start by torchrun, which sets them"
+        )
+    return Place(rank, size, local, local_size)
+
+
+_here: Ranks | None = None
+
+
+def here() -> Ranks:
+    """The ranks inside of :func:`joined`; a process by itself outside."""
+    return ALONE if _here is None else _here
+
+
+@contextmanager
+def joined(seconds: float = TIMEOUT) -> Iterator[Ranks]:
+    """Inside, the processes that were started together are ranks, and none waits for another longer than `seconds`.
+
+    A process group that is there already is used, and stays; inside of itself it gives what there is.
+
+    Raises:
+        LaunchError: the environment is wrong, or the other processes did not come in time.
+    """
+    global _here
+    given = dist.is_available() and dist.is_initialized()
+    where = None if given else place()
+    if _here is not None or (where is None and not given):
+        yield here()
+        return
+    wait = timedelta(seconds=seconds)
+    if where is not None:
+        _meet(where, wait)
+    local = int(os.environ.get("LOCAL_RANK", dist.get_rank())) if where is None else where.local
+    side = dist.new_group(backend="gloo", timeout=wait)
+    _here = Ranks(dist.group.WORLD, side, local)
+    try:
+        yield _here
+    finally:
+        _here = None
+        dist.destroy_process_group(side if given else None)
+
+
+def _meet(where: Place, wait: timedelta) -> None:
+    if not dist.is_available():
+        raise LaunchError(f"WORLD_SIZE is {where.size}, and this torch has no torch.distributed; train in one process")
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    how: dict[str, Any] = {"rank": where.rank, "world_size": where.size, "timeout": wait}
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method="env://", **how)
+    except (RuntimeError, OSError) as error:  # DistError too
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise LaunchError(
+            f"rank {where.rank}: the {where.size} processes that WORLD_SIZE tells of have not all met at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {wait.total_seconds():g} s ({reason[0]}); "
+            "one has ended, or was never started"
+        ) from error
