@@ -28,7 +28,7 @@ rate, kind, seed, data_hash and class_names.
 
 #: options of a data set, as fastmeta train has them; the hash of the data goes by them
 _OF_DATA = {
-    "given": ("NAME", "Array of an npz file with the labels to corrupt. (default: y_train)"),
+    "given": ("NAME", "Array of npz:PATH or npy:DIR with the labels to corrupt. (default: y_train)"),
     "label_column": ("NAME", "Column of a table with them."),
     "truth_column": ("NAME", "Column of a table with the right labels."),
     "split_column": ("NAME", "Column of a table that says train, meta or test."),

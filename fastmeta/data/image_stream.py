@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastmeta.data.images import Transform, load_batch
-from fastmeta.data.pictures import Known, Pictures
 from fastmeta.data.read_ahead import ReadAhead
-from fastmeta.data.resident import crop_seed, fingerprint_of_images, transform_of
+from fastmeta.data.resident import crop_seed, transform_of
 from fastmeta.data.source import Settings, Source, as_slice
 from fastmeta.rng import below_range, random_bits
+
+
+class Pixels(Protocol):
+    """Images (N, H, W, channels) uint8 that are read when they are asked for; a function of their numbers alone."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def rows(self, rows: Any) -> np.ndarray:
+        """(n, H, W, channels)"""
+
+    def take(self, rows: np.ndarray) -> Any: ...
+    def join(self, other: Any) -> Any: ...
+    def sums(self, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Of the first `count` images, by channel, and of the squares: (channels,) int64."""
+
+    def fingerprint(self, targets: np.ndarray) -> str: ...
+    def digests(self) -> Iterator[bytes] | None: ...
 
 
 class ImageStream(ReadAhead):
@@ -25,55 +41,49 @@ class ImageStream(ReadAhead):
     options = frozenset({"augment", "padding", "pad_mode", "mean", "std", "workers", "resident"})
     transform: Normalised
 
-    def __init__(self, pictures: Pictures, targets: np.ndarray, class_names: tuple[str, ...] | None = None) -> None:
-        self.pictures, self.targets, self.class_names = pictures, targets, class_names
+    def __init__(self, pixels: Pixels, targets: np.ndarray, class_names: tuple[str, ...] | None = None) -> None:
+        self.pixels, self.targets, self.class_names = pixels, targets, class_names
 
     @property
-    def known(self) -> Known:
-        assert self.pictures.known is not None
-        return self.pictures.known
-
-    @property
-    def x(self) -> Pictures:
-        return self.pictures
+    def x(self) -> Any:
+        return self.pixels
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        height, width, channels = self.pictures.shape[1:]
+        height, width, channels = self.pixels.shape[1:]
         return channels, height, width
 
     def take(self, rows: np.ndarray) -> Source:
-        return ImageStream(self.pictures.take(rows), self.targets[as_slice(rows)], self.class_names)
+        return type(self)(self.pixels.take(rows), self.targets[as_slice(rows)], self.class_names)
 
     def join(self, other: Source) -> Source:
-        if not isinstance(other, ImageStream):
+        if type(other) is not type(self):
             return super().join(other)
-        both = self.pictures.join(other.pictures)
-        return ImageStream(both, np.concatenate([self.targets, other.targets]), self.class_names)
+        targets = np.concatenate([self.targets, other.targets])
+        return type(self)(self.pixels.join(other.pixels), targets, self.class_names)
 
     def fingerprint(self) -> str:
-        return fingerprint_of_images(self.pictures.shape, self.known, self.targets)
+        return self.pixels.fingerprint(self.targets)
 
-    def digests(self) -> Iterator[bytes]:
-        return (row.tobytes() for row in self.known.digests)
+    def digests(self) -> Iterator[bytes] | None:
+        return self.pixels.digests()
 
     def placed(self, settings: Settings, device: torch.device, fit: int | None, like: Source | None = None) -> Source:
-        placed = ImageStream(self.pictures, self.targets, self.class_names)
+        placed = type(self)(self.pixels, self.targets, self.class_names)
         placed.workers = settings.workers
         if isinstance(like, ImageStream):
             placed.transform = like.transform
             return placed
-        transform = transform_of(settings, device, lambda **how: statistics(self.pictures, fit, device, **how))
+        transform = transform_of(settings, device, lambda **how: statistics(self.pixels, fit, device, **how))
         placed.transform = Normalised(transform, crop_seed(settings), settings.dtype, settings.memory_format)
         return placed
 
     def batch_of(self, rows: list[int], step: int | None) -> Tensor:
-        batch = torch.from_numpy(self.pictures.rows(rows))
+        batch = torch.from_numpy(self.pixels.rows(rows))
         how = self.transform
         if step is not None and (how.transform.padding or how.transform.flip):
             batch = cropped(batch, torch.tensor(rows), how.transform, how.seed, step)
-        # where there is a GPU, from pages that it copies by itself
-        return batch.pin_memory() if not self.workers and torch.cuda.is_available() else batch
+        return self.pinned(batch)
 
     def measured(self, batch: Any) -> Any:
         return load_batch(batch, torch.arange(len(batch), device=batch.device), self.transform.transform)
@@ -115,10 +125,8 @@ def cropped(batch: Tensor, rows: Tensor, how: Transform, seed: int, step: int) -
     return made
 
 
-def statistics(pictures: Pictures, fit: int | None, device: torch.device, **how: Any) -> Transform:
+def statistics(pixels: Pixels, fit: int | None, device: torch.device, **how: Any) -> Transform:
     """Mean and deviation of the first `fit` images, as :meth:`Transform.of` has them of an array."""
-    known, (_, height, width, _) = pictures.known, pictures.shape
-    assert known is not None
-    count = len(known.sums[:fit]) * height * width
-    sums, squares = (torch.from_numpy(v[:fit].sum(0)).double() for v in (known.sums, known.squares))
-    return Transform.of_sums(sums, squares, count, device, **how)
+    count, height, width, _ = pixels.shape
+    sums, squares = (torch.from_numpy(v).double() for v in pixels.sums(fit))
+    return Transform.of_sums(sums, squares, min(fit or count, count) * height * width, device, **how)

@@ -8,14 +8,10 @@ against free memory.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import stat
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -25,36 +21,16 @@ import numpy as np
 from fastmeta._memory import free_memory, gibibytes
 from fastmeta._text import printable, reason
 from fastmeta.data.errors import InputError
+from fastmeta.data.npy_header import MAGIC, Declared, open_regular, read_header, short
 
 #: bytes of a zip's list of entries: some 30,000 arrays
 MOST_DIRECTORY = 2**21
-#: characters of an array's header, as numpy.load has it
-MOST_HEADER = 10_000
 #: deflate makes at most 1,032 bytes of one
 MOST_RATIO = 1032
 #: an array of more bytes that shrinks by more than this holds hardly anything: no images do
 SUSPECT_SIZE, SUSPECT_RATIO = 64 * 2**20, 500
 _PIECE = 2**20
-_MAGIC = b"\x93NUMPY"
 _WAY = "write it anew with np.savez"
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What an array's header says of it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran_order: bool
-    header_bytes: int
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class NpzFile:
@@ -96,10 +72,10 @@ class NpzFile:
         def read() -> Declared:
             entry = self._entry(name)
             with self._zip.open(entry) as content:
-                header = _header(content)
+                header = read_header(content)
             if header.header_bytes + header.nbytes != entry.file_size:
                 raise ValueError(
-                    f"its header declares {_short(header.nbytes)} bytes of data, its entry has "
+                    f"its header declares {short(header.nbytes)} bytes of data, its entry has "
                     f"{entry.file_size - header.header_bytes:,}"
                 )
             return header
@@ -112,7 +88,7 @@ class NpzFile:
         if free is not None and needed > free:
             raise InputError(
                 f"{self.path} holds {gibibytes(needed)} of arrays, and {gibibytes(free)} of memory are free; "
-                "take a part of the rows"
+                f"unpack it (python -m zipfile -e {self.path} DIR) and name npy:DIR, which is read as it is needed"
             )
         return {name: self._tried(name, lambda: self._read(name, declared[name])) for name in declared}  # noqa: B023
 
@@ -168,34 +144,13 @@ def _array(name: str) -> str:
     return f": array {name!r}" if name else ""
 
 
-def _short(number: int) -> str:
-    return f"{number:,}" if number < 10**30 else "10^30 or more"
-
-
 def _open(path: Path) -> IO[bytes]:
-    """InputError for what is no regular file: a FIFO would never open, a device never end."""
-    try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; npz:PATH wants a file {_WRITTEN}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror}); npz:PATH wants a file {_WRITTEN}") from error
-    except ValueError as error:  # a name that no file can have
-        raise InputError(f"{path} cannot be opened ({error}); npz:PATH wants a file {_WRITTEN}") from error
-    mode = os.fstat(file).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(file)
-        what = "is a folder" if stat.S_ISDIR(mode) else "is a pipe, a socket or a device"
-        raise InputError(f"{path} {what}; npz:PATH wants a file {_WRITTEN}")
-    opened = os.fdopen(file, "rb")
-    if opened.read(len(_MAGIC)) == _MAGIC:
+    opened = open_regular(path, "npz:PATH wants a file written by np.savez", "; a folder of .npy files is npy:DIR")
+    if opened.read(len(MAGIC)) == MAGIC:
         opened.close()
         raise InputError(f"{path} holds a single array; write a file of several with np.savez")
     opened.seek(0)
     return opened
-
-
-_WRITTEN = "written by np.savez"
 
 
 class _Pieces:
@@ -210,33 +165,3 @@ class _Pieces:
         if len(content) > MOST_DIRECTORY:
             raise ValueError(f"its list of entries has more than {MOST_DIRECTORY:,} bytes")
         return content
-
-
-def _header(content: IO[bytes]) -> Declared:
-    start = content.read(len(_MAGIC) + 2)
-    if start[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("it is no array")
-    version = tuple(start[len(_MAGIC) :])
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"its header is of version {'.'.join(map(str, version))}, known are 1.0, 2.0 and 3.0")
-    width = 2 if version == (1, 0) else 4
-    length = int.from_bytes(content.read(width), "little")
-    if length > MOST_HEADER:
-        raise ValueError(f"its header has {length:,} characters, more than {MOST_HEADER:,}")
-    text = content.read(length)
-    if len(text) < length:
-        raise ValueError("its header ends early")
-    if version == (3, 0):  # for which numpy has no public reader; it differs from 2.0 by its encoding
-        text = text.decode().encode("latin-1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on headers of Python 2, on escapes that a literal should not have
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(
-            io.BytesIO(len(text).to_bytes(4, "little") + text), max_header_size=MOST_HEADER
-        )
-    if any(size < 0 for size in shape):
-        raise ValueError("its header declares a negative size")
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which would have to be unpickled; convert it to numbers or texts")
-    if dtype.names is not None or dtype.subdtype is not None:
-        raise ValueError("it has fields; take one of them as the array")
-    return Declared(tuple(map(int, shape)), dtype, fortran_order, len(start) + width + length)

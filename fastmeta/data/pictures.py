@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from fastmeta._memory import free_memory, gibibytes
 from fastmeta._text import printable, reason
 from fastmeta.data.errors import InputError
-from fastmeta.data.source import as_slice
+from fastmeta.data.source import as_slice, digest_of
 
 #: opens one image
 Open = Callable[[], Any]
@@ -41,6 +41,10 @@ class Known:
 
     def take(self, rows: Any) -> Known:
         return Known(self.digests[rows], self.sums[rows], self.squares[rows])
+
+    def fingerprint(self, shape: tuple[int, ...], targets: np.ndarray) -> str:
+        """Of images of this shape, (N, H, W, channels), whether they lie in memory or not."""
+        return digest_of(shape, self.digests, targets)
 
     def join(self, other: Known) -> Known:
         mine, theirs = ((k.digests, k.sums, k.squares) for k in (self, other))
@@ -113,6 +117,22 @@ class Pictures:
         kept = which.tolist()
         images, names = ([of[row] for row in kept] for of in (self.images, self.names))
         return replace(self, images=images, names=names, known=known)
+
+    def seen(self) -> Known:
+        """What was seen of each, once all have been read."""
+        assert self.known is not None
+        return self.known
+
+    def fingerprint(self, targets: np.ndarray) -> str:
+        return self.seen().fingerprint(self.shape, targets)
+
+    def digests(self) -> Iterator[bytes]:
+        return (row.tobytes() for row in self.seen().digests)
+
+    def sums(self, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Of the pixels of the first `count` by channel, and of their squares, int64."""
+        known = self.seen()
+        return known.sums[:count].sum(0), known.squares[:count].sum(0)
 
     def join(self, other: Pictures) -> Pictures:
         known = None if self.known is None or other.known is None else self.known.join(other.known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta._memory import gibibytes
+from fastmeta._memory import free_memory, gibibytes
+from fastmeta.data.errors import InputError
 from fastmeta.data.source import Settings, Source, own
 from fastmeta.data.splits import Part, Splits
 from fastmeta.distributed import ALONE, Ranks
@@ -18,6 +20,8 @@ from fastmeta.distributed import ALONE, Ranks
 PILOT = "pilot"
 #: samples lie on a device where they take at most one part in so many of what is free there
 SHARE = 2
+#: rows of files are read into memory where they take at most one part in so many of what is free there
+HELD = 4
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,17 @@ class Pool:
         behind = meta.source if splits.canaries is None else splits.canaries.source.join(meta.source)
         joined = train.source.join(behind) if len(meta) else train.source
         parts = [joined, *(part.source for part in (test, splits.val) if part is not None)]
-        fits, note = _fits(sum(s.bytes_to_place for s in parts), device) if resident == "auto" else (True, None)
+        held, note = _held(parts, resident)
+        fits = True
+        if held and resident == "auto":
+            fits, note = _fits(sum(s.bytes_to_place for s in parts), device)
 
         def total(sums: Tensor) -> Tensor:
             return ranks.sum(sums.to(device)).to(sums.device)  # on the device, as NCCL wants it
 
-        settings = replace(settings, resident=fits and resident != "no", total=own if ranks.size == 1 else total)
+        settings = replace(
+            settings, held=held, resident=fits and resident != "no", total=own if ranks.size == 1 else total
+        )
         source = joined.placed(settings, device, len(train))
 
         def measured(part: Part | None) -> tuple[Source, Tensor] | None:
@@ -153,6 +162,28 @@ class Pool:
         """Size on the device."""
         sources = [self.source, *(part[0] for part in (self.test, self.val) if part is not None)]
         return sum(s.nbytes for s in sources) + self.targets.numel() * self.targets.element_size()
+
+
+def _held(parts: list[Source], resident: str) -> tuple[bool, str | None]:
+    """Whether rows of files are read into memory, and a line where they are not; `resident` as :meth:`Pool.of` has it.
+
+    InputError where they must be, and take more than is free.
+    """
+    needed, free = sum(s.bytes_to_hold for s in parts), free_memory()
+    if not needed or resident == "no":
+        return resident != "no", None
+    what = f"the samples take {gibibytes(needed)}"
+    if resident == "yes" and free is not None and needed > free:
+        raise InputError(
+            f"{what}, and {gibibytes(free)} of memory are free; have them read as they are needed (--data.resident no)"
+        )
+    # others on this machine, which train together, read theirs in the same moment
+    if resident == "yes" or free is None or HELD * needed * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= free:
+        return True, None
+    return False, (
+        f"{what}, more than a quarter of the {gibibytes(free)} of memory that are free: they are read as they are "
+        "needed; --data.workers N has N processes read ahead"
+    )
 
 
 def _fits(needed: int, device: torch.device) -> tuple[bool, str | None]:

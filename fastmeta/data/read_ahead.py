@@ -28,6 +28,10 @@ class ReadAhead(Source):
     def batch_of(self, rows: list[int], step: int | None) -> Any:
         """What :meth:`fetch` gives of these rows, on the host: a function of rows and `step` alone."""
 
+    def pinned(self, batch: Tensor) -> Tensor:
+        """In pages that a GPU copies by itself, where there is one; a DataLoader pins what its workers make."""
+        return batch.pin_memory() if not self.workers and torch.cuda.is_available() else batch
+
     def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
         wanted = rows.tolist()
         step = None if step is None else int(step)

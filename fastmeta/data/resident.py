@@ -106,7 +106,7 @@ class Images(_Arrays):
     def fingerprint(self) -> str:
         if self.known is None:
             return super().fingerprint()
-        return fingerprint_of_images(self._x.shape, self.known, self.targets)
+        return self.known.fingerprint(self._x.shape, self.targets)
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -146,11 +146,6 @@ def transform_of(settings: Settings, device: torch.device, measured: Callable[..
 
 def crop_seed(settings: Settings) -> int:
     return derived_seed(settings.seed, "crops")
-
-
-def fingerprint_of_images(shape: tuple[int, ...], known: Known, targets: np.ndarray) -> str:
-    """Of images that were read from files, whether they lie in memory or not."""
-    return digest_of(shape, known.digests, targets)
 
 
 class Features(_Arrays):

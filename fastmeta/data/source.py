@@ -34,6 +34,7 @@ class Settings:
     standardise: bool = True
     workers: int = 0
     total: Callable[[Tensor], Tensor] = own  # sums over the training rows of this process -> over those of all ranks
+    held: bool = True  # whether rows of files are read into memory; otherwise they are read as they are needed
     resident: bool = True  # whether arrays lie on the device; otherwise batches of them are sent
     dtype: torch.dtype = torch.float32  # of images in training
     memory_format: torch.memory_format = torch.contiguous_format
@@ -131,6 +132,11 @@ class Source(ABC):
     @property
     def bytes_to_place(self) -> int:
         """What :meth:`placed` would hold on the device."""
+        return self.bytes_to_hold
+
+    @property
+    def bytes_to_hold(self) -> int:
+        """What :meth:`placed` would read from files into memory, of a source that may leave it there."""
         return 0
 
 
@@ -204,6 +210,10 @@ class _Joined(Source):
     @property
     def bytes_to_place(self) -> int:
         return sum(s.bytes_to_place for s in self._sources)
+
+    @property
+    def bytes_to_hold(self) -> int:
+        return sum(s.bytes_to_hold for s in self._sources)
 
     def fingerprint(self) -> str:
         return digest_of(*(s.fingerprint() for s in self._sources))

@@ -50,16 +50,20 @@ def moments(parts: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
     return count, mean, spread
 
 
-def of_features(parts: Iterable[np.ndarray], total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean, and one over the deviation, of each number, float32 of the shape of a row; 1 for what is constant.
+def center_and_deviation(parts: Iterable[np.ndarray], total: Callable[[Tensor], Tensor] = own) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each number, float64 of the shape of a row; 1 for the deviation of what is constant.
 
-    On the host and in float64, so that the figures depend on no device. `total` adds the sums of other ranks.
+    On the host, so that the figures depend on no device. `total` adds the sums of other ranks.
     """
     count, mean, spread = (torch.as_tensor(v, dtype=torch.float64) for v in moments(parts))
     every = total(count)
     center = mean if total is own else total(count * mean) / every  # of one process nothing is rounded twice
     variance = total(spread + count * (mean - center).square()) / every
-    deviation = variance.sqrt()
-    size = (variance + center.square()).sqrt()
-    scale = torch.where(deviation > ROUNDING * size, deviation, 1.0).reciprocal()
-    return center.float(), scale.float()
+    deviation, size = variance.sqrt(), (variance + center.square()).sqrt()
+    return center, torch.where(deviation > ROUNDING * size, deviation, 1.0)
+
+
+def of_features(parts: Iterable[np.ndarray], total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean, and one over the deviation, in float32."""
+    center, deviation = center_and_deviation(parts, total)
+    return center.float(), deviation.reciprocal().float()

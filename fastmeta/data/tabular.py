@@ -16,6 +16,8 @@ from fastmeta.data.errors import InputError
 
 #: what the label's column is called where nobody says so
 LABEL_COLUMNS = ("label", "target", "class", "y")
+#: the way out for a table that does not fit into memory
+IN_PIECES = "take fewer rows, or write it as arrays in pieces, npy:DIR (docs/scale.md, Data beyond memory, shows how)"
 _PARTS = {"train": "train", "meta": "meta", "clean": "meta", "test": "test"}
 #: a column of row numbers, as pandas writes it
 _INDEX = ("", "Unnamed: 0", "__index_level_0__")

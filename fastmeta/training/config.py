@@ -44,8 +44,9 @@ class TrainConfig:
 
     dataset: str = "digits"
     """digits; npz:PATH, a file with x_train (uint8 images, NHWC, or float features of any shape) and y_train, optional
-    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; csv:PATH or parquet:PATH, a table of
-    numbers with a column of labels; folder:PATH, image files in a folder per class, below train/, test/ and meta/;
+    are x_meta and y_meta, or meta_index; x_test and y_test; y_true; class_names; npy:DIR, a folder of the same arrays,
+    one in a file, read as they are needed where they do not fit into memory; csv:PATH or parquet:PATH, a table with a
+    column of labels; folder:PATH, image files in a folder per class, below train/, test/ and meta/;
     torchvision:NAME, such as FashionMNIST, from files in data.root; cifar10, cifar100; or package.module:factory."""
     noise: str | None = None
     """Label noise to add: none; uniform:RATE, any class; uniform_exact:RATE, exactly so many, another class;

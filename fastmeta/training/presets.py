@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from fastmeta.data import Features, InputError, Source, Splits
+from fastmeta.data import InputError, Source, Splits
 from fastmeta.distributed import ALONE, Ranks
 from fastmeta.posterior import FOLDS, MARGIN
 from fastmeta.training import on_ranks
@@ -320,7 +320,7 @@ def default_model(source: Source, of_images: str) -> str:
     if source.input_shape is None:
         raise InputError("samples that are no tensors need a model of your own: model= or package.module:factory")
     side, _ = _image(source.input_shape)
-    if isinstance(source, Features) or not side:
+    if "standardise" in source.options or not side:  # features
         return "mlp"
     return of_images if side >= 16 else "small_conv"
 

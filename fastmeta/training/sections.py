@@ -299,9 +299,9 @@ class DataConfig:
     std: tuple[float, ...] = ()
     """Of each channel, by which the rest is divided, as a share of 255; by default that of the training images."""
     given: str = "y_train"
-    """Array of an npz file with the labels to train on."""
+    """Array of npz:PATH or npy:DIR with the labels to train on."""
     truth: str = "y_true"
-    """Array of an npz file with the right labels, for measuring alone."""
+    """Array of npz:PATH or npy:DIR with the right labels, for measuring alone."""
     label_column: str | None = None
     """Column of a table with the labels to train on; by default label, target, class or y."""
     truth_column: str | None = None
@@ -321,8 +321,9 @@ class DataConfig:
     standardise: bool = True
     """Features alone: each number less its mean, over its deviation, of the training rows."""
     resident: Literal["auto", "yes", "no"] = "auto"
-    """Whether samples lie in memory, and on the device. auto: image files that would take more than a quarter of the
-    free memory are read as they are needed, and what would take more than half of the device's stays on the host."""
+    """Whether samples lie in memory, and on the device. auto: image files, and arrays of npy:DIR, that would take more
+    than a quarter of the free memory are read as they are needed, and what would take more than half of the device's
+    stays on the host."""
     workers: int = 0
     """Processes that read samples ahead, of a data set that is not held in memory."""
 

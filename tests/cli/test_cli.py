@@ -64,10 +64,13 @@ def npz(tmp_path_factory):
         ("--dataset npz:missing.npz", "missing.npz does not exist"),
         (
             "--dataset my.npz",
-            "dataset must be digits, npz:PATH, csv:PATH, parquet:PATH, folder:PATH, torchvision:NAME, cifar10, "
-            "cifar100 or package.module:factory, got 'my.npz'; did you mean npz:my.npz?",
+            "dataset must be digits, npz:PATH, npy:DIR, csv:PATH, parquet:PATH, folder:PATH, torchvision:NAME, "
+            "cifar10, cifar100 or package.module:factory, got 'my.npz'; did you mean npz:my.npz?",
         ),
-        ("--dataset npz:", "dataset must be digits, npz:PATH, csv:PATH, parquet:PATH, folder:PATH, torchvision:NAME"),
+        (
+            "--dataset npz:",
+            "dataset must be digits, npz:PATH, npy:DIR, csv:PATH, parquet:PATH, folder:PATH, torchvision:NAME",
+        ),
         ("--config missing.toml", "cannot read the config file missing.toml"),
         ("--resume missing", "missing is no run directory"),
         ("--resume missing --epochs 3", "give no other flag with it"),

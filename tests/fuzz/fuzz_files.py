@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of one kind of file with atheris (`pip install fastmeta[fuzz]`):
 
-    python tests/fuzz/fuzz_files.py npz|npy|toml|summary [-max_total_time=300] [other flags of libFuzzer]
+    python tests/fuzz/fuzz_files.py npz|npy|npy_folder|toml|summary [-max_total_time=300] [other flags of libFuzzer]
 
 It starts from the corpus of attacks and stops at the first bytes that raise anything but an InputError in one line;
 add those to `corpus.py`. What it finds interesting on its way is kept in build/fuzz/NAME.

@@ -13,7 +13,7 @@ from tests.support.fuzz import corpus
 from tests.support.fuzz.targets import Targets, judge
 
 #: random changes; the slow test makes more
-COUNTS = {"npz": 200, "npy": 300, "toml": 300, "summary": 30}
+COUNTS = {"npz": 200, "npy": 300, "npy_folder": 100, "toml": 300, "summary": 30}
 SECONDS, BYTES = 2.0, 256 * 2**20
 
 

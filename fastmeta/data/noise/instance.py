@@ -12,7 +12,9 @@ from fastmeta.data.arrays import as_array
 from fastmeta.data.errors import InputError
 from fastmeta.data.image_stream import statistics
 from fastmeta.data.images import Transform
+from fastmeta.data.npy_rows import NpyRows
 from fastmeta.data.pictures import Pictures
+from fastmeta.data.statistics import center_and_deviation, pieces
 
 #: of the flip rates about their mean
 DEVIATION = 0.1
@@ -68,15 +70,13 @@ def _rows_of(x: Any) -> Any:
         transform = Transform.of(torch.from_numpy(np.ascontiguousarray(images)))
         center, scale = transform.center.double().numpy(), transform.scale.double().numpy()
         return lambda rows: ((images[rows] - center) * scale).reshape(len(rows), -1)
-    if isinstance(x, Pictures):
+    if isinstance(x, Pictures) or (isinstance(x, NpyRows) and x.dtype == np.uint8):
         transform = statistics(x, len(x), torch.device("cpu"))
         center, scale = transform.center.double().numpy(), transform.scale.double().numpy()
         return lambda rows: ((x.rows(rows) - center) * scale).reshape(len(rows), -1)
-    if isinstance(x, np.ndarray) and x.dtype.kind == "f":
-        table = x.reshape(len(x), -1)
-        mean, deviation = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
-        deviation[deviation <= 1e-12 * np.abs(table).max(0)] = 1.0
-        return lambda rows: (table[rows] - mean) / deviation
+    if isinstance(x, NpyRows) or (isinstance(x, np.ndarray) and x.dtype.kind == "f"):
+        mean, deviation = (v.numpy().reshape(-1) for v in center_and_deviation(pieces(x)))
+        return lambda rows: (x[rows].reshape(len(rows), -1) - mean) / deviation
 
     def read(rows: np.ndarray) -> np.ndarray:
         """Of samples that come one by one, as a network takes them."""

@@ -14,7 +14,7 @@ from fastmeta._text import reason, shown
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.sources.scheme import Choice, given_path
-from fastmeta.data.tabular import dataset_of_table
+from fastmeta.data.tabular import IN_PIECES, dataset_of_table
 
 FORM = "csv:PATH"
 HELP = "a table whose columns of numbers are features; --data.label-column names the labels, words or whole numbers"
@@ -45,7 +45,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}; csv:PATH wants a table")
         size, free = path.stat().st_size, free_memory()
         if free is not None and _SWELLS * size > free:
-            raise InputError(f"{path} has {gibibytes(size)}, and {gibibytes(free)} of memory are free; take fewer rows")
+            raise InputError(f"{path} has {gibibytes(size)}, and {gibibytes(free)} of memory are free; {IN_PIECES}")
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a table in UTF-8 ({reason(error)})") from error

@@ -14,7 +14,7 @@ from fastmeta._text import reason, shown
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.sources.scheme import Choice, given_path
-from fastmeta.data.tabular import dataset_of_table
+from fastmeta.data.tabular import IN_PIECES, dataset_of_table
 
 FORM = "parquet:PATH"
 HELP = "the same of a file of Parquet, with pyarrow: pip install 'fastmeta[parquet]'"
@@ -58,7 +58,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         if free is not None and needed > free:
             raise InputError(
                 f"{path} holds {about.num_rows:,} rows of {len(names):,} columns, which take {gibibytes(needed)}, and "
-                f"{gibibytes(free)} of memory are free; take fewer rows"
+                f"{gibibytes(free)} of memory are free; {IN_PIECES}"
             )
         table = parquet.read_table(str(path))
         return {str(name): _array(table.column(name)) for name in table.column_names}

@@ -13,7 +13,7 @@ from fastmeta._trust import load_object
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.errors import InputError
 from fastmeta.data.given import as_dataset
-from fastmeta.data.sources import csv_table, digits, image_folder, npz, of_torchvision, parquet
+from fastmeta.data.sources import csv_table, digits, image_folder, npy, npz, of_torchvision, parquet
 from fastmeta.data.sources.scheme import Choice
 from fastmeta.data.superclasses import read_superclasses
 
@@ -22,6 +22,7 @@ from fastmeta.data.superclasses import read_superclasses
 SCHEMES: dict[str, ModuleType] = {
     "digits": digits,
     "npz": npz,
+    "npy": npy,
     "csv": csv_table,
     "parquet": parquet,
     "folder": image_folder,

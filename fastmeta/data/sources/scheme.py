@@ -36,7 +36,7 @@ class Choice:
     def refuse_arrays(self, why: str) -> None:
         """InputError where arrays of a file are named."""
         if (self.given, self.truth) != ("y_train", "y_true"):
-            raise InputError(f"data.given and data.truth choose arrays of an npz file; {why}")
+            raise InputError(f"data.given and data.truth choose arrays of npz:PATH and npy:DIR; {why}")
 
     def refuse_others(self, spec: str, followed: frozenset[str]) -> None:
         """InputError where an option is given that the data set does not follow, but for the arrays of a file."""

@@ -74,6 +74,9 @@ def npy_files() -> Iterator[bytes]:
     yield from (b"", b"\x93NUMPY", b"\x93NUMPY\x09\x09", b"\x80\x04\x95")
 
 
+npy_folder_files = npy_files
+
+
 def npz_files() -> Iterator[bytes]:
     good = {f"{name}.npy": npy(array) for name, array in good_arrays().items()}
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
