@@ -65,8 +65,7 @@ class Ranks:
         if self.size == 1 or not tensors:
             return tensors
         out: list[Tensor] = list(tensors)
-        for dtype in {t.dtype for t in tensors}:
-            where = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+        for where in _by_dtype(tensors):
             members = [tensors[i] for i in where]
             flat = _flatten_dense_tensors(members)
             dist.all_reduce(flat, group=self.group)
@@ -95,6 +94,19 @@ class Ranks:
         votes = flag.to(torch.int32)
         dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self.group)
         return votes.bool()
+
+    def of_first(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The first rank's, in one broadcast per dtype."""
+        if self.size == 1 or not tensors:
+            return tensors
+        out: list[Tensor] = list(tensors)
+        for where in _by_dtype(tensors):
+            members = [tensors[i] for i in where]
+            flat = _flatten_dense_tensors(members)
+            dist.broadcast(flat, group=self.group, group_src=0)
+            for i, t in zip(where, _unflatten_dense_tensors(flat, members), strict=True):
+                out[i] = t
+        return out
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Every rank's rows, in the order of the ranks; equal sizes."""
@@ -214,6 +226,12 @@ def _sent(error: Exception) -> Exception:
     except Exception:  # what a class of the user's makes of it
         pass
     return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _by_dtype(tensors: list[Tensor]) -> list[list[int]]:
+    """Places of equal dtype, in one order on all ranks."""
+    dtypes = dict.fromkeys(t.dtype for t in tensors)
+    return [[i for i, t in enumerate(tensors) if t.dtype == dtype] for dtype in dtypes]
 
 
 #: of a process by itself

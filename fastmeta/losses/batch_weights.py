@@ -122,7 +122,7 @@ class BatchWeightsHead(TracedHead):
         ranks, own = move.ranks, 1.0 if self.weight is None else self.weight
         alignment = self.alignment(logits, u)
         squares = (alignment * own * scale * len(alignment)).square().sum()
-        norm = (squares if ranks.size == 1 else ranks.sum(squares) / ranks.size**2).sqrt()
+        norm = (squares if ranks.size == 1 else ranks.sum(squares)).sqrt()
         pull = (alignment * own).clamp(min=0)
         total = pull.sum() if ranks.size == 1 else ranks.sum(pull.sum())
         # rows times weights: the mean over the rows of all ranks is then the weighted sum

@@ -47,6 +47,7 @@ class ClassLabels(Labels):
     """
 
     family = "class"
+    by_row = False
     parameter = "alpha"
     default_eta = 0.03
     default_step = 0.02
@@ -111,9 +112,9 @@ class ClassLabels(Labels):
     def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
         self.move_(ranks.sum(grad), label_lr)
 
-    def reach(self, n: int) -> float:
+    def reach(self, n: int, rows: int | None = None) -> float:
         """All steps of a pass over the training set together move every value by 1."""
-        return math.sqrt(self.num_classes) * n / max(1, len(self))
+        return math.sqrt(self.num_classes) * n / max(1, len(self) if rows is None else rows)
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
         return ranks.sum(grad).norm()

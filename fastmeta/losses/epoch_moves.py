@@ -76,8 +76,10 @@ class TableMove(EpochMove):
         return ops.row_dot(self.labels.batch_loss(logits, index).v, -change)
 
     def finish(self, rows: int) -> Tensor:
-        total = self.move.ranks.sum(self.sum)
-        finite = all_finite([total])
+        move, total = self.move, self.sum
+        if not move.own_rows:
+            total = move.ranks.sum(total)
+        finite = move.ranks.all(all_finite([total]))
         if bool(finite):
             for part in torch.arange(len(total), device=total.device).split(_ROWS):
                 self.labels.add_(part, self.eta * total[part])
@@ -91,10 +93,10 @@ class PassingMove(EpochMove):
     def __init__(self, move: Move, labels: InstanceLabels) -> None:
         super().__init__(move)
         self.labels = labels
-        if move.ranks.size > 1:
+        if move.ranks.size > 1 and not move.own_rows:
             raise ValueError(
-                f"rows of a {type(labels.table).__name__} move as they come, which ranks cannot do together; take a "
-                "dense table, or no process_group"
+                f"rows of a {type(labels.table).__name__} move as they come, which ranks cannot do together; give each "
+                "rank rows of its own and own_rows=True, or take a dense table, or no process_group"
             )
 
     def add(self, index: Tensor, x: Any, logits: Tensor, change: Tensor, sound: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Collective(Protocol):
     size: int
 
     def sum(self, tensor: Tensor) -> Tensor: ...
+    def all(self, flag: Tensor) -> Tensor: ...
     def mean(self, tensors: list[Tensor]) -> list[Tensor]: ...
     def gather(self, tensor: Tensor) -> Tensor: ...
 
@@ -42,6 +43,7 @@ class Move:
     floor: Rate | None = None  # of a normalised step, the least norm that its length is divided by
     unique: bool = False  # a promise that no batch holds a row twice
     optimizer: torch.optim.Optimizer | None = None  # of a loss that does not
+    own_rows: bool = False  # whether each rank's loss has rows of the training set that no other rank has
 
     def rate(self, norm: Tensor) -> Rate:
         """eta, of a loss that moves itself, where its gradient has this norm; 0 where that is NaN."""

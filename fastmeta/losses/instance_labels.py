@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta._memory import check_room
-from fastmeta._numbers import as_real, shown
+from fastmeta._numbers import as_real, as_whole, shown
 from fastmeta.functional.precision import without_autocast
 from fastmeta.losses.epoch_moves import EpochMove, PassingMove, TableMove
 from fastmeta.losses.head import Collective, Head, LabelMove, Move, Tensors
@@ -56,6 +56,8 @@ class InstanceLabels(Labels):
             converted later, ``labels.to(torch.bfloat16)``, is rounded alike.
         seed: of that rounding. `label_step`, the number of label steps taken, is part of the state then, so that a
             resumed run draws the same. None rounds to nearest.
+        first_row: number of the first row among those of all ranks, where this process has a part of the training set:
+            the draws of that rounding are those of the whole table.
         table: where the label logits lie: a subclass of :class:`fastmeta.LabelTable`, or a function from a
             :class:`~fastmeta.losses.Start` to one. None keeps them in a dense tensor, the buffer `label_logits`.
 
@@ -66,6 +68,7 @@ class InstanceLabels(Labels):
 
     family = "instance"
     parameter = "label_logits"
+    row_state = frozenset({"targets", "label_logits"})
     default_eta = 0.3
     default_step = 0.3
     _travel = 30.0
@@ -81,10 +84,15 @@ class InstanceLabels(Labels):
         *,
         dtype: torch.dtype = torch.float32,
         seed: int | None = 0,
+        first_row: int = 0,
         table: Callable[[Start], LabelTable] | None = None,
     ) -> None:
         super().__init__(targets, num_classes)
         check_dtype(dtype, DTYPES)
+        first = as_whole(first_row)
+        if first is None or first < 0:
+            raise ValueError(f"first_row must be a whole number from 0 on, got {shown(first_row)}")
+        self.first_row = first
         p0 = as_real(target_prob)
         if p0 is None or not 0 < p0 < 1:
             raise ValueError(
@@ -130,6 +138,11 @@ class InstanceLabels(Labels):
         return DenseTable(self.label_logits) if self.table is None else self.table
 
     @property
+    def _fetched(self) -> bool:
+        """Whether a step moves copies of rows, because the kernel has no way to where they lie, or to their numbers."""
+        return self.table is not None or (self.seed is not None and self.first_row > 0)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the table."""
         return self._rows.dtype
@@ -153,7 +166,9 @@ class InstanceLabels(Labels):
         if self.table is None:
             return self
         check_room(len(self) * self.num_classes * self.dtype.itemsize, f"a dense table of {len(self):,} labels")
-        dense = InstanceLabels(self.targets, self.num_classes, 0.5, dtype=self.dtype, seed=self._seed)
+        dense = InstanceLabels(
+            self.targets, self.num_classes, 0.5, dtype=self.dtype, seed=self._seed, first_row=self.first_row
+        )
         for piece in self.table.start.pieces():
             dense.label_logits[piece] = self.rows(piece)
         if self.seed is not None:
@@ -164,7 +179,7 @@ class InstanceLabels(Labels):
         return self._rows.finite()
 
     def head(self, index: Tensor, x: Any, weight: Tensor | None, learned: Tensors | None = None) -> Head:
-        return LabelHead(self, index, weight) if self.table is None else FetchedHead(self, index, weight)
+        return FetchedHead(self, index, weight) if self._fetched else LabelHead(self, index, weight)
 
     def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:
         own = self.table is not None
@@ -193,7 +208,7 @@ class InstanceLabels(Labels):
         """Add `change` (n, C) to the rows `index`, none of which stands there twice; rounded as a step rounds them."""
         rows = self.rows(index).to(change.dtype) + change
         if self.seed is not None:
-            rows = round_stochastically(rows, self.seed, self.label_step, index)
+            rows = round_stochastically(rows, self.seed, self.label_step, index + self.first_row)
         self.write_(index, rows)
 
     def assign_(self, index: Tensor, probs: Tensor) -> None:
@@ -253,7 +268,7 @@ class InstanceLabels(Labels):
     ) -> tuple[Tensor, ops.LabelStep]:
         new, *rest = ops.instance_label_step(
             value,
-            index,
+            index + self.first_row if self.first_row else index,  # the number that a row's draws are of
             logits,
             u,
             step.scale,
@@ -268,13 +283,8 @@ class InstanceLabels(Labels):
     def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
         self.move_(ranks.gather(index), ranks.gather(grad), label_lr)
 
-    def reach(self, n: int) -> float:
+    def reach(self, n: int, rows: int | None = None) -> float:
         return math.sqrt(n)
-
-    def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
-        if ranks.size == 1:
-            return torch.linalg.vector_norm(grad)
-        return ranks.sum(torch.linalg.vector_norm(grad).square()).sqrt()
 
     def _place(self) -> str:
         if self.table is None:
@@ -323,7 +333,7 @@ class InstanceLabels(Labels):
         with without_autocast():
             total = (index.unsqueeze(1) == index).to(grad.dtype) @ grad
         rows = self.rows(index).float() - label_lr * total
-        self.write_(index, round_stochastically(rows, self.seed, self.label_step, index))
+        self.write_(index, round_stochastically(rows, self.seed, self.label_step, index + self.first_row))
         self.count_step_()
 
     def undo(self, index: Tensor) -> Callable[..., None]:
@@ -358,7 +368,7 @@ class InstanceLabels(Labels):
         Of a table of one's own the kernel runs on the rows that are fetched, which are written behind it.
         """
         counter = None if self.seed is None else self.label_step
-        if self.table is not None:
+        if self._fetched:
             move = LabelMove(scale, label_lr, weight, unique, counter)
             new, step = self.step_at(self.value(index), index, self.given(index), logits, u, move)
             self.put(index, new)

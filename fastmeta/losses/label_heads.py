@@ -38,10 +38,11 @@ class LabelHead(Head):
 
     def step(self, logits: Tensor, u: Tensor, scale: Rate, finite: Tensor, move: Move) -> Moved:
         labels, index, weight, ranks = self.labels, self.index, self.weight, move.ranks
-        (grad,) = self.gradient(logits, u, scale / ranks.size).values()
+        scale = scale / ranks.size  # the batch is that of all ranks
+        (grad,) = self.gradient(logits, u, scale).values()
         norm = labels.norm_of(grad, ranks)
         label_lr = move.rate(norm)
-        if ranks.size == 1:
+        if ranks.size == 1 or (move.own_rows and labels.by_row):
             # where this is not finite, a label step of length zero: its loss is then that of the labels that stay
             if finite.is_cuda:
                 masked: Rate = finite.to(torch.float64) * scale
@@ -49,7 +50,7 @@ class LabelHead(Head):
                 masked = scale if bool(finite) else 0.0
             step = self._step(logits, u, masked, label_lr, move.unique)
         else:
-            self._undo = labels.undo(ranks.gather(index))
+            self._undo = labels.undo(ranks.gather(index) if labels.by_row else index)
             alignment = self.alignment(logits, u)
             labels.move_together(index, torch.where(finite, grad, 0), label_lr, ranks)
             step = ops.LabelStep(*labels.batch_loss(logits, index, weight), alignment)

@@ -89,6 +89,8 @@ class Labels(LearnableLoss):
 
     moves_itself = True
     family: ClassVar[str]
+    #: whether the label parameter has a row for each sample, which a rank may have for itself
+    by_row: ClassVar[bool] = True
     #: how many times as probable as the given class another one must be to be read in its place
     margin: float = 1.0
     parameter: ClassVar[str]  # the name of the label parameter
@@ -197,8 +199,9 @@ class Labels(LearnableLoss):
         raise NotImplementedError
 
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
-        """Euclidean norm of a gradient of which every rank has its share."""
-        raise NotImplementedError
+        """Euclidean norm of a gradient of which every rank has its share: here, rows of its own."""
+        norm = torch.linalg.vector_norm(grad)
+        return norm if ranks.size == 1 else ranks.sum(norm.square()).sqrt()
 
     def undo(self, index: Tensor) -> Callable[..., None]:
         """What puts back all that a label step on the rows `index` writes; given a 0-d bool, where that is False."""

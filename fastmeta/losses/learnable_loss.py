@@ -59,6 +59,8 @@ class LearnableLoss(nn.Module):
     default_eta: ClassVar[float] = 0.0
     #: how far a visit moves what moves itself, by default: see :mod:`fastmeta.meta.label_rate`
     default_step: ClassVar[float] = 0.0
+    #: names in its state_dict whose first dimension counts the rows of the training set
+    row_state: ClassVar[frozenset[str]] = frozenset({"targets"})
     num_classes: int | None = None
 
     def forward(self, logits: Tensor, index: Tensor, x: Any = None) -> Tensor:
@@ -104,8 +106,9 @@ class LearnableLoss(nn.Module):
         """A rate for a loss that moves itself, at look-ahead rate `lr` and `batch_size` rows."""
         raise NotImplementedError(f"{type(self).__name__} has no rate of its own")
 
-    def reach(self, n: int) -> float:
-        """Norm of a move by 1 of all that `n` rows see, of a loss that moves itself."""
+    def reach(self, n: int, rows: int | None = None) -> float:
+        """Norm of a move by 1 of all that `n` rows see, of a loss that moves itself; `rows` are in the training set in
+        all, where this loss holds a part of them."""
         raise NotImplementedError(f"{type(self).__name__} has no move of its own")
 
     def learned(self) -> Tensors:

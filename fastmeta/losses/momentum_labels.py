@@ -29,6 +29,7 @@ class MomentumLabels(PlainSteps, InstanceLabels):
         momentum: mu in [0, 1).
     """
 
+    row_state = InstanceLabels.row_state | {"velocity"}
     velocity: Tensor
 
     def __init__(
@@ -81,9 +82,9 @@ class MomentumLabels(PlainSteps, InstanceLabels):
     ) -> Tensor:
         return super().gradient_at(self._logits(value), targets, u, scale, weight)
 
-    def reach(self, n: int) -> float:
+    def reach(self, n: int, rows: int | None = None) -> float:
         """All that a gradient moves in the end counts as its move."""
-        return (1 - self.momentum) * super().reach(n)
+        return (1 - self.momentum) * super().reach(n, rows)
 
     def moved(self, value: Tensor, total: Tensor, label_lr: float | Tensor) -> Tensor:
         velocity = self.momentum * value[:, self.num_classes :] + total

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.losses.epoch_moves import EpochMove
-from fastmeta.losses.head import Collective, Move, Rate, Tensors
+from fastmeta.losses.head import Move, Rate, Tensors
 from fastmeta.losses.label_heads import TracedLabelHead, TracedLabels
 from fastmeta.losses.labels import Movement, check_dtype, check_prob
 from fastmeta.losses.plain_steps import PlainSteps
@@ -48,6 +48,7 @@ class SimplexLabels(PlainSteps):
 
     family = "simplex"
     parameter = "label_probs"
+    row_state = frozenset({"targets", "label_probs"})
     default_step = 0.1
     _travel = 5.0
     label_probs: Tensor
@@ -122,12 +123,7 @@ class SimplexLabels(PlainSteps):
         # a step of length zero leaves every bit
         return torch.where((total * label_lr == 0).all(1, keepdim=True), value, new)
 
-    def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
-        if ranks.size == 1:
-            return torch.linalg.vector_norm(grad)
-        return ranks.sum(torch.linalg.vector_norm(grad).square()).sqrt()
-
-    def reach(self, n: int) -> float:
+    def reach(self, n: int, rows: int | None = None) -> float:
         return float(n) ** 0.5
 
     def traced(self, optimizer: torch.optim.Optimizer | None) -> TracedLoss:

@@ -161,8 +161,8 @@ class Engine(Protocol):
 
     ranks: Ranks
 
-    def look(self, head: Head) -> tuple[LookedAhead, Tensor | bool]:
-        """:func:`look_ahead` on the batches of the step, and whether to believe it."""
+    def look(self, head: Head) -> tuple[LookedAhead, Tensor]:
+        """:func:`look_ahead` on the batches of the step, and whether it is finite and to be believed, on all ranks."""
         ...
 
     def update(self, gradient: Callable[[], Tensors], finite: Tensor, state: State, head: Head) -> Tensor:
@@ -172,9 +172,8 @@ class Engine(Protocol):
 
 def meta_step(engine: Engine, head: Head, move: Move, weight: Tensor | None, *, delayed: bool = False) -> StepResult:
     """A whole iteration; `delayed` takes the gradient of the look-ahead, of the loss before its move, for Eq. (6)."""
-    out, sure = engine.look(head)
-    finite = out.finite() if sure is True else out.finite() & sure
-    moved = head.step(out.logits, out.u, out.scale, engine.ranks.all(finite), move)  # Eqs. (7), (5)
+    out, finite = engine.look(head)
+    moved = head.step(out.logits, out.u, out.scale, finite, move)  # Eqs. (7), (5)
 
     def gradient() -> Tensors:
         return out.grads if delayed else _mean(out.train.pull(moved.v / moved.v.shape[0]), engine.ranks)

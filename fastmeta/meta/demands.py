@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastmeta._numbers import as_whole, shown
 from fastmeta.functional.fsdp_units import is_dtensor, is_sharded, local
 from fastmeta.losses import LearnableLoss
 from fastmeta.meta.approximation import Approximation
@@ -29,6 +31,19 @@ def check_optimizer(optimizer: torch.optim.Optimizer, name: str = "optimizer") -
         raise TypeError(
             f"{kind} has differentiable=True, whose step records itself; a meta step needs no such record: leave it out"
         )
+
+
+def most_rows(micro_batch: Any) -> int | None:
+    """`micro_batch` as a number of rows; None for no limit."""
+    rows = None if micro_batch is None else as_whole(micro_batch)
+    if micro_batch is not None and (rows is None or rows < 1):
+        raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
+    return rows
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

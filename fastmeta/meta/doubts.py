@@ -114,30 +114,37 @@ class Doubts:
         return Doubts()
 
     def settle(
-        self, kind: str, same: Tensor | None, found: Found | None, arithmetic: torch.dtype, ranks: Ranks
-    ) -> Tensor | bool:
-        """Whether the step may move anything: on CUDA a 0-d bool, elsewhere True, or the error is raised.
+        self,
+        kind: str,
+        same: Tensor | None,
+        found: Found | None,
+        arithmetic: torch.dtype,
+        finite: Tensor,
+        ranks: Ranks,
+    ) -> Tensor:
+        """0-d bool, the same on all ranks: whether the step may move anything. Raises, or on CUDA the next step does.
 
-        `same` is of :func:`repeats`, `found` of :func:`adjoint`; None where there was nothing to see.
+        `same` is of :func:`repeats`, `found` of :func:`adjoint`; None where there was nothing to see. `finite` says
+        whether this rank's numbers are.
         """
         found = None if self.bends and kind == "reverse" else found
-        if same is None and found is None:
-            return True
+        if same is None and found is None and ranks.size == 1:
+            return finite
         bound, wrong = adjoint_bounds(arithmetic)
         gap = 0.0 if found is None else gap_of(found)
         flags = [True if same is None else same, _not(gap > bound * self._room), _not(gap > wrong)]
-        device = next((t.device for t in (same, found) if isinstance(t, Tensor)), torch.device("cpu"))
-        if device.type != "cuda" and ranks.size == 1:
+        if not finite.is_cuda and ranks.size == 1:
             self._raise(kind, *map(bool, flags))
-            return True
-        votes = ranks.all(torch.stack([torch.as_tensor(f, device=device) for f in flags]))
+            return finite
+        # one vote for all of it, on every rank in every step
+        votes = ranks.all(torch.stack([*(torch.as_tensor(f, device=finite.device) for f in flags), finite]))
         if votes.is_cuda:
             done = torch.cuda.Event()
-            self._asked = kind, votes.to("cpu", non_blocking=True), done
+            self._asked = kind, votes[:3].to("cpu", non_blocking=True), done
             done.record()
-            return votes[0] & votes[2]
-        self._raise(kind, *votes.tolist())
-        return True
+            return votes[0] & votes[2] & votes[3]
+        self._raise(kind, *votes[:3].tolist())
+        return votes[3]
 
     def recall(self) -> None:
         """Raise what the last step on CUDA found out, if that is known by now."""

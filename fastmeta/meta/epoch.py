@@ -110,8 +110,10 @@ class EpochLookahead:
             batch, as they do in training, and the copy's running ones follow. With running ones in the steps a network
             may be stiff: steps of the same rate may ruin it.
         per_row: which tensors of an x_meta that is no tensor `micro_batch` cuts.
-        process_group: data parallelism: each rank with rows and clean batches of its own. Clean gradients are averaged,
-            and every rank's labels move by every rank's rows.
+        process_group: data parallelism: each rank with rows and clean batches of its own, or with the same clean ones.
+            Clean gradients are averaged, and every rank's labels move by every rank's rows.
+        own_rows: with it, each rank's loss holds rows of the training set that no other rank has: instance labels then
+            move on their rank, and nothing of them is sent.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other, named at once.
@@ -134,6 +136,7 @@ class EpochLookahead:
         per_row: Any = None,
         batch_statistics: bool = False,
         process_group: dist.ProcessGroup | None = None,
+        own_rows: bool = False,
     ) -> None:
         functional_module(model)  # raises for what is none
         check_loss(loss)
@@ -151,7 +154,7 @@ class EpochLookahead:
         self.logits_of, self.transform = logits_of, transform
         self._cut = Cut(None if micro_batch is None else _whole("micro_batch", micro_batch), per_row, per_row)
         self.batch_statistics = batch_statistics
-        self._ranks = Ranks(process_group)
+        self._ranks, self.own_rows = Ranks(process_group), own_rows
 
     def update(self, train: Iterable[Any], meta: Iterable[Any]) -> EpochResult:
         """Move the loss once.
@@ -168,7 +171,8 @@ class EpochLookahead:
         began = time.perf_counter()
         learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
         eta = self.eta if self.loss.moves_itself else None
-        move = self.loss.over_epoch(Move(self._ranks, eta, optimizer=self.loss_optimizer), learned)
+        how = Move(self._ranks, eta, optimizer=self.loss_optimizer, own_rows=self.own_rows)
+        move = self.loss.over_epoch(how, learned)
         device = next(self.model.parameters()).device
         sums, rows = torch.zeros(3, dtype=torch.float64, device=device), 0
         with self.ahead(meta) as path:
@@ -235,7 +239,7 @@ class EpochLookahead:
             step_along(optimizer, {name: ahead[name] for name in g}, dict(zip(g, mean[1:], strict=True)))
             rows += len(y)
             losses.append(mean[0])
-        return CleanPath(network, state, ahead, torch.stack(losses), rows, self._ranks, self._input)
+        return CleanPath(network, state, ahead, statistics, torch.stack(losses), rows, self._ranks, self._input)
 
     def _changes(self, path: CleanPath, train: Iterable[Any]) -> Iterator[Change]:
         network = path.network
@@ -288,15 +292,26 @@ class CleanPath:
         network: Network,
         state: State,
         ahead: Tensors,
+        statistics: list[str],
         losses: Tensor,
         rows: int,
         ranks: Ranks,
         prepare: Callable[[Any], Any],
     ) -> None:
         self.network, self.state, self.ahead, self.rows = network, state, ahead, rows
+        self.statistics = statistics  # names in `state` of what the steps have moved
         self.finite = bool(ranks.all(all_finite([losses, *ahead.values()])))
         self.losses: list[float] = losses.tolist()
         self._ranks, self._prepare = ranks, prepare
+
+    def take_first(self, ranks: Ranks) -> None:
+        """Go on with the copy of the first rank, of which this one's may be off by rounding."""
+        if ranks.size == 1:
+            return
+        values = ranks.of_first([*self.ahead.values(), *(self.state[name] for name in self.statistics)])
+        count = len(self.ahead)
+        self.ahead = dict(zip(self.ahead, values[:count], strict=True))
+        self.state.update(dict(zip(self.statistics, values[count:], strict=True)))
 
     def logits(self, x: Any, device: torch.device) -> Tensor:
         """The copy's (n, C), without a graph; the random generators of `device` stand as before."""

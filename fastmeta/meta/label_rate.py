@@ -13,14 +13,17 @@ and every one that stands out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmeta._numbers import as_real, shown
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import LearnableLoss
-from fastmeta.losses.head import NO_GRADIENT
+from fastmeta.losses.head import NO_GRADIENT, Tensors
 from fastmeta.meta.lookahead import LookAhead, Rate
 from fastmeta.meta.result import StepResult
 
@@ -39,7 +42,9 @@ class LabelRate:
         taken: the eta that the last step took by default; None before.
     """
 
-    def __init__(self, given: Any, step: Any, loss: LearnableLoss) -> None:
+    def __init__(
+        self, given: Any, step: Any, loss: LearnableLoss, ranks: Ranks = ALONE, own_rows: bool = False
+    ) -> None:
         for name, value in (("label_lr", given), ("label_step", step)):
             number = None if value is None else as_real(value)
             if value is not None and (number is None or not 0 <= number < float("inf")):
@@ -55,7 +60,7 @@ class LabelRate:
             raise ValueError(
                 "label_lr is the rate itself and label_step how far it moves a label, got both; leave one out"
             )
-        self.loss = loss
+        self.loss, self._ranks, self._own_rows = loss, ranks, own_rows
         self.given = None if given is None else as_real(given)
         self.step = loss.default_step if step is None else as_real(step) or 0.0
         self.taken: Rate | None = None
@@ -76,13 +81,25 @@ class LabelRate:
         rate = self.taken if self.given is None else self.given
         return None if rate is None else float(rate)
 
-    def of_step(self, lookahead: LookAhead, moving: dict[str, Tensor], n: int) -> tuple[Rate, Rate]:
-        """Where none is given: the longest move of a step, and the least norm by which it is divided to be eta.
+    @cached_property
+    def _rows(self) -> int | None:
+        """Of the training set, in all."""
+        rows = self.loss.row_count()
+        if rows is None or not self._own_rows:
+            return rows
+        return int(self._ranks.sum(torch.tensor(rows, device=self.loss.device)))
 
-        For a step on `n` rows, those of all ranks together, whose look-ahead moves the parameters `moving`.
+    def of_step(self, lookahead: LookAhead, moving: Callable[[], Tensors], n: int) -> tuple[Rate | None, Rate | None]:
+        """The rate as given, and None; where none is given the longest move of a step, and the least norm by which it
+        is divided to be eta.
+
+        For a step on `n` rows of this rank whose look-ahead moves the parameters that `moving` gives.
         """
-        rate, peak = lookahead.largest_rate(moving), lookahead.announced_rate()
-        reach = self.loss.reach(n)
+        if not self.adapts:
+            return self.given, None
+        n = n * self._ranks.size
+        rate, peak = lookahead.largest_rate(moving()), lookahead.announced_rate()
+        reach = self.loss.reach(n, self._rows)
         if isinstance(rate, Tensor) or isinstance(self.largest, Tensor):
             rate = torch.as_tensor(rate, dtype=torch.float64)
             self.largest = torch.maximum(rate, torch.full_like(rate, peak)).clamp(min=self.largest)

@@ -12,21 +12,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 
-from fastmeta._numbers import as_whole, shown
 from fastmeta.distributed import Ranks
 from fastmeta.functional.call import plain
 from fastmeta.functional.fsdp_units import reshard
-from fastmeta.functional.network import Network, functional_module, recorded
+from fastmeta.functional.network import Network, Tensors, functional_module, recorded
 from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.sharded_network import network_of
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import LearnableLoss, Move
-from fastmeta.meta.demands import approximation_of, check_loss_optimizer, check_optimizer, check_parameters, learned_by
+from fastmeta.meta.demands import (
+    approximation_of,
+    check_choice,
+    check_loss_optimizer,
+    check_optimizer,
+    check_parameters,
+    learned_by,
+    most_rows,
+)
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
 from fastmeta.meta.engines.sharded import ShardedEngine, sharded_plan
-from fastmeta.meta.engines.traced import CompileMode, GraphStep
+from fastmeta.meta.engines.traced import CompileMode, GraphStep, refuse_graph
 from fastmeta.meta.explanation import explanation, headline
 from fastmeta.meta.gradient import check_batch, check_loss
 from fastmeta.meta.graph_memory import explained
@@ -66,6 +73,8 @@ class MetaStep:
         unique_index: a promise that no batch holds a row twice, for a faster kernel; a broken one loses updates.
         on_grad: called with {name: gradient} before the optimizer's step, to clip or record; in-place changes count.
         process_group: data parallelism, each rank with its own rows of the batch, equally many.
+        own_rows: with it, each rank's loss holds rows of the training set that no other rank has, and index counts in
+            these: instance labels move on their rank, and nothing of them is sent. Else every rank has all rows.
         compile: ``"off"``; ``"trace"``, the step as one graph; ``"full"``, that graph through inductor and captured on
             CUDA. What has no faithful graph runs eagerly, with a warning.
         approx: None is exact. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and change
@@ -95,6 +104,7 @@ class MetaStep:
         unique_index: bool = False,
         on_grad: Callable[[dict[str, Tensor]], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        own_rows: bool = False,
         compile: CompileMode = "off",
         approx: str | None = None,
         transform: InputTransform | None = None,
@@ -107,21 +117,19 @@ class MetaStep:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         check_optimizer(optimizer)
-        self._ranks = Ranks(process_group)
+        self._ranks, self.own_rows = Ranks(process_group), own_rows
         check_sharded(model, optimizer, self._ranks, compile, tangent, micro_batch, approx)
         check_parameters(model, optimizer)
         check_loss(loss)
         check_loss_optimizer(loss, loss_optimizer, model)
-        max_rows = None if micro_batch is None else as_whole(micro_batch)
-        if micro_batch is not None and (max_rows is None or max_rows < 1):
-            raise ValueError(f"micro_batch must be None or a whole number of rows from 1 on, got {shown(micro_batch)}")
-        if tangent not in get_args(TangentChoice):
-            raise ValueError(f"tangent must be one of {', '.join(get_args(TangentChoice))}, got {tangent!r}")
+        max_rows = most_rows(micro_batch)
+        check_choice("tangent", tangent, get_args(TangentChoice))
+        check_choice("compile", compile, get_args(CompileMode))
         self.model = model
         self.loss = loss
         self.loss_optimizer = loss_optimizer
         self.optimizer = optimizer
-        self._rate = LabelRate(label_lr, label_step, loss)
+        self._rate = LabelRate(label_lr, label_step, loss, self._ranks, own_rows)
         self.tangent: TangentChoice = tangent
         self.logits_of = logits_of
         self.unique_index = unique_index
@@ -133,8 +141,6 @@ class MetaStep:
         self.transform = transform
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
         self._lookahead = LookAhead(lookahead, optimizer)
-        if compile not in get_args(CompileMode):
-            raise ValueError(f"compile must be one of {', '.join(get_args(CompileMode))}, got {compile!r}")
         self.compile: CompileMode = compile
         self.approx = approximation_of(approx, loss)
         if self.approx.kind == "difference":
@@ -168,7 +174,7 @@ class MetaStep:
         turn = TURN if self._ranks.size == 1 else nullcontext()
         with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
-            rates = self._label_rates(network, len(train[1]) * self._ranks.size)
+            rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), len(train[1]))
             if self.compile != "off" and not self._untraced and plan.tried:
                 try:
                     return self._graph_step(network, plan, rates, train, meta, weight)
@@ -215,7 +221,7 @@ class MetaStep:
         )
         learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
         head = self.loss.head(train[1], train[0], weight, learned)
-        move = Move(self._ranks, *rates, self.unique_index, self.loss_optimizer)
+        move = Move(self._ranks, *rates, self.unique_index, self.loss_optimizer, self.own_rows)
         result = engine.step(head, move, moves=self._loss_moves())
         self._count(result)
         return result
@@ -250,18 +256,13 @@ class MetaStep:
 
     @label_lr.setter
     def label_lr(self, rate: float | None) -> None:
-        step, self._rate = self._rate.step, LabelRate(rate, None, self.loss)
+        step, self._rate = self._rate.step, LabelRate(rate, None, self.loss, self._ranks, self.own_rows)
         self._rate.step = step
 
     @property
     def labels(self) -> Any:
         """The loss: of label families another name."""
         return self.loss
-
-    def _label_rates(self, network: Network, n: int) -> tuple[Rate | None, Rate | None]:
-        if not self._rate.adapts:
-            return self._rate.given, None
-        return self._rate.of_step(self._lookahead, {k: network.params[k] for k in self.approx.moving(network)}, n)
 
     def _graph_step(
         self,
@@ -272,16 +273,9 @@ class MetaStep:
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
     ) -> StepResult:
-        if not fits(train, meta, self.micro_batch):
-            raise Untraceable("micro_batch builds train graphs more than once")
-        if self.on_grad is not None:
-            raise Untraceable("on_grad is Python between the gradient and the update")
+        refuse_graph(plan, self.on_grad, whole=fits(train, meta, self.micro_batch))
         if self._ranks.size > 1:
             raise Untraceable("collectives are not in the graph")
-        if plan.one_backward:
-            raise Untraceable("a graph bears one backward only, by the model's selective checkpointing")
-        if plan.kind == "difference":
-            raise Untraceable("tangent by differences")
         if self._graphs is None or self._graphs.network is not network:
             self._graphs = GraphStep(
                 network,
@@ -347,12 +341,16 @@ class MetaStep:
         """By network input of `n` rows and the model as it is."""
         network = self._current_network()
         piece = take(x, slice(0, min(n, self.micro_batch or n)), n, self._cut.per_row)
-        moved = [network.params[name] for name in self.approx.moving(network)]
+        moved = list(self._moving(network).values())
         plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
         if plan.warning and plan.warning != self._inexact:
             self._inexact = plan.warning
             self._warn(plan.warning, 4)
         return plan
+
+    def _moving(self, network: Network) -> Tensors:
+        """The parameters that theta* moves."""
+        return {name: network.params[name] for name in self.approx.moving(network)}
 
     def _warn(self, text: str, level: int) -> None:
         """Of the caller `level` frames up."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import ALONE, Ranks
+
 #: bounds of the inverse temperature
 _LEAST, _MOST = 0.03, 3.0
 
 
-def shares(targets: Tensor, num_classes: int) -> Tensor:
-    """Of each class, (C,) float64."""
-    count = torch.bincount(targets, minlength=num_classes).double()
+def shares(targets: Tensor, num_classes: int, ranks: Ranks = ALONE) -> Tensor:
+    """Of each class, (C,) float64, among the `targets` of all ranks."""
+    count = ranks.sum(torch.bincount(targets, minlength=num_classes).double())
     return count / count.sum()
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastmeta._numbers import as_real, as_whole
 from fastmeta._text import shown
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import Labels, read_out
 from fastmeta.meta import EpochLookahead, InputTransform
 from fastmeta.posterior.calibration import inverse_temperature, row_weights, share_shift, shares
@@ -27,7 +29,7 @@ _CHUNK = 65536
 
 @dataclass
 class LabelEstimate:
-    """What :meth:`LabelPosterior.estimate` tells."""
+    """What :meth:`LabelPosterior.estimate` tells, of all ranks together; N counts the rows of `labels`."""
 
     probs: Tensor  #: (N, C) P(class | sample, given label)
     predicted: Tensor  #: (N, C) P(class | sample), without the row's given label
@@ -64,7 +66,7 @@ class LabelPosterior:
         labels.assign_(torch.arange(len(labels)), estimate.mixed(0.3))
 
     The model is in evaluation mode meanwhile, but that BatchNorm takes the statistics of the batch in clean steps of 8
-    rows and more; it, its ``.grad`` and all random generators stand as before. One process.
+    rows and more; it, its ``.grad`` and all random generators stand as before.
 
     Args:
         model: with logits (n, C), as :class:`fastmeta.MetaStep` takes it.
@@ -77,6 +79,10 @@ class LabelPosterior:
             4 e^2, e the error of the copies on clean rows left out: who cannot tell the classes shall not judge labels.
         seed: of the order of the clean rows where they are more than `batch_size`.
         logits_of, transform, micro_batch, per_row: as in :class:`fastmeta.EpochLookahead`.
+        process_group: each rank looks at training rows of its own, and all have the same clean ones. The copies are
+            those of the first rank.
+        own_rows: with it, `labels` holds the rows of its rank alone, and so does the estimate: counts of rows are all
+            that is sent. Else every rank has all rows, and gets the estimate of all.
 
     Raises:
         TypeError, ValueError: arguments that do not fit.
@@ -98,6 +104,8 @@ class LabelPosterior:
         transform: InputTransform | None = None,
         micro_batch: int | None = None,
         per_row: Any = None,
+        process_group: dist.ProcessGroup | None = None,
+        own_rows: bool = False,
     ) -> None:
         if not isinstance(labels, Labels):
             raise TypeError(
@@ -110,6 +118,7 @@ class LabelPosterior:
         if trust is not None and (number is None or number < 0):
             raise ValueError(f"trust must be None, or finite and >= 0, got {shown(trust)}")
         self.trust = number
+        self._ranks, self.own_rows = Ranks(process_group), own_rows
         self.lookahead = EpochLookahead(
             model,
             labels,
@@ -132,7 +141,8 @@ class LabelPosterior:
 
         Args:
             train: batches ``(x, index)`` that hold each training row once, as it is, without augmentation; begun anew
-                for each fold, so a list, a DataLoader or a function that gives an iterator.
+                for each fold, so a list, a DataLoader or a function that gives an iterator. Over ranks, each gives a
+                part of the rows.
             clean: ``(x_meta, y_meta)``; x_meta a tensor, or a function from row numbers (m,) int64 to their x.
 
         Raises:
@@ -141,7 +151,8 @@ class LabelPosterior:
         """
         x_meta, y = clean
         fetch: Callable[[Tensor], Any] = x_meta if callable(x_meta) else x_meta.__getitem__
-        labels, classes = self.labels, self.labels.num_classes
+        labels, classes, ranks = self.labels, self.labels.num_classes, self._ranks
+        share = ranks if self.own_rows else ALONE  # who else has rows, once the logits are there
         if len(y) < 2:
             raise ValueError(f"a posterior needs at least 2 clean rows, of which some are left out, got {len(y)}")
         given = labels.targets
@@ -155,33 +166,41 @@ class LabelPosterior:
                 continue
             steps = batches(others, self.batch_size, self.lookahead.steps, self.seed + k)
             with self.lookahead.ahead((fetch(rows), y[rows]) for rows in steps) as copy:
+                copy.take_first(ranks)
                 for rows in own.split(self.batch_size):
                     held_out[rows] = copy.logits(fetch(rows), y.device).double()
-                out = torch.full((len(labels), classes), torch.nan, device=given.device)
+                out = torch.zeros(len(labels), classes, device=given.device)
                 times = torch.zeros(len(labels), dtype=torch.int64, device=given.device)
                 for x, index in train() if callable(train) else train:
                     out[index] = copy.logits(x, index.device).float()
                     times[index] += 1
-            if bool((times != 1).any()):
+            if not self.own_rows:
+                out, times = ranks.sum(out), ranks.sum(times)
+            # over ranks, where one raises all do: none is left waiting for it
+            told = (times == 0).sum(), (times > 1).sum(), (~out.isfinite().all(1)).sum()
+            never, often, lost = share.sum(torch.stack(told)).tolist()
+            if never or often:
+                size = int(share.sum(torch.tensor(len(labels), device=given.device)))
                 raise ValueError(
-                    f"train must give each of the {len(labels)} rows once, got {int((times == 0).sum())} of them never "
-                    f"and {int((times > 1).sum())} more than once"
+                    f"train must give each of the {size} rows once, got {never} of them never and {often} more than "
+                    "once"
                 )
-            if lost := int((~out.isfinite().all(1)).sum()):
+            if lost:
                 raise FloatingPointError(f"{lost} training rows have logits that are not finite behind the clean steps")
             predictions.append(out)
         if lost := int((~held_out.isfinite().all(1)).sum()):
             raise FloatingPointError(f"{lost} clean rows have logits that are not finite behind the clean steps")
-        few, many = shares(y, classes), shares(given, classes)
+        few, many = shares(y, classes), shares(given, classes, share)
         for _ in range(2):
             shift = share_shift(few, many)
             weight = row_weights(y, shift)
             b = inverse_temperature(held_out + shift, y, weight)
             q = _mean_prediction(predictions, shift, b)
             # half-way: given shares are off by the noise, the round by how little a weak network can tell
-            many = (many + q.double().mean(0)) / 2
+            many = (many + _mean(q.double(), share)) / 2
         accuracy = float((((held_out + shift).argmax(1) == y) * weight).mean())
-        transition = fit_transition(q, given, 4 * (1 - accuracy) ** 2 if self.trust is None else self.trust)
+        trust = 4 * (1 - accuracy) ** 2 if self.trust is None else self.trust
+        transition = fit_transition(q, given, trust, ranks=share)
         probs = torch.cat(
             [posterior(a, k, transition).to(a.dtype) for a, k in zip(q.split(_CHUNK), given.split(_CHUNK), strict=True)]
         )
@@ -189,7 +208,7 @@ class LabelPosterior:
             probs=probs,
             predicted=q,
             transition=transition,
-            right=float(probs.gather(1, given[:, None]).double().mean()),
+            right=float(_mean(probs.gather(1, given[:, None]).double(), share)),
             clean_accuracy=accuracy,
             inverse_temperature=b,
         )
@@ -200,6 +219,13 @@ class LabelPosterior:
             f"LabelPosterior({type(look.model).__name__}, {self.folds} folds, {look.steps} clean steps at rate "
             f"{look.lr:g}, trust {'by accuracy' if self.trust is None else f'{self.trust:g}'})"
         )
+
+
+def _mean(rows: Tensor, ranks: Ranks) -> Tensor:
+    """Over the rows (N, ...) of all ranks."""
+    if ranks.size == 1:
+        return rows.mean(0)
+    return ranks.sum(rows.sum(0)) / ranks.sum(torch.tensor(len(rows), device=rows.device))
 
 
 def _mean_prediction(logits: list[Tensor], shift: Tensor, b: float) -> Tensor:

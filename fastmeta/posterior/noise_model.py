@@ -14,13 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import ALONE, Ranks
+
 #: rows at a time
 _CHUNK = 65536
 #: EM ends when no entry of T moves by more
 _TOLERANCE = 1e-6
 
 
-def fit_transition(predicted: Tensor, given: Tensor, trust: float = 0.2, rounds: int = 200) -> Tensor:
+def fit_transition(
+    predicted: Tensor, given: Tensor, trust: float = 0.2, rounds: int = 200, ranks: Ranks = ALONE
+) -> Tensor:
     """T (C, C) float64, rows true classes, columns given ones, each row with the sum 1.
 
     Args:
@@ -28,9 +32,11 @@ def fit_transition(predicted: Tensor, given: Tensor, trust: float = 0.2, rounds:
         given: (N,) int64.
         trust: weight of the prior beside the data, >= 0.
         rounds: most rounds of EM.
+        ranks: who else has rows; all get the T of all rows.
     """
     classes = predicted.shape[1]
-    prior = torch.eye(classes, dtype=torch.float64, device=predicted.device) * (trust * len(given) / classes)
+    size = ranks.sum(torch.tensor(len(given), device=predicted.device))
+    prior = torch.eye(classes, dtype=torch.float64, device=predicted.device) * (trust * int(size) / classes)
     start = torch.eye(classes, dtype=torch.float64, device=predicted.device)
     transition = 0.7 * start + 0.3 / classes
     for _ in range(rounds):
@@ -39,7 +45,7 @@ def fit_transition(predicted: Tensor, given: Tensor, trust: float = 0.2, rounds:
             r = posterior(q, y, transition)
             # a product and not index_add_, whose float atomics differ from run to run on CUDA
             counts += r.T @ torch.nn.functional.one_hot(y, classes).to(r.dtype)
-        counts += prior
+        counts = ranks.sum(counts) + prior
         total = counts.sum(1, keepdim=True)
         # a class that no row may have keeps its labels
         new = torch.where(total > 0, counts / total.clamp_min(torch.finfo(torch.float64).tiny), start)

@@ -99,8 +99,8 @@ class EagerEngine:
         graphs = InTurn(self.network, self.plan, *self.train, self.num_classes, self.cut)
         return plain_step(self, head, graphs, self.weight)
 
-    def look(self, head: Head) -> tuple[LookedAhead, Tensor | bool]:
-        """The pass and whether to believe it, as a bool or, on CUDA, as a 0-d tensor.
+    def look(self, head: Head) -> tuple[LookedAhead, Tensor]:
+        """The pass, and whether it is finite and to be believed, on all ranks: a 0-d bool.
 
         Where the planned tangent raises or is wrong by now (a schedule may have switched on a layer), once more by the
         plan of the model as it is; once more too where the forward did not repeat, which may have made a generator.
@@ -132,8 +132,10 @@ class EagerEngine:
                     judge=self.plan.kind != "difference",
                     keep_grads=delayed,
                 )
-                sure = self.doubts.settle(self.plan.kind, graphs.same(), out.found, arithmetic_of(like), self.ranks)
-                return out, sure
+                finite = self.doubts.settle(
+                    self.plan.kind, graphs.same(), out.found, arithmetic_of(like), out.finite(), self.ranks
+                )
+                return out, finite
             except RuntimeError as error:
                 together = isinstance(error, Unfit | Unrepeatable)  # on all ranks, or on one alone
                 if again or is_out_of_memory(error) or not (together or self.ranks.size == 1):

@@ -161,7 +161,7 @@ class PureEngine:
         inputs = self.inputs
         return WholeGraph(self.network, self.plan, inputs.x, inputs.index, self.num_classes, replay=False)
 
-    def look(self, head: Head) -> tuple[LookedAhead, Tensor | bool]:
+    def look(self, head: Head) -> tuple[LookedAhead, Tensor]:
         inputs, weight = self.inputs, next(iter(self.inputs.weight), None)
         out = look_ahead(
             self.graph(),
@@ -173,7 +173,7 @@ class PureEngine:
             judge=False,
             keep_grads=self.delayed,
         )
-        return out, True
+        return out, self.ranks.all(out.finite())
 
     def update(self, gradient: Callable[[], Tensors], finite: Tensor, state: State, head: Head) -> Tensor:
         grads, params = gradient(), self.network.params

@@ -166,7 +166,7 @@ class ShardedEngine(EagerEngine):
     def _graphs(self) -> ShardedGraphs:
         return ShardedGraphs(self._network(), self.plan, self.ranks, *self.train, self.num_classes)
 
-    def look(self, head: Head) -> tuple[LookedAhead, Tensor | bool]:
+    def look(self, head: Head) -> tuple[LookedAhead, Tensor]:
         network, tried = self._network(), False
         while True:
             try:
@@ -183,7 +183,10 @@ class ShardedEngine(EagerEngine):
                     judge=False,
                     keep_grads=self.approx.kind == "delayed",
                 )
-                return out, self.doubts.settle("forward", graphs.same(), graphs.found, graphs.arithmetic, self.ranks)
+                finite = self.doubts.settle(
+                    "forward", graphs.same(), graphs.found, graphs.arithmetic, out.finite(), self.ranks
+                )
+                return out, finite
             except (Unfit, Unrepeatable) as error:
                 if tried or (isinstance(error, Unfit) and error.wrong):
                     raise

@@ -57,6 +57,18 @@ def _say(message: str) -> None:
     print(f"fastmeta: {message}", file=sys.stderr, flush=True)
 
 
+def refuse_graph(plan: TangentPlan, on_grad: Any, *, whole: bool) -> None:
+    """Raise Untraceable for a step that no graph holds, whatever the model is; `whole` where no batch is cut."""
+    if not whole:
+        raise Untraceable("micro_batch builds train graphs more than once")
+    if on_grad is not None:
+        raise Untraceable("on_grad is Python between the gradient and the update")
+    if plan.one_backward:
+        raise Untraceable("a graph bears one backward only, by the model's selective checkpointing")
+    if plan.kind == "difference":
+        raise Untraceable("tangent by differences")
+
+
 class _Kept:
     """A graph, and what it was made of: the model's Python as it was."""
 
