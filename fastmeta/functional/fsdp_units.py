@@ -37,6 +37,14 @@ def is_sharded(model: nn.Module) -> bool:
     return "torch.distributed.fsdp" in sys.modules and any(map(is_unit, model.modules()))
 
 
+def first_fsdp1(model: nn.Module) -> str | None:
+    """The name of a part under FullyShardedDataParallel, FSDP2's forerunner, or None."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return None
+    return next((name for name, m in model.named_modules() if isinstance(m, fsdp.FullyShardedDataParallel)), None)
+
+
 def local(t: Tensor) -> Tensor:
     """This rank's part, detached: the tensor itself where it is none of several devices."""
     t = t.detach()
@@ -68,6 +76,10 @@ class Place(NamedTuple):
     name: str  # of the parameter
     parameter: Tensor  # sharded
 
+    @property
+    def gathered(self) -> bool:
+        return self.module._parameters[self.key] is not self.parameter
+
 
 class Units:
     """The units of `model`, whose parameters must not be gathered now: see :meth:`sharded`."""
@@ -95,14 +107,21 @@ class Units:
     def shards_in_place(self) -> Iterator[None]:
         """Inside, shards stand where a unit has left gathered tensors; after, what it has left."""
         put_back = []
-        for module, key, _, _, p in self.places:
-            now = module._parameters[key]
-            if now is not p:
-                put_back.append(_exchange(module, key, now, p))
+        for place in self.places:
+            if place.gathered:
+                now = place.module._parameters[place.key]
+                put_back.append(_exchange(place.module, place.key, now, place.parameter))
         try:
             yield
         finally:
             run(put_back)
+
+    def drop_gathered_grads(self) -> None:
+        """Of a backward that an error has stopped: FSDP would add them to those of the next."""
+        for place in self.places:
+            now = place.module._parameters[place.key]
+            if place.gathered and now is not None:
+                now.grad = None
 
     def recover(self) -> None:
         """After an error in a pass: no unit goes on with what it has gathered, and shards stand in their places.

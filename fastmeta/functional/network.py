@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from fastmeta.functional.attention import PlainAttention
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.chain import Chain, Chains
-from fastmeta.functional.fsdp_units import is_sharded
+from fastmeta.functional.fsdp_units import first_fsdp1, is_sharded
 from fastmeta.functional.generators import Generators
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.state import State, StateOf, fits
@@ -48,6 +48,11 @@ def functional_module(model: nn.Module, *, sharded: bool = False) -> nn.Module:
         raise TypeError(
             f"model must not be {kind}: a meta step takes gradients by name, which its hooks never see, so the ranks "
             "would drift apart; pass model.module, and process_group= to MetaStep"
+        )
+    if (part := first_fsdp1(model)) is not None:
+        raise TypeError(
+            f"model must not have FullyShardedDataParallel in it ({part or 'the model itself'}), which flattens its "
+            "parameters; take torch.distributed.fsdp.fully_shard, with which fastmeta.MetaStep runs"
         )
     if not sharded and is_sharded(model):
         raise TypeError(

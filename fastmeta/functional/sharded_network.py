@@ -49,13 +49,24 @@ class ShardedNetwork(Network):
         before.enter_context(self.units.shards_in_place())
         with super().held({}, state):
             before.close()
-            yield
+            try:
+                yield
+            except BaseException:
+                self.units.drop_gathered_grads()
+                raise
             self.units.reshard()
 
     def gradient(self, output: Tensor, v: Tensor | None, names: list[str], state: State) -> Tensors:
         """The gradients of `output` along `v`, averaged over the ranks, as DTensors; of what it reaches."""
         with self.held({}, state):
             output.backward(v)
+            left = [place.name for place in self.units.places if place.gathered and place.parameter.grad is None]
+        if any(name in self.params for name in left):
+            raise RuntimeError(
+                f"FSDP has not finished the backward: {left[0]} has no gradient and is still gathered. An error has "
+                "stopped an earlier backward, after which FSDP needs reset_iter_state (torch 2.14, and then a step "
+                "calls it), or to be made anew from a checkpoint; or set_reshard_after_backward(False) is in force"
+            )
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         self.drop_grads()
         if not grads:
@@ -67,7 +78,8 @@ class ShardedNetwork(Network):
 
     def tangent(self, state: State, x: Any, direction: Tensors) -> tuple[Tensor, Tensor, list[torch.dtype]]:
         """Logits, u = J d for a direction of shards, and the dtypes that were computed in; `state` is scratch."""
-        with torch.no_grad(), dual_level(), tangents_pass(), self.units.duals(direction) as dtypes:
+        eager = torch.compiler.set_stance("force_eager")  # parts that the user has compiled have no tangents
+        with torch.no_grad(), dual_level(), tangents_pass(), eager, self.units.duals(direction) as dtypes:
             logits, u = forward_ad.unpack_dual(self({}, state, x))
         self.units.reshard()
         return logits, torch.zeros_like(logits) if u is None else u, dtypes

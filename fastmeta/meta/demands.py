@@ -147,7 +147,7 @@ def check_loss_optimizer(loss: LearnableLoss, optimizer: torch.optim.Optimizer |
 def _strange_kind(p: Tensor) -> str | None:
     """What `p` is, for an error, unless a step can train it."""
     if is_dtensor(p):
-        return "a DTensor, a part of what lies on several devices"
+        return "a DTensor that no fully_shard has made (tensor parallelism), a part of what lies on several devices"
     if p.is_complex():
         return f"complex ({p.dtype})"
     if p.layout != torch.strided:

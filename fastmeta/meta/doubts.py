@@ -37,12 +37,17 @@ class Unrepeatable(RuntimeError):
 class Unfit(RuntimeError):
     """The tangent is not the adjoint of the gradient; nothing was changed. `wrong`: by more than rounding can do."""
 
-    def __init__(self, kind: str, wrong: bool) -> None:
+    def __init__(
+        self,
+        kind: str,
+        wrong: bool,
+        way_out: str = 'use tangent="auto", and run fastmeta.check on the model as it is',
+    ) -> None:
         self.wrong = wrong
         super().__init__(
             f"the {kind} tangent is not the adjoint of the gradient of the same step: a layer that the model runs by "
             "now has a wrong rule for it, or a hook clamps gradients by now, with which the backward is not linear; "
-            'use tangent="auto", and run fastmeta.check on the model as it is. Nothing was changed'
+            f"{way_out}. Nothing was changed"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta.distributed import Ranks
 from fastmeta.functional.fsdp_units import is_dtensor, is_sharded, is_unit, reshard
+from fastmeta.functional.network import functional_module
 
 #: where the forward hooks are made that FSDP has itself
 _OWN = "torch.distributed.fsdp."
@@ -27,6 +28,7 @@ def check_sharded(
     """Raise a ValueError for what a step cannot do with a model that is sharded; nothing has moved."""
     if not is_sharded(model):
         return
+    model = functional_module(model, sharded=True)  # what torch.compile has wrapped is set aside
     reshard(model)  # what it calls its parameters are the shards then
     refused = {
         f"compile={compile!r}": compile != "off",

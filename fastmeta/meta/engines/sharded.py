@@ -43,6 +43,12 @@ def sharded_plan(now: TangentPlan | None) -> TangentPlan:
     return now if now is not None and now.reason == reason else TangentPlan("forward", False, reason)
 
 
+_WAY_OUT = (
+    "or FSDP does not average (set_gradient_divide_factor, a custom reduce-scatter); run fastmeta.check on the model "
+    "before fully_shard, which names the layer"
+)
+
+
 class AveragedRanks(Ranks):
     """Ranks whose gradients FSDP has averaged as it made them."""
 
@@ -188,7 +194,9 @@ class ShardedEngine(EagerEngine):
                 )
                 return out, finite
             except (Unfit, Unrepeatable) as error:
-                if tried or (isinstance(error, Unfit) and error.wrong):
+                if isinstance(error, Unfit) and (tried or error.wrong):
+                    raise Unfit("forward", error.wrong, _WAY_OUT) from None
+                if tried:
                     raise
                 tried = True
                 if isinstance(error, Unfit):
