@@ -15,16 +15,17 @@ examples:
 
 Of an npz file all arrays stay as they are, but that of the given labels, which becomes y_given. Of a table, csv or
 parquet, the cells of the label column change. Of a folder of images there is a new folder, in which each image lies
-with its learned class, as a hard link: test/ and meta/ are as they were.
+with its learned class, as a hard link: test/ and meta/ are as they were. A folder of .npy files, npy:DIR, is as an npz
+file, with hard links to the files that stay.
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="Directory of a finished run.")
     parser.add_argument(
-        "--to", required=True, metavar="PATH", help="A file, or of a folder of images a folder, that is not there yet."
+        "--to", required=True, metavar="PATH", help="A file, or of a folder a folder, that is not there yet."
     )
-    parser.add_argument("--copy", action="store_true", help="Copies of images in place of hard links.")
+    parser.add_argument("--copy", action="store_true", help="Of a folder, copies in place of hard links.")
     parser.add_argument("--force", action="store_true", help="Also labels that canaries find worse than given ones.")
 
 

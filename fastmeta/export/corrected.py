@@ -11,6 +11,7 @@ from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.export.corrected_arrays import write_npz
 from fastmeta.export.corrected_folders import write_folder
+from fastmeta.export.corrected_npy import write_npy
 from fastmeta.export.corrected_tables import write_csv, write_parquet
 from fastmeta.training.rundir import RunLabels, run_labels, user_path
 
@@ -25,15 +26,15 @@ class Applied(NamedTuple):
 def apply(run: str | Path, to: str | Path, *, force: bool = False, copy: bool = False) -> Applied:
     """Write the data of the finished `run` anew to `to`, with the learned labels in place of the given ones.
 
-    Of an npz file all arrays are as they were, but the one with the given labels, which stays as ``y_given``. Of a
-    table (csv, parquet) the cells of the label column change, in the words of the file. Of a folder of images each lies
-    in the folder of its learned class, with its name. Rows that the run did not train on, such as those of
-    ``meta_index``, keep their labels.
+    Of an npz file all arrays are as they were, but the one with the given labels, which stays as ``y_given``; of a
+    folder of .npy files likewise. Of a table (csv, parquet) the cells of the label column change, in the words of the
+    file. Of a folder of images each lies in the folder of its learned class, with its name. Rows that the run did not
+    train on, such as those of ``meta_index``, keep their labels.
 
     Args:
-        to: a file that is not there yet; of a folder of images, a folder.
+        to: a file that is not there yet; of a folder, a folder.
         force: labels that canaries find worse than the given ones, too.
-        copy: of a folder of images, copies in place of hard links.
+        copy: of a folder, copies in place of hard links.
 
     Raises:
         InputError: the labels cannot be had, the data set is no file of the user's, is gone, or has other labels now.
@@ -50,16 +51,16 @@ def apply(run: str | Path, to: str | Path, *, force: bool = False, copy: bool = 
             f"labels are written back into data that are named {', '.join(f'{k}:PATH' for k in SCHEMES)}, and the data "
             f"set of {labels.path} is {config.dataset}; take labels export, whose rows are numbered"
         )
-    if copy and name.scheme != "folder":
-        raise InputError(f"copy is about folders of images, and the data set is {config.dataset}; leave it out")
+    if copy and name.scheme not in FOLDER_WRITERS:
+        raise InputError(f"copy is about folders, and the data set is {config.dataset}; leave it out")
     source = Path(name.argument)
     # not Path.exists, which raises for names that are too long
     if os.path.exists(to) and os.path.exists(source) and os.path.samefile(to, source):
         raise InputError(f"{to} is the data set itself, whose labels would be lost; name another file")
     if os.path.lexists(to):
         raise InputError(f"{to} is there already; name another file")
-    if name.scheme == "folder":
-        lines = write_folder(labels, source, to, copy)
+    if name.scheme in FOLDER_WRITERS:
+        lines = FOLDER_WRITERS[name.scheme](labels, source, to, copy)
     else:
         lines = WRITERS[name.scheme](labels, source, to)
     changed = int((labels.learned != labels.given).sum())
@@ -73,4 +74,9 @@ WRITERS: dict[str, Callable[[RunLabels, Path, Path], tuple[str, ...]]] = {
     "csv": write_csv,
     "parquet": write_parquet,
 }
-SCHEMES = (*WRITERS, "folder")
+#: the same for folders; the last argument asks for copies in place of hard links
+FOLDER_WRITERS: dict[str, Callable[[RunLabels, Path, Path, bool], tuple[str, ...]]] = {
+    "npy": write_npy,
+    "folder": write_folder,
+}
+SCHEMES = (*WRITERS, *FOLDER_WRITERS)

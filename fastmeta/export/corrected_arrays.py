@@ -29,7 +29,7 @@ def write_npz(labels: RunLabels, source: Path, to: Path) -> tuple[str, ...]:
     with NpzFile(source) as file:
         given = file.read({name: file.declared(name)})[name]
         kept = LABELS_BEFORE in file
-    learned = _in_array(labels, given)
+    learned = in_array(labels, given)
 
     def fill(out: IO[bytes]) -> None:
         with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w") as new:
@@ -52,7 +52,7 @@ def write_npz(labels: RunLabels, source: Path, to: Path) -> tuple[str, ...]:
     return (f"the labels as given are in {LABELS_BEFORE}",)
 
 
-def _in_array(labels: RunLabels, given: np.ndarray) -> np.ndarray:
+def in_array(labels: RunLabels, given: np.ndarray) -> np.ndarray:
     """`given` with the learned labels in their rows."""
     largest = int(labels.learned.max())
     kind = given.dtype if largest <= np.iinfo(given.dtype).max else np.dtype(np.int64)

@@ -38,12 +38,12 @@ def write_folder(labels: RunLabels, source: Path, to: Path, copy: bool) -> tuple
     renamed = _new_names(tree.images["train"], moved, labels.class_names, tree.train)
     images = [name for names in tree.images.values() for name in names]
     linked = 0
-    with _whole_folder(to) as made:
+    with whole_folder(to) as made:
         for place in tree.classes:  # those without an image, too: classes are numbered by their folders
             (made / place).mkdir(parents=True)
         for name in images:
-            linked += _put(source / name, made / renamed.get(name, name), copy)
-    return (*_told_links(linked, source), *_told_names(renamed), *_told_others(source, len(images)))
+            linked += put(source / name, made / renamed.get(name, name), copy)
+    return (*told_links(linked, source), *_told_names(renamed), *_told_others(source, len(images)))
 
 
 def _new_names(
@@ -63,7 +63,7 @@ def _new_names(
     return made
 
 
-def _put(old: Path, new: Path, copy: bool) -> bool:
+def put(old: Path, new: Path, copy: bool) -> bool:
     """The file `old` at `new`, too. Whether it is a hard link."""
     new.parent.mkdir(parents=True, exist_ok=True)
     real = os.path.realpath(old)  # of a symbolic link, what it points at
@@ -79,7 +79,7 @@ def _put(old: Path, new: Path, copy: bool) -> bool:
 
 
 @contextmanager
-def _whole_folder(to: Path) -> Iterator[Path]:
+def whole_folder(to: Path) -> Iterator[Path]:
     """A folder that becomes `to` at the end, or is gone. InputError where it cannot be written."""
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,11 @@ def _umask() -> int:
     return mask
 
 
-def _told_links(linked: int, source: Path) -> list[str]:
+def told_links(linked: int, source: Path) -> list[str]:
     if not linked:
         return []
     return [
-        f"{linked:,} files are hard links: they take no room, and to write into one is to write into the image in "
+        f"{linked:,} files are hard links: they take no room, and to write into one is to write into the file in "
         f"{source}; --copy makes copies"
     ]
 

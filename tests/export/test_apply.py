@@ -46,6 +46,36 @@ def test_one_array_changes_and_what_was_given_is_kept(run, tmp_path, capsys):
     assert os.stat(out).st_mode & 0o044 or not os.stat(run / "config.toml").st_mode & 0o044
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_of_a_folder_of_arrays_the_file_of_labels_changes(nested, tmp_path, capsys):
+    place = tmp_path / "set"
+    for name, array in two_classes().items():
+        inside = "train/y_true.npy" if name == "y_true" else f"{name[2:]}/{name[0]}.npy"
+        path = place / (inside if nested and name[1] == "_" else f"{name}.npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, array)
+    values = {"dataset": f"npy:{place}", "model": "mlp", "epochs": 3, "threads": 1, "baselines": "none"}
+    labels = {"update": "exact", "label_step": 3.0, "warmup_epochs": 0}
+    own = train(TrainConfig.from_mapping(values | {"labels": labels, "out": str(tmp_path / "run")})).path
+    out, (y, before) = (
+        tmp_path / "out",
+        ("train/y.npy", "train/y_given.npy") if nested else ("y_train.npy", "y_given.npy"),
+    )
+    assert main(["labels", "apply", str(own), "--to", str(out), *(["--copy"] if nested else [])]) == 0
+    assert ("are hard links" in " ".join(capsys.readouterr().out.split())) == (not nested)
+    learned = run_labels(own)
+    assert (learned.learned != learned.given).any()
+    assert tree(out).keys() == tree(place).keys() | {before}
+    for name, content in tree(place).items():
+        assert (tree(out)[name] == content) == (name != y)
+    assert np.array_equal(np.load(out / before), np.load(place / y))
+    data = load_dataset(f"npy:{out}")
+    assert data.notes == ()
+    assert np.array_equal(data.train.targets[learned.row], learned.learned)
+    with pytest.raises(InputError, match="lies in the data set"):
+        apply(own, place / "new")
+
+
 def test_what_is_written_can_be_trained_on_without_a_word(run, tmp_path):
     data = load_dataset(f"npz:{apply(run, tmp_path / 'out.npz').path}")
     assert data.unused == ()
@@ -312,7 +342,7 @@ def test_a_folder_that_would_be_lost_or_mixed_is_refused(of_images, tmp_path, ru
             apply(own, to)
     assert tree(place.parent) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
-    with pytest.raises(InputError, match="copy is about folders of images"):
+    with pytest.raises(InputError, match="copy is about folders"):
         apply(run, tmp_path / "x.npz", copy=True)
 
 

@@ -2,6 +2,7 @@
 
 from fastmeta.data.sources.csv_table import delimiter_of
 from fastmeta.data.sources.image_folder import ImageTree
+from fastmeta.data.sources.npy import NpyFolder
 from fastmeta.data.sources.npz import is_pickle
 from fastmeta.data.sources.registry import (
     SCHEMES,
@@ -20,6 +21,7 @@ __all__ = [
     "SCHEMES",
     "ImageTree",
     "Name",
+    "NpyFolder",
     "delimiter_of",
     "forms",
     "is_path",

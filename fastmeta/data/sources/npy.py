@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,39 +53,48 @@ def lasting(argument: str) -> str:
     return str(given_path(FORM, argument).resolve())
 
 
-def files_of(root: Path, choice: Choice) -> dict[str, Path]:
-    """Where the array of each field lies, below `root`. InputError for a folder that is laid out otherwise."""
-    if not root.is_dir():
-        way = "; a file of several arrays is npz:PATH" if root.exists() else ""
-        raise InputError(f"{root} {'is no folder' if root.exists() else 'does not exist'}; {_LAYOUT}{way}")
-    found: dict[str, Path] = {}
-    for field in FIELDS:
-        option, name = {"y_train": ("given", choice.given), "y_true": ("truth", choice.truth)}.get(field, ("", field))
-        if Path(name).name != name or name in (".", ".."):
-            raise InputError(f"data.{option} names a file of {root} without its .npy, got {shown(name)}")
-        places = [f"{name}.npy"]
-        if field in IN_PARTS:
-            places.append(IN_PARTS[field] if name == field else f"train/{name}.npy")
-        there = [Path(place) for place in places if (root / place).is_symlink() or (root / place).exists()]
-        if len(there) > 1:
-            raise InputError(f"{root} has {there[0]} and {there[1]}, which are the same array; keep one of them")
-        if there:
-            found[field] = there[0]
-        elif name != field:
-            raise InputError(f"{root} has no {places[0]} and no {places[1]} for data.{option}; {_listed(root)}")
-    for field in ("x_train", "y_train"):
-        if field not in found:
-            raise InputError(f"{root} has no {field}.npy and no {IN_PARTS[field]}; {_LAYOUT}; {_listed(root)}")
-    return found
+class NpyFolder(NamedTuple):
+    """What lies where in the folder of a data set; paths below that folder."""
+
+    places: dict[str, Path]  # field -> its array
+    arrays: list[str]  # all .npy files
+
+    @classmethod
+    def of(cls, root: Path, given: str = "y_train", truth: str = "y_true") -> NpyFolder:
+        """`given` and `truth` name the arrays of labels. InputError for a folder that is laid out otherwise."""
+        if not root.is_dir():
+            way = "; a file of several arrays is npz:PATH" if root.exists() else ""
+            raise InputError(f"{root} {'is no folder' if root.exists() else 'does not exist'}; {_LAYOUT}{way}")
+        arrays = _arrays(root)
+        places: dict[str, Path] = {}
+        for field in FIELDS:
+            option, name = {"y_train": ("given", given), "y_true": ("truth", truth)}.get(field, ("", field))
+            if Path(name).name != name or name in (".", ".."):
+                raise InputError(f"data.{option} names a file of {root} without its .npy, got {shown(name)}")
+            possible = [f"{name}.npy"]
+            if field in IN_PARTS:
+                possible.append(IN_PARTS[field] if name == field else f"train/{name}.npy")
+            there = [place for place in possible if place in arrays]
+            if len(there) > 1:
+                raise InputError(f"{root} has {there[0]} and {there[1]}, which are the same array; keep one of them")
+            if there:
+                places[field] = Path(there[0])
+            elif name != field:
+                found = _listed(arrays)
+                raise InputError(f"{root} has no {possible[0]} and no {possible[1]} for data.{option}; {found}")
+        for field in ("x_train", "y_train"):
+            if field not in places:
+                raise InputError(f"{root} has no {field}.npy and no {IN_PARTS[field]}; {_LAYOUT}; {_listed(arrays)}")
+        return cls(places, arrays)
 
 
 def _read(root: Path, choice: Choice) -> Dataset:
-    places = files_of(root, choice)
-    files = {field: NpyFile(root / place) for field, place in places.items()}
+    folder = NpyFolder.of(root, choice.given, choice.truth)
+    files = {field: NpyFile(root / place) for field, place in folder.places.items()}
     forms = {field: file.declared for field, file in files.items()}
     names = forms.pop("class_names", None)
     forms.pop("superclasses", None)
-    check_forms(str(root), forms, known=lambda: _listed(root))
+    check_forms(str(root), forms, known=lambda: _listed(folder.arrays))
     if names is not None and (names.ndim != 1 or names.shape[0] > MOST_CLASSES):
         raise InputError(f"{root}: class_names must be one name per class (C,), got shape {names.shape}")
     class_names = None if names is None else texts(files["class_names"].whole(), f"{root}: class_names")
@@ -110,13 +120,13 @@ def _read(root: Path, choice: Choice) -> Dataset:
         meta_given=numbers.get("y_meta_given"),
         superclasses=files["superclasses"].whole() if "superclasses" in files else None,
     )
-    return replace(data, notes=tuple(_strays(root, places)))
+    return replace(data, notes=tuple(_strays(root, folder)))
 
 
-def _strays(root: Path, places: dict[str, Path]) -> list[str]:
+def _strays(root: Path, folder: NpyFolder) -> list[str]:
     """A line on arrays that are there and not used, if any."""
-    used = {*map(str, places.values()), *BEFORE}
-    left = [name for name in _arrays(root) if name not in used]
+    used = {*map(str, folder.places.values()), *BEFORE}
+    left = [name for name in folder.arrays if name not in used]
     if not left:
         return []
     some = ", ".join(printable(name, 60) for name in left[:_NAMED]) + (" …" if len(left) > _NAMED else "")
@@ -133,7 +143,6 @@ def _arrays(root: Path) -> list[str]:
     return [str(p.relative_to(root)) for f in folders for p in sorted(f.glob("*.npy")) if not p.name.startswith(".")]
 
 
-def _listed(root: Path) -> str:
-    found = _arrays(root)
-    names = ", ".join(printable(name, 40) for name in found[:20]) + (" …" if len(found) > 20 else "")
+def _listed(arrays: list[str]) -> str:
+    names = ", ".join(printable(name, 40) for name in arrays[:20]) + (" …" if len(arrays) > 20 else "")
     return f"found {names or 'no .npy file at all'}"
