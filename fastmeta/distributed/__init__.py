@@ -1,6 +1,6 @@
 """Many processes that train one model: what they ask of each other."""
 
-from fastmeta.distributed.agree import gathered, together
+from fastmeta.distributed.agree import together
 from fastmeta.distributed.ranks import ALONE, Ranks
 
-__all__ = ["ALONE", "Ranks", "gathered", "together"]
+__all__ = ["ALONE", "Ranks", "together"]

@@ -1,27 +1,13 @@
-"""What ranks tell each other beside tensors: values, and that one of them has failed.
-
-The ranks are those of a group on the host (gloo): values of Python go over the wire, from processes of one run alone.
-"""
+"""Work that ranks do together: where one of them fails, all of them hear of it and leave by the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
 from fastmeta.distributed.ranks import Ranks
 
 T = TypeVar("T")
-
-
-def gathered(value: T, ranks: Ranks) -> list[T]:
-    """The value of every rank, in their order."""
-    if ranks.size == 1:
-        return [value]
-    found: list[Any] = [None] * ranks.size
-    dist.all_gather_object(found, value, group=ranks.group)
-    return found
 
 
 def together(work: Callable[[], T], ranks: Ranks) -> T:
@@ -35,9 +21,9 @@ def together(work: Callable[[], T], ranks: Ranks) -> T:
     try:
         result = work()
     except Exception as error:
-        gathered(_told(error), ranks)
+        ranks.each(_told(error))
         raise
-    for rank, failed in enumerate(gathered(None, ranks)):
+    for rank, failed in enumerate(ranks.each(None)):
         if failed is not None:
             kind, *content = failed
             raise OSError(*content) if kind is OSError else kind(f"rank {rank}: {content[0]}")

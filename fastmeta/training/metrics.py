@@ -82,6 +82,11 @@ class StepTotals:
             return sums
         return {name: value if name in _OF_ROWS else value / self._ranks.size for name, value in sums.items()}
 
+    def regroup(self, before: int) -> None:
+        """The sums are the mean of those that so many ranks had; each of the ranks of now has its share of them."""
+        for name in _OF_ROWS:
+            self.values[_STATE.index(name)] *= before / self._ranks.size
+
     def reset(self) -> None:
         """Start a new interval; a streak of steps that were not finite goes on."""
         self.values[: len(_SUMS)] = 0

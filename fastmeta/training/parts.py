@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta._text import shown
 from fastmeta.data import InputError
+from fastmeta.losses import LabelTable
 from fastmeta.training.encoding import Decoder, Encoder, Unsaved
 from fastmeta.training.module_state import ModuleState, Watch, load_state, one_line
 
@@ -49,6 +50,31 @@ class Part:
             ) from error
         return encoder.tensors, form
 
+    def by_row(self, values: Any) -> frozenset[str]:
+        """Names of the tensors beside `values`, of :meth:`save`, that have a row for each training sample.
+
+        So says the attribute `row_state` of the object, or of a module inside of it: names of its state_dict, or of
+        buffers beside that; of dicts in dicts with dots between their keys.
+        """
+        if self.watch is None:
+            rows = _row_state(self.value)
+            return frozenset(number for place, number in _tensors_of(values) if place in rows)
+        modules = self.value.named_modules()
+        own = {f"{path}.{name}" if path else name for path, module in modules for name in _row_state(module)}
+        found = {f"state.{name}" for name in own}
+        for (path, *inner), form in values.get("moved", []):
+            place = f"{path}.{inner[0][1]}" if path else inner[0][1]
+            if len(inner) == 1 and place in own:
+                found |= {f"beside.{number}" for name, number in _tensors_of(form) if name == ""}
+        return frozenset(found)
+
+    @property
+    def of_few(self) -> str | None:
+        """What keeps rows in a way of its own, which as many ranks as wrote it can read alone; None for nothing."""
+        modules = self.value.modules() if self.watch is not None else ()
+        tables = (m for m in modules if isinstance(m, LabelTable) and not m.row_state)
+        return next((f"a {type(table).__name__} of {self.name}" for table in tables), None)
+
     def load(self, tensors: Mapping[str, Tensor], values: Any) -> None:
         """Go on where one of the same make gave `tensors` and `values`."""
         if self.watch is not None:
@@ -72,6 +98,21 @@ def _restore_forms(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         for key, value in saved.items():
             if isinstance(value, Tensor) and value.shape == p.shape and value.ndim:
                 optimizer.state[p][key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+
+
+def _row_state(value: Any) -> frozenset[str]:
+    return frozenset(getattr(value, "row_state", ()))
+
+
+def _tensors_of(form: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Place and number of each tensor of an encoded value that dicts lead to."""
+    if isinstance(form, dict):
+        ((kind, content),) = form.items()
+        if kind == "tensor":
+            yield place, content[0]
+        elif kind in ("dict", "ordered"):
+            for key, inner in content:
+                yield from _tensors_of(inner, f"{place}.{key}" if place else str(key))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,6 +141,15 @@ class Parts:
             found, values[name] = part.save()
             tensors |= {f"{name}/{k}": v for k, v in found.items()}
         return tensors, values
+
+    @property
+    def of_few(self) -> str | None:
+        return next(filter(None, (part.of_few for part in self._parts.values())), None)
+
+    def by_row(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """Names of those tensors of :meth:`save` that have a row for each training sample."""
+        every = ((name, part.by_row(values[name])) for name, part in self._parts.items())
+        return frozenset(f"{name}/{k}" for name, found in every for k in found)
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """ValueError where the parts are others than those that were saved."""

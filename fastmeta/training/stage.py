@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastmeta.functional.finite import all_finite
 from fastmeta.losses import Labels
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Method
-from fastmeta.training import global_generators
+from fastmeta.training import global_generators, regroup
 from fastmeta.training.batches import Batches, steps_per_epoch
 from fastmeta.training.best import Best
 from fastmeta.training.canaries import Canaries
@@ -327,6 +327,8 @@ class Stage:
             if part is not None:
                 held, beside[name] = part.save()
                 tensors |= {f"{name}/{k}": v for k, v in held.items()}
+        if self.ranks.size > 1:
+            beside["steps_per_epoch"] = self.steps_per_epoch
         drawn, host = global_generators.save(self.device)
         return tensors | drawn, {
             "name": self.name,
@@ -341,8 +343,17 @@ class Stage:
             "host": host,
         }
 
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any], run: Path) -> None:
-        """Go on where a stage of the same config gave `tensors` and `values`, in the directory `run`."""
+    def by_row(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """Names of those tensors of :meth:`save`, beside `values`, that have a row for each training sample."""
+        return frozenset(f"parts/{name}" for name in self.parts.by_row(values["parts"]))
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any], run: Path, saved_by: int = 1) -> None:
+        """Go on where a stage of the same config gave `tensors` and `values`, in the directory `run`.
+
+        Of another number of ranks, `saved_by`, it goes on with the same models and labels, and with other draws.
+        """
+        if saved_by != self.ranks.size:
+            tensors = regroup.state_of(self, tensors, values, saved_by)
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -366,3 +377,5 @@ class Stage:
         self.best = Best.of_state(values)
         self.last = values["last"]
         self.health.given = list(values["warned"])
+        if saved_by != self.ranks.size:
+            regroup.go_on(self, values, saved_by)

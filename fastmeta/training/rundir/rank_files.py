@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.data import InputError
-from fastmeta.distributed import ALONE, Ranks, gathered, together
+from fastmeta.distributed import ALONE, Ranks, together
 from fastmeta.training.rundir import checkpoint
 from fastmeta.training.rundir.files import is_sealed, new_digest, seal_of, sync_directory, write_atomically
 from fastmeta.training.rundir.rank_folders import rank_folder, remove_other_folders
@@ -64,7 +64,7 @@ def save(
         checkpoint.save(path, dict(tensors), values, max_shard_mb)
         remove_other_folders(path)
         return
-    token = gathered(secrets.token_hex(16), ranks)[0]
+    token = ranks.told(secrets.token_hex(16))
     folder = rank_folder(path, token)
     try:
         _save(path, folder, tensors, values, ranks, by_row, max_shard_mb)
@@ -85,7 +85,7 @@ def _save(
 ) -> None:
     wholes = together(lambda: check_whole({name: tensors[name] for name in by_row}, ranks), ranks)
     alike = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name not in by_row}
-    digests = gathered({name: _digest(t) for name, t in alike.items()}, ranks)
+    digests = ranks.each({name: _digest(t) for name, t in alike.items()})
 
     def make() -> None:
         if ranks.first:
@@ -107,7 +107,7 @@ def _save(
             found.append(file.name)
         return {name: seal_of(folder / name) for name in found}
 
-    files = {name: s for of_rank in gathered(together(seal, ranks), ranks) for name, s in of_rank.items()}
+    files = {name: s for of_rank in ranks.each(together(seal, ranks)) for name, s in of_rank.items()}
     note = {
         "size": ranks.size,
         "token": folder.name.removeprefix("ranks-"),
@@ -147,6 +147,11 @@ def load(path: Path, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], dict[str,
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise checkpoint.damaged(path, said.splitlines()[0]) from error
+
+
+def own_rows(tensors: Mapping[str, Tensor], by_row: Collection[str], ranks: Ranks) -> dict[str, Tensor]:
+    """`tensors` that have all rows, with this rank's share of those that are by row."""
+    return {name: t[slice(*ranks.share(len(t)))] if name in by_row else t for name, t in tensors.items()}
 
 
 def _own(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmeta._memory import check_room
-from fastmeta.distributed import Ranks, gathered
+from fastmeta.distributed import Ranks
 
 #: that safetensors holds
 DTYPES = {
@@ -44,7 +44,7 @@ class Whole(NamedTuple):
 def check_whole(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whole]:
     """Of tensors of which each rank has its rows. ValueError where these are not as `Ranks.share` gives them."""
     mine = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
-    every = gathered(mine, ranks)
+    every = ranks.each(mine)
     found = {}
     for name, (shape, dtype) in mine.items():
         theirs = [of.get(name) for of in every]
@@ -73,7 +73,7 @@ def write_rows(folder: Path, tensors: Mapping[str, Tensor], wholes: Mapping[str,
         save(
             {name: _dressed(t.detach().cpu().contiguous(), wholes[name], ranks) for name, t in tensors.items()},
             storage_writer=HuggingFaceStorageWriter(path=str(folder), save_distributed=True),
-            process_group=ranks.group,
+            process_group=ranks.side,
         )
 
 
@@ -96,7 +96,7 @@ def read_rows(folder: Path, wholes: Mapping[str, Whole], ranks: Ranks) -> dict[s
         load(
             {name: t if alone else _dressed(t, wholes[name], ranks) for name, t in tensors.items()},
             storage_reader=HuggingFaceStorageReader(path=str(folder)),
-            process_group=ranks.group,
+            process_group=ranks.side,
             no_dist=alone,
         )
     return tensors
@@ -106,8 +106,8 @@ def _dressed(rows: Tensor, of: Whole, ranks: Ranks) -> Any:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    assert ranks.group is not None
-    mesh = DeviceMesh.from_group(ranks.group, "cpu")
+    assert ranks.side is not None
+    mesh = DeviceMesh.from_group(ranks.side, "cpu")
     stride = torch.empty(of.shape, device="meta").stride()
     shape = torch.Size(of.shape)
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
