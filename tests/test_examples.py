@@ -43,6 +43,13 @@ def test_hugging_face_learns_labels(capsys):
     assert step.steps == 12 * 12
 
 
+def test_a_sharded_model_learns_labels(capsys):
+    """On one rank; two get the same batches. In a process that has no group yet."""
+    load("fsdp").main()
+    given, learned = figures(capsys.readouterr().out.splitlines()[-1])
+    assert learned > given + 10
+
+
 @pytest.fixture
 def example():
     pytest.importorskip("lightning", reason="lightning is not installed")

@@ -72,7 +72,8 @@ class MetaStep:
         logits_of: picks the logits from the model's output; default the output itself, else its ``.logits``.
         unique_index: a promise that no batch holds a row twice, for a faster kernel; a broken one loses updates.
         on_grad: called with {name: gradient} before the optimizer's step, to clip or record; in-place changes count.
-        process_group: data parallelism, each rank with its own rows of the batch, equally many.
+        process_group: data parallelism, each rank with its own rows of the batch, equally many; of a model under
+            ``fully_shard`` (FSDP2) the group of its mesh.
         own_rows: with it, each rank's loss holds rows of the training set that no other rank has, and index counts in
             these: instance labels move on their rank, and nothing of them is sent. Else every rank has all rows.
         compile: ``"off"``; ``"trace"``, the step as one graph; ``"full"``, that graph through inductor and captured on

@@ -47,6 +47,7 @@ WHOLE = {
     "autocast": ("groupnorm", INSTANCE, "nested", {"autocast": True, "dtype": torch.float32}),
     "float32": ("attention", INSTANCE, "nested", {"dtype": torch.float32}),
     "poisoned": ("mlp", INSTANCE, "nested", {"poison": True}),
+    "own rows": ("mlp", INSTANCE, "nested", {"own_rows": True, "label_lr": None}),
     "replicas": ("mlp", INSTANCE, "replicas", {}),
 }
 
