@@ -219,6 +219,8 @@ class InstanceLabels(Labels):
     def restart_(self, target_prob: float) -> None:
         """Every label as it is at a start of `target_prob`."""
         start = Start(self, self._margin(target_prob), self.dtype)
+        if self.table is not None and self.table.restart(start):
+            return
         for index in start.pieces():
             self.write_(index, start.rows(index))
 

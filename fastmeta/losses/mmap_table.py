@@ -169,6 +169,15 @@ class MmapTable(AwayTable):
             self.journal.wait()
             self.file.write(index, rows)
 
+    def restart(self, start: Start) -> bool:
+        if start.margin != self.start.margin:
+            return False
+        self.settle()
+        self.written.fill_(False)
+        self.file.full = False
+        self.file.broken.clear()
+        return True
+
     def keep(self, name: str) -> None:
         if self.file.opened:
             self.journal.kept[name] = self.journal.generation

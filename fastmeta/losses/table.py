@@ -114,6 +114,10 @@ class LabelTable(nn.Module, ABC):
         """How many batches of `batch` rows to be told of at once; 0 where :meth:`soon` has no use for them."""
         return 0
 
+    def restart(self, start: Start) -> bool:
+        """Be as `start` says; False where all rows have to be written for that."""
+        return False
+
     def keep(self, name: str) -> None:
         """The state that was asked for last is wanted until the next one is kept by this name."""
 

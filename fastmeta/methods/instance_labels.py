@@ -9,6 +9,7 @@ import torch
 from fastmeta.data.seeds import derived_seed
 from fastmeta.losses import InstanceLabels, LabelTable, MomentumLabels, SimplexLabels
 from fastmeta.methods.base import Context
+from fastmeta.methods.label_store import table_of
 from fastmeta.methods.learned import LearnedLabels
 
 #: probability of the given class in a table that no start was asked for, which the first estimate replaces
@@ -19,7 +20,7 @@ class InstanceLabelMethod(LearnedLabels):
     """:class:`fastmeta.InstanceLabels` moved by :class:`fastmeta.MetaStep`."""
 
     family = InstanceLabels
-    supports = LearnedLabels.supports | {"ema", "mixup", "optim.warmup"}
+    supports = LearnedLabels.supports | {"ema", "mixup", "optim.warmup", "labels.store"}
     default_update = "posterior"
     #: where the label logits lie; None: in a dense tensor
     table: ClassVar[type[LabelTable] | None] = None
@@ -36,7 +37,7 @@ class InstanceLabelMethod(LearnedLabels):
             _UNTIL_ESTIMATED if config.labels.target_prob is None else config.labels.target_prob,
             dtype=getattr(torch, config.labels.dtype),
             seed=derived_seed(config.seed, "label-rounding"),
-            table=self.table,
+            table=self.table or table_of(context),
         )
 
     @classmethod
@@ -56,6 +57,12 @@ class InstanceLabelMethod(LearnedLabels):
             option = "labels.parametrisation=simplex" if simplex else ""
         if option and config.labels.dtype != "float32":
             raise ValueError(f"labels.dtype={config.labels.dtype} does not go with {option}, which is in float32")
+        store = config.labels.store
+        if store not in ("auto", "device") and (option or cls.table is not None):
+            why = f"{option} keeps labels in a dense tensor"
+            if not option:
+                why = f"method={config.method} brings a table of its own"
+            raise ValueError(f"{why}, and labels.store={store} asks for another one; leave one of them out")
         if option and cls.table is not None:
             raise ValueError(
                 f"{option} keeps labels in a dense tensor, and method={config.method} in a {cls.table.__name__}; leave "

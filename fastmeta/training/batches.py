@@ -15,6 +15,7 @@ from torch import Tensor
 from fastmeta.data import EpochSampler, Pool
 from fastmeta.distributed import Ranks
 from fastmeta.methods import Batch
+from fastmeta.training.coming_rows import ComingRows
 from fastmeta.training.config import TrainConfig
 
 
@@ -37,6 +38,7 @@ class Batches:
         self.size = sum(map(len, data.rows(name)))
         #: numbers rows of the stage, and clean rows of all ranks together
         self.sampler, self.meta_sampler = self._samplers()
+        self.coming = ComingRows(None, self.sampler, data.device, 0)
         self._following = False  # whether the source has been told which batches will come
 
     def _samplers(self) -> tuple[EpochSampler, EpochSampler]:
@@ -80,6 +82,11 @@ class Batches:
         self.data.source.follow(plan, start, stop)
         self._following = True
 
+    def tell(self, labels: Any, stop: int) -> ComingRows:
+        """A label table of `labels` hears of the rows of steps to come, up to the one before `stop`."""
+        self.coming = ComingRows(labels, self.sampler, self.data.device, stop)
+        return self.coming
+
     def close(self) -> None:
         self.data.source.close()
         self._following = False
@@ -88,12 +95,12 @@ class Batches:
         """That of `step`, the last of which is the one before `stop`."""
         if not self._following:
             self.follow(step, stop, wants_meta)
-        data, index = self.data, self.sampler(step)
+        data, (drawn, index) = self.data, self.coming(step)
         # by a fill: a copy from the host would wait
         number = step if data.source.rows_on_host else torch.full((), step, device=data.device)
-        x = data.source.fetch(data.numbers(self.name, index), number, data.device)
+        x = data.source.fetch(data.numbers(self.name, drawn), number, data.device)
         meta = None
         if wants_meta():
             rows = self.meta_rows(self.meta_sampler, step)
             meta = data.source.fetch(rows, number, data.device), data.targets[rows.to(data.device)]
-        return Batch(x, index.to(data.device), meta)
+        return Batch(x, index, meta)

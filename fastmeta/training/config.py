@@ -212,6 +212,11 @@ class TrainConfig:
                     f"labels.{name}={value} is about methods whose labels move, and method={self.method} has none; "
                     "leave it out"
                 )
+        if self.labels.store not in ("auto", "device") and "labels.store" not in method.supports:
+            raise InputError(
+                f"labels.store={self.labels.store} is about tables of instance labels, and method={self.method} has "
+                "none; leave it out"
+            )
         if self.labels.canaries not in ("auto", "off") and not self.can_have_canaries:
             raise InputError(
                 f"labels.canaries={self.labels.canaries} is about labels that are learned, and method={self.method} "
@@ -319,6 +324,8 @@ class TrainConfig:
                 del values["data"][name]
         if self.labels.read == "auto":
             del values["labels"]["read"]
+        if self.labels.store == "device":  # what a run that names none has
+            del values["labels"]["store"]
         return _prune(values)
 
     def to_toml(self) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from fastmeta.data import Splits
 from fastmeta.functional.network import Network
 from fastmeta.meta import graph_bytes
+from fastmeta.methods.label_store import MMAP, path_of
 from fastmeta.training import global_generators
 from fastmeta.training.build import build_model
 from fastmeta.training.config import TrainConfig
@@ -38,6 +41,7 @@ from fastmeta.training.rundir.layout import new_directory
 from fastmeta.training.search import Search, settings_in_words
 from fastmeta.training.stage import Stage
 from fastmeta.training.stage_names import is_trial
+from fastmeta.training.store_choice import store_in_words
 
 WARM_UP, TIMED = 3, 5
 #: seconds that warming up, and then timing, may take before it is enough
@@ -55,21 +59,26 @@ def dry_run(config: TrainConfig) -> str:
     A model that is named ``package.module:factory`` by a file is imported only for a config that is `trusted`.
     """
     with whole_process(config):
-        return _describe(prepare(config))
+        prepared = prepare(config)
+        recorded = prepared.recorded.to_toml().strip()
+        table = store_in_words(prepared.config, prepared.data.clean_start, prepared.splits.num_classes)
+        with _tables_aside(prepared):
+            return f"{recorded}\n\n{_describe(prepared, table)}\ndry run: nothing was written"
 
 
 def duration(config: TrainConfig) -> float:
     """Seconds that the method's own stage of such a run would take, from a few steps on copies."""
     with whole_process(config):
         prepared = prepare(config)
-        stage = prepared.stage(prepared.config.method)
-        seconds = _steps(stage) * _seconds_per_step(stage)
-        began = time.perf_counter()
-        figures(stage)
+        with _tables_aside(prepared):
+            stage = prepared.stage(prepared.config.method)
+            seconds = _steps(stage) * _seconds_per_step(stage)
+            began = time.perf_counter()
+            figures(stage)
         return seconds + (prepared.config.epochs or 0) * (time.perf_counter() - began)
 
 
-def _describe(prepared: Prepared) -> str:
+def _describe(prepared: Prepared, table: str | None) -> str:
     splits, config = prepared.splits, prepared.config
     path = new_directory(config)
     there = (name for name in prepared.stages if not is_trial(name))
@@ -108,6 +117,7 @@ def _describe(prepared: Prepared) -> str:
         ("method", "\n          ".join(explained)),
         *_finetuning(main),
         ("memory", f"{splits.train.source.noun} and labels {_mib(prepared.data.bytes)}, label table {_mib(labels)}"),
+        *([] if table is None else [("table", table.removeprefix("label table: "))]),
         ("step", f"{_graphs(main)}; {_peak(prepared)}"),
         ("time", f"{', '.join(_stage_line(s, timed[_kind(s)]) for s in stages)}"),
         ("end", f"after about {clock(seconds)}; begun now, at {end_at(seconds)}"),
@@ -116,7 +126,23 @@ def _describe(prepared: Prepared) -> str:
         *(("note", note) for note in prepared.notes),
     ]
     body = "\n".join(f"{name:<9} {text}" for name, text in rows)
-    return f"{prepared.recorded.to_toml().strip()}\n\n{body}\ndry run: nothing was written"
+    return body
+
+
+@contextmanager
+def _tables_aside(prepared: Prepared) -> Iterator[None]:
+    """A label table that would be in a file is in another one meanwhile, which goes again."""
+    config = prepared.config
+    if path_of(config.labels.store) is None:
+        yield
+        return
+    with TemporaryDirectory() as folder:
+        aside = replace(config.labels, store=f"{MMAP}{folder}/labels.rows")
+        prepared.config = replace(config, labels=aside)
+        try:
+            yield
+        finally:
+            prepared.config = config
 
 
 def _shape(splits: Splits) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastmeta.losses import LabelTable
 from fastmeta.training.canaries import Canaries, Fate, figures
 from fastmeta.training.label_metrics import learned_labels
 from fastmeta.training.parts import Part
@@ -64,6 +65,8 @@ class KeptLabels:
         if self._values is None or gain >= 0:
             self._right, self.epoch, self._astray = right, epoch, 0
             tensors, self._values = self._part.save()
+            if isinstance(table := getattr(self._labels, "table", None), LabelTable):
+                table.keep("kept")
             self._tensors = {name: t.detach().cpu().clone() for name, t in tensors.items()}
             return False
         self._astray = self._astray + 1 if gain < -error else 0

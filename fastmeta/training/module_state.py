@@ -121,6 +121,8 @@ def load_state(model: nn.Module, saved: ModuleState) -> None:
         expected = _fit_buffers(model, state)
         try:
             model.load_state_dict(state)
+        except OSError:  # of a file that a module keeps: it says what to do
+            raise
         except Exception as error:  # a module of the user's may raise anything
             raise ValueError(misfit(expected, state) or one_line(error)) from error
         try:

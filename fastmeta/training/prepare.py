@@ -47,6 +47,7 @@ from fastmeta.training.rundir.places import lasting_options
 from fastmeta.training.search import Search, plan
 from fastmeta.training.stage import Stage, TrainingError
 from fastmeta.training.stage_names import is_trial
+from fastmeta.training.store_choice import settled, store_in_words
 from fastmeta.training.trial import Trial, with_weights
 
 Data = Any  # of `fastmeta.data.as_dataset`
@@ -134,9 +135,10 @@ class Prepared:
 
     @property
     def about(self) -> list[str]:
-        """Lines on canaries, on the search and on ranks."""
+        """Lines on canaries, on the search, on ranks, and on a label table that is not on the device."""
         of_search = None if self.search is None else f"search: {self.search}"
-        return [line for line in (self.about_canaries, of_search, *self.of_ranks) if line is not None]
+        table = store_in_words(self.config, self.data.clean_start, self.splits.num_classes)
+        return [line for line in (self.about_canaries, of_search, *self.of_ranks, table) if line is not None]
 
     def draw_canaries(self, pilot: Stage) -> None:
         """Wrong labels for some of them, from the noise that the pilot has found."""
@@ -224,6 +226,8 @@ def prepare(
     # augmentation numbers the rows of a rank: what it draws must be others on each
     settings = replace(settings, seed=derived_seed(config.seed, "rank", ranks.rank)) if ranks.rank else settings
     pool = Pool.of(splits.own(ranks), device, settings, config.data.resident, ranks)
+    rows = pool.clean_start, splits.num_classes
+    asked, config = ranks.by_first(lambda: tuple(settled(c, *rows, device, ranks) for c in (asked, config)))
     build = partial(
         _build, asked, config, splits, pool, model, notes, (*of_ranks, *on_ranks.told(config, splits, ranks))
     )

@@ -15,6 +15,7 @@ from torch import nn
 from fastmeta._text import reason
 from fastmeta._version import __version__
 from fastmeta.data import PILOT, InputError
+from fastmeta.losses import TableError
 from fastmeta.meta import OutOfMemory
 from fastmeta.training.canaries import Canaries
 from fastmeta.training.canaries import warning as worse
@@ -171,6 +172,8 @@ class Session:
         """A full disk ends the run in one line; what was saved before stays, and so does --resume."""
         try:
             yield
+        except TableError:
+            raise
         except OSError as error:
             raise TrainingError(
                 f"cannot write {error.filename or self.path}: {error.strerror}; mend that and go on with: "
@@ -203,6 +206,8 @@ class Session:
             values["trials"] = self.prepared.search.results
         values |= {k: v for k, v in (("place", self.place), ("teachers", self.teachers)) if v}
         checkpoint.save(self._checkpoint, tensors, values, self.prepared.config.max_shard_mb)
+        if stage is not None:
+            stage.coming.saved()
         self.saved_at, self.saved = time.monotonic(), self._position()
 
     def _position(self) -> str:
@@ -244,9 +249,10 @@ class Session:
                         self._keep_trial(self.stage)
                     elif name == config.method:
                         self._keep_main(self.stage)
-                    self.stage = self.finetuned = self.readings = None
+                    done, self.stage, self.finetuned, self.readings = self.stage, None, None, None
                     self._save()
-            except (TrainingError, OutOfMemory) as error:
+                    done.coming.finished()
+            except (TrainingError, OutOfMemory, TableError) as error:
                 raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
         with self._writing():
             self._write_results()

@@ -98,6 +98,10 @@ class LabelConfig:
     """Updates exact, epoch and none: probability of the given class at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of a table of instance labels; bfloat16 takes half the memory, rounded stochastically."""
+    store: str = "auto"
+    """Where a table of instance labels lies: device; host, in memory that the device takes the rows of a step from;
+    mmap:PATH, in a file, of which the rows that have moved take up disk. auto: the device where the table takes at
+    most half of what is free there, else the host where that has three times the table free."""
     label_lr: float | Literal["search"] | None = None
     """Update exact: learning rate of the labels, constant; by default none, and labels.label_step says how far they
     move. search, with update epoch too: short trials say how far labels should move and how they should start, or that
@@ -162,6 +166,8 @@ class LabelConfig:
         check_types(self, "labels.")
         if self.canaries not in ("auto", "off") and not re.fullmatch("[1-9][0-9]{0,8}", self.canaries):
             raise InputError(f"labels.canaries must be auto, off or a number from 1 on, got {shown(self.canaries)}")
+        if self.store not in ("auto", "device", "host") and not re.fullmatch("mmap:.+", self.store, re.DOTALL):
+            raise InputError(f"labels.store must be auto, device, host or mmap:PATH, got {shown(self.store)}")
         within("labels.target_prob", self.target_prob, 0, 1)
         positive("labels.label_lr", self.rate)
         if self.searches:
@@ -212,6 +218,11 @@ class LabelConfig:
             raise InputError(
                 "labels.label_lr=search tries how far labels move from where they start, and "
                 f"labels.update={self.update} {what}; leave it out, or take labels.update=exact or epoch"
+            )
+        if self.store.startswith("mmap:"):
+            raise InputError(
+                f"labels.label_lr=search trains several label tables, and labels.store={self.store} is one; search "
+                "on a part of the data, and give the rate that it finds"
             )
         if self.canaries == "off":
             raise InputError("labels.label_lr=search is judged by canaries, and labels.canaries is off; leave that out")

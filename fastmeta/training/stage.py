@@ -15,7 +15,7 @@ from fastmeta._text import reason, shown
 from fastmeta.data import PILOT, EpochSampler, InputError, Pool, derived_seed
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.finite import all_finite
-from fastmeta.losses import Labels
+from fastmeta.losses import Labels, TableError
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, Method
 from fastmeta.training import global_generators, regroup
@@ -107,6 +107,7 @@ class Stage:
         self.mean: MeanModel | None = None  # of the weights, where the config wants one
         self.step = 0
         self._setup()
+        self.coming = self.batches.tell(self.method.labels, self.total)
         self.kept = None if canaries is None else KeptLabels(self.method.labels, canaries, config.epochs or 0)
         self.seconds = 0.0
         self.best = Best()
@@ -194,6 +195,7 @@ class Stage:
         batch = self.batches(self.step, self.total, lambda: self.method.uses_meta_batch)
         with self.autocast():
             outcome = self.method.step(batch)
+        self.coming.ahead()
         if not outcome.counted:
             self.totals.add(outcome, self.context.targets[batch.index])
         if self.mean is not None:
@@ -361,7 +363,10 @@ class Stage:
         own = self.context.teachers  # in the order in which the method asks for them, wherever they lie now
         if list(values["teachers"].values()) != list(own.values()):
             raise InputError(f"the teacher {', '.join(own)} is not the one that the run began with; bring that back")
-        self.parts.load(under("parts/"), values["parts"])
+        try:
+            self.parts.load(under("parts/"), values["parts"])
+        except TableError as error:
+            raise InputError(error) from error
         self.totals.values.copy_(tensors["totals"])
         kept = values["kept"]
         if (self.kept is None) != (kept is None):

@@ -96,6 +96,8 @@ def train(
             raise InputError("auto_resume needs out, the directory to begin or to go on in")
         out = user_path(config.out, "out")
         begun = out if os.path.isfile(out / CONFIG) else None
+        if begun is not None and config.labels.store == "auto":  # as it was chosen then, by what was free
+            config = replace(config, labels=replace(config.labels, store=_read(begun).labels.store))
     if trust_code:
         config = config.trusted()
     with whole_process(config), trusting_pickles(trust_pickle):
@@ -137,6 +139,8 @@ def train(
 def _read(begun: Path, file: Path = CONFIG) -> TrainConfig:
     """The config of a run. Before splits had a seed of their own, they went by the run's."""
     config = TrainConfig.read(begun / file)
+    if config.labels.store == "auto":  # a run's own says where labels are not on the device
+        config = replace(config, labels=replace(config.labels, store="device"))
     if config.data.split_seed is not None:
         return config
     return replace(config, data=replace(config.data, split_seed=config.seed))

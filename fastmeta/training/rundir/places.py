@@ -95,6 +95,8 @@ def placeless(values: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     with suppress(InputError):
         if (noise := parse_noise(kept.get("noise", ""))).path is not None:
             kept["noise"] = f"file:PATH:{noise.key}"
+    if str(kept.get("labels", {}).get("store", "")).startswith("mmap:"):
+        kept["labels"] = {**kept["labels"], "store": "mmap:PATH"}
     for table, names in (("data", ("root", "superclasses")), ("method", _options(config))):
         if isinstance(kept.get(table), Mapping):
             kept[table] = {k: bool(v) if k in names else v for k, v in kept[table].items()}
