@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,7 +47,6 @@ from fastmeta.training.rundir.layout import (
     check_free,
     finished_files,
     remove_beginning,
-    resume_command,
 )
 from fastmeta.training.rundir.load import Run, load_run
 from fastmeta.training.rundir.model_files import write_models
@@ -70,6 +69,7 @@ from fastmeta.training.search import in_words as search_in_words
 from fastmeta.training.signals import Interrupted, Stop
 from fastmeta.training.stage import CHECK_EVERY, Diverged, Stage, TrainingError
 from fastmeta.training.stage_names import is_trial
+from fastmeta.training.writing import writing
 
 #: seconds between two checkpoints within an epoch, at least
 LEAST_WITHIN = 30.0
@@ -167,18 +167,8 @@ class Session:
     def _checkpoint(self) -> Path:
         return self.path / STATE
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A full disk ends the run in one line; what was saved before stays, and so does --resume."""
-        try:
-            yield
-        except TableError:
-            raise
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {error.filename or self.path}: {error.strerror}; mend that and go on with: "
-                f"{resume_command(self.path, self.prepared.config)}"
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.path, self.prepared.config)
 
     def _save(self) -> None:
         tensors, of_stage = ({}, None) if (stage := self.stage) is None else stage.save()
