@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class ReadAhead(Source):
 
     workers = 0
     _ahead: Iterator[Any] | None = None
+    _sent: tuple[tuple[Any, Sent], ...] = ()  # what the next step will fetch
+    _fetched = 0  # batches since the last step
 
     @abstractmethod
     def batch_of(self, rows: list[int], step: int | None) -> Any:
@@ -35,12 +38,26 @@ class ReadAhead(Source):
     def fetch(self, rows: Tensor, step: Any, device: torch.device) -> Any:
         wanted = rows.tolist()
         step = None if step is None else int(step)
-        batch = None
         if self._ahead is not None and step is not None:
-            key, batch = next(self._ahead, (None, None))
-            if key != (step, wanted):  # somebody asks for something else than the plan: from here on without it
-                self._ahead = batch = None
-        return moved(self.batch_of(wanted, step) if batch is None else batch, device)
+            self._fetched += 1
+            if not self._sent:
+                self._sent = (self._next(device),)
+            (key, sent), *left = self._sent
+            self._sent = tuple(left)
+            if key == (step, wanted):
+                return sent.arrived()
+            self.close()  # somebody asks for something else than the plan: from here on without it
+        return moved(self.batch_of(wanted, step), device)
+
+    def _next(self, device: torch.device) -> tuple[Any, Sent]:
+        assert self._ahead is not None
+        key, batch = next(self._ahead, (None, None))
+        return key, Sent(batch, device)
+
+    def ahead(self, device: torch.device) -> None:
+        if self._ahead is not None:
+            more = self._fetched - len(self._sent)  # a step takes as many as the one before
+            self._sent, self._fetched = (*self._sent, *(self._next(device) for _ in range(more))), 0
 
     def read(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Any]:
         if not self.workers or len(batches) < 2:  # to start workers takes as long as they would save
@@ -60,10 +77,10 @@ class ReadAhead(Source):
 
     def follow(self, plan: Callable[[int], Sequence[Tensor]], start: int, stop: int) -> None:
         if self.workers:
-            self._ahead = iter(self._loader(_Plan(plan, start, stop)))
+            self._ahead, self._sent, self._fetched = iter(self._loader(_Plan(plan, start, stop))), (), 0
 
     def close(self) -> None:
-        self._ahead = None  # whose end is that of its workers
+        self._ahead, self._sent = None, ()  # whose end is that of its workers
 
     def _loader(self, plan: Any) -> DataLoader[Any]:
         """Workers that read lists of (step, row)."""
@@ -77,6 +94,32 @@ class ReadAhead(Source):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or a seed for the workers, who need none, would be drawn from the run's own
         )
+
+
+class Sent:
+    """A batch of the host on its way to `device`, beside whatever runs there: on a stream of its own."""
+
+    def __init__(self, batch: Any, device: torch.device) -> None:
+        self._stream = _stream_of(device) if device.type == "cuda" else None
+        # pages that are pinned go by themselves; their allocator keeps them until the copy is done
+        with torch.cuda.stream(self._stream):  # of None: as if it were not there
+            self._batch = moved(batch, device)
+        self._done = None if self._stream is None else self._stream.record_event()
+
+    def arrived(self) -> Any:
+        """The batch, for what is queued on the current stream from now on."""
+        if self._done is not None:
+            current = torch.cuda.current_stream(self._stream.device) if self._stream is not None else None
+            assert current is not None
+            current.wait_event(self._done)
+            # the memory belongs to the other stream, which may not use it again before the step is done
+            tree_map(lambda t: t.record_stream(current) if isinstance(t, Tensor) else None, self._batch)
+        return self._batch
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -112,6 +112,9 @@ class Source(ABC):
     ) -> None:
         """The rows that each step from `start` to `stop` will fetch, for a source that reads ahead."""
 
+    def ahead(self, device: torch.device) -> None:  # noqa: B027 (nothing is sent ahead by default)
+        """A step has been queued: begin to send to `device` what the next one will fetch, as :meth:`follow` has it."""
+
     def close(self) -> None:  # noqa: B027 (nothing runs by default)
         """End what :meth:`follow` has begun, such as other processes."""
 

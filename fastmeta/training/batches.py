@@ -87,6 +87,11 @@ class Batches:
         self.coming = ComingRows(labels, self.sampler, self.data.device, stop)
         return self.coming
 
+    def ahead(self) -> None:
+        """The step has been queued: the next one's samples may be sent beside it."""
+        if self._following:
+            self.data.source.ahead(self.data.device)
+
     def close(self) -> None:
         self.data.source.close()
         self._following = False

@@ -203,6 +203,7 @@ class Stage:
         if self.recorder is not None:
             self.recorder.step()
         self.step += 1
+        self.batches.ahead()
 
     def check(self) -> None:
         """Raise a TrainingError if the last steps went wrong. Waits for the device."""
