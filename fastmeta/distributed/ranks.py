@@ -1,8 +1,9 @@
-"""The two places (and the ordinary third) where a meta step talks to other ranks. No autograd through collectives.
+"""The two places (and the ordinary third) where a meta step talks to other ranks.
 
 With W ranks, each holding n rows of a train batch of W n and m rows of a meta batch of W m, the look-ahead gradient and
 the meta gradient g are averaged; the tangent u = J g is then local to each rank's own rows. The update's gradient is
-averaged as in any data-parallel training. BatchNorm keeps the statistics of its rank.
+averaged as in any data-parallel training. BatchNorm keeps the statistics of its rank. No autograd goes through these;
+a loss whose rows depend on each other may sum through ranks, for its own parameters.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ class Ranks:
         self.group, self.side, self.local = group, group if side is None else side, local
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
+
+    def __deepcopy__(self, memo: object) -> Ranks:
+        return self  # the group of a copy is the same
 
     @property
     def first(self) -> bool:
@@ -79,6 +83,11 @@ class Ranks:
             tensor = tensor.clone()
             dist.all_reduce(tensor, group=self.group)
         return tensor
+
+    def sum_through(self, tensor: Tensor) -> Tensor:
+        """The sum, through which a gradient goes back: also a sum, to which all ranks must come."""
+        made: Tensor = tensor if self.size == 1 else _Sum.apply(tensor, self)
+        return made
 
     def largest(self, tensor: Tensor) -> Tensor:
         """The largest over ranks of each number."""
@@ -226,6 +235,17 @@ def _sent(error: Exception) -> Exception:
     except Exception:  # what a class of the user's makes of it
         pass
     return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(grad, ctx.ranks), None
 
 
 def _by_dtype(tensors: list[Tensor]) -> list[list[int]]:

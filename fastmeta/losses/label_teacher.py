@@ -115,11 +115,14 @@ class LabelTeacher(LearnableLoss):
         """Cross-entropy (n,) of each row with its label."""
         return -(self.probs(index, x).to(logits.dtype) * log_softmax(logits, 1)).sum(1)
 
-    def clean_loss(self, x: Any, y: Tensor, injection: Injection = "none", drawn: Tensor | None = None) -> Tensor:
+    def clean_loss(
+        self, x: Any, y: Tensor, injection: Injection = "none", drawn: Tensor | None = None, first: int = 0
+    ) -> Tensor:
         """Mean cross-entropy of the network on clean rows, 0-d, and with `injection` that of c with [label is right].
 
         Every second row is then shown to the retention net with another label than y: the likeliest wrong one
-        ("adversarial"), or that of `drawn` (m,), which may be right ("random").
+        ("adversarial"), or that of `drawn` (m,), which may be right ("random"). `first` is the place of the first row
+        in the clean batch of all ranks.
         """
         if injection not in get_args(Injection):
             raise ValueError(f"injection must be none, adversarial or random, got {shown(injection)}")
@@ -134,7 +137,7 @@ class LabelTeacher(LearnableLoss):
         else:
             own = torch.zeros_like(seen.logits, dtype=torch.bool).scatter(1, y.unsqueeze(1), True)
             other = seen.logits.detach().masked_fill(own, -torch.inf).argmax(1)
-        shown_label = torch.where(torch.arange(len(y), device=y.device) % 2 == 0, other, y)
+        shown_label = torch.where(torch.arange(first, first + len(y), device=y.device) % 2 == 0, other, y)
         trust = self.retention(seen.features, shown_label)
         return loss + binary_cross_entropy_with_logits(trust, (shown_label == y).to(trust.dtype))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastmeta._numbers import as_whole, shown
+from fastmeta.distributed import Ranks
 from fastmeta.losses.labels import check_targets
 from fastmeta.losses.learnable_loss import LearnableLoss
 
@@ -21,7 +23,7 @@ class WeightingNet(LearnableLoss):
 
     The net is 1 - `hidden` - 1 with ReLU, its input the sample's loss, constant. With ``normalise="n"`` the mean loss
     of a batch is (1/n) sum_i w_i CE_i: a net that doubts everything also takes short steps. With ``"sum"`` it is
-    sum_i w_i CE_i / sum_j w_j, whose gradient goes through the sum too; over ranks, each takes the sum of its own rows.
+    sum_i w_i CE_i / sum_j w_j, whose gradient goes through the sum too.
     Shu, Xie, Yi, Zhao, Zhou, Xu, Meng, *Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting*, 2019,
     Eqs. (3) to (6).
 
@@ -36,6 +38,8 @@ class WeightingNet(LearnableLoss):
         num_classes: C >= 2.
         hidden: units of the hidden layer.
         normalise: "n" or "sum".
+        process_group: that of the step: the sum is then over the rows of all ranks, which have equally many each. Else
+            each rank takes the sum of its own rows.
 
     Raises:
         ValueError: targets of a wrong shape, dtype or range; hidden below 1; another normalise.
@@ -44,7 +48,14 @@ class WeightingNet(LearnableLoss):
     targets: Tensor
     num_classes: int
 
-    def __init__(self, targets: Tensor, num_classes: int, hidden: int = 100, normalise: Normalise = "n") -> None:
+    def __init__(
+        self,
+        targets: Tensor,
+        num_classes: int,
+        hidden: int = 100,
+        normalise: Normalise = "n",
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         targets, self.num_classes = check_targets(targets, num_classes)
         units = as_whole(hidden)
@@ -53,6 +64,7 @@ class WeightingNet(LearnableLoss):
         if normalise not in get_args(Normalise):
             raise ValueError(f"normalise must be n or sum, got {shown(normalise)}")
         self.normalise: Normalise = normalise
+        self._ranks = Ranks(process_group)
         self.register_buffer("targets", targets)
         net = nn.Sequential(nn.Linear(1, units), nn.ReLU(), nn.Linear(units, 1), nn.Sigmoid())
         self.net = net.to(targets.device)
@@ -69,8 +81,8 @@ class WeightingNet(LearnableLoss):
         weight = self.weight(losses)
         if self.normalise == "sum":
             # a sum of sigmoids is 0 where all of them underflow: the weights are then 0, as they are
-            total = weight.sum()
-            weight = weight * (len(weight) / torch.where(total > 0, total, 1.0))
+            total = self._ranks.sum_through(weight.sum())
+            weight = weight * (len(weight) * self._ranks.size / torch.where(total > 0, total, 1.0))
         return weight * losses
 
     def extra_repr(self) -> str:

@@ -145,6 +145,8 @@ class Method(ABC):
     #: `labels` are those of fastmeta, and with canaries :meth:`hold_labels` is there. ranks: whether it trains on
     #: several, each with training rows of its own, and reduces by `Context.ranks` what is of all rows
     supports: ClassVar[frozenset[str]] = frozenset()
+    #: why not, where it does not train on several; a clause for the error
+    not_on_ranks: ClassVar[str] = "what it knows of the training set is of all its rows"
     #: options that are paths of runs, which the context seals: a run that goes on may find them elsewhere
     paths: ClassVar[tuple[str, ...]] = ()
     #: data.meta_fraction where a run leaves it open; 0 for a method that uses no clean rows and trains on all others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Coteaching(Method):
 
     Both steps are taken, or neither. The first network is the run's model: it is evaluated, and predicts.
     """
+
+    supports: ClassVar[frozenset[str]] = frozenset({"ranks"})
 
     @dataclass(frozen=True)
     class Config:
@@ -55,7 +57,7 @@ class Coteaching(Method):
         self.forget_rate = min(rate, 1.0)
         pair = _Pair(self.model, self.second)
         optimizer = context.optimizer(p for p in pair.parameters() if p.requires_grad)
-        self.plain_step = PlainStep(pair, optimizer, None)
+        self.plain_step, self.ranks = PlainStep(pair, optimizer, None, context.ranks), context.ranks
         self.kept = Kept(epochs_done=0)
 
     def predictor(self) -> nn.Module:
@@ -73,14 +75,15 @@ class Coteaching(Method):
 
     def step(self, batch: Batch) -> Outcome:
         targets, n = self.targets[batch.index], len(batch.index)
-        count = max(1, int((1 - self.forgotten()) * n + 1e-9))  # 0.7 * 10 is not quite 7
+        size = self.ranks.size  # rows of all ranks are one batch
+        count = max(1, int((1 - self.forgotten()) * n * size + 1e-9))  # 0.7 * 10 is not quite 7
         of_first: list[Tensor] = []
 
         def backward(logits: Tensor, rows: slice) -> Tensor:
             both = logits.chunk(2, 1)
             losses = [cross_entropy(z, targets, reduction="none") for z in both]
-            small = [loss.detach().argsort(stable=True)[:count] for loss in losses]
-            exchanged = losses[0][small[1]].mean(), losses[1][small[0]].mean()
+            small = [self._smallest(loss.detach(), count) for loss in losses]
+            exchanged = [losses[k][small[1 - k]].sum() * (size / count) for k in range(2)]
             of_first.append(exchanged[0].detach())
             loss = exchanged[0] + exchanged[1]  # of networks that share nothing: each follows its own term
             loss.backward()
@@ -89,6 +92,14 @@ class Coteaching(Method):
         # in a list, which reaches forward as it is
         logits, _, finite = self.plain_step([self.network_input(batch.x)], n, backward)
         return Outcome(logits.chunk(2, 1)[0], of_first[0], finite)
+
+    def _smallest(self, losses: Tensor, count: int) -> Tensor:
+        """Which of this rank's rows are among the `count` of smallest loss of all ranks."""
+        n = len(losses)
+        if self.ranks.size == 1:
+            return losses.argsort(stable=True)[:count]
+        rows = self.ranks.gather(losses).argsort(stable=True)[:count] - self.ranks.rank * n
+        return rows[(rows >= 0) & (rows < n)]
 
     def figures(self) -> Mapping[str, Any]:
         return {"forgotten": self.forgotten()}

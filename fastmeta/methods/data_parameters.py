@@ -45,7 +45,7 @@ class DataParameters(Method):
         largest: float = 20.0
         """Temperatures stay between one over this and this, which is above 1."""
 
-    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch", "ranks"})
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
@@ -70,7 +70,7 @@ class DataParameters(Method):
         self.model, self.targets = context.model(), context.targets
         self.network_input = context.network_input
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
-        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch, context.ranks)
         like: dict[str, Any] = {"dtype": table_dtype(self.model), "device": context.device}
         start = math.log(self.config.start)
         self.tables: dict[str, float] = {}  # name -> rate
@@ -82,7 +82,9 @@ class DataParameters(Method):
             if self.config.parameters in (name, "both"):
                 self.tables[name] = lr
                 values |= {name: torch.full((size,), start, **like), f"{name}_momentum": torch.zeros(size, **like)}
-        self.kept = Kept(**values)
+        self.ranks = context.ranks
+        rows = {name: t for name, t in values.items() if name.startswith("instance")}
+        self.kept = Kept(rows, **{name: t for name, t in values.items() if name not in rows})
 
     def predictor(self) -> nn.Module:
         return self.model
@@ -101,11 +103,12 @@ class DataParameters(Method):
             sigma = torch.stack([t.exp() for t in logs.values()]).sum(0)
             loss = cross_entropy(logits / sigma[:, None], targets[rows], reduction="sum") / n
             if decay:
-                loss = loss + 0.5 * decay * torch.stack([(t**2).sum() for t in logs.values()]).sum()
+                # a sum over the rows of all ranks, whose losses are averaged
+                loss = loss + 0.5 * decay * self.ranks.size * torch.stack([(t**2).sum() for t in logs.values()]).sum()
             loss.backward()
             for name, t in logs.items():
                 assert t.grad is not None
-                grads[name].append(t.grad)
+                grads[name].append(t.grad / self.ranks.size)
             return loss.detach()
 
         logits, loss, finite = self.plain_step(self.network_input(batch.x), n, backward)
@@ -118,9 +121,10 @@ class DataParameters(Method):
         if name == "class":
             values = self.kept.state_dict()[name]
             summed = torch.zeros_like(values).index_add_(0, rows, grad)
-            met = torch.zeros_like(values).index_fill_(0, rows, 1) > 0
+            met = torch.zeros_like(values).index_fill_(0, rows, 1)
+            summed, met = self.ranks.sum(torch.stack([summed, met]))  # of classes all ranks have one copy
             rows, grad = torch.arange(len(values), device=values.device), summed
-            finite = finite & met
+            finite = finite & (met > 0)
         value, buffer = (getattr(self.kept, key)[rows] for key in (name, f"{name}_momentum"))
         buffer = self.config.momentum * buffer + grad
         bound = math.log(self.config.largest)
@@ -130,7 +134,8 @@ class DataParameters(Method):
 
     def figures(self) -> Mapping[str, Any]:
         """Mean temperature, of each kind that is learned."""
-        return {f"temperature_{name}": float(getattr(self.kept, name).exp().mean()) for name in self.tables}
+        mean = {"instance": self.ranks.row_mean, "class": lambda values: float(values.mean())}
+        return {f"temperature_{name}": mean[name](getattr(self.kept, name).exp()) for name in self.tables}
 
     def explain(self) -> str:
         who = {"instance": "each sample", "class": "each class", "both": "each sample and class"}

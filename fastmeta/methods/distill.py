@@ -44,7 +44,7 @@ class Distill(Method):
         """Weight of the loss of the given classes, in [0, 1]."""
 
     paths: ClassVar[tuple[str, ...]] = ("teacher", "labels")
-    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch", "ranks"})
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
@@ -62,13 +62,18 @@ class Distill(Method):
 
     def setup(self, context: Context) -> None:
         own = self.config
+        if own.labels and context.ranks.size > 1:
+            raise InputError(
+                "method.labels of method=distill are of all training rows, of which each rank has a part; take "
+                "method.teacher, or run it in one process"
+            )
         self.teacher = context.teacher(own.teacher) if own.teacher else None
         self.context = context
         self.soft = context.learned_labels(own.labels) if own.labels else None
         self.model, self.targets = context.model(), context.targets
         self.network_input = context.network_input
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
-        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch, context.ranks)
 
     @cached_property
     @torch.no_grad()

@@ -37,7 +37,7 @@ class ELR(Method):
         weight: float = 3.0
         """Weight of the regulariser, at least 0; 3 was published for CIFAR-10, 7 for CIFAR-100 (with beta 0.9)."""
 
-    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch", "ranks"})
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
@@ -48,9 +48,9 @@ class ELR(Method):
         self.model, self.targets = context.model(), context.targets
         self.network_input = context.network_input
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
-        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch, context.ranks)
         size = len(context.targets), context.num_classes
-        self.kept = Kept(t=torch.zeros(size, dtype=table_dtype(self.model), device=context.device))
+        self.kept = Kept({"t": torch.zeros(size, dtype=table_dtype(self.model), device=context.device)})
 
     def predictor(self) -> nn.Module:
         return self.model

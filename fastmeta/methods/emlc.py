@@ -30,7 +30,7 @@ class EMLC(CorrectingLoss):
     weights of its own. Its labels of all training samples are read at the end of each epoch.
     """
 
-    supports: ClassVar[frozenset[str]] = frozenset()  # by which labels the model moves, method.moves_by says
+    supports: ClassVar[frozenset[str]] = frozenset({"ranks"})  # by which labels the model moves, method.moves_by says
 
     @dataclass(frozen=True)
     class Config:
@@ -50,7 +50,7 @@ class EMLC(CorrectingLoss):
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.network_input = context.network_input
-        self.seed = derived_seed(context.config.seed, "emlc")
+        self.seed, self.ranks = derived_seed(context.config.seed, "emlc"), context.ranks
         self.kept = Kept(retained=None)
 
     def make_loss(self, context: Context) -> LabelTeacher:
@@ -97,15 +97,17 @@ class EMLC(CorrectingLoss):
 
     def clean_gradient(self, x: Any, y: Tensor) -> dict[str, Tensor]:
         """Of the teacher's own loss on the clean batch, by name, of the parameters that it reaches."""
-        learned, injection = self.teacher.learned(), self.config.injection
-        drawn = None
+        learned, injection, ranks = self.teacher.learned(), self.config.injection, self.ranks
+        drawn, first = None, ranks.rank * len(y)  # place of the first row in the clean batch of all ranks
         if injection == "random":
-            bits = random_bits(self.seed, self.meta_step.steps, torch.arange(len(y), device=y.device))[:, 0]
+            places = torch.arange(first, first + len(y), device=y.device)
+            bits = random_bits(self.seed, self.meta_step.steps, places)[:, 0]
             drawn = below_range(bits, self.teacher.num_classes)
         with torch.enable_grad(), without_autocast():
-            loss = self.teacher.clean_loss(self.network_input(x), y, injection, drawn)
+            loss = self.teacher.clean_loss(self.network_input(x), y, injection, drawn, first)
             grads = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
-        return {k: g for k, g in zip(learned, grads, strict=True) if g is not None}
+        found = {k: g for k, g in zip(learned, grads, strict=True) if g is not None}
+        return dict(zip(found, ranks.mean(list(found.values())), strict=True))
 
     def corrected(self, x: Any, rows: Tensor) -> Tensor:
         with without_autocast():  # as in steps
@@ -116,7 +118,7 @@ class EMLC(CorrectingLoss):
     def end_epoch(self, samples: Samples) -> None:
         self._kept: list[Tensor] = []
         super().end_epoch(samples)
-        self.kept.retained = float(torch.cat(self._kept).mean())
+        self.kept.retained = self.ranks.row_mean(torch.cat(self._kept))
 
     def figures(self) -> Mapping[str, Any]:
         """The mean of c over the training rows."""

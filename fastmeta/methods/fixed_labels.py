@@ -35,7 +35,7 @@ def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 class FixedLabels(Method):
     """Plain steps along the gradient of a mean loss of labels that do not move by it, which :meth:`loss` says."""
 
-    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch", "ranks"})
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class FixedLabels(Method):
         self.model = context.model()
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
         self.targets, self.network_input = context.targets, context.network_input
-        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch, context.ranks)
         self.mixup = Mixup(context.config.mixup)
 
     def predictor(self) -> nn.Module:

@@ -19,7 +19,7 @@ class HeldLabelsStep:
 
     def __init__(self, context: Context, model: nn.Module, labels: Labels, optimizer: torch.optim.Optimizer) -> None:
         self.labels, self.network_input = labels, context.network_input
-        self.plain_step = PlainStep(model, optimizer, context.config.micro_batch)
+        self.plain_step = PlainStep(model, optimizer, context.config.micro_batch, context.ranks)
         self.mixup = Mixup(context.config.mixup)
 
     def __call__(self, batch: Batch, smoothed: float | None = None) -> Outcome:

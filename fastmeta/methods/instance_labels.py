@@ -9,6 +9,7 @@ import torch
 from fastmeta.data.seeds import derived_seed
 from fastmeta.losses import InstanceLabels, LabelTable, MomentumLabels, SimplexLabels
 from fastmeta.methods.base import Context
+from fastmeta.methods.kept import rows_of
 from fastmeta.methods.label_store import table_of
 from fastmeta.methods.learned import LearnedLabels
 
@@ -37,6 +38,7 @@ class InstanceLabelMethod(LearnedLabels):
             _UNTIL_ESTIMATED if config.labels.target_prob is None else config.labels.target_prob,
             dtype=getattr(torch, config.labels.dtype),
             seed=derived_seed(config.seed, "label-rounding"),
+            first_row=rows_of(context).first,
             table=self.table or table_of(context),
         )
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import BatchWeights
 from fastmeta.meta import StepResult
 from fastmeta.methods.base import Context, Outcome, Samples
@@ -27,7 +28,7 @@ class L2RW(LearnedLoss):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        self.tally = Tally(context.device)
+        self.tally = Tally(context.device, context.ranks)
 
     def stateful(self) -> Mapping[str, Any]:
         return {**super().stateful(), "tally": self.tally}
@@ -58,16 +59,22 @@ class L2RW(LearnedLoss):
 
 
 class Tally:
-    """How many samples of an epoch had a weight, and how many batches had none at all; sums stay on the device."""
+    """How many samples of an epoch had a weight, and how many batches had none at all; sums stay on the device.
 
-    def __init__(self, device: torch.device) -> None:
+    Batches are those of all ranks, which have equally many rows of each.
+    """
+
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # rows, of these weighted; batches, without
         self.last: dict[str, float | None] = {"rows_weighted": None, "batches_without": None}
 
     def add(self, result: StepResult) -> None:
-        pulls = (result.alignment > 0).sum().to(torch.float64)
+        pulls = self._ranks.sum((result.alignment > 0).sum().to(torch.float64))
         one = torch.ones_like(pulls)
-        self.sums += torch.stack([one * len(result.alignment), pulls, one, (pulls == 0).to(torch.float64)])
+        self.sums += torch.stack(
+            [one * len(result.alignment) * self._ranks.size, pulls, one, (pulls == 0).to(torch.float64)]
+        )
 
     def close(self) -> None:
         """At the end of an epoch; waits for the device."""

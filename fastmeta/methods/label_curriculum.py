@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import Labels
 
 
-def entropy_weights(probs: Tensor, kind: str) -> Tensor:
+def entropy_weights(probs: Tensor, kind: str, ranks: Ranks = ALONE) -> Tensor:
     """Constant weights (n,) with mean 1 of samples with label distributions `probs` (n, C), H their entropies.
 
-    `kind` is 1-H/logC, exp(-H) or H/logC. Where all of them are 0 (only uniform labels, only hard ones) all are 1.
+    `kind` is 1-H/logC, exp(-H) or H/logC. Where all of them are 0 (only uniform labels, only hard ones) all are 1. Of
+    several ranks, each with n rows, the mean is that of all.
     """
     entropy = torch.special.entr(probs.detach()).sum(1)
     share = (entropy / math.log(probs.shape[1])).clamp(max=1)
     weight = {"1-H/logC": 1 - share, "exp(-H)": (-entropy).exp(), "H/logC": share}[kind]
-    mean = weight.mean()
+    (mean,) = ranks.mean([weight.mean()])
     return torch.where(mean > 0, weight / torch.where(mean > 0, mean, 1.0), 1.0)
 
 

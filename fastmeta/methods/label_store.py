@@ -11,6 +11,7 @@ from typing import Any
 from fastmeta.data import InputError
 from fastmeta.losses import HostTable, LabelTable, MmapTable, Start
 from fastmeta.methods.base import Context
+from fastmeta.methods.kept import rows_of
 
 #: of labels.store, before the path of a file
 MMAP = "mmap:"
@@ -47,8 +48,7 @@ def table_of(context: Context) -> Callable[[Start], LabelTable] | None:
         first, total = 0, rows
         meet: Callable[[], Any] | None = None
         if ranks is not None and ranks.size > 1:
-            counts = ranks.each(rows)
-            first, total = sum(counts[: ranks.rank]), sum(counts)
+            first, total = rows_of(context)
             meet = partial(ranks.each, None)
         owner = owner_of(context.config, total, context.num_classes)
         try:

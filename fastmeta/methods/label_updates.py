@@ -117,6 +117,8 @@ class ExactUpdates(Updates):
             transform=self.context.transform,
             totals=self.context.totals,
             micro_batch=self.config.micro_batch,
+            process_group=self.context.ranks.group,
+            own_rows=True,
         )
         self.meta_step.on_warning = self.warnings.append
 
@@ -130,7 +132,7 @@ class ExactUpdates(Updates):
             self.restart.before_step()
         kind, weight = self.config.labels.entropy_weight, None
         if kind != "none":
-            weight = entropy_weights(self.labels.probs(batch.index), kind)
+            weight = entropy_weights(self.labels.probs(batch.index), kind, self.context.ranks)
         r = self.meta_step((batch.x, batch.index), batch.meta, weight=weight)
         return Outcome(
             r.logits, r.train_loss, r.finite, r.meta_loss, r.entropy, r.label_grad_norm, r.skipped, counted=True
@@ -187,6 +189,8 @@ class EpochUpdates(BetweenEpochs):
             lr=of_labels.clean_lr,
             eta=of_labels.eta,
             micro_batch=self.config.micro_batch,
+            process_group=self.context.ranks.group,
+            own_rows=True,
         )
         self.last: EpochResult | None = None  # of the epoch that has just ended, if labels moved then
 
@@ -244,6 +248,8 @@ class PosteriorUpdates(BetweenEpochs):
             batch_size=of_labels.clean_batch,
             seed=derived_seed(self.config.seed, "clean-order"),
             micro_batch=self.config.micro_batch,
+            process_group=self.context.ranks.group,
+            own_rows=True,
         )
         self.estimates = 0
         self.last: LabelEstimate | None = None  # of the epoch that has just ended, if labels were estimated then

@@ -20,7 +20,7 @@ class LearnedLabels(Method):
     uses_meta_batch = True
     learns_labels: ClassVar[bool] = True
     supports: ClassVar[frozenset[str]] = frozenset(
-        {"compile", "approx", "micro_batch", "labels.update", "labels.canaries", "trajectory_every"}
+        {"compile", "approx", "micro_batch", "labels.update", "labels.canaries", "trajectory_every", "ranks"}
     )
     family: ClassVar[type[InstanceLabels] | type[ClassLabels]]
     labels: InstanceLabels | ClassLabels | SimplexLabels

@@ -29,7 +29,7 @@ class LearnedLoss(Method):
     """
 
     uses_meta_batch = True
-    supports: ClassVar[frozenset[str]] = frozenset({"compile", "approx", "micro_batch"})
+    supports: ClassVar[frozenset[str]] = frozenset({"compile", "approx", "micro_batch", "ranks"})
     #: whether :attr:`StepResult.train_loss` is what the trainer should show, so that steps count themselves
     counts_itself: ClassVar[bool] = True
 
@@ -67,6 +67,8 @@ class LearnedLoss(Method):
             transform=context.transform,
             totals=context.totals if self.counts_itself else None,
             micro_batch=config.micro_batch,
+            process_group=context.ranks.group,
+            own_rows=True,
         )
         self.meta_step.on_warning = self.warnings.append
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fastmeta.functional.network import Network
 from fastmeta.functional.precision import without_autocast
 from fastmeta.methods.base import Batch, Context, Method, Outcome, Samples
 from fastmeta.methods.kept import Kept
-from fastmeta.methods.mentor import Mentor, pairs
+from fastmeta.methods.mentor import Mentor, Rows, pairs
 from fastmeta.methods.plain_step import PlainStep
 from fastmeta.rng import random_bits
 
@@ -43,6 +43,8 @@ class MentorNet(Method):
     predefined v; here v itself weights. The learned curriculum fits :class:`Mentor` once, on the clean set, at the end
     of the first epoch from 18% of the run on.
     """
+
+    supports: ClassVar[frozenset[str]] = frozenset({"ranks"})
 
     @dataclass(frozen=True)
     class Config:
@@ -81,7 +83,7 @@ class MentorNet(Method):
         self.model, self.targets = context.model(), context.targets
         self.network_input, self.steps = context.network_input, context.steps
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
-        self.plain_step = PlainStep(self.model, optimizer, None)
+        self.plain_step, self.ranks = PlainStep(self.model, optimizer, None, context.ranks), context.ranks
         self.seed = derived_seed(context.config.seed, "mentornet")
         zero = torch.zeros((), dtype=torch.float64, device=context.device)
         self.kept = Kept(step=0, average=zero, weight=zero.clone(), fitted=False, right=None, wrong=None)
@@ -113,12 +115,14 @@ class MentorNet(Method):
         return (1 - above / self.config.slope).clamp(0, 1)
 
     def kept_at_random(self, n: int, percent: int) -> Tensor:
-        """(n,) bool: the rows of a batch that are not dropped, a function of the seed and the step."""
+        """(n,) bool: the rows of a batch that are not dropped, a function of the seed, the step and the place in the
+        batch of all ranks."""
         share = DROPPED if percent < DROPPED_FOR else self.config.dropout
+        own, n = slice(self.ranks.rank * n, (self.ranks.rank + 1) * n), n * self.ranks.size
         count = max(1, math.floor(n * (1 - share) + 1e-9))
         rows = torch.arange(n, device=self.targets.device)
         order = random_bits(self.seed, self.kept.step, rows)[:, 0].argsort(stable=True)
-        return torch.zeros(n, dtype=torch.bool, device=rows.device).index_fill_(0, order[:count], True)
+        return torch.zeros(n, dtype=torch.bool, device=rows.device).index_fill_(0, order[:count], True)[own]
 
     def percent(self) -> int:
         """Of the run, that is done."""
@@ -131,11 +135,12 @@ class MentorNet(Method):
 
         def backward(logits: Tensor, rows: slice) -> Tensor:
             losses = cross_entropy(logits, targets, reduction="none")
-            now = losses.detach().quantile(self.config.percentile, interpolation="nearest")
+            every = losses.detach() if self.ranks.size == 1 else self.ranks.gather(losses.detach())
+            now = every.quantile(self.config.percentile, interpolation="nearest")
             average = old.lerp(now.to(old.dtype), 1 - self.config.average)
             v = self.weights(losses.detach(), average.to(losses.dtype), targets, percent)
             v = v * self.kept_at_random(n, percent)
-            new.extend((average, v.mean().to(old.dtype)))
+            new.extend((average, self.ranks.mean([v.mean().to(old.dtype)])[0]))
             loss = (v * losses).mean()
             loss.backward()
             return loss.detach()
@@ -162,7 +167,7 @@ class MentorNet(Method):
             logits = torch.cat(made)
             logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
             rows = pairs(logits.log_softmax(1), y, self.kept.average.to(logits.dtype))
-            if not mentor.fit(rows, BURN_IN):
+            if not self._fitted(mentor, rows):
                 self.warnings.append(
                     "the mentor could not be fitted, because losses of clean rows are not finite: all weights stay "
                     "one, and it is tried again at the end of the next epoch"
@@ -173,6 +178,15 @@ class MentorNet(Method):
         for name, part in (("right", rows.right), ("wrong", ~rows.right)):
             share = rows.weight * part
             setattr(self.kept, name, float((v * share).sum() / share.sum()))
+
+    def _fitted(self, mentor: Mentor, rows: Rows) -> bool:
+        """Whether it was; of several ranks all have the first one's."""
+        own = list(mentor.state_dict().values())
+        sound = torch.tensor(mentor.fit(rows, BURN_IN), device=rows.losses.device)
+        sound, *values = self.ranks.of_first([sound, *own])
+        for t, value in zip(own, values, strict=True):
+            t.copy_(value)
+        return bool(sound)
 
     def figures(self) -> Mapping[str, Any]:
         """The threshold, the mean weight of the last batch, and what the mentor gave right and wrong clean rows."""

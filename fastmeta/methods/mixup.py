@@ -10,7 +10,8 @@ class Mixup:
     """x_i <- a x_i + (1 - a) x_j and loss_i <- a loss(z_i, label_i) + (1 - a) loss(z_i, label_j), of one batch.
 
     a ~ Beta(alpha, alpha), one for the batch; j is a permutation of its rows. Both are drawn from torch's generator of
-    the host, which is part of a run's state. Without alpha nothing is drawn, and all stays as it is.
+    the host, which is part of a run's state; each of several ranks mixes its own rows. Without alpha all stays
+    as it is.
     """
 
     def __init__(self, alpha: float | None) -> None:

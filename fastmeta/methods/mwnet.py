@@ -44,7 +44,7 @@ class MetaWeightNet(LearnedLoss):
 
     def make_loss(self, context: Context) -> WeightingNet:
         own = self.config
-        return WeightingNet(context.targets, context.num_classes, own.hidden, own.normalise)
+        return WeightingNet(context.targets, context.num_classes, own.hidden, own.normalise, context.ranks.group)
 
     def make_optimizer(self, loss: LearnableLoss) -> torch.optim.Optimizer:
         own = self.config

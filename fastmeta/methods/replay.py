@@ -36,7 +36,8 @@ class Replay(FixedLabels):
         temperature: float = 1.0
         """T, above 0: more than one makes targets softer."""
 
-    supports = FixedLabels.supports | {"ema", "mixup", "optim.warmup"}
+    supports = (FixedLabels.supports | {"ema", "mixup", "optim.warmup"}) - {"ranks"}
+    not_on_ranks = "it reads the trajectory of all training rows"
     meta_fraction: ClassVar[float] = 0.0
     paths: ClassVar[tuple[str, ...]] = ("trajectory",)
 

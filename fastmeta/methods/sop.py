@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from fastmeta.data import positive
 from fastmeta.data.seeds import derived_seed
 from fastmeta.methods.base import Batch, Context, Method, Outcome
-from fastmeta.methods.kept import Kept, table_dtype
+from fastmeta.methods.kept import Kept, rows_of, table_dtype
 from fastmeta.methods.plain_step import PlainStep
 
 #: least probability, and what squares stay below one by, as published
@@ -40,7 +40,7 @@ class SOP(Method):
         lr_v: float = 10.0
         """Learning rate of v, above 0; 10 was published for symmetric noise, 100 for asymmetric noise."""
 
-    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+    supports: ClassVar[frozenset[str]] = frozenset({"micro_batch", "ranks"})
 
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
@@ -51,14 +51,19 @@ class SOP(Method):
         self.model, self.targets, self.num_classes = context.model(), context.targets, context.num_classes
         self.network_input = context.network_input
         optimizer = context.optimizer(p for p in self.model.parameters() if p.requires_grad)
-        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch)
+        self.plain_step = PlainStep(self.model, optimizer, context.config.micro_batch, context.ranks)
         draws = torch.Generator().manual_seed(derived_seed(context.config.seed, "sop"))
+        self.ranks = context.ranks
+        own = rows_of(context)
 
         def start(columns: int) -> Tensor:
-            drawn = torch.randn(len(context.targets), columns, generator=draws, dtype=torch.float32)
-            return (_START * drawn).to(context.device, table_dtype(self.model))
+            """Of a part of the rows, those that all rows together would have."""
+            drawn = torch.randn(own.in_all, columns, generator=draws, dtype=torch.float32)
+            return (_START * drawn[own.first : own.first + len(self.targets)]).to(
+                context.device, table_dtype(self.model)
+            )
 
-        self.kept = Kept(u=start(1), v=start(context.num_classes))
+        self.kept = Kept({"u": start(1), "v": start(context.num_classes)})
 
     def predictor(self) -> nn.Module:
         return self.model
@@ -87,8 +92,9 @@ class SOP(Method):
             loss.backward()
             assert u.grad is not None
             assert v.grad is not None
-            moved_u.append(u.detach() - self.config.lr_u * u.grad)
-            moved_v.append(v.detach() - self.config.lr_v * v.grad)
+            size = self.ranks.size  # the mean is over the rows of all of them
+            moved_u.append(u.detach() - self.config.lr_u / size * u.grad)
+            moved_v.append(v.detach() - self.config.lr_v / size * v.grad)
             return loss.detach()
 
         logits, loss, finite = self.plain_step(self.network_input(batch.x), n, backward)
@@ -101,8 +107,8 @@ class SOP(Method):
         u, v, y = self.kept.u, self.kept.v, self.targets[:, None]
         off = (v**2).clamp(0, 1 - _LEAST)
         return {
-            "taken_up_given": float((u**2).clamp(0, 1 - _LEAST).mean()),
-            "taken_up_others": float((off.sum(1) - off.gather(1, y).squeeze(1)).mean()),
+            "taken_up_given": self.ranks.row_mean((u**2).clamp(0, 1 - _LEAST).squeeze(1)),
+            "taken_up_others": self.ranks.row_mean(off.sum(1) - off.gather(1, y).squeeze(1)),
         }
 
     def explain(self) -> str:

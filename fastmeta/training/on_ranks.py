@@ -18,8 +18,7 @@ def check(config: TrainConfig, ranks: Ranks) -> None:
         return
     if "ranks" not in config.method_class().supports:
         raise InputError(
-            f"method {config.method} does not train on several ranks: what it knows of the training set is of all its "
-            f"rows; {_WAY}"
+            f"method {config.method} does not train on several ranks: {config.method_class().not_on_ranks}; {_WAY}"
         )
     if config.baseline_names() and "ranks" not in METHODS["onehot"].supports:
         raise InputError(f"baselines={config.baselines} do not train on several ranks; {_WAY}")
