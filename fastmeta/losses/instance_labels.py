@@ -320,8 +320,9 @@ class InstanceLabels(Labels):
         return math.log(target_prob * (self.num_classes - 1) / (1 - target_prob))
 
     def _sample(self) -> Tensor:
-        """At most 65,536 rows, evenly spread: enough for a mean, and small beside a large table."""
-        return torch.arange(0, len(self), max(1, len(self) // 65536), device=self.targets.device)
+        """At most 65,536 rows and about 128 MiB of float64, evenly spread: enough for a mean."""
+        most = max(1, min(65536, 2**24 // self.num_classes))
+        return torch.arange(0, len(self), max(1, len(self) // most), device=self.targets.device)
 
     def counters(self) -> list[Tensor]:
         return [] if self.seed is None else [self.label_step]

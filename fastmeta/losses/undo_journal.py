@@ -58,12 +58,14 @@ class Journal(io.IOBase):
         rows = self.rows
         path = self._path(generation, rows.first)
         head = _HEAD.pack(_MAGIC, rows.id.encode(), generation, rows.first, rows.count, rows.size)
+        part = path.with_name(f".{path.name}.part")
         try:
-            with contextlib.suppress(FileNotFoundError):  # one that the process before made last, and nothing of it
-                os.unlink(path)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+            self._file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             os.write(self._file, head)
             os.fsync(self._file)
+            os.replace(part, path)  # so that none is there with half of a header
         except OSError as error:
             rows.fail(error, "write the journal of")
         sync_folder(path.parent)

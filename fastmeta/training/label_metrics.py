@@ -10,7 +10,8 @@ from torch import Tensor
 from fastmeta.distributed import ALONE, Ranks
 from fastmeta.losses import Labels, read_out
 
-_ROWS = 65536  # rows at a time, so that no second table (N, C) is ever held
+#: rows at a time, and numbers in them, so that no second table (N, C) is ever held
+_ROWS, _NUMBERS = 65536, 2**24
 #: (n,) each: learned class; its probability, and that of the given class; entropy
 Reading = dict[str, Tensor]
 
@@ -30,9 +31,10 @@ def learned_labels(labels: Labels, rows: range | None = None) -> Reading:
     """Of all rows or of those in `rows`, on the labels' device, by the labels' own margin."""
     margin = getattr(labels, "margin", 1.0)  # which labels of others need not have
     wanted = range(len(labels)) if rows is None else rows
+    at_once = max(1, min(_ROWS, _NUMBERS // getattr(labels, "num_classes", 1)))
     parts = [
         read_rows(labels.probs(index), labels.targets[index], margin)
-        for index in torch.arange(wanted.start, wanted.stop, device=labels.targets.device).split(_ROWS)
+        for index in torch.arange(wanted.start, wanted.stop, device=labels.targets.device).split(at_once)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

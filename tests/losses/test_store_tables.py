@@ -11,6 +11,7 @@ import torch
 import fastmeta
 from fastmeta.losses import HostTable, MmapTable, TableError
 from fastmeta.losses.away_table import Way
+from fastmeta.losses.row_file import RowFile
 from tests.support.label_tables import WAYS, after
 
 
@@ -22,8 +23,7 @@ def table_of(kind, folder):
     return HostTable if kind == "host" else in_file(folder)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["host", "mmap"])
+@pytest.mark.parametrize(("kind", "way"), [*(("mmap", way) for way in WAYS), ("host", "exact"), ("host", "delayed")])
 def test_the_bits_of_a_dense_table(kind, way, tmp_path):
     dtype = torch.float64 if way in ("forward", "traced") else torch.float32
     want, _ = after(None, dtype=dtype, **WAYS[way])
@@ -307,3 +307,96 @@ def test_rows_that_are_brought_ahead_and_written_behind(kind, told, tmp_path):
     del away
     other.load_state_dict(state)
     assert torch.equal(every(other), dense.label_logits)
+
+
+class Stopped(BaseException):
+    """A process that is no more."""
+
+
+class Stop:
+    """Ends at call number `at` of those that write, some of them half done."""
+
+    def __init__(self, patch, at):
+        self.at, self.count = at, 0
+        for name in (
+            "open",
+            "write",
+            "pwrite",
+            "ftruncate",
+            "posix_fallocate",
+            "fsync",
+            "fdatasync",
+            "unlink",
+            "replace",
+        ):
+            patch.setattr(os, name, self.watched(getattr(os, name), name))
+        patch.setattr(RowFile, "write", self.rows(RowFile.write))
+
+    def strike(self):
+        self.count += 1
+        return self.count == self.at
+
+    def watched(self, real, name):
+        def call(*args, **kw):
+            if threading.current_thread() is not threading.main_thread():
+                return real(*args, **kw)
+            if name == "open" and not args[1] & os.O_CREAT:
+                return real(*args, **kw)
+            if self.strike():
+                if name in ("write", "pwrite"):
+                    real(args[0], bytes(args[1])[: len(args[1]) // 2], *args[2:])
+                raise Stopped
+            return None if "sync" in name else real(*args, **kw)
+
+        return call
+
+    def rows(self, real):
+        def write(file, index, rows):
+            if self.strike():
+                real(file, index[: len(index) // 2], rows[: len(index) // 2])
+                raise Stopped
+            real(file, index, rows)
+
+        return write
+
+
+@pytest.mark.parametrize("classes", CLASSES.values(), ids=CLASSES)
+def test_a_stop_between_any_two_writes_leaves_the_state_that_counts(classes, tmp_path, monkeypatch):
+    """Also one while the rows of another stop are put back."""
+
+    def life(folder, saved, at):
+        """A process: goes on from what is saved, saves twice more; how many writes it came to."""
+        with monkeypatch.context() as patch:
+            stop = Stop(patch, at)
+            try:
+                labels = labels_in(folder, classes, owner="a")
+                if saved:
+                    labels.load_state_dict(saved[-1][0])
+                    assert torch.equal(every(labels), saved[-1][1])
+                for k in range(2):
+                    write(labels, 1, 2 + k, 5, seed=k)
+                    labels.table.soon(torch.tensor([1, 3, 7]))
+                    write(labels, 1, 3, 7, seed=5 + k)
+                    state = state_of(labels), every(labels)
+                    saved.append(state)  # its file moves into place
+                    labels.table.saved()
+                write(labels, 1, 2, 3, 11, seed=9)
+            except Stopped:
+                pass
+        return stop.count
+
+    whole = life(tmp_path / "whole", [], 0) if (tmp_path / "whole").mkdir() is None else 0
+    assert whole > 30
+    for at in range(1, whole + 1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        saved = []
+        life(folder, saved, at)
+        life(folder, saved, 1 + at % 11)
+        for _ in range(2):
+            labels = labels_in(folder, classes, owner="a")
+            if saved:
+                labels.load_state_dict(saved[-1][0])
+                assert torch.equal(every(labels), saved[-1][1]), at
+            write(labels, 1, 4, seed=at)
+            del labels
