@@ -82,18 +82,15 @@ class Place(NamedTuple):
 
 
 class Units:
-    """The units of `model`, whose parameters must not be gathered now: see :meth:`sharded`."""
+    """The units of `model`, whose parameters must not be gathered now: see :func:`reshard`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.units: list[Any] = [m for m in model.modules() if is_unit(m)]
-        names: dict[int, str] = {}
-        for name, p in model.named_parameters():
-            if is_dtensor(p):
-                names[id(p)] = name
         self.parameters: Tensors = {name: p for name, p in model.named_parameters() if is_dtensor(p)}
+        names = {id(p): name for name, p in self.parameters.items()}
         self.places = [
             Place(module, key, unit, names[id(p)], p)
-            for module, unit in _owned(model, None)
+            for module, unit in _owned(model)
             for key, p in module._parameters.items()
             if unit is not None and p is not None and is_dtensor(p)
         ]
@@ -184,20 +181,16 @@ def reshard(model: nn.Module) -> None:
             module.reshard()  # type: ignore[operator]
 
 
-def _owned(module: nn.Module, unit: nn.Module | None) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+def _owned(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
     """Every module once, with the unit that gathers its parameters: the closest above."""
-    seen: set[int] = set()
-
-    def walk(module: nn.Module, unit: nn.Module | None) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        unit = module if is_unit(module) else unit
-        yield module, unit
-        for child in module.children():
-            yield from walk(child, unit)
-
-    return walk(module, unit)
+    seen, todo = set[int](), list[tuple[nn.Module, nn.Module | None]]([(model, None)])
+    while todo:
+        module, unit = todo.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            unit = module if is_unit(module) else unit
+            yield module, unit
+            todo += [(child, unit) for child in module.children()]
 
 
 def run(functions: list[Callable[[], None]]) -> None:

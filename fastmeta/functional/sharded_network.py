@@ -78,23 +78,29 @@ class ShardedNetwork(Network):
 
     def tangent(self, state: State, x: Any, direction: Tensors) -> tuple[Tensor, Tensor, list[torch.dtype]]:
         """Logits, u = J d for a direction of shards, and the dtypes that were computed in; `state` is scratch."""
-        eager = torch.compiler.set_stance("force_eager")  # parts that the user has compiled have no tangents
-        with torch.no_grad(), dual_level(), tangents_pass(), eager, self.units.duals(direction) as dtypes:
+        with ExitStack() as stack:
+            for context in (torch.no_grad(), dual_level(), tangents_pass()):
+                stack.enter_context(context)
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # what is compiled has no tangents
+            dtypes = stack.enter_context(self.units.duals(direction))
             logits, u = forward_ad.unpack_dual(self({}, state, x))
         self.units.reshard()
         return logits, torch.zeros_like(logits) if u is None else u, dtypes
 
     @contextmanager
     def at_shards(self, values: Tensors) -> Iterator[None]:
-        """Inside, the shards hold `values`, which hold what the shards had; then each has its own again."""
-        shards = {name: local(self.params[name]) for name in values}
+        """Inside, the shards hold `values`, which are taken out of their dict; then each has its own again."""
+        shards, own = {name: local(self.params[name]) for name in values}, Tensors()
         self.units.reshard()
-        _swap(shards, values)
         try:
+            for name, shard in shards.items():
+                own[name] = shard.clone()
+                shard.copy_(values.pop(name))
             yield
         finally:
             self.units.reshard()
-            _swap(shards, values)
+            for name, value in own.items():
+                shards[name].copy_(value)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -132,11 +138,3 @@ def network_of(
 def detached(x: Any) -> Any:
     """Network input whose own gradient nobody asks for."""
     return tree_map(lambda t: t.detach() if isinstance(t, Tensor) and t.requires_grad else t, x)
-
-
-@torch.no_grad()
-def _swap(shards: Tensors, values: Tensors) -> None:
-    for name, shard in shards.items():
-        was = shard.clone()
-        shard.copy_(values[name])
-        values[name].copy_(was)

@@ -50,6 +50,8 @@ def graph_bytes(network: Network, x: Any, count: int, max_rows: int | None, per_
 
     Counted on fake tensors: nothing is computed, drawn or allocated. None for a model that does not run on them.
     """
+    if network.sharded:  # whose collectives would wait for ranks that have memory enough
+        return None
     largest = max(pieces_of(count, max_rows), key=lambda rows: rows.stop - rows.start)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -120,10 +122,15 @@ def _message(
     largest = min(micro_batch or max(n, m), max(n, m))
     # whole batches one after the other are exact for every model, so they are the first thing to try
     smaller = largest if both_graphs and fits(train, meta, micro_batch) else max(1, largest // 2)
+    ways = (
+        "smaller batches; activation checkpointing; fully_shard on smaller parts; bfloat16 autocast"
+        if network.sharded
+        else f"smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "
+        "bfloat16 autocast; compile='full'"
+    )
     return (
         f"out of memory in a step on {n} train and {m} meta rows, whose graphs {graphs}; nothing was changed. "
-        f"Ways out: smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "
-        f"bfloat16 autocast; compile='full'. ({reason(error, 200)})"
+        f"Ways out: {ways}. ({reason(error, 200)})"
     )
 
 
