@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastmeta.data import InputError
-from fastmeta.distributed import ALONE, Ranks, together
+from fastmeta.distributed import ALONE, Ranks, rows_to_first, together
 from fastmeta.training.rundir import checkpoint, rank_files, spread_rows
 from fastmeta.training.rundir.rank_folders import is_rank_folder
 from tests.support.ranks import run_ranks
@@ -171,11 +171,22 @@ def three(rank, size, folder):
     assert_equal(rank_files.load(path, ranks)[0], tensors)
 
     one = Path(folder, "one", "checkpoint", "state.safetensors")
+    _brought(rank, size, ranks)
     tensors, _, begun = rank_files.load(one, ranks)
     assert begun == 1
     assert len(tensors["labels"]) == 101  # whole: whoever knows the rows takes this rank's
     with open(f"{folder}/three-{rank}.json", "w") as file:
         json.dump(folders(path), file)
+
+
+def _brought(rank, size, ranks):
+    """Rows of every dtype come to the first rank, in pieces of a few rows too."""
+    for piece in (40, 2**26):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fastmeta.distributed.all_rows._PIECE", piece)
+            for t in whole_rows().values():
+                found = rows_to_first(t[slice(*ranks.share(len(t)))], ranks)
+                assert torch.equal(found, t if rank == 0 else t[:0])
 
 
 def test_rows_go_from_two_ranks_to_three_to_one(tmp_path):
