@@ -222,6 +222,8 @@ class Ranks:
 
 def _named(rank: int, error: Exception) -> Exception:
     try:
+        if isinstance(error, OSError) and error.errno is not None:
+            return type(error)(error.errno, f"{error.strerror} (rank {rank})", error.filename)
         return type(error)(f"rank {rank}: {error}")
     except Exception:  # of a class that wants more than a text
         return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.data import InputError
-from fastmeta.distributed import ALONE, Ranks, together
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.training.rundir import checkpoint
 from fastmeta.training.rundir.files import is_sealed, new_digest, seal_of, sync_directory, write_atomically
 from fastmeta.training.rundir.rank_folders import rank_folder, remove_other_folders
@@ -83,7 +83,7 @@ def _save(
     by_row: Collection[str],
     max_shard_mb: float | None,
 ) -> None:
-    wholes = together(lambda: check_whole({name: tensors[name] for name in by_row}, ranks), ranks)
+    wholes = ranks.together(lambda: check_whole({name: tensors[name] for name in by_row}, ranks))
     alike = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name not in by_row}
     digests = ranks.each({name: _digest(t) for name, t in alike.items()})
 
@@ -91,7 +91,7 @@ def _save(
         if ranks.first:
             (folder / _ROWS).mkdir(parents=True)
 
-    together(make, ranks)
+    ranks.together(make)
     write_rows(folder / _ROWS, {name: tensors[name] for name in by_row}, wholes, ranks)
 
     def seal() -> dict[str, dict[str, Any]]:
@@ -107,7 +107,7 @@ def _save(
             found.append(file.name)
         return {name: seal_of(folder / name) for name in found}
 
-    files = {name: s for of_rank in ranks.each(together(seal, ranks)) for name, s in of_rank.items()}
+    files = {name: s for of_rank in ranks.each(ranks.together(seal)) for name, s in of_rank.items()}
     note = {
         "size": ranks.size,
         "token": folder.name.removeprefix("ranks-"),
@@ -122,7 +122,7 @@ def _save(
             checkpoint.save(path, alike, values | {_NOTE: note}, max_shard_mb)
             remove_other_folders(path, folder.name)
 
-    together(commit, ranks)
+    ranks.together(commit)
 
 
 def load(path: Path, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], dict[str, Any], int]:
@@ -134,14 +134,14 @@ def load(path: Path, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], dict[str,
     What one process has saved is whole: whoever knows which tensors have rows takes this rank's.
     """
     try:
-        tensors, values = together(lambda: checkpoint.load(path), ranks)
+        tensors, values = ranks.together(lambda: checkpoint.load(path))
         if (note := values.pop(_NOTE, None)) is None:
             return tensors, values, 1
-        folder, wholes = together(lambda: _checked(path, note, ranks), ranks)
+        folder, wholes = ranks.together(lambda: _checked(path, note, ranks))
         tensors |= read_rows(folder / _ROWS, wholes, ranks)
         if note["size"] == ranks.size:
-            return *together(lambda: _own(folder, tensors, values, ranks.rank), ranks), note["size"]
-        return tensors | together(lambda: _averages(folder, tensors, note["size"]), ranks), values, note["size"]
+            return *ranks.together(lambda: _own(folder, tensors, values, ranks.rank)), note["size"]
+        return tensors | ranks.together(lambda: _averages(folder, tensors, note["size"])), values, note["size"]
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
