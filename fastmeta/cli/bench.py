@@ -1,4 +1,4 @@
-"""``fastmeta bench ops|step|approx``: parse, call, print."""
+"""``fastmeta bench ops|step|approx|scale``: parse, call, print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from fastmeta import models
 from fastmeta._text import printable, printable_lines, reason
-from fastmeta.bench import approx_run, environment, ops_row, ops_run, result_files, step_run
+from fastmeta.bench import approx_run, environment, ops_row, ops_run, result_files, scale_run, step_run
 from fastmeta.bench.step_problem import DTYPES, StepConfig
 from fastmeta.bench.step_variants import PRESETS, VARIANTS
 from fastmeta.cli import find_code_here
@@ -65,7 +65,7 @@ def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     """The parser of the command, and those of its sub-commands."""
     parser = Parser(prog="fastmeta bench", description="Operations and whole steps, timed in turns, medians.")
     commands = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="ops|step|approx", prog="fastmeta bench"
+        title="commands", dest="command", required=True, metavar="ops|step|approx|scale", prog="fastmeta bench"
     )
     made: dict[str, argparse.ArgumentParser] = {}
 
@@ -159,6 +159,24 @@ def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     )
     _sizes(p, "128 for mlp, else 32", "256 for mlp, else 64", rough, "Rows of the training set.", positive_int)
     _timing(p, rough, "Timing a model.")
+
+    large = scale_run.ScaleConfig()
+    p = command("scale", "What large runs are made of: label tables beyond memory, ranks, data.")
+    p.add_argument(
+        "--part",
+        type=lambda text: tuple(text.split(",")),
+        metavar="PART,...",
+        default=large.parts,
+        help=f"Some of {', '.join(large.parts)}. (default: all)",
+    )
+    p.add_argument("--threads", type=threads, metavar="N", help="CPU threads. (default: torch's own choice)")
+    p.add_argument(
+        "--seconds", type=positive_float, default=large.seconds, metavar="SECONDS", help="Timing one part, about."
+    )
+    p.add_argument(
+        "--out", "--json", dest="json", type=Path, metavar="FILE", help="Write figures and environment to FILE."
+    )
+    p.set_defaults(device="cpu")
     return parser, made
 
 
@@ -206,6 +224,10 @@ def _say(text: str) -> None:
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], Any]]] = {
     "ops": (_ops_config, lambda config: ops_run.run(config, _say)),
     "step": (_step_config, lambda config: step_run.run(config, _say)),
+    "scale": (
+        lambda args: scale_run.ScaleConfig(args.part, args.seconds, args.threads),
+        lambda config: scale_run.run(config, _say),
+    ),
     "approx": (_approx_config, lambda config: approx_run.run(config, _say)),
 }
 

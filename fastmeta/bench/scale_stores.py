@@ -1,0 +1,82 @@
+"""What a label table costs on the host and in a file, beside a dense one that fits."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fastmeta.bench.result_files import number, table
+from fastmeta.bench.scale_problem import BATCH, Learner
+from fastmeta.losses import HostTable, MmapTable
+
+#: classes, rows: each table some hundred MB
+SIZES = ((21_841, 2_000), (1_000, 20_000))
+_MOST = 10**6
+
+
+def measure(seconds: float) -> dict[str, Any]:
+    """Steps in turns in one process: all pay the same for what else the machine does."""
+    return {"batch": BATCH, "sizes": [_size(*size, seconds / len(SIZES)) for size in SIZES]}
+
+
+def _size(classes: int, rows: int, seconds: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = {"device": None, "host": HostTable, "mmap": partial(MmapTable, path=Path(folder, "labels.rows"))}
+        learners = {name: Learner(rows, classes, kind, _MOST) for name, kind in kinds.items()}
+        times: dict[str, list[float]] = {name: [] for name in learners}
+        saves: dict[str, list[float]] = {name: [] for name in learners}
+        names, end = list(learners), time.perf_counter() + seconds
+        phases: list[str] = []
+        epoch = learners["device"].batches
+        while time.perf_counter() < end or len(phases) < 12:
+            done = len(phases)
+            if done % epoch == 0 and done:  # as behind each epoch: the journal begins anew
+                for name, learner in learners.items():
+                    saves[name].append(learner.checkpoint()[1])
+            phases.append("first visit" if done < epoch else "journaled")
+            turn = done % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                times[name].append(learners[name]())
+        stores = {name: _store(times[name], times["device"], phases, saves[name]) for name in names}
+    return {"classes": classes, "rows": rows, "steps": len(phases), "stores": stores}
+
+
+def _store(own: list[float], device: list[float], phases: list[str], saves: list[float]) -> dict[str, Any]:
+    pairs = [(phase, a, b) for phase, a, b in zip(phases, own, device, strict=True)][3:]
+    over = {}
+    for phase in ("first visit", "journaled"):
+        some = [a / b for at, a, b in pairs if at == phase]
+        over[phase] = median(some) - 1 if some else None
+    return {
+        "step_seconds": median(own),
+        "over_device": median(a / b for _, a, b in pairs) - 1,
+        "over_device_by_phase": over,
+        "checkpoint_seconds": median(saves) if saves else None,
+    }
+
+
+def told(result: dict[str, Any]) -> str:
+    lines = []
+    for size in result["sizes"]:
+        rows = [
+            (
+                name,
+                number(1e3 * store["step_seconds"]),
+                number(100 * store["over_device"], 1),
+                *(number(None if v is None else 100 * v, 1) for v in store["over_device_by_phase"].values()),
+            )
+            for name, store in size["stores"].items()
+        ]
+        head = (
+            f"{size['rows']:,} rows × {size['classes']:,}",
+            "step ms",
+            "over device %",
+            "first visit %",
+            "journaled %",
+        )
+        lines.append(table(head, rows))
+    return "\n\n".join(lines)
