@@ -81,6 +81,6 @@ def told(result: dict[str, Any]) -> str:
         )
         for size in result["sizes"]
     ]
-    head = ("rows × 21,841", "step ms", "over fewest %", "start s", "file GB", "disk GB", "checkpoint s", "restore s")
+    head = ("rows", "step ms", "over %", "start s", "file GB", "disk GB", "save s", "restore s")
     growth = result["resident_growth_bytes"] / 2**20
     return f"{table(head, rows)}\nresident memory grew by {growth:.1f} MiB over these steps"

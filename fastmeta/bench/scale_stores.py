@@ -13,8 +13,8 @@ from fastmeta.bench.result_files import number, table
 from fastmeta.bench.scale_problem import BATCH, Learner
 from fastmeta.losses import HostTable, MmapTable
 
-#: classes, rows: each table some hundred MB
-SIZES = ((21_841, 2_000), (1_000, 20_000))
+#: classes, rows: each table some ten MB, all of whose rows are visited twice
+SIZES = ((21_841, 1_024), (1_000, 5_120))
 _MOST = 10**6
 
 
@@ -32,7 +32,7 @@ def _size(classes: int, rows: int, seconds: float) -> dict[str, Any]:
         names, end = list(learners), time.perf_counter() + seconds
         phases: list[str] = []
         epoch = learners["device"].batches
-        while time.perf_counter() < end or len(phases) < 12:
+        while time.perf_counter() < end or len(phases) < epoch + 10:
             done = len(phases)
             if done % epoch == 0 and done:  # as behind each epoch: the journal begins anew
                 for name, learner in learners.items():
@@ -74,7 +74,7 @@ def told(result: dict[str, Any]) -> str:
         head = (
             f"{size['rows']:,} rows × {size['classes']:,}",
             "step ms",
-            "over device %",
+            "over %",
             "first visit %",
             "journaled %",
         )
