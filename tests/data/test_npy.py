@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,3 +329,18 @@ def test_what_does_not_fit_is_read_as_it_is_needed_and_that_is_said(kind, tmp_pa
         theirs = short.source.network_input(rows, step, CPU)
         assert torch.equal(ours, theirs)
     assert fits.splits.fingerprint() == short.splits.fingerprint()
+
+
+def test_a_table_becomes_a_folder_in_pieces(tmp_path, monkeypatch):
+    """As docs/scale.md writes it."""
+    page = (Path(__file__).parents[2] / "docs/scale.md").read_text()
+    code = page.split("## Data beyond memory")[1].split("```py\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    a = arrays("features")
+    with open("table.csv", "w") as file:
+        file.write("a,label,b\n")
+        file.writelines(f"{x[0]},{y},{x[1]}\n" for x, y in zip(a["x_train"], a["y_train"], strict=True))
+    exec(compile(code, "scale.md", "exec"), {})
+    data = load_dataset("npy:arrays")
+    assert np.allclose(data.train.x[:], a["x_train"][:, :2])
+    assert data.train.targets.tolist() == a["y_train"].tolist()
