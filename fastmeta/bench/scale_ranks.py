@@ -161,5 +161,5 @@ def _watched() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[3])
-    _rank(sys.argv[1], int(sys.argv[2]), Job(**{**told, "shape": tuple(told["shape"])}))
+    asked = json.loads(sys.argv[3])
+    _rank(sys.argv[1], int(sys.argv[2]), Job(**{**asked, "shape": tuple(asked["shape"])}))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastmeta.data import Features, Images, Pool, Settings, Stream, split
+from fastmeta.data import Features, Images, Pool, Settings, Stream, load_dataset, split
 from fastmeta.data.dataset import Dataset
+from fastmeta.data.npy_rows import NpyFile
 from fastmeta.data.source import as_slice
 from fastmeta.distributed import Ranks
 from tests.support.ranks import run_ranks
@@ -97,3 +98,30 @@ def test_mean_and_deviation_are_those_of_all_ranks(tmp_path):
     """31 rows: one rank has 16, the other 15."""
     run_ranks(each_rank, 2, tmp_path, str(tmp_path))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [16, 15]
+
+
+def rank_of_files(rank, size, folder):
+    """Counts which rows of the training file this rank reads, where they are held and where they are streamed."""
+    ranks, read = Ranks(torch.distributed.group.WORLD), []
+    reader = NpyFile.read
+
+    def noted(self, rows, out, places):
+        if self.path.name == "x_train.npy":
+            read.extend(rows.tolist())
+        reader(self, rows, out, places)
+
+    parts = split(load_dataset(f"npy:{folder}/set")).own(ranks)
+    NpyFile.read = noted
+    for resident in ("yes", "no"):
+        pool = Pool.of(parts, CPU, Settings(), resident, ranks)
+        pool.source.fetch(torch.arange(pool.train_size), None if resident == "no" else torch.tensor(0), CPU)
+    Path(folder, f"read{rank}.json").write_text(json.dumps(sorted(set(read))))
+
+
+def test_a_rank_reads_its_own_rows_of_a_file_alone(tmp_path):
+    (tmp_path / "set").mkdir()
+    for name, array in arrays("features").items():
+        np.save(tmp_path / "set" / f"{name}.npy", array)
+    run_ranks(rank_of_files, 2, tmp_path, str(tmp_path))
+    read = [json.loads((tmp_path / f"read{rank}.json").read_text()) for rank in range(2)]
+    assert read == [list(range(16)), list(range(16, 31))]
