@@ -275,6 +275,32 @@ def _attention():
     torch.autograd.grad(grad.sum(), q)
 
 
+def _collectives():
+    """A sum over ranks that a graph holds as operations without writes, which inductor knows."""
+    from torch.distributed import _functional_collectives as functional
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        group = dist.group.WORLD
+
+        def total(t):
+            return functional.all_reduce(t, "sum", group)
+
+        graph = make_fx(total, tracing_mode="fake")(torch.ones(3))
+        calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        assert [str(call) for call in calls] == [
+            "_c10d_functional.all_reduce.default",
+            "_c10d_functional.wait_tensor.default",
+        ]
+        assert not any(call._schema.is_mutable for call in calls)
+        x = torch.ones(3)
+        assert torch.equal(graph(x), x)
+    finally:
+        dist.destroy_process_group()
+
+
 NAMES = {
     "_AutoDispatchBelowADInplaceOrView": _below_autograd,
     "_BatchNorm": _layer_bases,
@@ -297,6 +323,7 @@ NAMES = {
     "_foreach_sub": _foreach,
     "_forward_hooks": _forward_hooks,
     "_forward_pre_hooks": _forward_hooks,
+    "_functional_collectives": _collectives,
     "_functorch": _custom_functions,
     "_get_no_batch_dim": _layer_bases,
     "_global_optimizer_post_hooks": _hooks,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 if dist.is_available():
@@ -71,18 +72,13 @@ class Ranks:
         out: list[Tensor] = list(tensors)
         for where in _by_dtype(tensors):
             members = [tensors[i] for i in where]
-            flat = _flatten_dense_tensors(members)
-            dist.all_reduce(flat, group=self.group)
-            flat /= self.size
+            flat = self._reduced(_flatten_dense_tensors(members), "sum") / self.size
             for i, t in zip(where, _unflatten_dense_tensors(flat, members), strict=True):
                 out[i] = t
         return out
 
     def sum(self, tensor: Tensor) -> Tensor:
-        if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
+        return tensor if self.size == 1 else self._reduced(tensor.clone(), "sum")
 
     def sum_through(self, tensor: Tensor) -> Tensor:
         """The sum, through which a gradient goes back: also a sum, to which all ranks must come."""
@@ -100,9 +96,19 @@ class Ranks:
         """Whether a 0-d bool holds on every rank."""
         if self.size == 1:
             return flag
-        votes = flag.to(torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self.group)
-        return votes.bool()
+        return self._reduced(flag.to(torch.int32), "min").bool()
+
+    def _reduced(self, tensor: Tensor, how: Literal["sum", "min"]) -> Tensor:
+        """Of all ranks, by writing into `tensor`; in a graph, by an operation that writes nothing."""
+        if isinstance(tensor, FakeTensor):  # a graph is traced
+            # torch has no public collective that is a pure function; inductor knows this one, and keeps its order
+            from torch.distributed import _functional_collectives as functional
+
+            assert self.group is not None
+            made: Tensor = functional.all_reduce(tensor, how, self.group)  # waits, where a graph is traced
+            return made
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MIN, group=self.group)
+        return tensor
 
     def of_first(self, tensors: list[Tensor]) -> list[Tensor]:
         """The first rank's, in one broadcast per dtype."""

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+import torch.distributed
 from torch import Tensor, nn
 
 from fastmeta.functional.checks import (
@@ -41,6 +42,7 @@ _SINGLE = (
     logging.Logger,
     types.UnionType,
     types.GenericAlias,
+    *([torch.distributed.ProcessGroup] if torch.distributed.is_available() else []),
 )
 _DESCRIPTORS = (
     types.MemberDescriptorType,

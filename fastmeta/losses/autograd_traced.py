@@ -130,6 +130,7 @@ class TracedAutogradHead(TracedHead):
 
     def step(self, logits: Tensor, u: Tensor, scale: Rate, finite: Tensor, move: Move) -> Moved:
         grads = self.gradient(logits, u, scale)
+        grads = dict(zip(grads, move.ranks.mean(list(grads.values())), strict=True))
         finite = finite & all_finite(grads.values())
         alignment = self.alignment(logits, u)
         params = [p.detach() for p in self.learned.values()]

@@ -112,6 +112,9 @@ class ClassLabels(Labels):
     def move_together(self, index: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> None:
         self.move_(ranks.sum(grad), label_lr)
 
+    def moved_together(self, value: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> Tensor:
+        return (value - ranks.sum(grad) * label_lr).clamp(0, 1).to(value.dtype)
+
     def reach(self, n: int, rows: int | None = None) -> float:
         """All steps of a pass over the training set together move every value by 1."""
         return math.sqrt(self.num_classes) * n / max(1, len(self) if rows is None else rows)

@@ -123,8 +123,16 @@ class TracedLabelHead(TracedHead):
         return ops.row_dot(self.labels.loss_at(self.value, logits, self.targets, None).v, u)
 
     def step(self, logits: Tensor, u: Tensor, scale: Rate, finite: Tensor, move: Move) -> Moved:
+        labels, ranks = self.labels, move.ranks
+        scale = scale / ranks.size
         (grad,) = self.gradient(logits, u, scale).values()
-        norm = (grad if grad.dtype == torch.float64 else grad.float()).square().sum().sqrt()
+        wide = grad if grad.dtype == torch.float64 else grad.float()
+        norm = wide.square().sum().sqrt() if ranks.size == 1 else labels.norm_of(wide, ranks)
+        if ranks.size > 1 and not labels.by_row:
+            alignment = self.alignment(logits, u)
+            self._new = labels.moved_together(self.value, torch.where(finite, grad, 0), move.rate(norm), ranks)
+            after = labels.loss_at(self._new, logits, self.targets, self.weight)
+            return Moved(*after, alignment, after.skipped, norm, finite)
         if not isinstance(scale, Tensor):  # a fill: what as_tensor puts in a graph is a copy from the host
             scale = torch.full((), scale, dtype=torch.float64, device=logits.device)
         masked = torch.where(finite, scale.to(torch.float64), 0.0)

@@ -198,6 +198,10 @@ class Labels(LearnableLoss):
         """Every rank's copy of the labels moves by every rank's rows, so that the copies stay equal."""
         raise NotImplementedError
 
+    def moved_together(self, value: Tensor, grad: Tensor, label_lr: float | Tensor, ranks: Collective) -> Tensor:
+        """The new value of labels that all ranks have, by every rank's share of the gradient: nothing is written."""
+        raise NotImplementedError
+
     def norm_of(self, grad: Tensor, ranks: Collective) -> Tensor:
         """Euclidean norm of a gradient of which every rank has its share: here, rows of its own."""
         norm = torch.linalg.vector_norm(grad)

@@ -19,7 +19,7 @@ from fastmeta.functional.network import Network, Tensors, functional_module, rec
 from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.sharded_network import network_of
 from fastmeta.functional.turns import TURN
-from fastmeta.losses import LearnableLoss, Move
+from fastmeta.losses import Labels, LearnableLoss, Move
 from fastmeta.meta.demands import (
     approximation_of,
     check_choice,
@@ -44,7 +44,7 @@ from fastmeta.meta.micro import Cut, check_pieces, fits
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
 from fastmeta.meta.sharded_demands import check_sharded
-from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent
+from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent, tried_by_all
 
 
 class MetaStep:
@@ -274,9 +274,8 @@ class MetaStep:
         meta: tuple[Any, Tensor],
         weight: Tensor | None,
     ) -> StepResult:
-        refuse_graph(plan, self.on_grad, whole=fits(train, meta, self.micro_batch))
-        if self._ranks.size > 1:
-            raise Untraceable("collectives are not in the graph")
+        gathers = self._ranks.size > 1 and not self.own_rows and isinstance(self.loss, Labels) and self.loss.by_row
+        refuse_graph(plan, self.on_grad, whole=fits(train, meta, self.micro_batch), gathers=gathers)
         if self._graphs is None or self._graphs.network is not network:
             self._graphs = GraphStep(
                 network,
@@ -291,6 +290,8 @@ class MetaStep:
                 totals=self.totals,
                 transform=self.transform,
                 replan=self._choose_plan,
+                ranks=self._ranks,
+                own_rows=self.own_rows,
             )
         result = self._graphs(train, meta, *rates, weight, loss_moves=self._loss_moves())
         self._count(result)
@@ -343,7 +344,7 @@ class MetaStep:
         network = self._current_network()
         piece = take(x, slice(0, min(n, self.micro_batch or n)), n, self._cut.per_row)
         moved = list(self._moving(network).values())
-        plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+        plan = tried_by_all(plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent), self._ranks)
         if plan.warning and plan.warning != self._inexact:
             self._inexact = plan.warning
             self._warn(plan.warning, 4)

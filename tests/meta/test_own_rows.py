@@ -42,8 +42,16 @@ def l2rw(targets, first):
     return fastmeta.BatchWeights(targets, CLASSES).double()
 
 
-FAMILIES = {f.__name__: f for f in (instance, table, momentum, simplex, classes, rounded, l2rw)}
-RATE = {"simplex": 2.0, "classes": 2.0, "l2rw": None}
+def weighting(targets, first):
+    """Its weights are divided by their sum over the rows of all ranks."""
+    torch.manual_seed(2)
+    group = dist.group.WORLD if dist.is_initialized() else None
+    return fastmeta.WeightingNet(targets, CLASSES, 7, "sum", group).double()
+
+
+FAMILIES = {f.__name__: f for f in (instance, table, momentum, simplex, classes, rounded, l2rw, weighting)}
+RATE = {"simplex": 2.0, "classes": 2.0, "l2rw": None, "weighting": None}
+OWN_OPTIMIZER = ("weighting",)
 #: name -> family, changes of the step, what is poisoned
 JOBS = {name: (name, {"label_lr": RATE.get(name, 20.0)}, False) for name in FAMILIES}
 JOBS |= {f"normalised {name}": (name, {}, False) for name in ("instance", "momentum", "simplex", "classes")}
@@ -55,18 +63,34 @@ JOBS |= {
     "last": ("classes", {"approx": "last:1"}, False),
     "weighted": ("instance", {"weight": True}, False),
 }
+#: in a graph, whose collectives are operations of it
+JOBS |= {f"traced {name}": (name, {"compile": "trace"}, True) for name in ("classes", "weighting")}
+MORE = {
+    f"traced {name}": (name, {"compile": "trace"}, False)
+    for name in ("instance", "table", "momentum", "rounded", "l2rw")
+}
+MORE |= {
+    "traced delayed": ("instance", {"compile": "trace", "approx": "delayed", "lookahead": "optimizer"}, False),
+    "traced every": ("classes", {"compile": "trace", "approx": "every:2"}, False),
+    "full": ("instance", {"compile": "full"}, False),
+}
+EVERY = JOBS | MORE
 
 
-def learned(key, group):
+def learned(key, group, eagerly=False):
     """Label parameters, model and what the steps tell; of this rank's rows."""
-    family, changes, poison = JOBS[key]
+    family, changes, poison = EVERY[key]
     changes, ranks = dict(changes), Ranks(group)
     weighted = changes.pop("weight", False)
+    if eagerly:
+        changes.pop("compile", None)
     problem = Problem(torch.float32 if family == "rounded" else F64)
     a, b = problem.own(ranks)
     loss = FAMILIES[family](problem.targets[a:b], a)
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-3)
-    step = fastmeta.MetaStep(problem.model, loss, optimizer, process_group=group, own_rows=True, **changes)
+    own = torch.optim.Adam(loss.parameters(), lr=0.05) if family in OWN_OPTIMIZER else None
+    how = {"process_group": group, "own_rows": True, "loss_optimizer": own}
+    step = fastmeta.MetaStep(problem.model, loss, optimizer, **how, **changes)
     told = []
     for number in range(STEPS):
         rows = problem.batch(number, ranks)
@@ -76,9 +100,12 @@ def learned(key, group):
         weight = (1 + rows % 3).to(x.dtype) if weighted else None
         result = step((x, rows - a), problem.clean(ranks), weight=weight)
         told.append((bool(result.finite), float(result.label_grad_norm)))
+    assert not step._untraced, step._untraced
+    assert (step._graphs is not None) == ("compile" in changes)
     state = {name: t.clone() for name, t in loss.named_buffers()}
-    state |= {} if family == "l2rw" else {"probs": loss.probs(torch.arange(b - a))}
-    return state, dict(problem.model.state_dict()), told
+    state |= {"probs": loss.probs(torch.arange(b - a))} if isinstance(loss, fastmeta.losses.Labels) else {}
+    shared = {f"loss {name}": p.detach() for name, p in loss.named_parameters()}
+    return state, problem.model.state_dict() | shared, told
 
 
 def moved_at_epochs(name, group):
@@ -118,6 +145,11 @@ def estimated(own, group):
 
 
 EPOCHS = ("instance", "table", "classes")
+
+
+def more(rank, size, folder):
+    for key in MORE:
+        torch.save(learned(key, dist.group.WORLD), f"{folder}/{key} {rank}.pt")
 
 
 def job(rank, size, folder):
@@ -164,12 +196,23 @@ def close(a, b):
 
 @pytest.mark.parametrize("key", JOBS)
 def test_steps(key, folder):
-    parts, (state, model, told) = both(folder, key), learned(key, None)
-    family = FAMILIES[JOBS[key][0]]
+    check(key, folder)
+
+
+@pytest.mark.slow
+def test_steps_in_graphs(tmp_path):
+    run_ranks(more, 2, tmp_path, str(tmp_path), seconds=300)
+    for key in MORE:
+        check(key, tmp_path)
+
+
+def check(key, folder):
+    parts, family = both(folder, key), FAMILIES[EVERY[key][0]]
+    state, model, told = learned(key, None, eagerly=True)
     for _, network, own_told in parts:
-        assert [t[0] for t in own_told] == [t[0] for t in told] == [True, not JOBS[key][2], True, True]
+        assert [t[0] for t in own_told] == [t[0] for t in told] == [True, not EVERY[key][2], True, True]
         for (finite, norm), (_, of_one) in zip(own_told, told, strict=True):
-            assert not finite or norm == pytest.approx(of_one, rel=1e-4 if family is rounded else 1e-9)
+            assert not finite or norm == pytest.approx(of_one, rel=1e-4 if family is rounded else 1e-9, nan_ok=True)
         if family is rounded:
             continue
         for name, t in network.items():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta.distributed import ALONE
+from fastmeta.distributed import Ranks
 from fastmeta.functional.copies import same_form
 from fastmeta.functional.finite import all_finite, both
 from fastmeta.functional.network import Network, Tensors
@@ -155,7 +155,7 @@ class PureEngine:
     inputs: StepInputs
     buffers: list[Tensor | None]
     num_classes: int | None
-    ranks = ALONE
+    ranks: Ranks
 
     def graph(self) -> WholeGraph:
         inputs = self.inputs
@@ -170,6 +170,7 @@ class PureEngine:
             (inputs.x_meta, inputs.y_meta),
             self.names,
             weight=weight,
+            ranks=self.ranks,
             judge=False,
             keep_grads=self.delayed,
         )
@@ -177,7 +178,7 @@ class PureEngine:
 
     def update(self, gradient: Callable[[], Tensors], finite: Tensor, state: State, head: Head) -> Tensor:
         grads, params = gradient(), self.network.params
-        finite = both(finite, [all_finite(grads.values(), finite.device)])
+        finite = self.ranks.all(both(finite, [all_finite(grads.values(), finite.device)]))
         thetas, wanted = [p.detach() for p in params.values()], [grads.get(name) for name in params]
         # on a CPU the caller looks at the flag, because masks cost a third of the update there
         masked = (fused_plus, finite) if finite.is_cuda else (plus, None)
@@ -199,6 +200,8 @@ class PureStep:
     approx: Approximation
     unique: bool
     totals: Totals | None
+    ranks: Ranks
+    own_rows: bool
 
     def __call__(self, inputs: StepInputs, loss_moves: bool) -> list[Tensor]:
         """On CUDA all new values are masked by `finite`, because nothing may wait for the device; on a CPU the caller
@@ -221,10 +224,12 @@ class PureStep:
             inputs,
             list(buffers.values()),
             self.num_classes,
+            self.ranks,
         )
         head = self.loss.head(inputs.loss, inputs.index, inputs.x, weight)
         if loss_moves:
-            how = Move(ALONE, inputs.label_lr, next(iter(inputs.floor), None), self.unique)
+            floor = next(iter(inputs.floor), None)
+            how = Move(self.ranks, inputs.label_lr, floor, self.unique, own_rows=self.own_rows)
             result = meta_step(engine, head, how, weight, delayed=delayed)
         else:
             result = plain_step(engine, head, engine.graph(), weight)

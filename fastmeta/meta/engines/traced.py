@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from fastmeta._text import reason
+from fastmeta.distributed import ALONE, Ranks
 from fastmeta.functional.network import Network, copy_all_
 from fastmeta.functional.precision import without_autocast
 from fastmeta.functional.watch import Watch
@@ -57,8 +58,13 @@ def _say(message: str) -> None:
     print(f"fastmeta: {message}", file=sys.stderr, flush=True)
 
 
-def refuse_graph(plan: TangentPlan, on_grad: Any, *, whole: bool) -> None:
-    """Raise Untraceable for a step that no graph holds, whatever the model is; `whole` where no batch is cut."""
+def refuse_graph(plan: TangentPlan, on_grad: Any, *, whole: bool, gathers: bool) -> None:
+    """Raise Untraceable for a step that no graph holds, whatever the model is.
+
+    `whole` where no batch is cut, `gathers` where label rows come from all ranks.
+    """
+    if gathers:
+        raise Untraceable("labels that every rank has are gathered from all; give each its own, and own_rows=True")
     if not whole:
         raise Untraceable("micro_batch builds train graphs more than once")
     if on_grad is not None:
@@ -104,6 +110,7 @@ class GraphStep(StepTensors):
         transform: makes network input of x and x_meta, in the graph.
         record: what captures; None where nothing is captured.
         replan: makes a plan of network input and its rows, for the model in another state than that of `plan`.
+        ranks, own_rows: as of :class:`fastmeta.losses.Move`. All ranks make a graph, or none does.
 
     Raises:
         Untraceable: what cannot be in a graph (an optimizer that is not SGD, dampening, hooks, a hidden write, draws
@@ -127,6 +134,8 @@ class GraphStep(StepTensors):
         cap: int = 8,
         record: Record | None = None,
         replan: Callable[[Any, int], TangentPlan] | None = None,
+        ranks: Ranks = ALONE,
+        own_rows: bool = False,
     ) -> None:
         super().__init__(network, loss, loss_optimizer, optimizer, lookahead, totals, transform)
         self.plan, self.mode, self.unique, self.cap, self.approx = plan, mode, unique, cap, approx
@@ -139,7 +148,7 @@ class GraphStep(StepTensors):
         self.uncaptured = self.loss.outside  # why the compiled graph runs kernel by kernel although this is CUDA
         #: per shape, the graph before inductor: for counting and reading
         self.graphs: list[fx.GraphModule] = []
-        self.replan = replan
+        self.replan, self.ranks, self.own_rows = replan, ranks, own_rows
         self._graphs = _Graphs()
 
     def __call__(
@@ -234,11 +243,27 @@ class GraphStep(StepTensors):
         leaves, spec = flat_of(inputs.tree())
         kept = self._graphs.find(self._key(leaves, spec, loss_moves))
         if kept is None:
-            self._fill_caches(leaves, spec)
-            inputs = self._read(batch)
-            leaves, spec = flat_of(inputs.tree())
-            kept = self._graph(leaves, spec, loss_moves)
+            failed: Untraceable | None = None
+            try:
+                self._fill_caches(leaves, spec)
+                inputs = self._read(batch)
+                leaves, spec = flat_of(inputs.tree())
+                kept = self._graph(leaves, spec, loss_moves)
+            except Untraceable as error:
+                failed = error
+            self._agree(failed)
+            assert kept is not None
         return inputs, leaves, kept
+
+    def _agree(self, failed: Untraceable | None) -> None:
+        """Raise what one rank has met on all of them: they go on alike, and none waits for another's collective."""
+        told = self.ranks.each(None if failed is None else (type(failed).__name__, str(failed)))
+        found = next(filter(None, told), None)
+        if found is None:
+            return
+        if self.ranks.size > 1:
+            self._graphs.clear()
+        raise failed or {kind.__name__: kind for kind in (Untraceable, Unsettled, TooManyGraphs)}[found[0]](found[1])
 
     def _fill_caches(self, leaves: list[Tensor], spec: Form) -> None:
         """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still."""
@@ -291,6 +316,8 @@ class GraphStep(StepTensors):
                 self.approx,
                 self.unique,
                 self.totals,
+                self.ranks,
+                self.own_rows,
             )
             return step(inputs, loss_moves)
 

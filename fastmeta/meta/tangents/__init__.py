@@ -5,7 +5,7 @@ from fastmeta.meta.tangents.culprit import first_failing_layer
 from fastmeta.meta.tangents.difference import difference_tangent
 from fastmeta.meta.tangents.double_vjp import reverse_tangent
 from fastmeta.meta.tangents.dual import forward_tangent, forward_with_graph
-from fastmeta.meta.tangents.plan import Tangent, TangentChoice, TangentKind, TangentPlan, arithmetic_of
+from fastmeta.meta.tangents.plan import Tangent, TangentChoice, TangentKind, TangentPlan, arithmetic_of, tried_by_all
 from fastmeta.meta.tangents.probe import bends
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "forward_with_graph",
     "plan_tangent",
     "reverse_tangent",
+    "tried_by_all",
 ]

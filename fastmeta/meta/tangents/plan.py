@@ -17,11 +17,13 @@ gradient of the same logits, of which it must be the adjoint (:mod:`fastmeta.met
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastmeta.distributed import Ranks
 
 TangentKind = Literal["reverse", "forward", "difference"]
 TangentChoice = Literal["auto", "reverse", "forward", "difference"]
@@ -54,6 +56,11 @@ class TangentPlan:
             "the label gradient is inexact: its tangent is a difference of logits, because no exact way leads through "
             f"{self.inexact}. Put another layer in its place; tangent='difference' takes it as it is, without a warning"
         )
+
+
+def tried_by_all(plan: TangentPlan, ranks: Ranks) -> TangentPlan:
+    """`plan`, to be chosen anew with the next batch where that of any rank shows nothing: then all choose anew."""
+    return plan if all(ranks.each(plan.tried)) else replace(plan, tried=False)
 
 
 class Tangent(NamedTuple):
