@@ -142,6 +142,7 @@ class MmapTable(AwayTable):
         super().set_extra_state(state)
         self.file.full = False
         generation = int(state["generation"])
+        self.file.broken.clear()
         if not generation:
             return  # no row was written then, as `written` says
         if self.file.opened:
@@ -163,7 +164,6 @@ class MmapTable(AwayTable):
         self.journal.kept = {str(name): int(at) for name, at in state["kept"].items()}
 
     def _put_back(self, generation: int) -> None:
-        self.file.broken.clear()
         for index, rows in self.journal.old_rows(generation):
             self.journal.keep_rows(index)
             self.journal.wait()

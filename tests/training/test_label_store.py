@@ -15,6 +15,8 @@ from fastmeta.data import InputError
 from fastmeta.distributed import ALONE
 from fastmeta.training import Interrupted, LabelConfig, TrainConfig, TrainingError, store_choice
 from fastmeta.training.store_choice import settled
+from tests.support.canaries import config as with_canaries
+from tests.support.canaries import many_clean
 from tests.support.plugs import files
 from tests.support.runs import two_classes
 from tests.support.stopped import Kill, config
@@ -61,6 +63,20 @@ def test_a_run_is_that_of_a_dense_table_and_goes_on_where_it_was_stopped(update,
         resumed = fastmeta.train(resume=tmp_path / f"{name}-run", data=two_classes())
         assert run_files(resumed.path) == run_files(dense.path)
         assert files(resumed.path) == files(whole.path)
+    assert not list(tmp_path.glob("*.undo-*"))
+
+
+def test_canaries_put_the_best_labels_back(tmp_path):
+    """Out of the journal, which reaches back to them; with a stop behind the epoch in which they were the best."""
+    data, rates = many_clean(rate=0.0), {"label_lr": 30000.0}  # labels can only get worse
+    dense = fastmeta.train(with_canaries(tmp_path / "dense", labels=rates), data=data)
+    assert dense.summary["canaries"]["kept_epoch"] < 3
+    rates["store"] = f"mmap:{tmp_path / 'labels.rows'}"
+    own = with_canaries(tmp_path / "run", labels=rates)
+    with pytest.raises(Interrupted):
+        fastmeta.train(own, data=data, listener=Kill(signal.SIGTERM, METHOD, 27))
+    resumed = fastmeta.train(resume=tmp_path / "run", data=data)
+    assert run_files(resumed.path) == run_files(dense.path)
     assert not list(tmp_path.glob("*.undo-*"))
 
 

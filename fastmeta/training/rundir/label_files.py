@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fastmeta._memory import check_room
 from fastmeta.data import Splits
-from fastmeta.losses import FAMILIES, Labels
+from fastmeta.losses import FAMILIES, InstanceLabels, Labels
 from fastmeta.training.label_metrics import average_precision, changes, flips
 from fastmeta.training.readings import TABLE, Readings
 from fastmeta.training.rundir.checkpoint import header, unpack, write
@@ -101,6 +102,9 @@ def _content(labels: Any, size: int) -> tuple[dict[str, torch.Tensor], dict[str,
     tensors = {name: t for name, t in labels.state_dict().items() if isinstance(t, torch.Tensor)}
     if isinstance(labels, Labels):
         try:
+            if isinstance(labels, InstanceLabels) and labels.table is not None:
+                # beside the dense one, what is written of it
+                check_room(3 * len(labels) * labels.num_classes * labels.dtype.itemsize, "a dense table to be written")
             state = labels.dense().state_dict()
             shapes = labels.shapes(size, labels.num_classes)
             return (
