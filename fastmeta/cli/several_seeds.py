@@ -14,6 +14,7 @@ from fastmeta.cli.progress import ConsoleListener
 from fastmeta.data import InputError
 from fastmeta.data.sources import parse
 from fastmeta.meta import OutOfMemory
+from fastmeta.methods.label_store import check_one_run
 from fastmeta.report import folder_table, sum_up
 from fastmeta.report.numbers import percent
 from fastmeta.report.run_folder import entries
@@ -37,6 +38,8 @@ def configs(config: TrainConfig, count: int) -> tuple[Path, list[TrainConfig]]:
     """The folder, and the config of each run in it: seeds from the config's own on. InputError for what cannot be."""
     if not 1 <= count <= MOST:
         raise InputError(f"seeds must be from 1 to {MOST:,}, got {count}")
+    if count > 1:
+        check_one_run(config.labels.store, "--seeds")
     if config.out is not None:
         folder = user_path(config.out, "out")
     else:

@@ -14,6 +14,7 @@ from fastmeta._trust import Untrusted
 from fastmeta.comparison.grid import OWN, SOFT_START, Grid, checked_grid, has, in_text, points, read_grid
 from fastmeta.data import InputError
 from fastmeta.methods import METHODS, Method, method_class
+from fastmeta.methods.label_store import check_one_run
 from fastmeta.recipes import Recipe
 from fastmeta.training import TrainConfig
 from fastmeta.training.option_names import names_of, near
@@ -204,6 +205,7 @@ def _config(
     if not own["finetune_steps"]:
         own["finetune_lr"] = None
     config = recipe.config(method, **own)
+    check_one_run(config.labels.store, "a comparison")
     return config.trusted() if trust_code else config
 
 

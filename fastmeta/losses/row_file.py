@@ -218,8 +218,9 @@ class RowFile(io.IOBase):
         rows = torch.empty(len(index), self.classes, dtype=self.dtype)
         view = _bytes_of(rows)
         try:
+            own = range(self.count)  # which knows negative numbers, and an IndexError, as a tensor does
             for k, row in enumerate(index.tolist()):
-                got = os.preadv(self._file, [view[k * self.size : (k + 1) * self.size]], self._place(row))
+                got = os.preadv(self._file, [view[k * self.size : (k + 1) * self.size]], self._place(own[row]))
                 if got != self.size:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
         except OSError as error:
@@ -237,8 +238,9 @@ class RowFile(io.IOBase):
                 self._rows[index] = rows
                 return
             view = _bytes_of(rows)
+            own = range(self.count)
             for k, row in enumerate(index.tolist()):
-                _pwrite(self._file, view[k * self.size : (k + 1) * self.size], self._place(row))
+                _pwrite(self._file, view[k * self.size : (k + 1) * self.size], self._place(own[row]))
         except OSError as error:
             self.fail(error, "write")
 

@@ -24,6 +24,12 @@ def path_of(store: str) -> str | None:
     return store.removeprefix(MMAP) if store.startswith(MMAP) else None
 
 
+def check_one_run(store: str, what: str) -> None:
+    """InputError where `what`, in words, makes several runs and the labels of each would lie in one file."""
+    if path_of(store) is not None:
+        raise InputError(f"labels.store={store} is the file of one run, and {what} makes several; train one by one")
+
+
 def owner_of(config: Any, rows: int, num_classes: int) -> str:
     """Of a resolved config, by what makes its labels: a run that begins anew may replace its own file."""
     values = config.to_mapping()

@@ -17,6 +17,7 @@ from fastmeta._trust import trusting_pickles
 from fastmeta.data import InputError
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.data.sources import parse as parse_dataset
+from fastmeta.methods.label_store import check_one_run
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.estimate import duration
 from fastmeta.training.listener import Listener
@@ -104,6 +105,7 @@ def _folder(config: TrainConfig, count: int, out: str | Path | None) -> Path:
 
 
 def _check_asked(config: TrainConfig) -> None:
+    check_one_run(config.labels.store, "--folds")
     if "trajectory_every" not in config.method_class().supports:
         raise InputError(f"folds learn labels that move, and method={config.method} has none; take instance_labels")
     for name in _HELD:

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import fastmeta
+from fastmeta.cli.several_seeds import configs
 from fastmeta.data import InputError
 from fastmeta.distributed import ALONE
 from fastmeta.training import Interrupted, LabelConfig, TrainConfig, TrainingError, store_choice
+from fastmeta.training.fold_runs import plan_folds
 from fastmeta.training.store_choice import settled
 from tests.support.canaries import config as with_canaries
 from tests.support.canaries import many_clean
@@ -184,6 +186,13 @@ def test_what_a_run_says_of_a_file_that_is_gone_or_full(tmp_path, monkeypatch):
 def test_what_has_no_table_elsewhere_is_refused(labels, method, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(labels=LabelConfig(**labels), method=method)
+
+
+def test_one_file_is_not_for_several_runs(tmp_path):
+    asked = TrainConfig(labels=LabelConfig(store="mmap:x"), out=str(tmp_path / "runs"))
+    for plan, what in ((lambda: configs(asked, 2), "--seeds"), (lambda: plan_folds(asked, 2), "--folds")):
+        with pytest.raises(InputError, match=f"labels.store=mmap:x is the file of one run, and {what} makes several"):
+            plan()
 
 
 @pytest.mark.parametrize("store", ["disk", "mmap:", ""])
