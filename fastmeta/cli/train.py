@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -18,7 +19,8 @@ from fastmeta.cli.allocator import keep_freed_memory
 from fastmeta.cli.config_flags import read_flags, value_of
 from fastmeta.cli.config_help import config_help
 from fastmeta.cli.parser import Parser, wrapped
-from fastmeta.data import InputError, at_least
+from fastmeta.data import InputError, at_least, within
+from fastmeta.distributed.launch import TIMEOUT, LaunchError, here, place
 from fastmeta.meta import OutOfMemory
 from fastmeta.methods import METHODS, NoOptions
 from fastmeta.training import Interrupted, Listener, Run, TrainConfig, TrainingError
@@ -63,19 +65,43 @@ class _Arguments:
     """Log the figures of each epoch: tensorboard writes them into the run's folder tensorboard."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the resolved config, the splits, memory and estimated time; train nothing, write nothing."""
+    rank_timeout: float = TIMEOUT
+    """Under torchrun: seconds that a process waits for the others before the run ends."""
 
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
     try:
-        return _main(argv)
-    except InputError as error:
+        several = place() is not None
+    except LaunchError as error:
         return _fail(2, str(error))
-    except (TrainingError, OutOfMemory) as error:
-        return _fail(1, str(error))
-    except Interrupted as stop:
-        _fail(0, f"{stop}\ngo on with: {stop.way}")
-        return 128 + stop.signum
+    if several:
+        from fastmeta.cli import rank_process
+
+        rank_process.leave(rank_process.run(PROG, _timeout(argv), lambda: (_main(argv), ""), _ended))
+    try:
+        return _main(argv)
+    except (InputError, TrainingError, OutOfMemory, Interrupted) as error:
+        code, text = _ended(error) or (1, "")
+        return _fail(code, text)
+
+
+def _ended(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message of what ends a run; None of what is nobody's to expect."""
+    if isinstance(error, InputError):
+        return 2, str(error)
+    if isinstance(error, TrainingError | OutOfMemory):
+        return 1, str(error)
+    if isinstance(error, Interrupted):
+        return 128 + error.signum, f"{error}\ngo on with: {error.way}"
+    return None
+
+
+def _timeout(argv: list[str]) -> float:
+    """Of --rank-timeout, which is read before all else; what is none is refused where all is."""
+    with contextlib.suppress(TypeError, ValueError):
+        return max(1.0, float(value_of(argv, "--rank-timeout") or TIMEOUT))
+    return TIMEOUT
 
 
 def _fail(code: int, text: str) -> int:
@@ -92,6 +118,17 @@ def _main(argv: list[str]) -> int:
         if arguments.folds is None:
             raise InputError(f"folds_at_once={arguments.folds_at_once} is about --folds; give both, or leave it out")
         at_least("folds_at_once", arguments.folds_at_once, 1)
+    if here().size > 1:
+        from fastmeta.cli import rank_process
+
+        rank_process.refuse(
+            [
+                (arguments.seeds != 1, f"seeds={arguments.seeds}"),
+                (arguments.folds is not None, f"folds={arguments.folds}"),
+                (arguments.dry_run, "dry_run"),
+            ]
+        )
+    within("rank_timeout", arguments.rank_timeout, 1, 10**6)
     if arguments.dry_run:
         with trusting_pickles(arguments.trust_pickle):
             print(wrapped(printable_lines(_dry_run(arguments)), 10 * " "))
@@ -127,15 +164,19 @@ def _main(argv: list[str]) -> int:
     if arguments.folds is not None:
         in_folds(config, ConsoleListener())
         return 0
-    console = ConsoleListener()
-    listener = heard(console)
+    if not here().first:  # rank 0 speaks
+        console, listener = None, Listener()
+    else:
+        console = ConsoleListener()
+        listener = heard(console)
     try:
         if arguments.resume is not None:
             train(resume=arguments.resume, trust_code=arguments.trust_code, listener=listener, trust_pickle=pickles)
         else:
             train(config, auto_resume=arguments.auto_resume, listener=listener, trust_pickle=pickles)
     finally:
-        console.close()
+        if console is not None:
+            console.close()
     return 0
 
 
@@ -177,7 +218,7 @@ def parse(argv: list[str]) -> _Arguments:
     arguments = read_flags(kind, start, argv, prog=PROG, help_text=lambda: _help(start.run))
     run = TrainConfig(**{f.name: getattr(arguments.run, f.name) for f in fields(TrainConfig)})
     arguments = _Arguments(run, **{f.name: getattr(arguments, f.name) for f in fields(_Arguments) if f.name != "run"})
-    with_it = {name: getattr(arguments, name) for name in ("resume", "trust_code", "trust_pickle")}
+    with_it = {name: getattr(arguments, name) for name in ("resume", "trust_code", "trust_pickle", "rank_timeout")}
     alone = replace(_Arguments(TrainConfig()), **with_it)
     if arguments.resume is not None and arguments != alone:
         raise InputError("--resume goes on with the run's own config: give no other flag with it")

@@ -45,6 +45,7 @@ class Pool:
     splits: Splits | None = None  # what it was made of
     ranks: Ranks = ALONE  # whose training rows lie apart: `train_size` is of this one's
     train_in_all: int = 0  # training rows of all ranks
+    whole: Splits | None = None  # the parts of all ranks, where there are several
 
     @classmethod
     def of(
@@ -54,10 +55,12 @@ class Pool:
         settings: Settings,
         resident: str = "auto",
         ranks: Ranks = ALONE,
+        whole: Splits | None = None,
     ) -> Pool:
         """Bring everything to `device`; what is estimated of samples, such as a mean, is of the training rows.
 
-        Where the training rows are those of one rank alone, it is of the rows of all `ranks`, each of which calls this.
+        Where the training rows are those of one rank alone, it is of the rows of all `ranks`, each of which calls this;
+        `whole` has them all.
 
         `resident` says whether arrays lie on the device: yes, no, or auto, where they take half of what is free there
         at most. Otherwise batches are made on the host and sent.
@@ -101,7 +104,8 @@ class Pool:
             note=note,
             splits=splits,
             ranks=ranks,
-            train_in_all=len(train) if ranks.size == 1 else ranks.count(torch.ones(len(train), device=device)),
+            train_in_all=len((whole or splits).train),
+            whole=whole,
         )
 
     @property
@@ -112,9 +116,17 @@ class Pool:
     @property
     def wrong_share(self) -> float | None:
         """Share of wrong given labels among all training rows; None where nobody knows. Waits for the device."""
-        if self.y_true is None:
-            return None
-        return self.ranks.row_mean(self.targets[: self.train_size] != self.y_true)
+        if self.whole is not None:
+            return self.whole.noise_rate
+        return None if self.y_true is None else float((self.targets[: self.train_size] != self.y_true).double().mean())
+
+    def of_all(self) -> tuple[Tensor, Tensor | None]:
+        """Given and right labels of all training rows: of several ranks, on the host."""
+        if self.whole is None:
+            return self.targets[: self.train_size], self.y_true
+        train = self.whole.train
+        y_true = None if train.y_true is None else torch.from_numpy(np.asarray(train.y_true, np.int64))
+        return torch.from_numpy(np.asarray(train.y, np.int64)), y_true
 
     @property
     def in_all(self) -> int:

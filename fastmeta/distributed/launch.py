@@ -7,7 +7,9 @@ own.
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,12 +40,10 @@ class Place:
     local_size: int
 
     @property
-    def command(self) -> str:
-        """How the processes were started, as far as this one knows."""
-        machines = self.size // self.local_size
-        if machines == 1:
-            return f"torchrun --nproc-per-node {self.size}"
-        return f"torchrun --nnodes {machines} --nproc-per-node {self.local_size} ..."
+    def command(self) -> list[str]:
+        """How the processes were started, as far as this one knows; to be said on each machine."""
+        machines = [f"--nnodes {self.size // self.local_size}", "..."] if self.size > self.local_size else []
+        return ["torchrun", *machines[:1], f"--nproc-per-node {self.local_size}", *machines[1:]]
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place | None:
@@ -73,7 +73,51 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
     return Place(rank, size, local, local_size)
 
 
+class Gone(RuntimeError):
+    """A run cannot go on because another rank has ended, or does not answer; the text says what it has left."""
+
+
+class Ends:
+    """How each rank ends, told in a store that outlives lost connections: (exit code, text)."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._store, self._rank, self._others = store, rank, [r for r in range(size) if r != rank]
+
+    def tell(self, code: int, text: str) -> None:
+        self._store.set(f"end of {self._rank}", json.dumps([code, text]))
+
+    def why(self, seconds: float) -> str | None:
+        """What a rank that has failed says, named; None where none does within so many seconds."""
+        failed = {rank: text for rank, (code, text) in self.others(seconds).items() if code and text}
+        return f"rank {(rank := min(failed))}: {failed[rank]}" if failed else None
+
+    def others(self, seconds: float) -> dict[int, tuple[int, str]]:
+        """Of the ranks that tell within so many seconds; it waits no longer than until all have."""
+        found: dict[int, tuple[int, str]] = {}
+        last = time.monotonic() + seconds
+        while len(found) < len(self._others):
+            for rank in self._others:
+                if rank not in found and self._store.check([key := f"end of {rank}"]):
+                    code, text = json.loads(self._store.get(key))
+                    found[rank] = code, text
+            if time.monotonic() > last:
+                break
+            time.sleep(0.05)
+        return found
+
+
 _here: Ranks | None = None
+_ends: Ends | None = None
+
+
+def ends() -> Ends | None:
+    """Inside of :func:`joined`, where it has formed the group."""
+    return _ends
+
+
+def lost(error: BaseException) -> bool:
+    """Whether it says that another rank is gone, or does not answer: gloo's own errors are plain RuntimeErrors."""
+    return isinstance(error, Gone | dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
 
 
 def here() -> Ranks:
@@ -90,7 +134,7 @@ def joined(seconds: float = TIMEOUT) -> Iterator[Ranks]:
     Raises:
         LaunchError: the environment is wrong, or the other processes did not come in time.
     """
-    global _here
+    global _here, _ends
     given = dist.is_available() and dist.is_initialized()
     where = None if given else place()
     if _here is not None or (where is None and not given):
@@ -98,24 +142,29 @@ def joined(seconds: float = TIMEOUT) -> Iterator[Ranks]:
         return
     wait = timedelta(seconds=seconds)
     if where is not None:
-        _meet(where, wait)
+        _ends = Ends(_meet(where, wait), where.rank, where.size)
     local = int(os.environ.get("LOCAL_RANK", dist.get_rank())) if where is None else where.local
     side = dist.new_group(backend="gloo", timeout=wait)
     _here = Ranks(dist.group.WORLD, side, local)
     try:
         yield _here
     finally:
-        _here = None
+        _here = _ends = None
         dist.destroy_process_group(side if given else None)
 
 
-def _meet(where: Place, wait: timedelta) -> None:
+def _meet(where: Place, wait: timedelta) -> dist.Store:
+    """Form the group of all; a store beside its own."""
     if not dist.is_available():
         raise LaunchError(f"WORLD_SIZE is {where.size}, and this torch has no torch.distributed; train in one process")
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     how: dict[str, Any] = {"rank": where.rank, "world_size": where.size, "timeout": wait}
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method="env://", **how)
+        store, _, _ = next(iter(dist.rendezvous("env://", where.rank, where.size, timeout=wait)))
+        store.set_timeout(wait)
+        groups = dist.PrefixStore("groups", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=groups, **how)
+        return dist.PrefixStore("ends", store)
     except (RuntimeError, OSError) as error:  # DistError too
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LaunchError(

@@ -39,6 +39,8 @@ class Ranks:
         self, group: dist.ProcessGroup | None, side: dist.ProcessGroup | None = None, local: int | None = None
     ) -> None:
         self.group, self.side, self.local = group, group if side is None else side, local
+        #: the same ranks, for whom everything lies on the host
+        self.host: Ranks = self if side is None else Ranks(side)
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
 

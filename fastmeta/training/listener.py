@@ -66,6 +66,13 @@ class Listener:
         """The run is finished and its files are written; `summary` is its summary.json."""
 
 
+class Silent(Listener):
+    """Says nothing at all."""
+
+    def warning(self, text: str) -> None:
+        pass
+
+
 class Listeners(Listener):
     """Several listeners, each of which is told all, in this order."""
 

@@ -225,7 +225,8 @@ def prepare(
     settings = _settings(config, device)
     # augmentation numbers the rows of a rank: what it draws must be others on each
     settings = replace(settings, seed=derived_seed(config.seed, "rank", ranks.rank)) if ranks.rank else settings
-    pool = Pool.of(splits.own(ranks), device, settings, config.data.resident, ranks)
+    whole = None if ranks.size == 1 else splits
+    pool = Pool.of(splits.own(ranks), device, settings, config.data.resident, ranks, whole)
     rows = pool.clean_start, splits.num_classes
     asked, config = ranks.by_first(lambda: tuple(settled(c, *rows, device, ranks) for c in (asked, config)))
     build = partial(

@@ -20,13 +20,14 @@ which ranks wrong labels better than either factor does: benchmarks/worth.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.data import derived_seed
+from fastmeta.distributed import Ranks, rows_to_first
 from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.evaluation import evaluation
 from fastmeta.training import global_generators
@@ -58,8 +59,8 @@ class Readings:
 
     def figures(self, stage: Stage) -> dict[str, dict[str, Any]]:
         """Of each reading, on the training rows alone, and what the reporting canaries say of it."""
-        size, y_true = stage.data.train_size, stage.data.y_true
-        given, found = stage.context.targets[:size], {}
+        (given, y_true), found = stage.data.of_all(), {}
+        size = len(given)
         for name, reading in self.of.items():
             found[name] = changes(given, reading["learned"][:size], y_true)
             precision = average_precision(reading["given_probability"][:size], given, y_true)
@@ -67,6 +68,14 @@ class Readings:
             if stage.kept is not None:
                 found[name]["right_by_canaries"] = stage.kept.fate(reading["learned"]).after
         return found
+
+    def on_first(self, ranks: Ranks) -> Readings:
+        """Of all rows on rank 0, on the host; on the others no row. A process by itself has what it has."""
+        if ranks.size == 1:
+            return self
+        of = {name: {k: rows_to_first(t, ranks) for k, t in reading.items()} for name, reading in self.of.items()}
+        quality = None if self.quality is None else rows_to_first(self.quality, ranks)
+        return replace(self, of=of if ranks.first else {}, quality=quality)
 
     def summary(self, stage: Stage) -> dict[str, Any] | None:
         """As summary.json has it under `reading`; None where there is the table alone."""
@@ -137,7 +146,7 @@ def read(stage: Stage, model: nn.Module | None, stopped: Callable[[], bool] = la
         classes = {name: reading["learned"] for name, reading in found.of.items()}
         found.chosen, found.told = stage.kept.choose(classes)
         found.by = BY_CANARIES
-    return found
+    return found.on_first(stage.ranks)
 
 
 def _by_network(stage: Stage, model: nn.Module) -> Iterator[dict[str, Reading]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.data import InputError, Pool
+from fastmeta.distributed import rows_to_first
 from fastmeta.losses import ClassLabels
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import digest_of, part_of, read, write_atomically
@@ -42,9 +43,10 @@ class Recorder:
     def __init__(self, labels: Any, config: TrainConfig, data: Pool, steps_per_epoch: int, steps: int) -> None:
         assert config.trajectory_every is not None
         assert config.epochs is not None
-        assert data.splits is not None
+        splits = data.whole or data.splits
+        assert splits is not None
         self.labels, self.data, self.size = labels, data, data.train_size
-        self.rows, self.given = data.splits.train.row, np.asarray(data.splits.train.y, np.int64)
+        self.rows, self.given = splits.train.row, np.asarray(splits.train.y, np.int64)
         of_classes = isinstance(labels, ClassLabels)
         self.about = About(
             kind="class" if of_classes else "instance",
@@ -53,8 +55,8 @@ class Recorder:
             steps_per_epoch=steps_per_epoch,
             steps=steps,
             moves="steps" if config.labels.update == "exact" else "epochs",
-            class_names=data.splits.class_names,
-            data=data.splits.data_hash,
+            class_names=splits.class_names,
+            data=splits.data_hash,
             given=digest(self.given),
             fold=None if config.data.folds is None else config.data.fold or 0,
             folds=config.data.folds,
@@ -72,8 +74,14 @@ class Recorder:
             self.collected[self.count] = 1 - self.labels.alpha
             self.count += 1
 
-    def write(self, run: Path, epoch: int) -> None:
-        """At the end of an epoch, or at the start, which is epoch 0. Waits for the device."""
+    def look(self, epoch: int) -> np.ndarray | None:
+        """What :meth:`write` keeps of an epoch, on rank 0; all ranks look together. Waits for the device."""
+        snapshot = self._snapshot(epoch) if self.about.has(epoch) else None
+        self.count = 0
+        return snapshot
+
+    def write(self, run: Path, epoch: int, snapshot: np.ndarray | None) -> None:
+        """At the end of an epoch, or at the start, which is epoch 0."""
         folder, sweeps = run / FOLDER, not self._swept
         if sweeps:
             self._sweep(folder)
@@ -81,11 +89,10 @@ class Recorder:
             self._keep(folder, ABOUT, self.about.to_bytes())
             self._keep(folder, ROWS, npy_bytes(np.asarray(self.rows, np.int64)))
             self._keep(folder, GIVEN, npy_bytes(self.given))
-        if self.about.has(epoch):
-            self._keep(folder, snapshot_name(epoch), npy_bytes(self._snapshot(epoch)))
-        if sweeps or self.about.has(epoch):
+        if snapshot is not None:
+            self._keep(folder, snapshot_name(epoch), npy_bytes(snapshot))
+        if sweeps or snapshot is not None:
             write_atomically(folder / SUMS, sums_bytes(self.sums))
-        self.count = 0
 
     def _keep(self, folder: Path, name: str, content: bytes) -> None:
         write_atomically(folder / name, content)
@@ -96,7 +103,8 @@ class Recorder:
             of_start = (1 - self.labels.alpha).unsqueeze(0).float()
             return (self.collected[: self.count] if epoch else of_start).cpu().numpy()
         parts = torch.arange(self.size, device=self.labels.targets.device).split(_ROWS)
-        return np.concatenate([self.labels.probs(rows).to(torch.float16).cpu().numpy() for rows in parts])
+        own = torch.cat([self.labels.probs(rows).to(torch.float16).cpu() for rows in parts])
+        return rows_to_first(own, self.data.ranks).numpy()
 
     def _sweep(self, folder: Path) -> None:
         """Files behind the checkpoint belong to epochs that will be trained again."""

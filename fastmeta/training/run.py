@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from torch import nn
 
 from fastmeta._text import reason
-from fastmeta._version import __version__
 from fastmeta.data import PILOT, InputError
+from fastmeta.distributed import Ranks
 from fastmeta.losses import TableError
 from fastmeta.meta import OutOfMemory
 from fastmeta.training.canaries import Canaries
@@ -26,18 +26,17 @@ from fastmeta.training.listener import Listener
 from fastmeta.training.model_copy import copy_of
 from fastmeta.training.prepare import Prepared
 from fastmeta.training.readings import Readings, read
-from fastmeta.training.rundir import checkpoint
+from fastmeta.training.run_results import run_summary, write_main
+from fastmeta.training.rundir import checkpoint, rank_files
 from fastmeta.training.rundir.files import (
     append,
     commit,
     empty,
     new_digest,
-    seal_of,
     to_json,
     write_atomically,
     write_part,
 )
-from fastmeta.training.rundir.label_files import write_labels
 from fastmeta.training.rundir.layout import (
     CONFIG,
     METRICS,
@@ -49,10 +48,10 @@ from fastmeta.training.rundir.layout import (
     remove_beginning,
 )
 from fastmeta.training.rundir.load import Run, load_run
-from fastmeta.training.rundir.model_files import write_models
 from fastmeta.training.rundir.places import placeless, places
 from fastmeta.training.rundir.restore import (
     CHANGED_FILE,
+    by_other_ranks,
     check_metrics,
     check_results,
     check_same_config,
@@ -63,7 +62,7 @@ from fastmeta.training.rundir.restore import (
     reading_state,
     toml_of,
 )
-from fastmeta.training.rundir.summary import failed_summary, stage_summary, summary_of
+from fastmeta.training.rundir.summary import failed_summary, stage_summary
 from fastmeta.training.search import Search
 from fastmeta.training.search import in_words as search_in_words
 from fastmeta.training.signals import Interrupted, Stop
@@ -106,19 +105,21 @@ class Session:
 
         `made` are the folders that were made for it; one of the user's stays.
         """
-        check_free(self.path)  # again, now that nobody else can write there
+        by_first = self.ranks.by_first
+        by_first(lambda: check_free(self.path))  # again, now that nobody else can write there
         try:
-            self.stage = self.prepared.stage(self.prepared.stages[0])
+            self.stage = self.ranks.together(lambda: self.prepared.stage(self.prepared.stages[0]))
             self.place = os.path.realpath(self.path) if places(self.prepared.recorded) else None
             # first, because it says that nothing but a start lies here
-            write_part(self.path / CONFIG, toml_of(self.prepared.recorded))
-            empty(self.path / METRICS)
+            by_first(lambda: write_part(self.path / CONFIG, toml_of(self.prepared.recorded)))
+            by_first(lambda: empty(self.path / METRICS))
             self._save()
-            checkpoint.check_room(self._checkpoint, self.prepared.config.max_shard_mb)
+            by_first(lambda: checkpoint.check_room(self._checkpoint, self.prepared.config.max_shard_mb))
             # last, because its presence says that there is a run to go on with
-            commit(self.path / CONFIG)
+            by_first(lambda: commit(self.path / CONFIG))
         except BaseException as error:
-            remove_beginning(self.path, made)
+            if self.ranks.first:
+                remove_beginning(self.path, made)
             if isinstance(error, OSError):
                 raise InputError(f"cannot write the run directory {self.path}: {error.strerror}") from error
             if isinstance(error, UnicodeEncodeError):
@@ -127,7 +128,7 @@ class Session:
 
     def restore(self) -> None:
         """Take over the checkpoint; InputError, with nothing changed on disk, where the run cannot go on."""
-        tensors, values = checkpoint.load(self._checkpoint)
+        tensors, values, saved_by = rank_files.load(self._checkpoint, self.ranks.host)
         check_state(self._checkpoint, values)
         values["config"].get("data", {}).setdefault("split_seed", values["config"].get("seed"))  # of an older run
         asked, self.searched = self.prepared.recorded, values.get("searched")
@@ -156,12 +157,22 @@ class Session:
             with reading_state(self._checkpoint):
                 self.stage = self.prepared.stage(values["stage"]["name"])
                 self.stage.load(tensors, values["stage"], self.path)
-        with self._writing():  # lines written after the checkpoint belong to steps that will be taken again
+        if saved_by != self.ranks.size:
+            self._warn(by_other_ranks(saved_by, self.ranks.size))
+
+        def cut() -> None:  # lines written after the checkpoint belong to steps that will be taken again
             os.truncate(self.path / METRICS, self.metrics_bytes)
-            checkpoint.remove_leftovers(self._checkpoint)
+            rank_files.remove_leftovers(self._checkpoint)
             if asked.labels.searches and self.searched is not None:  # stopped before the next line was
                 write_atomically(self.path / CONFIG, toml_of(self.prepared.config))
+
+        with self._writing():
+            self.ranks.by_first(cut)
         self.saved = self._position()
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.prepared.ranks
 
     @property
     def _checkpoint(self) -> Path:
@@ -195,7 +206,8 @@ class Session:
         elif self.prepared.search is not None:
             values["trials"] = self.prepared.search.results
         values |= {k: v for k, v in (("place", self.place), ("teachers", self.teachers)) if v}
-        checkpoint.save(self._checkpoint, tensors, values, self.prepared.config.max_shard_mb)
+        most, ranks = self.prepared.config.max_shard_mb, self.ranks.host
+        rank_files.save(self._checkpoint, tensors, values, ranks, max_shard_mb=most)
         if stage is not None:
             stage.coming.saved()
         self.saved_at, self.saved = time.monotonic(), self._position()
@@ -245,7 +257,7 @@ class Session:
             except (TrainingError, OutOfMemory, TableError) as error:
                 raise TrainingError(f"{error}; the last good state, {self.saved}, is in {self._checkpoint}") from None
         with self._writing():
-            self._write_results()
+            self.ranks.by_first(self._write_results)
         run = load_run(self.path, model=copy_of(prepared.initial).cpu())
         self.listener.end(run.path, run.summary)
         return run
@@ -288,7 +300,7 @@ class Session:
 
     def _save_if_due(self, stage: Stage, seconds: float) -> None:
         # what has begun to diverge must not replace the last good state
-        if time.monotonic() - self.saved_at >= seconds and stage.sound():
+        if self.stop.agree(time.monotonic() - self.saved_at >= seconds) and stage.sound():
             with self._writing():
                 self._save()
 
@@ -320,11 +332,16 @@ class Session:
         raise Interrupted(self.path, self.stop.signum, where, self.prepared.config)
 
     def _write_epoch(self, stage: Stage, record: Mapping[str, Any]) -> None:
-        line = (to_json(record) + "\n").encode()
-        with self._writing():
-            if stage.recorder is not None:
-                stage.recorder.write(self.path, stage.epoch)
+        line, recorder, epoch = (to_json(record) + "\n").encode(), stage.recorder, stage.epoch
+        snapshot = None if recorder is None else recorder.look(epoch)
+
+        def write() -> None:
+            if recorder is not None:
+                recorder.write(self.path, epoch, snapshot)
             append(self.path / METRICS, line)
+
+        with self._writing():
+            self.ranks.by_first(write)
         self.metrics_bytes += len(line)
         self.metrics_digest.update(line)
 
@@ -357,14 +374,12 @@ class Session:
             write_atomically(self.path / CONFIG, toml_of(self.prepared.config))
 
     def _keep_main(self, stage: Stage) -> None:
-        write_models(self.path, stage, self.finetuned)
         assert self.readings is not None
-        self.labels = write_labels(self.path, stage, self.prepared.splits, self.readings)
+        self.labels, self.files = write_main(self.path, stage, self.prepared, self.readings, self.finetuned, self.done)
         fate = self.labels["canaries"]
         by_canaries = None if fate is None else worse(fate, self.labels["labels_withheld"])
         for text in filter(None, (by_canaries, told_worse(self.labels, self.prepared.config))):
             self._warn(text)
-        self.files = {name: seal_of(self.path / name) for name in finished_files(self.prepared.config, self.done)}
 
     def _write_results(self) -> None:
         try:
@@ -378,19 +393,5 @@ class Session:
         write_atomically(self.path / SUMMARY, (to_json(self._summary(), indent=2) + "\n").encode())
 
     def _summary(self) -> dict[str, Any]:
-        config = self.prepared.config
-        return summary_of(
-            config,
-            self.prepared.splits,
-            self.done[config.method],
-            self.labels,
-            {name: self.done[name] for name in config.baseline_names()},
-            searched=self.searched,
-            warnings=self.warnings,
-            fastmeta=__version__,
-            precision=config.precision,
-            compile=config.compile,
-            approx=config.approx,
-            files=self.files,
-            **environment(self.prepared.device),
-        )
+        found = self.prepared, self.done, self.labels, self.searched
+        return run_summary(*found, warnings=self.warnings, files=self.files)

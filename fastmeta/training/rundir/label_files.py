@@ -15,6 +15,7 @@ import torch
 
 from fastmeta._memory import check_room
 from fastmeta.data import Splits
+from fastmeta.distributed import rows_to_first
 from fastmeta.losses import FAMILIES, InstanceLabels, Labels
 from fastmeta.training.label_metrics import average_precision, changes, flips
 from fastmeta.training.readings import TABLE, Readings
@@ -25,14 +26,18 @@ if TYPE_CHECKING:
     from fastmeta.training.stage import Stage
 
 
-def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings) -> dict[str, Any]:
-    """labels.npz, as they are read, and labels.safetensors, the table of learned ones; returns the label figures of the
-    summary.
+#: tensors and values of labels.safetensors
+Table = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
+
+def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings, content: Table | None) -> dict[str, Any]:
+    """labels.npz, as they are read, and labels.safetensors, the table of learned ones, which is `content`; returns the
+    label figures of the summary.
 
     Canaries are in neither. Labels that they say are worse than the given ones are withheld: see layout.py.
     """
-    size, y_true, labels = stage.data.train_size, stage.data.y_true, stage.method.labels
-    given = stage.context.targets[:size]
+    (given, y_true), labels = stage.data.of_all(), stage.method.labels
+    size = len(given)
     canaries = None
     if labels is None:
         one, zero = torch.ones(len(given)), torch.zeros(len(given))
@@ -46,7 +51,8 @@ def write_labels(path: Path, stage: Stage, splits: Splits, readings: Readings) -
         table = {k: v[:size] if k == "learned" else v[:size].to(dtype) for k, v in chosen.items()}
         assert readings.quality is not None
         table["label_quality"] = readings.quality[:size].to(dtype)
-        write(path / "labels.safetensors", *_content(labels, size), stage.config.max_shard_mb)
+        assert content is not None
+        write(path / "labels.safetensors", *content, stage.config.max_shard_mb)
     withheld = canaries is not None and canaries["right_after"] < canaries["right_before"] and not stage.config.force
     learned = table["learned"]
     if withheld:
@@ -89,6 +95,22 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
             with file.open(entry, "w", force_zip64=True) as content:
                 np.lib.format.write_array(content, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def label_table(stage: Stage) -> Table | None:
+    """What :func:`write_labels` wants on rank 0, of all rows; all ranks ask together. None without learned labels."""
+    labels, ranks, size = stage.method.labels, stage.ranks, stage.data.train_size
+    if labels is None:
+        return None
+    tensors, values = _content(labels, size)
+    if ranks.size > 1:
+        by_row = ["targets"]
+        if isinstance(labels, Labels):
+            few, more = (labels.shapes(n, labels.num_classes) for n in (1, 2))
+            by_row = [name for name in few if few[name] != more[name]]
+        for name in sorted(tensors.keys() & by_row):
+            tensors[name] = rows_to_first(tensors[name], ranks)
+    return tensors, values
 
 
 def _content(labels: Any, size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -32,6 +32,7 @@ from typing import Any
 from fastmeta._trust import needs_pickles
 from fastmeta.data import InputError
 from fastmeta.data.sources import parse
+from fastmeta.distributed.launch import here, place
 from fastmeta.training.config import TrainConfig
 from fastmeta.training.rundir.files import make_folders, part_of, sync_directory, user_path
 from fastmeta.training.rundir.rank_folders import is_rank_folder, remove_other_folders
@@ -50,8 +51,10 @@ _MOST_RIVALS = 1000
 
 
 def command(*words: str, of: str = "train") -> str:
-    """A line to type, of ``fastmeta train`` or of another command."""
-    return " ".join(["fastmeta", of, *map(_quoted, words)])
+    """A line to type, of ``fastmeta train`` or of another command; in a process of torchrun, so that it starts all."""
+    several = place() if here().size > 1 else None
+    start = ["fastmeta"] if several is None or of != "train" else [*several.command, "-m", "fastmeta"]
+    return " ".join([*start, of, *map(_quoted, words)])
 
 
 def _quoted(word: str) -> str:

@@ -167,6 +167,14 @@ def elsewhere(begun: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str
             )
 
 
+def by_other_ranks(begun: int, now: int) -> str:
+    """What to say of a run that goes on with as many ranks."""
+    return (
+        f"resumed on {now} rank(s), begun on {begun}: labels and weights are the same, and from here on rows come in "
+        "another order"
+    )
+
+
 def check_metrics(path: Path, size: int, digest: str) -> Any:
     """Digest object of the first `size` bytes of metrics.jsonl; InputError unless they are what the run has written.
 

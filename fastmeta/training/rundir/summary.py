@@ -104,6 +104,7 @@ def summary_of(
     finetuned                       with finetune_steps: test_accuracy, nll, ece of the copy, and in `labels` what
                                     labels are by `network`, `product` and `table`, see :func:`finetune`; in baselines
                                     too
+    ranks                           how many trained it together, where these were several
     files                           sizes and digests of the files that the run has written
     digest                          of all of this but the seconds: equal runs have equal ones
     """
@@ -304,6 +305,7 @@ SUMMARY_FORM = record(
         "files": record({}, dict.fromkeys(result_files(True, True, True), SEAL_FORM)),
         "search": SEARCH_FORM,
         "digest": anything,
+        "ranks": whole(2),
     },
 )
 
