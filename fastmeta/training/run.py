@@ -105,8 +105,7 @@ class Session:
 
         `made` are the folders that were made for it; one of the user's stays.
         """
-        by_first = self.ranks.by_first
-        by_first(lambda: check_free(self.path))  # again, now that nobody else can write there
+        (by_first := self.ranks.by_first)(lambda: check_free(self.path))  # again, now that nobody else can write there
         try:
             self.stage = self.ranks.together(lambda: self.prepared.stage(self.prepared.stages[0]))
             self.place = os.path.realpath(self.path) if places(self.prepared.recorded) else None
@@ -156,7 +155,7 @@ class Session:
         if values["stage"] is not None:
             with reading_state(self._checkpoint):
                 self.stage = self.prepared.stage(values["stage"]["name"])
-                self.stage.load(tensors, values["stage"], self.path)
+                self.stage.load(tensors, values["stage"], self.path, saved_by)
         if saved_by != self.ranks.size:
             self._warn(by_other_ranks(saved_by, self.ranks.size))
 
@@ -206,8 +205,11 @@ class Session:
         elif self.prepared.search is not None:
             values["trials"] = self.prepared.search.results
         values |= {k: v for k, v in (("place", self.place), ("teachers", self.teachers)) if v}
-        most, ranks = self.prepared.config.max_shard_mb, self.ranks.host
-        rank_files.save(self._checkpoint, tensors, values, ranks, max_shard_mb=most)
+        how: dict[str, Any] = {
+            "max_shard_mb": self.prepared.config.max_shard_mb,
+            "by_row": stage.by_row(of_stage) if stage else (),
+        }
+        rank_files.save(self._checkpoint, tensors, values, self.ranks.host, **how)
         if stage is not None:
             stage.coming.saved()
         self.saved_at, self.saved = time.monotonic(), self._position()

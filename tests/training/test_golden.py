@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta.distributed import ALONE
 from fastmeta.methods import METHODS, Batch
 from fastmeta.training.metrics import StepTotals
 from tests.support.methods import CORE
@@ -56,7 +57,7 @@ class Settings:
 class Given:
     """The context of a method without a trainer."""
 
-    device, num_classes = torch.device("cpu"), CLASSES
+    device, num_classes, ranks = torch.device("cpu"), CLASSES, ALONE
 
     def __init__(self, model, optimizer, targets, data, config):
         self.made, self.targets, self.config = (model, optimizer), targets, config
