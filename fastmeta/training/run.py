@@ -207,7 +207,7 @@ class Session:
         values |= {k: v for k, v in (("place", self.place), ("teachers", self.teachers)) if v}
         how: dict[str, Any] = {
             "max_shard_mb": self.prepared.config.max_shard_mb,
-            "by_row": stage.by_row(of_stage) if stage else (),
+            "by_row": stage.by_row(of_stage) if stage and of_stage else (),
         }
         rank_files.save(self._checkpoint, tensors, values, self.ranks.host, **how)
         if stage is not None:

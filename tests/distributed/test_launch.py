@@ -1,0 +1,38 @@
+"""What the environment of torchrun says of a process's place."""
+
+import pytest
+
+from fastmeta.distributed.launch import LaunchError, Place, here, joined, place
+
+WHOLE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+WHOLE |= {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+
+
+def test_a_process_by_itself_has_none():
+    assert place({}) is None
+    assert place({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    with joined() as ranks:
+        assert ranks.size == here().size == 1
+
+
+def test_place():
+    assert place(WHOLE) == Place(3, 4, 1, 2)
+    assert place(WHOLE).command == ["torchrun", "--nnodes 2", "--nproc-per-node 2", "..."]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"MASTER_ADDR": None}, "WORLD_SIZE is 4 and MASTER_ADDR is not set"),
+        ({"RANK": None}, "RANK is not set"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK must be a number"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE must be a number"),
+        ({"RANK": "4"}, "RANK must be below WORLD_SIZE"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK below LOCAL_WORLD_SIZE"),
+    ],
+)
+def test_half_an_environment_is_refused(change, says):
+    environment = {k: v for k, v in (WHOLE | change).items() if v is not None}
+    with pytest.raises(LaunchError, match=says) as error:
+        place(environment)
+    assert "torchrun" in str(error.value)
