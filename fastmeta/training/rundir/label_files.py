@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastmeta._memory import check_room
+from fastmeta._memory import check_room, free_memory
 from fastmeta.data import Splits
 from fastmeta.distributed import rows_to_first
 from fastmeta.losses import FAMILIES, InstanceLabels, Labels
@@ -99,18 +99,18 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def label_table(stage: Stage) -> Table | None:
     """What :func:`write_labels` wants on rank 0, of all rows; all ranks ask together. None without learned labels."""
-    labels, ranks, size = stage.method.labels, stage.ranks, stage.data.train_size
+    labels, ranks = stage.method.labels, stage.ranks.host
     if labels is None:
         return None
-    tensors, values = _content(labels, size)
-    if ranks.size > 1:
-        by_row = ["targets"]
-        if isinstance(labels, Labels):
-            few, more = (labels.shapes(n, labels.num_classes) for n in (1, 2))
-            by_row = [name for name in few if few[name] != more[name]]
-        for name in sorted(tensors.keys() & by_row):
-            tensors[name] = rows_to_first(tensors[name], ranks)
-    return tensors, values
+    tensors, values = _content(labels, stage.data.train_size)
+    by_row = tensors.keys() & {"targets", *getattr(labels, "row_state", ())}
+    found = ranks.each((sorted(by_row), sum(tensors[name].nbytes for name in by_row)))
+    free, whole = free_memory(), sum(size for _, size in found)
+    # to write it takes the table, a copy, and the file as it is made
+    fits = free is None or whole * (3 if stage.config.max_shard_mb is None else 1) <= free
+    if ranks.size > 1 and not (ranks.told(fits) and all(names == found[0][0] for names, _ in found)):
+        by_row, (tensors, values) = {"targets"}, _of_others(labels, {"targets": labels.targets})
+    return {name: rows_to_first(t, ranks) if name in by_row else t for name, t in sorted(tensors.items())}, values
 
 
 def _content(labels: Any, size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -135,6 +135,10 @@ def _content(labels: Any, size: int) -> tuple[dict[str, torch.Tensor], dict[str,
             )
         except ValueError:
             tensors = {"targets": labels.targets[:size]}
+    return _of_others(labels, tensors)
+
+
+def _of_others(labels: Any, tensors: dict[str, torch.Tensor]) -> Table:
     return tensors, {"family": f"{type(labels).__module__}:{type(labels).__qualname__}"}
 
 

@@ -54,7 +54,7 @@ def save(
         path: of state.safetensors.
         tensors: of this rank, under the same names on all of them.
         values: as JSON holds them; those of rank 0 count, but for `stage`.
-        by_row: names of tensors of which this rank has its `share` of the rows.
+        by_row: names of tensors of which this rank has its `share` of the rows; of others too, which there are not.
         max_shard_mb: of what rank 0 writes by itself.
 
     Raises:
@@ -83,8 +83,9 @@ def _save(
     by_row: Collection[str],
     max_shard_mb: float | None,
 ) -> None:
-    wholes = ranks.together(lambda: check_whole({name: tensors[name] for name in by_row}, ranks))
-    alike = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name not in by_row}
+    rows = {name: t for name, t in tensors.items() if name in by_row}
+    wholes = check_whole(rows, ranks)
+    alike = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name not in rows}
     digests = ranks.each({name: _digest(t) for name, t in alike.items()})
 
     def make() -> None:
@@ -92,7 +93,7 @@ def _save(
             (folder / _ROWS).mkdir(parents=True)
 
     ranks.together(make)
-    write_rows(folder / _ROWS, {name: tensors[name] for name in by_row}, wholes, ranks)
+    write_rows(folder / _ROWS, rows, wholes, ranks)
 
     def seal() -> dict[str, dict[str, Any]]:
         """Of the files that this rank has written, which are on the disk then."""
