@@ -1,0 +1,107 @@
+"""``torchrun -m fastmeta train``: signals, failures and resumption of two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--method", "tests.support.failing_rank:Failing", "--epochs", "1", "--baselines", "none", "--device", "cpu"]
+FLAGS += ["--data.batch_size", "128"]  # 10 steps
+
+
+def run(path, *flags, does="nothing", step=6, size=2, seconds=120, **environment):
+    """(exit code, output of torchrun and of all ranks)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "-m", "fastmeta", "train"]
+    if "--resume" not in flags:
+        flags = [*FLAGS, "--out", str(path), *flags]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    own |= {"RANK_DOES": does, "RANK_STEP": str(step), **environment}
+    done = subprocess.run(
+        [*command, *flags], env={**os.environ, **own}, capture_output=True, text=True, timeout=seconds, cwd=ROOT
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def labels(path):
+    with np.load(path / "labels.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def assert_same(path, unbroken):
+    assert (path / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert (path / "labels.safetensors").read_bytes() == (unbroken / "labels.safetensors").read_bytes()
+    a, b = labels(path), labels(unbroken)
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks") / "run"
+    code, said = run(path)
+    assert code == 0, said
+    return path, said
+
+
+def test_rank_0_alone_speaks_and_writes(unbroken):
+    path, said = unbroken
+    assert said.count("everything in") == 1
+    assert "ranks: 2" in said
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["ranks"] == 2
+    assert len(labels(path)["given"]) == summary["train_size"] == 1370
+    assert len(np.unique(labels(path)["index"])) == 1370
+    assert len((path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_saves_at_one_boundary_and_the_run_goes_on_bitwise(tmp_path, unbroken):
+    path = tmp_path / "run"
+    code, said = run(path, does="SIGTERM")
+    assert code
+    assert said.count("stopped by SIGTERM") == 1
+    assert "at step 6 of 10; saved in" in said
+    assert f"go on with: torchrun --nproc-per-node 2 -m fastmeta train --resume {path} --trust-code" in said
+    assert said.count("exitcode  : 143") == 2
+    code, said = run(path, "--resume", str(path), "--trust-code")
+    assert code == 0, said
+    assert_same(path, unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [("raise", "rank 1: ValueError: this rank has had enough"), ("SIGKILL", "rank 1 is gone or does not answer")],
+)
+def test_one_failure_ends_all_and_the_same_line_goes_on(does, says, tmp_path, unbroken):
+    path = tmp_path / "run"
+    code, said = run(path, "--auto-resume", "--checkpoint-seconds", "0", does=does, seconds=60)
+    assert code
+    assert said.count(f"fastmeta train: {says}") == 1
+    assert "rank 1" in (path / "failed.json").read_text()
+    code, said = run(path, "--auto-resume", "--checkpoint-seconds", "0")
+    assert code == 0, said
+    assert_same(path, unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--data.batch_size", "65"), "data.batch_size=65 does not divide among 2 ranks; take 64 or 66"),
+        (("--labels.canaries", "20"), "labels.canaries=20 are for one process"),
+        (("--device", "cuda:1"), "device cuda:1 is one for all 2 ranks"),
+        (("--seeds", "2"), "seeds=2 is for one process"),
+    ],
+)
+def test_what_is_refused_is_said_once(flags, says, tmp_path):
+    code, said = run(tmp_path / "run", *flags)
+    assert code
+    assert said.count(says) == 1, said
+    assert "exitcode  : 2" in said
+    assert not (tmp_path / "run").exists()
