@@ -186,7 +186,7 @@ def _train(
                     text = f"{reason(error)}; {way}{resume_command(path, prepared.config)}"
                 if ranks.first:
                     of_others = (ends := others_ends()) and gone and ends.why(_GRACE)
-                    note_failure(path, of_others or text)
+                    note_failure(path, of_others or ("another rank is gone or does not answer: " * gone + text))
                 if gone:
                     raise Gone(text) from error
                 raise
