@@ -1,9 +1,10 @@
 """Counter-based bits: the known answers of Random123, and independence of how they are asked for."""
 
+import numpy as np
 import pytest
 import torch
 
-from fastmeta.rng import below_range, philox4x32, random_bits
+from fastmeta.rng import below_range, host_bits, philox4x32, random_bits
 
 
 def words(text: str) -> list[int]:
@@ -41,6 +42,13 @@ def test_a_draw_depends_on_nothing_but_its_place():
         for b in range(3):
             assert torch.equal(together[i, b], random_bits(9, 4, torch.tensor(i), b))
     assert len({tuple(draw) for draw in together.reshape(-1, 4).tolist()}) == 15
+
+
+@pytest.mark.parametrize("step", [0, 7, 2**31 + 5, 2**32 + 1])
+def test_words_of_numpy_are_those_of_torch(step):
+    rows = np.array([0, 1, 77, 2**31, 2**32 + 3, 2**40], np.int64)
+    words = np.stack(host_bits(-3 << 40, step, rows), -1)
+    assert words.tolist() == random_bits(-3 << 40, step, torch.from_numpy(rows)).tolist()
 
 
 def test_below_range_reaches_both_ends():

@@ -14,7 +14,7 @@ from fastmeta.data.images import Transform, load_batch
 from fastmeta.data.read_ahead import ReadAhead
 from fastmeta.data.resident import crop_seed, transform_of
 from fastmeta.data.source import Settings, Source, as_slice
-from fastmeta.rng import below_range, random_bits
+from fastmeta.rng import below_range, host_bits
 
 
 class Pixels(Protocol):
@@ -79,11 +79,10 @@ class ImageStream(ReadAhead):
         return placed
 
     def batch_of(self, rows: list[int], step: int | None) -> Tensor:
-        batch = torch.from_numpy(self.pixels.rows(rows))
-        how = self.transform
+        batch, how = self.pixels.rows(rows), self.transform
         if step is not None and (how.transform.padding or how.transform.flip):
-            batch = cropped(batch, torch.tensor(rows), how.transform, how.seed, step)
-        return self.pinned(batch)
+            batch = cropped(batch, rows, how.transform, how.seed, step)
+        return self.pinned(torch.from_numpy(batch))
 
     def measured(self, batch: Any) -> Any:
         return load_batch(batch, torch.arange(len(batch), device=batch.device), self.transform.transform)
@@ -106,22 +105,20 @@ class Normalised:
         return batch.contiguous(memory_format=self.memory_format)
 
 
-def cropped(batch: Tensor, rows: Tensor, how: Transform, seed: int, step: int) -> Tensor:
+def cropped(batch: np.ndarray, rows: Sequence[int], how: Transform, seed: int, step: int) -> np.ndarray:
     """Images (n, H, W, channels) uint8 after the crops and flips that `load_images` draws for these rows in `step`."""
-    from torchvision.transforms.v2 import functional as of_images  # here: most runs take no image from its file
-
-    height, width = batch.shape[1:3]
-    bits, padding = random_bits(seed, step, rows), how.padding
-    tops, lefts = (below_range(bits[:, k], 2 * padding + 1) for k in (0, 1))
-    mirrored = below_range(bits[:, 2], 2) == 1 if how.flip else torch.zeros(len(rows), dtype=torch.bool)
-    images = batch.movedim(3, 1)
-    if padding:
-        mode = "reflect" if how.pad_mode == "reflect" else "constant"
-        images = of_images.pad(images, [padding] * 4, padding_mode=mode)
-    made = torch.empty_like(batch)
-    for i, (top, left, mirror) in enumerate(zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)):
-        crop = of_images.crop(images[i], top, left, height, width)
-        made[i] = (of_images.horizontal_flip(crop) if mirror else crop).movedim(0, 2)
+    count, height, width, channels = batch.shape
+    words, padding = host_bits(seed, step, np.asarray(rows, np.int64)), how.padding
+    tops, lefts = (below_range(word, 2 * padding + 1) for word in words[:2])
+    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(batch, around, mode="reflect" if how.pad_mode == "reflect" else "constant")
+    lines = padded.reshape(*padded.shape[:2], padded.shape[2] * channels)
+    crops = np.lib.stride_tricks.sliding_window_view(lines, (height, width * channels), axis=(1, 2))
+    made = crops[np.arange(count), tops, lefts * channels].reshape(batch.shape)
+    if how.flip:
+        mirrored = below_range(words[2], 2) == 1
+        pixels = made.view(f"V{channels}")  # in one piece each: three times as fast
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
     return made
 
 

@@ -6,6 +6,7 @@ import torch
 
 from fastmeta import reference
 from fastmeta.data import EpochSampler, TrainBatches, Transform, load_batch
+from fastmeta.data.image_stream import cropped
 
 CPU = torch.device("cpu")
 
@@ -81,3 +82,17 @@ def test_train_batches_are_those_of_their_rows_and_step():
     assert x.is_contiguous()
     darker = batches((rows, torch.tensor(3)), (IMAGES // 2, *batches.tensors[1:]))
     assert torch.equal(darker, load_batch(IMAGES // 2, rows, transform, seed=5, step=3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(0, True), (3, False), (4, True)])
+@pytest.mark.parametrize(("channels", "mode"), [(1, "reflect"), (3, "zero"), (4, "reflect")])
+def test_pixels_that_are_cropped_on_the_host_are_those_of_the_kernel(channels, mode, padding, flip):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 5, 7, channels)).astype(np.uint8))
+    transform = Transform(torch.zeros(channels), torch.ones(channels), padding, mode, flip)
+    for rows in (list(range(40)), [3, 3, 39, 0], []):
+        index = torch.tensor(rows, dtype=torch.int64)
+        before = images[index].numpy()
+        made = cropped(before, rows, transform, -5, 2**31 + 7)
+        expected = load_batch(images, index, transform, seed=-5, step=2**31 + 7)
+        assert torch.equal(torch.from_numpy(made).float(), expected.movedim(1, 3))
+        assert np.array_equal(before, images[index].numpy())
