@@ -96,18 +96,24 @@ class Pictures:
         """Image `row`, (height, width, channels); whatever error a file gives."""
         from PIL import Image, ImageOps  # here and not at the top: most runs open no file of images
 
+        mode = "L" if self.grey else "RGB"
         with _opened(self.images[row]) as image:
-            pixels = image.convert("L" if self.grey else "RGB")
-        if pixels.size != (self.width, self.height):
-            pixels = ImageOps.fit(pixels, (self.width, self.height), Image.Resampling.BILINEAR)
-        return np.asarray(pixels).reshape(self.shape[1:])
+            image.load()  # which may change its mode, and its size
+            pixels = image if image.mode == mode else image.convert(mode)
+            if pixels.size != (self.width, self.height):
+                pixels = ImageOps.fit(pixels, (self.width, self.height), Image.Resampling.BILINEAR)
+            # what np.asarray does in the end, which asks the image for each of its attributes twice
+            return np.frombuffer(pixels.tobytes(), np.uint8).reshape(self.shape[1:])
 
     def rows(self, rows: Iterable[int]) -> np.ndarray:
         """(n, height, width, channels)"""
+        rows = list(rows)
+        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, on odd metadata
-            found = [self._sound(row) for row in rows]
-        return np.stack(found) if found else np.empty((0, *self.shape[1:]), np.uint8)
+            for i, row in enumerate(rows):
+                found[i] = self._sound(row)
+        return found
 
     def take(self, rows: Any) -> Pictures:
         which = as_slice(rows)
