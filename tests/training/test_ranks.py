@@ -16,7 +16,17 @@ FLAGS += ["--data.batch_size", "128"]  # 10 steps
 
 def run(path, *flags, does="nothing", step=6, size=2, seconds=120, **environment):
     """(exit code, output of torchrun and of all ranks)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "-m", "fastmeta", "train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(size),
+        "-m",
+        "fastmeta",
+        "train",
+    ]
     if "--resume" not in flags:
         flags = [*FLAGS, "--out", str(path), *flags]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
