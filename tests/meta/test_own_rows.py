@@ -144,6 +144,29 @@ def estimated(own, group):
     return e.probs, e.predicted, e.transition, (e.right, e.clean_accuracy, e.inverse_temperature)
 
 
+#: as users have them, in float32
+IN_FLOAT32 = {
+    "instance": lambda targets: fastmeta.InstanceLabels(targets, CLASSES, 0.7),
+    "classes": lambda targets: fastmeta.ClassLabels(targets, CLASSES, 0.7),
+    "l2rw": lambda targets: fastmeta.BatchWeights(targets, CLASSES),
+}
+
+
+def fifty_steps(name, group):
+    """Model and label distributions of this rank's rows behind 50 steps in float32."""
+    problem, ranks = Problem(torch.float32), Ranks(group)
+    a, b = problem.own(ranks)
+    loss = IN_FLOAT32[name](problem.targets[a:b])
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9)
+    rate = {"instance": 20.0, "classes": 2.0}.get(name)
+    step = fastmeta.MetaStep(problem.model, loss, optimizer, label_lr=rate, process_group=group, own_rows=True)
+    for number in range(50):
+        rows = problem.batch(number, ranks)
+        step((problem.x[rows], rows - a), problem.clean(ranks))
+    probs = loss.probs(torch.arange(b - a)) if isinstance(loss, fastmeta.losses.Labels) else torch.zeros(b - a, 1)
+    return problem.model.state_dict(), probs
+
+
 EPOCHS = ("instance", "table", "classes")
 
 
@@ -160,6 +183,8 @@ def job(rank, size, folder):
         torch.save(moved_at_epochs(name, group), f"{folder}/epoch {name} {rank}.pt")
     for own in (True, False):
         torch.save(estimated(own, group), f"{folder}/posterior {own} {rank}.pt")
+    for name in IN_FLOAT32:
+        torch.save(fifty_steps(name, group), f"{folder}/fifty {name} {rank}.pt")
     torch.save(bytes_of_a_step(group), f"{folder}/bytes {rank}.pt")
 
 
@@ -197,6 +222,18 @@ def close(a, b):
 @pytest.mark.parametrize("key", JOBS)
 def test_steps(key, folder):
     check(key, folder)
+
+
+@pytest.mark.parametrize("name", IN_FLOAT32)
+def test_fifty_steps_in_float32_differ_by_rounding(name, folder):
+    """The network is smooth: what one step rounds does not grow by switching ReLUs."""
+    parts, (model, probs) = both(folder, f"fifty {name}"), fifty_steps(name, None)
+    start = Problem(torch.float32).model.state_dict()
+    for network, _ in parts:
+        for key, t in network.items():
+            torch.testing.assert_close(t, model[key], rtol=1e-4, atol=1e-5)
+            assert (t - start[key]).abs().max() > 1e-2  # a hundred times what may differ
+    torch.testing.assert_close(torch.cat([p[1] for p in parts]), probs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
