@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 MODELS = (("step-mlp-cpu.json", "MLP"), ("step-resnet20-cpu.json", "ResNet-20"))
+PEERS = (("step-peers-mlp-cpu.json", "MLP"), ("step-peers-resnet20-cpu.json", "ResNet-20"))
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -135,6 +136,69 @@ def steps() -> list[str]:
     return lines
 
 
+#: variants of results/step-peers-*.json by title; those of a loss beside its naive step, which comes first
+PEER_STEPS = {
+    "labels": {
+        "reference": "autograd reference",
+        "fastmeta": "fastmeta",
+        "fastmeta:trace": '`compile="trace"`',
+        "fastmeta:full": '`compile="full"`',
+        "reference:compiled": "the reference, inductor",
+        "autograd": "a script of autograd",
+        "higher": "higher",
+        "torchopt": "TorchOpt",
+        "emlc": "EMLC's forward-mode product",
+        "betty": "Betty's difference",
+    },
+    **{
+        title: {
+            f"naive:{name}": "naive autograd",
+            name: "fastmeta",
+            f"{name}:trace": '`compile="trace"`',
+            f"{name}:full": '`compile="full"`',
+        }
+        for name, title in {"mwnet": "MW-Net", "l2rw": "L2RW", "mlc": "MLC"}.items()
+    },
+}
+
+
+def peers() -> list[str]:
+    """Steps of others and of other losses: milliseconds and how much faster than the naive step; [] without files."""
+    found = [(title, load(name)) for name, title in PEERS if (HERE / "results" / name).exists()]
+    if not found:
+        return []
+    by_model = {title: {row["variant"]: row for row in content["rows"]} for title, content in found}
+    lines = [
+        "",
+        "The same work by others' ways, and other losses, each by the naive step of the same loss:",
+        "",
+        f"| loss | step | {' | '.join(f'{title}, ms | × faster | error' for title in by_model)} |",
+        "|---" * (2 + 3 * len(by_model)) + "|",
+    ]
+    for loss, steps_of in PEER_STEPS.items():
+        head = loss
+        for variant, title in steps_of.items():
+            rows = [of.get(variant) for of in by_model.values()]
+            if all(row is None or row["milliseconds"] is None for row in rows):
+                continue
+            lines.append(f"| {head} | {title} | {' | '.join(' | '.join(peer_cells(row)) for row in rows)} |")
+            head = ""
+    return [*lines, "", "Error: of the first step to the naive one's in float64, of what is compiled in float32."]
+
+
+def peer_cells(row: Mapping[str, Any] | None) -> list[str]:
+    """Milliseconds, times faster than naive, error; why not where the variant was not timed."""
+    if row is None or row["milliseconds"] is None:
+        return ["skipped", "", ""]
+    naive = row["ratios"].get(row["naive"])
+    error = row["error"]
+    return [
+        f"{row['milliseconds']:.1f}",
+        "" if naive is None else f"{1 / naive:.2f}",
+        "" if not error else f"{error:.0e}",
+    ]
+
+
 def small() -> list[str]:
     content = load("small-step.json")
     sizes, rows = content["sizes"], content["rows"]
@@ -200,7 +264,7 @@ def main() -> None:
     machine = load("step-mlp-cpu.json")["environment"]
     cpu = f"{machine['cpu']['model']}, {machine['cpu']['capability']}"
     hardware = f"Measured on {cpu}, torch {machine['torch']}; files and commands in `benchmarks/`."
-    write(HERE.parent / "docs" / "benchmarks.md", [*main_job(), *steps(), *small(), "", hardware])
+    write(HERE.parent / "docs" / "benchmarks.md", [*main_job(), *steps(), *peers(), *small(), "", hardware])
     write(HERE.parent / "README.md", short())
 
 

@@ -49,6 +49,26 @@ def test_no_mangled_symbol_of_torch_is_imported(library):
     assert mangled == []
 
 
+def test_an_import_brings_nothing_slow():
+    """Beyond what torch itself brings: sympy alone takes five times as long as all of fastmeta."""
+    out = python("""
+        import sys
+        import torch
+        before = set(sys.modules)
+        import fastmeta
+        print(*(set(sys.modules) - before))
+    """)
+    brought = set(out.split())
+    libraries = {name.split(".")[0] for name in brought} - set(sys.stdlib_module_names)
+    # torch.distributed.nn writes itself a module of this name; it takes some milliseconds
+    assert libraries <= {"fastmeta", "torch", "_remote_module_non_scriptable"}
+    slow = ("torch._inductor", "torch._dynamo", "torch._functorch", "torch.fx.experimental", "torch.utils._sympy")
+    assert [name for name in brought if name.startswith(slow)] == []
+    ours = {name.split(".")[1] for name in brought if name.startswith("fastmeta.")}
+    assert not ours & {"bench", "cli", "comparison", "data", "export", "learner", "methods", "models", "paper"}
+    assert not ours & {"recipes", "report", "training", "trajectory"}
+
+
 def test_the_library_and_its_benchmarks_need_torch_alone():
     """Without the trainer's libraries, and without torchvision, whose wheel does not import under every torch."""
     blocked = ", ".join(f"{name!r}: None" for name in ["torchvision", *TRAINER_LIBRARIES])

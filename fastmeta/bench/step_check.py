@@ -11,23 +11,23 @@ from torch import Tensor
 from fastmeta._text import reason
 from fastmeta.bench.step_problem import Problem, StepConfig
 from fastmeta.bench.step_variant import Variant
-from fastmeta.bench.step_variants import PLAIN, REFERENCE, VARIANTS, is_captured, is_compiled, is_plain
+from fastmeta.bench.step_variants import VARIANTS, is_captured, is_compiled, truth_of
 
-# Against the reference in float64: what rounding makes of a step, with room for networks of any depth.
+# Against the truth in float64: what rounding makes of a step, with room for networks of any depth.
 TOLERANCE = 1e-8
 # What inductor compiles or a CUDA graph holds is checked in the precision that is timed, because to compile it again in
-# float64 takes minutes. There the reference is off too: rounding switches ReLUs at theta*, and the step is read off
+# float64 takes minutes. There the truth is off too: rounding switches ReLUs at theta*, and the step is read off
 # labels and parameters that it hardly moves. Its own error is the measure: 100 times that, since other ReLUs may switch
 # than its own, where a wrong term would be off by its size.
 FACTOR = 100
 
 
 class WrongStep(AssertionError):
-    """An exact variant disagrees with the reference: it is not timed."""
+    """An exact variant disagrees with its truth: it is not timed."""
 
 
 class Unchecked(RuntimeError):
-    """There is no truth to compare with: the reference runs out of memory in float64."""
+    """There is no truth to compare with: the truth runs out of memory in float64."""
 
 
 def build(name: str, problem: Problem) -> Variant | str:
@@ -43,13 +43,13 @@ class Movement:
     """What one step has changed."""
 
     parameters: list[Tensor]
-    labels: Tensor | None  # (n, C) rows of the batch; None for a plain step
+    labels: list[Tensor]  # (n, C) rows of the batch, or the parameters of a loss; none for a plain step
 
     def errors(self, truth: Movement) -> dict[str, float]:
         """Relative to `truth`."""
         out = {"parameters": _relative(self.parameters, truth.parameters)}
-        if self.labels is not None and truth.labels is not None:
-            out["labels"] = _relative([self.labels], [truth.labels])
+        if self.labels:
+            out["labels"] = _relative(self.labels, truth.labels)
         return out
 
 
@@ -63,19 +63,26 @@ def movement(variant: Variant | str, problem: Problem) -> Movement | str:
     """What the variant's next step changes, or why it cannot be taken."""
     if isinstance(variant, str):
         return variant
-    table = variant.table
-    rows = None if table is None else table[problem.index].clone()
-    before = [p.detach().clone() for p in variant.model.parameters()]
+    before = _learned(variant, problem)
     try:
         variant.step()
     except (RuntimeError, NotImplementedError) as error:
         return reason(error)
-    moved = [p.detach() - b for p, b in zip(variant.model.parameters(), before, strict=True)]
-    return Movement(moved, None if table is None or rows is None else table[problem.index] - rows)
+    after = _learned(variant, problem)
+    return Movement(*([a - b for a, b in zip(*pair, strict=True)] for pair in zip(after, before, strict=True)))
+
+
+def _learned(variant: Variant, problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
+    """Copies of what a step moves: of the model, and of its labels or its loss."""
+    labels = [] if variant.table is None else [variant.table[problem.index]]
+    labels += [] if variant.loss is None else variant.loss.parameters()
+    return [p.detach().clone() for p in variant.model.parameters()], [t.detach().clone() for t in labels]
 
 
 class Check:
-    """Compares first steps from the problem's starting state with the reference's, a plain step with the plain one.
+    """Compares first steps from the problem's starting state with those of the truth that each variant has.
+
+    That is the reference, the naive step of another loss, or of a plain step the plain one.
 
     `problem` is what will be timed.
     """
@@ -85,12 +92,12 @@ class Check:
         self._known: dict[tuple[str, torch.dtype], Movement] = {}
 
     def of(self, name: str, variant: Variant) -> float | str:
-        """The variant's error (of its labels; of its parameters if plain), or why it cannot take a step.
+        """Its error (of labels or loss; of the model where there are none), or why it cannot take a step.
 
         `variant` was built for the problem that will be timed, and takes its first step here if that is what is
         checked. Raises WrongStep where an exact one is wrong, Unchecked where that cannot be told.
         """
-        standard = PLAIN if is_plain(name) else REFERENCE
+        standard = truth_of(name)
         if is_compiled(name) or is_captured(name):
             moved = movement(variant, self._problem)
             own = self._standard(standard, self._problem).errors(self._standard(standard, self._double))
@@ -105,8 +112,8 @@ class Check:
         if variant.exact and not all(error <= allowed[k] for k, error in errors.items()):
             told = ", ".join(f"{k} by {error:.1e} (allowed {allowed[k]:.0e})" for k, error in errors.items())
             raise WrongStep(
-                f"{name} differs from the reference in float64: {told}; it is not timed. A model with random layers "
-                "draws anew in the reference: pass --no-check"
+                f"{name} differs from the {standard} step in float64: {told}; it is not timed. A model with random "
+                "layers draws anew there: pass --no-check"
             )
         return errors.get("labels", errors["parameters"])
 

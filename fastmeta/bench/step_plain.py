@@ -28,7 +28,7 @@ def eager(problem: Problem) -> Variant:
         optimizer.step()
         optimizer.zero_grad()
 
-    return Variant(step, model, None)
+    return Variant(step, model)
 
 
 def capturable(problem: Problem) -> Variant:
@@ -45,7 +45,7 @@ def capturable(problem: Problem) -> Variant:
         with torch.no_grad():
             torch._foreach_add_([p for p, _ in reached], [g for _, g in reached], alpha=-problem.lr)
 
-    return Variant(step, model, None)
+    return Variant(step, model)
 
 
 def compiled(problem: Problem) -> Variant:
@@ -65,7 +65,7 @@ def compiled(problem: Problem) -> Variant:
         values, x, targets, lr = tree_unflatten(list(flat), spec)
         theta = {k: t.detach().requires_grad_() for k, t in zip(params, values, strict=False)}
         after = {k: t.clone() for k, t in zip(buffers, values[len(params) :], strict=True)}
-        x = tree_map(_channels_last, x)
+        x = tree_map(channels_last, x)
         with torch.enable_grad(), problem.precision():
             loss = F.cross_entropy(problem.logits(partial(_functional, model, (theta, after)), x), targets)
         grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
@@ -73,21 +73,21 @@ def compiled(problem: Problem) -> Variant:
         return [*new, *after.values(), loss.detach()]
 
     graph = trace(pure, inputs)
-    _write_back(graph, len(state))
+    write_back(graph, len(state))
     run = through_inductor(graph, inputs)
 
     def step() -> None:
         with torch.no_grad():
             run(*inputs)
 
-    return Variant(step, model, None, visible=lambda: on_fake_tensors(graph))
+    return Variant(step, model, visible=lambda: on_fake_tensors(graph))
 
 
 def _functional(model: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
     return functional_call(model, state, args, kwargs)
 
 
-def _channels_last(t: Tensor) -> Tensor:
+def channels_last(t: Tensor) -> Tensor:
     """Images as inductor lays out convolutions, so that it need not mix layouts.
 
     It moves forward convolutions to channels_last but leaves their backward as it was traced; on a CPU the mixture cost
@@ -96,7 +96,7 @@ def _channels_last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 and t.is_floating_point() else t
 
 
-def _write_back(module: fx.GraphModule, count: int) -> None:
+def write_back(module: fx.GraphModule, count: int) -> None:
     """Let the first `count` outputs be written into the inputs that they replace, and return the others alone."""
     graph = module.graph
     output = next(n for n in graph.nodes if n.op == "output")

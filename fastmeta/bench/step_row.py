@@ -19,6 +19,7 @@ class StepRow:
     quartiles: tuple[float, float] | None = None  # of the milliseconds
     samples_per_second: float | None = None  # train samples
     ratios: Mapping[str, float] | None = None  # to every other variant's time, paired
+    naive: str | None = None  # the naive step of the same loss; None for a plain step
     flops: float | None = None
     forwards: float | None = None  # FLOPs in units of one train forward
     share_of_matrix_rate: float | None = None  # FLOPs per second by those of the device's matrix product

@@ -15,11 +15,15 @@ from fastmeta.bench.step_problem import Problem
 
 @dataclass
 class Variant:
-    """`step()` runs one iteration in place on its own `model` and its own label `table` (None for a plain step)."""
+    """`step()` runs one iteration in place on its own `model` and on its own label `table` or `loss`.
+
+    A plain step has neither. A loss whose weights live for one step has no parameters: the model shows what it did.
+    """
 
     step: Callable[[], Any]
     model: nn.Module
-    table: Tensor | None
+    table: Tensor | None = None
+    loss: nn.Module | None = None
     exact: bool = True
     period: int = 1  # steps after which the work repeats: figures are means over so many
     note: Callable[[], str] = lambda: ""  # after a step
@@ -55,6 +59,8 @@ def captured(build: Builder, problem: Problem) -> Variant | str:
     state = [*variant.model.parameters(), *variant.model.buffers()]
     if variant.table is not None:
         state.append(variant.table)
+    if variant.loss is not None:
+        state += variant.loss.parameters()
     before = [t.detach().clone() for t in state]
     replay, _ = replayed([variant.step])  # which runs it before the capture, too
     with torch.no_grad():

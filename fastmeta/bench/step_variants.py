@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta import reference
-from fastmeta.bench import peers, step_plain
+from fastmeta.bench import peers, step_losses, step_plain
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Builder, Variant, captured, on_fake_tensors
 from fastmeta.meta import MetaStep
@@ -91,93 +86,6 @@ def _reference(problem: Problem) -> Variant:
     return Variant(step, model, table)
 
 
-def _soft_loss(logits: Tensor, label: Tensor) -> Tensor:
-    return -(label.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
-
-
-def _finish(
-    problem: Problem, model: nn.Module, optimizer: torch.optim.Optimizer, label: Tensor, grad: Tensor
-) -> Tensor:
-    """Eqs. (5) and (6) as everybody writes them: the new label rows, and a fresh forward with them."""
-    rows = label.detach() - problem.label_lr * grad
-    _soft_loss(problem.logits(model, problem.x), rows).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return rows
-
-
-def _twice_differentiable() -> AbstractContextManager[Any]:
-    """Fused attention has no double backward; whoever uses it and differentiates twice enters this."""
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-def _naive(problem: Problem) -> Variant:
-    """A script of twenty lines: create_graph through the look-ahead, functional_call at theta*."""
-    model, table = problem.model(), problem.labels().label_logits
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
-
-    def step() -> None:
-        label = table[problem.index].requires_grad_()
-        params: dict[str, Tensor] = dict(model.named_parameters())
-        buffers = {k: b.clone() for k, b in model.named_buffers()}
-
-        def at(weights: dict[str, Tensor], x: Any) -> Tensor:
-            return problem.logits(lambda *a, **k: functional_call(model, (weights, buffers), a, k), x)
-
-        with problem.precision(), _twice_differentiable():
-            loss = _soft_loss(at(params, problem.x), label)
-            grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
-            star = {k: p if g is None else p - problem.lr * g for (k, p), g in zip(params.items(), grads, strict=True)}
-            meta_loss = F.cross_entropy(at(star, problem.x_meta), problem.y_meta)
-            (grad,) = torch.autograd.grad(meta_loss, label)
-            del loss, grads, star, meta_loss
-            table[problem.index] = _finish(problem, model, optimizer, label, grad)
-
-    return Variant(step, model, table)
-
-
-def _higher(problem: Problem) -> Variant | str:
-    higher: Any = peers.load("higher")
-    if isinstance(higher, str):
-        return higher
-    model, table = problem.model(), problem.labels().label_logits
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
-
-    def step() -> None:
-        label = table[problem.index].requires_grad_()
-        with problem.precision(), _twice_differentiable():
-            with higher.innerloop_ctx(model, optimizer) as (functional, differentiable):
-                differentiable.step(_soft_loss(problem.logits(functional, problem.x), label))
-                meta_loss = F.cross_entropy(problem.logits(functional, problem.x_meta), problem.y_meta)
-                (grad,) = torch.autograd.grad(meta_loss, label)
-            table[problem.index] = _finish(problem, model, optimizer, label, grad)
-
-    return Variant(step, model, table)
-
-
-def _torchopt(problem: Problem) -> Variant | str:
-    torchopt: Any = peers.load("torchopt")
-    if isinstance(torchopt, str):
-        return torchopt
-    model, table = problem.model(), problem.labels().label_logits
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
-    differentiable = torchopt.MetaSGD(model, lr=problem.lr)
-
-    def step() -> None:
-        label = table[problem.index].requires_grad_()
-        before = torchopt.extract_state_dict(model, by="reference")
-        before_optimizer = torchopt.extract_state_dict(differentiable, by="reference")
-        with problem.precision(), _twice_differentiable():
-            differentiable.step(_soft_loss(problem.logits(model, problem.x), label))
-            meta_loss = F.cross_entropy(problem.logits(model, problem.x_meta), problem.y_meta)
-            (grad,) = torch.autograd.grad(meta_loss, label)
-            torchopt.recover_state_dict(model, before)
-            torchopt.recover_state_dict(differentiable, before_optimizer)
-            table[problem.index] = _finish(problem, model, optimizer, label, grad)
-
-    return Variant(step, model, table)
-
-
 #: name -> builder; a builder returns the variant or one line that says why it is skipped
 VARIANTS: dict[str, Builder] = {
     PLAIN: step_plain.eager,
@@ -199,9 +107,13 @@ VARIANTS: dict[str, Builder] = {
     "fastmeta:every:4-full": partial(fastmeta_variant, approx="every:4", compile="full"),
     REFERENCE: _reference,
     "reference:captured": partial(captured, _reference),
-    "autograd": _naive,
-    "higher": _higher,
-    "torchopt": _torchopt,
+    "reference:compiled": peers.compiled_reference.build,
+    "autograd": peers.autograd.build,
+    "higher": peers.libraries.higher_step,
+    "torchopt": peers.libraries.torchopt_step,
+    "emlc": peers.emlc_jvp.build,
+    "betty": peers.betty_difference.build,
+    **step_losses.VARIANTS,
 }
 
 
@@ -217,6 +129,13 @@ def is_captured(name: str) -> bool:
 def is_plain(name: str) -> bool:
     """Whether it is a plain SGD step, of which the fastest is the unit."""
     return name.startswith(PLAIN)
+
+
+def truth_of(name: str) -> str:
+    """The variant whose first step in float64 is what `name` must take: of its own loss, plainly written."""
+    if is_plain(name):
+        return PLAIN
+    return step_losses.naive_of(name) or REFERENCE
 
 
 _MAIN = (
@@ -235,10 +154,26 @@ _MAIN_CUDA = (
     "fastmeta:last:1-full",
     "fastmeta:every:4-full",
 )
+_PEERS = (
+    PLAIN,
+    "sgd:compiled",
+    "fastmeta",
+    "fastmeta:trace",
+    "fastmeta:full",
+    REFERENCE,
+    "reference:compiled",
+    "autograd",
+    "higher",
+    "torchopt",
+    "emlc",
+    "betty",
+    *step_losses.VARIANTS,
+)
 #: names that stand for several variants
 PRESETS = {
-    "default": "all that need no compiler",
+    "default": "steps of labels that need no compiler",
     "main": "the plain step, ours and others, compiled too",
+    "peers": "ours beside EMLC's and Betty's ways and a compiled reference, and our mwnet, l2rw, mlc beside naive ones",
     "all": "every one",
 }
 
@@ -248,9 +183,12 @@ def chosen(names: Sequence[str], device: str) -> list[str]:
     out: list[str] = []
     for name in names:
         if name == "default":
-            out += [k for k in VARIANTS if not is_compiled(k) and (device == "cuda" or not is_captured(k))]
+            labels = [k for k in VARIANTS if k not in step_losses.VARIANTS]
+            out += [k for k in labels if not is_compiled(k) and (device == "cuda" or not is_captured(k))]
         elif name == "main":
             out += _MAIN + (_MAIN_CUDA if device == "cuda" else ())
+        elif name == "peers":
+            out += _PEERS
         elif name == "all":
             out += VARIANTS
         elif name in VARIANTS:

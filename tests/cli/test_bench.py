@@ -24,7 +24,7 @@ def test_step_writes_json(tmp_path, capsys):
     flags = ["step", *TINY_FLAGS, "--variants", "sgd", "fastmeta", "--threads", "1", "--json", str(path)]
     assert main(flags) == 0
     out = capsys.readouterr().out
-    assert out.index("forward F") < out.index("x ref")
+    assert out.index("forward F") < out.index("x naive")
     assert max(map(len, out.replace(str(tmp_path), "").splitlines())) <= 80
     content = json.loads(path.read_text())
     assert content["kind"] == "step"
@@ -58,7 +58,7 @@ def test_a_factory_beside_the_caller_is_found(tmp_path, monkeypatch, capsys):
         ("step --batch 0", "batch must be positive, got 0"),
         ("step --classes 1", "classes must be at least 2, got 1"),
         ("step --samples 3 --batch 4", "samples must be at least batch (4), got 3"),
-        ("step --variants sgd nothing", "unknown variant 'nothing': expected some of default, main, all, sgd"),
+        ("step --variants sgd nothing", "unknown variant 'nothing': expected some of default, main, peers, all, sgd"),
         ("step --dtype int8", "argument --dtype: invalid choice: 'int8'"),
         ("step --inputs nowhere:f", "cannot import 'nowhere'"),
         ("step --threads 0", "argument --threads: must be at least 1, got 0"),

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -88,6 +87,9 @@ def _trace(
             )
     _name_batch_norm_writes(raw)
     _join_dtypes(raw)
+    # brings sympy, which takes longer than all of fastmeta
+    from torch._functorch.compile_utils import fx_graph_cse
+
     functional = torch.func.functionalize(raw, remove="mutations")
     with without_autocast():
         pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
