@@ -9,6 +9,7 @@
 #   memcheck, racecheck, synccheck, initcheck    tools of compute-sanitizer over the operations (gpu_checks.sh)
 #   others     the other operations
 #   approx     what approximations cost; bn_tangent: a tangent of BatchNorm by hand
+#   stores     label tables on the card, on the host and in a file, with and without prefetch
 #   vgg16_bn, vit_tiny, resnet18_512, vgg16_bn_512, wrn28_10_512, vit_tiny_512    further steps
 #   table6, table1, table3 and the like    of the paper at scale short, from the files CIFAR10=... and CIFAR100=...
 #              (npz); their runs lie in runs/paper-short, and the same part goes on where LIMIT has stopped it
@@ -37,10 +38,10 @@ export PYTHONUNBUFFERED=1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" # a build in place need not be installed
 
 if [ $# -eq 0 ] && [ -n "${QUICK:-}" ]; then
-    set -- ops mlp approx
+    set -- ops mlp approx stores
     [ "$device" = cuda ] && set -- tests "$@"
 elif [ $# -eq 0 ]; then
-    set -- tests ops resnet18 wrn28_10 memcheck racecheck synccheck initcheck others approx bn_tangent \
+    set -- tests ops resnet18 wrn28_10 memcheck racecheck synccheck initcheck others approx bn_tangent stores \
         vgg16_bn vit_tiny resnet18_512 vgg16_bn_512 wrn28_10_512 vit_tiny_512
 fi
 
@@ -103,6 +104,10 @@ for part; do
     bn_tangent)
         run "$python" benchmarks/bn_tangent.py --model resnet18 --batch 128 --meta-batch 256 --device "$device" \
             --dtype bfloat16 --json "$folder/bn_tangent-$device.json"
+        ;;
+    stores)
+        run "$python" -m fastmeta bench scale --part stores --seconds "$([ -n "${QUICK:-}" ] && echo 2 || echo 60)" --device "$device" \
+            --json "$folder/scale-stores-$device.json"
         ;;
     table[1-8] | figure[2-4] | claims)
         if [ -n "${QUICK:-}" ]; then

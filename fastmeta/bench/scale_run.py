@@ -19,6 +19,10 @@ PARTS = {
 }
 
 
+#: parts that a CUDA device has, too
+ON_CUDA = ("stores",)
+
+
 def here(part: str) -> bool:
     """Whether this build measures the part."""
     return importlib.util.find_spec(f"fastmeta.bench.scale_{part}") is not None
@@ -29,12 +33,15 @@ class ScaleConfig:
     parts: tuple[str, ...] = tuple(filter(here, PARTS))
     seconds: float = 60.0
     threads: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for part in self.parts:
             if part not in PARTS or not here(part):
                 known = ", ".join(filter(here, PARTS))
                 raise ValueError(f"--part must be some of {known}, got {part!r}")
+            if self.device == "cuda" and part not in ON_CUDA:
+                raise ValueError(f"--part {part} is measured on a CPU; with --device cuda name {', '.join(ON_CUDA)}")
 
 
 def run(config: ScaleConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -45,6 +52,7 @@ def run(config: ScaleConfig, say: Callable[[str], None]) -> dict[str, Any]:
     for part in config.parts:
         module = importlib.import_module(f"fastmeta.bench.scale_{part}")
         say(f"{part}: {PARTS[part]}")
-        found[part] = module.measure(config.seconds)
+        on = {"device": config.device} if part in ON_CUDA else {}
+        found[part] = module.measure(config.seconds, **on)
         say(module.told(found[part]) if hasattr(module, "told") else str(found[part]))
     return {"seconds": config.seconds, "parts": found}

@@ -18,15 +18,22 @@ SIZES = ((21_841, 1_024), (1_000, 5_120))
 _MOST = 10**6
 
 
-def measure(seconds: float) -> dict[str, Any]:
-    """Steps in turns in one process: all pay the same for what else the machine does."""
-    return {"batch": BATCH, "sizes": [_size(*size, seconds / len(SIZES)) for size in SIZES]}
+def measure(seconds: float, device: str = "cpu") -> dict[str, Any]:
+    """Steps in turns in one process: all pay the same for what else the machine does.
+
+    On CUDA also tables that do not hear of the next batch, whose rows are fetched when a step asks for them.
+    """
+    return {"batch": BATCH, "device": device, "sizes": [_size(*size, seconds / len(SIZES), device) for size in SIZES]}
 
 
-def _size(classes: int, rows: int, seconds: float) -> dict[str, Any]:
+def _size(classes: int, rows: int, seconds: float, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {"device": None, "host": HostTable, "mmap": partial(MmapTable, path=Path(folder, "labels.rows"))}
-        learners = {name: Learner(rows, classes, kind, _MOST) for name, kind in kinds.items()}
+        kinds: dict[str, tuple[Any, bool]] = {"device": (None, True)}
+        for prefetch in (True, False) if device == "cuda" else (True,):
+            name, file = ("", "labels.rows") if prefetch else (" without prefetch", "others.rows")
+            kinds[f"host{name}"] = HostTable, prefetch
+            kinds[f"mmap{name}"] = partial(MmapTable, path=Path(folder, file)), prefetch
+        learners = {name: Learner(rows, classes, kind, _MOST, device, p) for name, (kind, p) in kinds.items()}
         times: dict[str, list[float]] = {name: [] for name in learners}
         saves: dict[str, list[float]] = {name: [] for name in learners}
         names, end = list(learners), time.perf_counter() + seconds

@@ -176,7 +176,9 @@ def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument(
         "--out", "--json", dest="json", type=Path, metavar="FILE", help="Write figures and environment to FILE."
     )
-    p.set_defaults(device="cpu")
+    p.add_argument(
+        "--device", choices=("cpu", "cuda"), default=large.device, help=f"cuda: for {', '.join(scale_run.ON_CUDA)}."
+    )
     return parser, made
 
 
@@ -225,7 +227,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], 
     "ops": (_ops_config, lambda config: ops_run.run(config, _say)),
     "step": (_step_config, lambda config: step_run.run(config, _say)),
     "scale": (
-        lambda args: scale_run.ScaleConfig(args.part, args.seconds, args.threads),
+        lambda args: scale_run.ScaleConfig(args.part, args.seconds, args.threads, args.device),
         lambda config: scale_run.run(config, _say),
     ),
     "approx": (_approx_config, lambda config: approx_run.run(config, _say)),
