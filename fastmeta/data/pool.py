@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,8 +66,22 @@ class Pool:
 
         `resident` says whether arrays lie on the device: yes, no, or auto, where they take half of what is free there
         at most. Otherwise batches are made on the host and sent.
-        """
 
+        Where samples of one rank cannot be used, all ranks raise its error.
+        """
+        return ranks.side_by_side(partial(cls._of, splits, device, settings, resident, ranks, whole))
+
+    @classmethod
+    def _of(
+        cls,
+        splits: Splits,
+        device: torch.device,
+        settings: Settings,
+        resident: str,
+        ranks: Ranks,
+        whole: Splits | None,
+        agree: Callable[[], None],
+    ) -> Pool:
         def to(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
@@ -80,6 +96,7 @@ class Pool:
             fits, note = _fits(sum(s.bytes_to_place for s in parts), device)
 
         def total(sums: Tensor) -> Tensor:
+            agree()
             return ranks.sum(sums.to(device)).to(sums.device)  # on the device, as NCCL wants it
 
         settings = replace(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -219,6 +220,30 @@ class Ranks:
             raise own
         raise _named(rank, first) from own
 
+    def side_by_side(self, act: Callable[[Callable[[], None]], T]) -> T:
+        """As :meth:`together`, of an `act` that asks the other ranks for something, and calls `agree` before it does.
+
+        Where it has failed on any rank by then, `agree` raises that error: nobody waits for a rank that will not come.
+        """
+        agreed = True
+
+        def agree(own: Exception | None = None) -> None:
+            nonlocal agreed
+            try:
+                self.together(partial(_raise, own))
+            except Exception:
+                agreed = False
+                raise
+
+        try:
+            value = act(agree)
+        except Exception as error:
+            if agreed and self.size > 1:
+                agree(error)
+            raise
+        agree()
+        return value
+
     def spread(self, tensors: Iterable[Tensor]) -> None:
         """Those of rank 0, on the host, in place of each rank's own."""
         if self.size > 1:
@@ -226,6 +251,11 @@ class Ranks:
                 whole = t.contiguous()
                 dist.broadcast(whole, group=self.side, group_src=0)
                 t.copy_(whole)
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _named(rank: int, error: Exception) -> Exception:

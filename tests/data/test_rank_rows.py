@@ -1,13 +1,14 @@
 """What a rank takes of the rows is a view; what is estimated of its rows is that of all ranks' rows."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fastmeta.data import Features, Images, Pool, Settings, Stream, load_dataset, split
+from fastmeta.data import Features, Images, InputError, Pool, Settings, Stream, load_dataset, npy_rows, split
 from fastmeta.data.dataset import Dataset
 from fastmeta.data.npy_rows import NpyFile
 from fastmeta.data.source import as_slice
@@ -125,3 +126,55 @@ def test_a_rank_reads_its_own_rows_of_a_file_alone(tmp_path):
     run_ranks(rank_of_files, 2, tmp_path, str(tmp_path))
     read = [json.loads((tmp_path / f"read{rank}.json").read_text()) for rank in range(2)]
     assert read == [list(range(16)), list(range(16, 31))]
+
+
+#: file, row of the one number that is NaN, whether rows are held; rank 0 has the training rows below 16
+SPOILT = [("x_train", 20, "yes"), ("x_train", 20, "no"), ("x_train", 3, "no"), ("x_test", 1, "yes")]
+
+
+def rank_of_spoilt_files(rank, size, folder):
+    ranks = Ranks(torch.distributed.group.WORLD)
+    npy_rows.LOOKED_AT = 0  # as if they were large: nobody has looked at all rows before
+    said = []
+    for i, (_, _, resident) in enumerate(SPOILT):
+        parts = split(load_dataset(f"npy:{folder}/{i}")).own(ranks)
+        with pytest.raises(InputError) as caught:
+            Pool.of(parts, CPU, Settings(), resident, ranks)
+        said.append(str(caught.value))
+    Path(folder, f"said{rank}.json").write_text(json.dumps(said))
+    fail_in_turns(rank, ranks)
+
+
+def fail_in_turns(rank, ranks):
+    """Before the first, between two and behind the last of three things for which all come."""
+    seen = []
+
+    def act(agree, fails):
+        for turn in range(4):
+            if rank == 1 and turn == fails:
+                raise InputError(f"no sample in turn {turn}")
+            if turn < 3:
+                agree()
+                seen.append(int(ranks.sum(torch.tensor(rank))))
+        return rank
+
+    for fails in range(4):
+        with pytest.raises(InputError, match=f"^rank 1: no sample in turn {fails}$"):
+            ranks.side_by_side(partial(act, fails=fails))
+    assert ranks.side_by_side(partial(act, fails=4)) == rank
+    assert seen == [1] * (0 + 1 + 2 + 3 + 3)
+
+
+def test_samples_of_one_rank_that_cannot_be_used_end_all_with_that(tmp_path):
+    for i, (where, row, _) in enumerate(SPOILT):
+        (tmp_path / f"{i}").mkdir()
+        made = arrays("features")
+        made[where][row, 2] = np.nan
+        for name, array in made.items():
+            np.save(tmp_path / f"{i}" / f"{name}.npy", array)
+    run_ranks(rank_of_spoilt_files, 2, tmp_path, str(tmp_path))
+    ours, theirs = (json.loads((tmp_path / f"said{rank}.json").read_text()) for rank in range(2))
+    assert ours == theirs
+    for i, (where, row, _) in enumerate(SPOILT):
+        whose = "" if where == "x_test" else f"rank {int(row >= 16)}: "  # of all, it is no rank's
+        assert ours[i].startswith(f"{whose}{tmp_path / str(i) / where}.npy holds nan in row {row} ")
