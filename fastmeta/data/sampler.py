@@ -14,7 +14,7 @@ class EpochSampler:
 
     No row stands twice in a batch. A pass drops the partial last batch: shapes stay fixed, and each pass shuffles
     anew, so no row is left out for long. A set smaller than a batch is one batch. The order is a function of
-    (seed, stream, pass).
+    (seed, stream, pass), and the same on all devices: it is drawn on the host, and sent once for each pass.
 
     Args:
         batches: of a pass, where that is less than `size` would give.
@@ -46,7 +46,8 @@ class EpochSampler:
             )
         number, position = divmod(step, self.batches)
         if number != self._pass:
-            generator = torch_generator(self.device, *self._key, number)
-            self._order = torch.randperm(self.size, generator=generator, device=self.device)
-            self._pass = number
+            order = torch.randperm(self.size, generator=torch_generator(torch.device("cpu"), *self._key, number))
+            if self.device.type == "cuda":
+                order = order.pin_memory()  # or the copy would wait for the device
+            self._order, self._pass = order.to(self.device, non_blocking=True), number
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]

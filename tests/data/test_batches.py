@@ -34,6 +34,18 @@ def test_order_depends_on_seed_stream_and_pass_alone():
     assert not torch.equal(sampler(100, 100, stream="b")(0), sampler(100, 100)(0))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_order_is_that_of_the_host_on_cuda_and_nobody_waits_for_it():
+    host, there = sampler(), EpochSampler(10, 3, seed=0, stream="a", device=torch.device("cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = [there(step) for step in range(9)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(rows.cpu(), host(step)) for step, rows in enumerate(drawn))
+
+
 def test_a_small_set_is_one_batch():
     s = sampler(size=4, batch_size=64)
     assert (s.batch_size, s.batches) == (4, 1)
