@@ -45,16 +45,40 @@ def test_the_commands_exist():
     assert seen >= {"train", "test"}
 
 
-def test_the_tables_are_those_of_the_measurements():
+def readme_table():
     spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_tables_are_those_of_the_measurements():
+    script = readme_table()
     for page, made in (
         (README, script.short()),
-        (ROOT / "docs" / "benchmarks.md", [*script.main_job(), *script.steps(), *script.small()]),
+        (ROOT / "docs" / "benchmarks.md", script.page()),
     ):
         there = page.read_text().split(script.BEGIN)[1].split(script.END)[0]
         assert "\n".join(made).strip() in there, f"{page.name}: run benchmarks/readme_table.py"
+
+
+def test_the_table_of_peers_is_made_of_what_was_timed(tmp_path, monkeypatch):
+    script = readme_table()
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    assert script.peers() == []
+    timed = {"naive": "naive:mwnet", "milliseconds": 8.0, "error": 2e-16}
+    rows = [
+        {**timed, "variant": "naive:mwnet", "ratios": {"naive:mwnet": 1.0}, "error": 0.0},
+        {**timed, "variant": "mwnet", "ratios": {"naive:mwnet": 0.5}, "milliseconds": 4.0},
+        {"variant": "mwnet:full", "naive": None, "milliseconds": None, "ratios": None, "error": None},
+    ]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "step-peers-mlp-cpu.json").write_text(json.dumps({"rows": rows}))
+    assert [line for line in script.peers() if line.startswith("| ")] == [
+        "| loss | step | MLP, ms | × faster | error |",
+        "| MW-Net | naive autograd | 8.0 | 1.00 |  |",
+        "|  | fastmeta | 4.0 | 2.00 | 2e-16 |",
+    ]
 
 
 def test_the_counts_of_forwards_were_measured():
