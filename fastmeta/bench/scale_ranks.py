@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def _run(job: Job) -> dict[str, Any]:
                     json.dumps(asdict(job)),
                 ]
                 with open(log, "wb") as out:
-                    ranks.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment))
+                    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": subprocess.STDOUT}
+                    ranks.append(subprocess.Popen(command, env=environment, **pipes))
             end = time.monotonic() + job.seconds + PATIENCE
             while None in (codes := [process.poll() for process in ranks]) or any(codes):
                 late = time.monotonic() > end
@@ -101,12 +103,13 @@ def _run(job: Job) -> dict[str, Any]:
         finally:
             for process in ranks:
                 process.kill()
-                process.wait()
+                process.communicate()
         return json.loads(Path(folder, "found.json").read_text())
 
 
 def _rank(folder: str, rank: int, job: Job) -> None:
-    faulthandler.dump_traceback_later(job.seconds + PATIENCE, exit=True)  # whoever started it may be gone
+    faulthandler.dump_traceback_later(job.seconds + PATIENCE, exit=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=job.size)
     group = dist.group.WORLD if job.size > 1 else None
@@ -142,6 +145,12 @@ def _rank(folder: str, rank: int, job: Job) -> None:
         Path(folder, "found.json").write_text(json.dumps(about))
     dist.barrier()
     os._exit(0)  # threads of gloo may abort a process that shuts down
+
+
+def _end_with_parent() -> None:
+    """Whatever ends the process that began this one, SIGKILL too, closes its end of the pipe."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _watched() -> dict[str, float]:
