@@ -107,6 +107,10 @@ def _main(args: list[str]) -> int:
             f"fastmeta: unknown command {shown(args[0])}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr
         )
         return 2
+    if args[0] != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        from fastmeta.cli import rank_process
+
+        rank_process.refuse_command(args[0])
     try:
         return int(importlib.import_module(f"fastmeta.cli.{args[0]}").main(args[1:]) or 0)
     except KeyboardInterrupt:  # a run that can go on has said so already; this one had nothing to save

@@ -103,6 +103,14 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+def refuse_command(name: str) -> None:
+    """End each of several processes that torchrun has started, for a command that is for one; rank 0 says so."""
+    with contextlib.suppress(launch.LaunchError):  # half an environment makes no ranks
+        if launch.place() is not None:
+            why = f"{name} is for one process, and torchrun has started several; start it as fastmeta {name} ..."
+            leave(run(f"fastmeta {name}", launch.TIMEOUT, lambda: (2, why), lambda _: None))
+
+
 def refuse(words: Sequence[tuple[bool, str]]) -> None:
     """InputError for the first of options that several processes cannot have."""
     for asked, name in words:

@@ -42,8 +42,10 @@ class Place:
     @property
     def command(self) -> list[str]:
         """How the processes were started, as far as this one knows; to be said on each machine."""
-        machines = [f"--nnodes {self.size // self.local_size}", "..."] if self.size > self.local_size else []
-        return ["torchrun", *machines[:1], f"--nproc-per-node {self.local_size}", *machines[1:]]
+        each = f"--nproc-per-node {self.local_size}"
+        if self.size == self.local_size:  # a port of its own: another run of this machine may have torchrun's usual one
+            return ["torchrun", "--standalone", each]
+        return ["torchrun", f"--nnodes {self.size // self.local_size}", each, "..."]
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmeta._numbers import as_whole, shown
+from fastmeta.distributed import Ranks
 from fastmeta.functional.fsdp_units import is_dtensor, is_sharded, local
 from fastmeta.losses import LearnableLoss
 from fastmeta.meta.approximation import Approximation
@@ -103,6 +104,27 @@ def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer) -> dict[st
     """The parameters of `loss` that `optimizer` moves now, by name: those that require a gradient."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return {name: p for name, p in loss.learned().items() if id(p) in held}
+
+
+def check_own_rows(loss: LearnableLoss, ranks: Ranks, own_rows: bool) -> None:
+    """Raise a ValueError for parameters by row of a loss of the user's, which has rows that no other rank has.
+
+    What ranks learn together is averaged over them, and these are of different rows. A loss that sets `row_state` says
+    which are by row; of any other, those that are as long as its targets.
+    """
+    if ranks.size == 1 or not own_rows or loss.moves_itself:
+        return
+    learned, count = loss.learned(), loss.row_count()
+    if loss.row_state is not LearnableLoss.row_state or type(loss).__module__.startswith("fastmeta.losses."):
+        by_row = sorted(learned.keys() & loss.row_state)
+    else:
+        by_row = [name for name, p in learned.items() if p.ndim and p.shape[0] == count]
+    if by_row:
+        raise ValueError(
+            f"{type(loss).__name__}.{by_row[0]} has a number for each of the {count} rows that this rank alone has, "
+            "and what a loss learns is averaged over ranks; give every rank all rows and own_rows=False, or train in "
+            "one process (if it is not by row, set row_state to the names in the loss's state_dict that are)"
+        )
 
 
 def check_loss_optimizer(loss: LearnableLoss, optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:

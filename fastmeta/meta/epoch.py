@@ -30,7 +30,7 @@ from fastmeta.functional.state import State
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import EpochMove, LearnableLoss, Move
 from fastmeta.meta.algorithm import meta_gradient
-from fastmeta.meta.demands import check_loss_optimizer, check_parameters, learned_by
+from fastmeta.meta.demands import check_loss_optimizer, check_own_rows, check_parameters, learned_by
 from fastmeta.meta.gradient import check_loss, check_meta, check_train
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.meta_batch import gradient_at
@@ -155,6 +155,7 @@ class EpochLookahead:
         self._cut = Cut(None if micro_batch is None else _whole("micro_batch", micro_batch), per_row, per_row)
         self.batch_statistics = batch_statistics
         self._ranks, self.own_rows = Ranks(process_group), own_rows
+        check_own_rows(loss, self._ranks, own_rows)
 
     def update(self, train: Iterable[Any], meta: Iterable[Any]) -> EpochResult:
         """Move the loss once.

@@ -25,6 +25,7 @@ from fastmeta.meta.demands import (
     check_choice,
     check_loss_optimizer,
     check_optimizer,
+    check_own_rows,
     check_parameters,
     learned_by,
     most_rows,
@@ -123,12 +124,11 @@ class MetaStep:
         check_parameters(model, optimizer)
         check_loss(loss)
         check_loss_optimizer(loss, loss_optimizer, model)
+        check_own_rows(loss, self._ranks, own_rows)
         max_rows = most_rows(micro_batch)
         check_choice("tangent", tangent, get_args(TangentChoice))
         check_choice("compile", compile, get_args(CompileMode))
-        self.model = model
-        self.loss = loss
-        self.loss_optimizer = loss_optimizer
+        self.model, self.loss, self.loss_optimizer = model, loss, loss_optimizer
         self.optimizer = optimizer
         self._rate = LabelRate(label_lr, label_step, loss, self._ranks, own_rows)
         self.tangent: TangentChoice = tangent

@@ -18,6 +18,8 @@ def test_a_process_by_itself_has_none():
 def test_place():
     assert place(WHOLE) == Place(3, 4, 1, 2)
     assert place(WHOLE).command == ["torchrun", "--nnodes 2", "--nproc-per-node 2", "..."]
+    one = place(WHOLE | {"WORLD_SIZE": "2", "RANK": "1"})
+    assert one.command == ["torchrun", "--standalone", "--nproc-per-node 2"]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_a_signal_to_one_rank_saves_at_one_boundary_and_the_run_goes_on_bitwise(
     assert code
     assert said.count("stopped by SIGTERM") == 1
     assert "at step 6 of 10; saved in" in said
-    assert f"go on with: torchrun --nproc-per-node 2 -m fastmeta train --resume {path} --trust-code" in said
+    way = f"torchrun --standalone --nproc-per-node 2 -m fastmeta train --resume {path} --trust-code"
+    assert f"go on with: {way}" in said
     assert said.count("exitcode  : 143") == 2
     code, said = run(path, "--resume", str(path), "--trust-code")
     assert code == 0, said
