@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,29 @@ def joined(seconds: float = TIMEOUT) -> Iterator[Ranks]:
         dist.destroy_process_group(side if given else None)
 
 
+def of_this_start(store: dist.Store, rank: int, size: int, seconds: float) -> dist.Store:
+    """The part of `store` that this start of the ranks has for itself.
+
+    torchrun keeps one store when it starts all ranks again (--max-restarts), and addresses of ranks that are gone stand
+    in it. So each rank asks by a name that no process before it had, until the first rank answers with the part's name.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"asks {rank}", own)
+        part = store.get(f"answer to {own}").decode()
+        store.set(f"{part} heard by {rank}", "")
+        return dist.PrefixStore(part, store)
+    missing, last = list(range(1, size)), time.monotonic() + seconds
+    while missing:
+        for other in filter(lambda r: store.check([f"asks {r}"]), missing):
+            store.set(f"answer to {store.get(f'asks {other}').decode()}", own)
+        missing = [r for r in missing if not store.check([f"{own} heard by {r}"])]
+        if missing and time.monotonic() > last:
+            raise RuntimeError(f"rank {', '.join(map(str, missing))} did not come")
+        time.sleep(0.02 if missing else 0.0)
+    return dist.PrefixStore(own, store)
+
+
 def _meet(where: Place, wait: timedelta) -> dist.Store:
     """Form the group of all; a store beside its own."""
     if not dist.is_available():
@@ -164,6 +188,7 @@ def _meet(where: Place, wait: timedelta) -> dist.Store:
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", where.rank, where.size, timeout=wait)))
         store.set_timeout(wait)
+        store = of_this_start(store, where.rank, where.size, wait.total_seconds())
         groups = dist.PrefixStore("groups", store)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=groups, **how)
         return dist.PrefixStore("ends", store)

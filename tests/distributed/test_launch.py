@@ -1,8 +1,13 @@
 """What the environment of torchrun says of a process's place."""
 
-import pytest
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
-from fastmeta.distributed.launch import LaunchError, Place, here, joined, place
+import pytest
+import torch.distributed as dist
+
+from fastmeta.distributed.launch import LaunchError, Place, here, joined, of_this_start, place
 
 WHOLE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 WHOLE |= {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -38,3 +43,30 @@ def test_half_an_environment_is_refused(change, says):
     with pytest.raises(LaunchError, match=says) as error:
         place(environment)
     assert "torchrun" in str(error.value)
+
+
+def start(store, size=3):
+    """All ranks of one start, each in a thread: what rank 0 has written for the others, as they read it."""
+    text = uuid.uuid4().hex
+
+    def one(rank):
+        mine = of_this_start(store(), rank, size, 5.0)
+        if rank == 0:
+            mine.set("address", text)
+        return mine.get("address").decode()
+
+    with ThreadPoolExecutor(size) as pool:
+        assert list(pool.map(one, reversed(range(size)))) == [text] * size
+
+
+def test_ranks_that_are_started_again_read_nothing_of_the_start_before(tmp_path):
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def client():
+        return dist.TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=5))
+
+    start(client)
+    start(client)
+    with pytest.raises(RuntimeError, match="rank 1, 2 did not come"):
+        of_this_start(client(), 0, 3, 0.1)
+    start(client)

@@ -11,7 +11,8 @@ class Failing(InstanceLabelMethod):
 
     def step(self, batch):
         self.steps += 1
-        if os.environ["RANK"] == "1" and self.steps == int(os.environ.get("RANK_STEP", "12")):
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun has started all anew
+        if os.environ["RANK"] == "1" and not again and self.steps == int(os.environ.get("RANK_STEP", "12")):
             does = os.environ.get("RANK_DOES", "nothing")
             if does == "raise":
                 raise ValueError("this rank has had enough")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastmeta.training.rundir.layout import SUMMARY
-from tests.training.test_ranks import ROOT, assert_same
+from tests.support.torchrun import ROOT, assert_same
 
 FLAGS = [
     "--epochs",
