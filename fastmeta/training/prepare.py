@@ -220,6 +220,8 @@ def prepare(
 
     Of several `ranks` each has its own training rows in `data`; `splits` are of all.
     """
+    if config.data.download and data is None and ranks.size > 1:  # by one; the others find what is there then
+        ranks.by_first(partial(_fetch, config))
     asked, config, splits, model, notes, of_ranks = ranks.together(partial(_read, config, model, data, ranks))
     device = pick_device(config.device, ranks)
     settings = _settings(config, device)
@@ -236,6 +238,10 @@ def prepare(
     with torch.no_grad():  # one that was given may have begun otherwise on each
         ranks.spread(t for t in prepared.initial.state_dict().values() if is_plain(t))
     return prepared
+
+
+def _fetch(config: TrainConfig) -> None:
+    load_data(config)
 
 
 def _read(

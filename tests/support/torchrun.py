@@ -12,25 +12,22 @@ FLAGS = ["--method", "tests.support.failing_rank:Failing", "--epochs", "1", "--b
 FLAGS += ["--data.batch_size", "128"]  # 10 steps
 
 
-def run(path, *flags, does="nothing", step=6, size=2, seconds=120, **environment):
-    """(exit code, output of torchrun and of all ranks)."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(size),
-        "-m",
-        "fastmeta",
-        "train",
-    ]
-    if "--resume" not in flags:
+def run(path, *flags, does="nothing", step=6, size=2, seconds=120, torchrun=(), command="train", **environment):
+    """(exit code, output of torchrun and of all ranks); a size of None is a process without torchrun."""
+    words = [sys.executable]
+    if size is not None:
+        words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *torchrun]
+    if command == "train" and "--resume" not in flags:
         flags = [*FLAGS, "--out", str(path), *flags]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     own |= {"RANK_DOES": does, "RANK_STEP": str(step), **environment}
     done = subprocess.run(
-        [*command, *flags], env={**os.environ, **own}, capture_output=True, text=True, timeout=seconds, cwd=ROOT
+        [*words, "-m", "fastmeta", command, *flags],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        cwd=ROOT,
     )
     return done.returncode, done.stdout + done.stderr
 
