@@ -15,7 +15,7 @@ from tests.support.torchrun import ROOT, assert_same
 
 FLAGS = [
     "--epochs",
-    "60",
+    "100",
     "--baselines",
     "none",
     "--device",
@@ -87,7 +87,9 @@ def test_a_run_whose_ranks_are_killed_twenty_times_is_the_unbroken_one(tmp_path)
             finally:
                 torchrun.kill()
                 torchrun.wait()
-        assert kills >= KILLS // 2, f"the run was done after {kills} kills: {waits}"
+        assert kills == KILLS, (
+            f"the run was done after {kills} kills, at lines {waits} of its metrics: take more epochs"
+        )
         if not (path / SUMMARY).exists():
             assert start(path, log).wait(LIMIT) == 0, log_path.read_text()
     assert_same(path, unbroken)
