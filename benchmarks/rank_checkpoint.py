@@ -1,12 +1,15 @@
 """Seconds and memory of a checkpoint of a label table: in one process, and on the ranks of torchrun.
 
-OMP_NUM_THREADS=1 python benchmarks/rank_checkpoint.py
-OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/rank_checkpoint.py
+    OMP_NUM_THREADS=1 python benchmarks/rank_checkpoint.py
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 benchmarks/rank_checkpoint.py
+
+Each adds its figures to results/rank-checkpoint.json, under the number of processes, unless --no-json is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import threading
 import time
@@ -14,8 +17,12 @@ from pathlib import Path
 
 import torch
 
+from fastmeta.bench.environment import record
+from fastmeta.bench.result_files import replace
 from fastmeta.distributed.launch import joined
 from fastmeta.training.rundir import rank_files
+
+FILE = Path(__file__).parent / "results" / "rank-checkpoint.json"
 
 
 class Watched:
@@ -37,6 +44,10 @@ class Watched:
         self._on, self.seconds = False, time.perf_counter() - self._began
         self._thread.join()
 
+    @property
+    def figures(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "more_mib": self._most - self._before}
+
     def __str__(self) -> str:
         return f"{self.seconds:.2f} s, {self._most - self._before:,.0f} MiB more"
 
@@ -50,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--no-json", action="store_true")
     options = parser.parse_args()
     with joined() as ranks, tempfile.TemporaryDirectory() as own:
         folder = Path(ranks.told(own))
@@ -69,6 +81,16 @@ def main() -> None:
         for line in ranks.each(told) if ranks.size > 1 else [told]:
             if ranks.first:
                 print(line)
+        figures = {"rows_mib": table.nbytes / 2**20, "save": save.figures, "load": load.figures}
+        if ranks.first and not options.no_json:
+            content = json.loads(FILE.read_text()) if FILE.exists() else {"schema": 1, "kind": "rank-checkpoint"}
+            sizes = {"rows": options.rows, "classes": options.classes}
+            here = {
+                "environment": record(torch.device("cpu"), "benchmarks/rank_checkpoint.py"),
+                **sizes,
+                "rank0": figures,
+            }
+            replace(FILE, content | {f"{ranks.size}_processes": here})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """A step of a model under fully_shard beside a plain FSDP step: seconds, and the most bytes that a rank holds.
 
-    torchrun --nproc-per-node 2 benchmarks/sharded_step.py
+    torchrun --standalone --nproc-per-node 2 benchmarks/sharded_step.py
 
 A transformer without a vocabulary, 18.9M parameters in float32, 4 rows of 64 tokens in train and meta batch of each
-rank. The two steps take turns. Bytes are those above what lies in memory between steps (shards, momentum, labels).
+rank. The two steps take turns. Bytes are those above what lies in memory between steps (shards, momentum, labels). The
+figures go to results/sharded-step.json, unless --no-json is given.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import fastmeta
+from fastmeta.bench.environment import record
+from fastmeta.bench.result_files import write
 from fastmeta.measure import peak_bytes
 
 MIB = 2**20
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--rows", type=int, default=4, help="of each rank's train batch, and of its meta batch")
     parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--no-json", action="store_true")
     args = parser.parse_args()
     dist.init_process_group("gloo")
     rank, size, n = dist.get_rank(), dist.get_world_size(), args.rows
@@ -94,6 +99,16 @@ def main() -> None:
         print(f"torch {torch.__version__}, {size} ranks, {numbers / 1e6:.1f}M parameters, {4 * numbers / MIB:.0f} MiB")
         print(f"s/step: plain {took['plain']:.2f}, meta {took['meta']:.2f}, ratio {took['meta'] / took['plain']:.2f}")
         print(f"peak MiB above what stays: plain {peaks['plain']:.0f}, meta {peaks['meta']:.0f}")
+        if not args.no_json:
+            content = {
+                "environment": record(torch.device("cpu"), "torchrun --nproc-per-node 2 benchmarks/sharded_step.py"),
+                "ranks": size,
+                "parameters": numbers,
+                "repeats": args.repeats,
+                "seconds": took,
+                "peak_mib": peaks,
+            }
+            write(Path(__file__).parent / "results" / "sharded-step.json", "sharded-step", content)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -13,18 +13,8 @@ import pytest
 from fastmeta.training.rundir.layout import SUMMARY
 from tests.support.torchrun import ROOT, assert_same
 
-FLAGS = [
-    "--epochs",
-    "100",
-    "--baselines",
-    "none",
-    "--device",
-    "cpu",
-    "--checkpoint-seconds",
-    "0",
-    "--labels.update",
-    "exact",
-]
+FLAGS = ["--epochs", "100", "--baselines", "none", "--device", "cpu", "--checkpoint-seconds", "0"]
+FLAGS += ["--labels.update", "exact"]
 KILLS = 20
 #: seconds of one start, at most
 LIMIT = 200
