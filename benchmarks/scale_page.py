@@ -74,10 +74,11 @@ def rows(found: dict[str, Any]) -> list[str]:
 
 
 def data(found: dict[str, Any]) -> list[str]:
-    lines = [f"| {found['what']} | step | of the throughput in memory |", "|---|---|---|"]
-    for name, seconds in found["step_seconds"].items():
-        share = found["share_of_throughput"].get(name)
-        lines.append(f"| {name} | {1e3 * seconds:.0f} ms | {'' if share is None else percent(share)} |")
+    names = list(found["networks"][0]["share_of_throughput"])
+    lines = [f"| throughput beside samples in memory | step | {' | '.join(names)} |", "|---|---|---|---|---|"]
+    for network in found["networks"]:
+        shares = " | ".join(percent(network["share_of_throughput"][name]) for name in names)
+        lines.append(f"| {network['what']} | {1e3 * network['step_seconds']['memory']:.0f} ms | {shares} |")
     return lines
 
 

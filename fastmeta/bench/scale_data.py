@@ -24,7 +24,8 @@ TRAIN, CLEAN, SIDE, CLASSES = 2048, 512, 32, 10
 BLOCK, LEFT_OUT = 16, 5
 #: seconds in which workers read as far ahead as they will, so that none of it falls on the other kind
 SETTLE = 0.15
-MODEL, BATCH = "fastmeta.models.narrow:narrow_resnet", 64
+#: networks, and samples of their train batches, as many clean ones: many images in a short step, few in a long one
+NETWORKS = (("fastmeta.models.narrow:narrow_resnet", 64), ("resnet20", 16))
 
 
 def measure(seconds: float) -> dict[str, Any]:
@@ -37,20 +38,21 @@ def measure(seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.set_num_threads(2)
-            return _measured(Path(folder), seconds)
+            _write(Path(folder))
+            each = seconds / len(NETWORKS)
+            return {"networks": [_measured(Path(folder), *network, each) for network in NETWORKS]}
         finally:
             torch.set_num_threads(before)
 
 
-def _measured(folder: Path, seconds: float) -> dict[str, Any]:
-    _write(folder)
+def _measured(folder: Path, model: str, batch: int, seconds: float) -> dict[str, Any]:
     arrays, images = f"npy:{folder / 'arrays'}", f"folder:{folder / 'images'}"
     with _stages(
         {
-            "memory": _config(arrays, resident="yes"),
-            "npy": _config(arrays, resident="no", workers=1),
-            "npy without workers": _config(arrays, resident="no"),
-            "folder": _config(images, resident="no", workers=1),
+            "memory": _config(model, batch, arrays, resident="yes"),
+            "npy": _config(model, batch, arrays, resident="no", workers=1),
+            "npy without workers": _config(model, batch, arrays, resident="no"),
+            "folder": _config(model, batch, images, resident="no", workers=1),
         }
     ) as stages:
         times: dict[str, list[float]] = {name: [] for name in stages}
@@ -63,7 +65,7 @@ def _measured(folder: Path, seconds: float) -> dict[str, Any]:
                 time.sleep(SETTLE)
     steps = {name: statistics.median(values) for name, values in times.items()}
     return {
-        "what": f"{MODEL}, batch {BATCH} and clean batch {BATCH}, images 32x32x3 with crops and flips, 2 threads",
+        "what": f"{model.rpartition(':')[2]}, {batch} + {batch} images 32x32x3 with crops and flips, 2 threads",
         "step_seconds": steps,
         "steps_timed": {name: len(values) for name, values in times.items()},
         "share_of_throughput": {name: steps["memory"] / value for name, value in steps.items() if name != "memory"},
@@ -91,9 +93,9 @@ def _stages(configs: dict[str, TrainConfig]) -> Iterator[dict[str, Stage]]:
             stage.close()
 
 
-def _config(dataset: str, **of_data: Any) -> TrainConfig:
-    data = DataConfig(batch_size=BATCH, meta_batch_size=BATCH, augment="crop_flip", **of_data)
-    config = TrainConfig(dataset=dataset, model=MODEL, epochs=1000, device="cpu", baselines="none", data=data)
+def _config(model: str, batch: int, dataset: str, **of_data: Any) -> TrainConfig:
+    data = DataConfig(batch_size=batch, meta_batch_size=batch, augment="crop_flip", **of_data)
+    config = TrainConfig(dataset=dataset, model=model, epochs=1000, device="cpu", baselines="none", data=data)
     return replace(config, labels=replace(config.labels, update="exact", warmup_epochs=0))
 
 
@@ -116,10 +118,11 @@ def _write(folder: Path) -> None:
 
 
 def told(result: dict[str, Any]) -> str:
-    lines = [result["what"]]
-    for name, seconds in result["step_seconds"].items():
-        share = result["share_of_throughput"].get(name)
-        lines.append(
-            f"{name}: {1000 * seconds:.1f} ms a step" + ("" if share is None else f", {share:.1%} of memory's")
-        )
+    lines = []
+    for network in result["networks"]:
+        lines.append(network["what"])
+        for name, seconds in network["step_seconds"].items():
+            share = network["share_of_throughput"].get(name)
+            kept = "" if share is None else f", {share:.1%} of memory's"
+            lines.append(f"{name}: {1000 * seconds:.1f} ms a step{kept}")
     return "\n".join(lines)

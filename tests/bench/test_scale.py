@@ -32,10 +32,10 @@ def test_parts_of_tables(tmp_path, monkeypatch, capsys):
 def test_part_of_data(tmp_path, monkeypatch, capsys):
     for name, value in {"TRAIN": 40, "CLEAN": 20, "SIDE": 8, "BATCH": 8, "BLOCK": 6, "SETTLE": 0.0}.items():
         monkeypatch.setattr(scale_data, name, value)
-    monkeypatch.setattr(scale_data, "MODEL", "mlp")
+    monkeypatch.setattr(scale_data, "NETWORKS", (("mlp", 8),))
     threads, file = torch.get_num_threads(), tmp_path / "scale.json"
     assert bench.main(["scale", "--part", "data", "--seconds", "0.05", "--json", str(file)]) == 0
-    data = json.loads(file.read_text())["parts"]["data"]
+    data = json.loads(file.read_text())["parts"]["data"]["networks"][0]
     assert set(data["step_seconds"]) == {"memory", "npy", "npy without workers", "folder"}
     assert set(data["share_of_throughput"]) == set(data["step_seconds"]) - {"memory"}
     assert min(data["steps_timed"].values()) >= 1
