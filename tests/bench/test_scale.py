@@ -30,7 +30,7 @@ def test_parts_of_tables(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_part_of_data(tmp_path, monkeypatch, capsys):
-    for name, value in {"TRAIN": 40, "CLEAN": 20, "SIDE": 8, "BATCH": 8, "BLOCK": 6, "SETTLE": 0.0}.items():
+    for name, value in {"TRAIN": 40, "CLEAN": 20, "SIDE": 8, "BLOCK": 6, "SETTLE": 0.0}.items():
         monkeypatch.setattr(scale_data, name, value)
     monkeypatch.setattr(scale_data, "NETWORKS", (("mlp", 8),))
     threads, file = torch.get_num_threads(), tmp_path / "scale.json"
