@@ -22,10 +22,10 @@ STEP = "fastmeta:full"
 
 
 MEANS = (
-    "**What falls short.** A table in a file costs more than 5% where a step is short: every row is copied once more, and",
-    "the old one goes to the journal. Gloo on two cores takes a large part of the step of an MLP, whose gradients have as",
-    "many numbers as its matrices. Images from a folder are decoded on the cores that compute: both threads of a step wait",
-    "where the worker has taken one of their cores. Arrays without workers keep 95%.",
+    "**What falls short.** A table in a file costs more than 5% where a step is short: every row is copied once",
+    "more, and the old one goes to the journal. Gloo on two cores takes a large part of the step of an MLP, whose",
+    "gradients have as many numbers as its matrices. Images from a folder are decoded on the cores that compute.",
+    "Arrays without workers keep 95%.",
 )
 
 
