@@ -55,7 +55,10 @@ def ranks(found: dict[str, Any]) -> list[str]:
 
 
 def stores(found: dict[str, Any]) -> list[str]:
-    lines = ["| over a dense table | all steps | first visit of a row | every row journaled |", "|---|---|---|---|"]
+    lines = [
+        "| over a dense table | all steps | first visit of a row | every row journaled | between |",
+        "|---|---|---|---|---|",
+    ]
     for size in found["sizes"]:
         for name, store in size["stores"].items():
             if name != "device":

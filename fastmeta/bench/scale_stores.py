@@ -16,6 +16,10 @@ from fastmeta.losses import HostTable, MmapTable
 #: classes, rows: each table some ten MB, all of whose rows are visited twice
 SIZES = ((21_841, 1_024), (1_000, 5_120))
 _MOST = 10**6
+#: epochs from one checkpoint to the next: in the first of them old rows are journaled
+_PERIOD = 3
+#: of a step: its rows were never written, are overwritten for the first time since a checkpoint, or were so before
+PHASES = ("first visit", "journaled", "between")
 
 
 def measure(seconds: float, device: str = "cpu") -> dict[str, Any]:
@@ -41,10 +45,11 @@ def _size(classes: int, rows: int, seconds: float, device: str) -> dict[str, Any
         epoch = learners["device"].batches
         while time.perf_counter() < end or len(phases) < epoch + 10:
             done = len(phases)
-            if done % epoch == 0 and done:  # as behind each epoch: the journal begins anew
+            number, begins = done // epoch, done % epoch == 0
+            if begins and number % _PERIOD == 1:
                 for name, learner in learners.items():
                     saves[name].append(learner.checkpoint()[1])
-            phases.append("first visit" if done < epoch else "journaled")
+            phases.append(PHASES[0] if number == 0 else PHASES[1] if number % _PERIOD == 1 else PHASES[2])
             turn = done % len(names)
             for name in (*names[turn:], *names[:turn]):
                 times[name].append(learners[name]())
@@ -55,7 +60,7 @@ def _size(classes: int, rows: int, seconds: float, device: str) -> dict[str, Any
 def _store(own: list[float], device: list[float], phases: list[str], saves: list[float]) -> dict[str, Any]:
     pairs = [(phase, a, b) for phase, a, b in zip(phases, own, device, strict=True)][3:]
     over = {}
-    for phase in ("first visit", "journaled"):
+    for phase in PHASES:
         some = [a / b for at, a, b in pairs if at == phase]
         over[phase] = median(some) - 1 if some else None
     return {
@@ -82,8 +87,7 @@ def told(result: dict[str, Any]) -> str:
             f"{size['rows']:,} rows × {size['classes']:,}",
             "step ms",
             "over %",
-            "first visit %",
-            "journaled %",
+            *(f"{phase} %" for phase in PHASES),
         )
         lines.append(table(head, rows))
     return "\n\n".join(lines)
