@@ -89,10 +89,12 @@ class FetchedHead(LabelHead):
         labels, index, counters = self.labels, self.index, self.labels.counters()
         before = [t.clone() for t in counters]
         move = LabelMove(scale, label_lr, self.weight, unique, next(iter(counters), None))
-        new, step = labels.step_at(self.value, index, self.targets, logits, u, move)
+        old_rows = self.value
+        new, step = labels.step_at(old_rows, index, self.targets, logits, u, move)
 
+        # it must not hold the head, which holds it: rows would stay until somebody collects garbage
         def undo(keep: Tensor | None = None) -> None:
-            labels.put(index, self.value if keep is None else torch.where(keep, new, self.value))
+            labels.put(index, old_rows if keep is None else torch.where(keep, new, old_rows))
             for t, old in zip(counters, before, strict=True):
                 t.copy_(old if keep is None else torch.where(keep, t, old))
 
