@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from fastmeta.data import InputError, Splits
 from fastmeta.distributed import Ranks
-from fastmeta.methods import METHODS
 from fastmeta.training.config import TrainConfig
 
 _WAY = "run it in one process"
@@ -20,8 +19,6 @@ def check(config: TrainConfig, ranks: Ranks) -> None:
         raise InputError(
             f"method {config.method} does not train on several ranks: {config.method_class().not_on_ranks}; {_WAY}"
         )
-    if config.baseline_names() and "ranks" not in METHODS["onehot"].supports:
-        raise InputError(f"baselines={config.baselines} do not train on several ranks; {_WAY}")
     if config.labels.searches:
         raise InputError(
             f"labels.label_lr=search is judged by canaries, and {ranks.size} ranks have none; {_WAY}, and name what it "

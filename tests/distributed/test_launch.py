@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from fastmeta.distributed.launch import LaunchError, Place, here, joined, of_this_start, place
+from fastmeta.distributed.launch import LaunchError, Place, here, joined, lost, of_this_start, place
+from fastmeta.training import TrainingError
 
 WHOLE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 WHOLE |= {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -70,3 +71,8 @@ def test_ranks_that_are_started_again_read_nothing_of_the_start_before(tmp_path)
     with pytest.raises(RuntimeError, match="rank 1, 2 did not come"):
         of_this_start(client(), 0, 3, 0.1)
     start(client)
+
+
+def test_a_path_in_an_error_of_ours_makes_no_rank_lost():
+    assert not lost(TrainingError("/data/gloo/x.npy cannot be read"))
+    assert lost(RuntimeError("[../third_party/gloo/pair.cc:534] Connection closed by peer"))

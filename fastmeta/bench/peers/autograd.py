@@ -8,16 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.bench.peers.by_hand import (
-    Tensors,
-    finish,
-    gradient,
-    logits_at,
-    look_ahead,
-    soft_loss,
-    trainable,
-    twice_differentiable,
-)
+from fastmeta.bench.peers.by_hand import Tensors, gradient, in_a_script, logits_at, look_ahead, soft_loss
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Variant
 
@@ -33,15 +24,7 @@ def label_gradient(
 
 
 def build(problem: Problem) -> Variant:
-    model, table = problem.model(), problem.labels().label_logits
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
+    def grad(model: nn.Module, params: Tensors, buffers: Tensors, label: Tensor) -> Tensor:
+        return label_gradient(problem, model, params, buffers, label, problem.x, problem.x_meta)
 
-    def step() -> None:
-        label = table[problem.index].requires_grad_()
-        params = trainable(model)
-        buffers = {k: b.clone() for k, b in model.named_buffers()}
-        with problem.precision(), twice_differentiable():
-            grad = label_gradient(problem, model, params, buffers, label, problem.x, problem.x_meta)
-            table[problem.index] = finish(problem, model, optimizer, label, grad)
-
-    return Variant(step, model, table)
+    return in_a_script(problem, grad)

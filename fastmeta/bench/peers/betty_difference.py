@@ -12,10 +12,9 @@ gradients in l ask for a forward each, and for no backward through the network.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastmeta.bench.peers.by_hand import Tensors, finish, gradient, logits_at, look_ahead, soft_loss, trainable
+from fastmeta.bench.peers.by_hand import Tensors, in_a_script, logits_at, meta_gradient, soft_loss
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Variant
 
@@ -24,33 +23,19 @@ DISTANCE = 0.01
 
 
 def build(problem: Problem) -> Variant:
-    model, table = problem.model(), problem.labels().label_logits
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
-
-    def step() -> None:
-        label = table[problem.index].requires_grad_()
-        params = trainable(model)
-        buffers = {k: b.clone() for k, b in model.named_buffers()}
-        theta = {k: p.detach() for k, p in params.items()}
+    def grad(model: nn.Module, params: Tensors, buffers: Tensors, label: Tensor) -> Tensor:
+        theta, g = meta_gradient(problem, model, params, buffers, label)
 
         def label_grad_at(weights: Tensors) -> Tensor:
             with torch.no_grad():
                 logits = logits_at(problem, model, weights, buffers, problem.x)
             return torch.autograd.grad(soft_loss(logits, label), label)[0]
 
-        with problem.precision():
-            loss = soft_loss(logits_at(problem, model, params, buffers, problem.x), label.detach())
-            star = look_ahead(theta, gradient(loss, params), problem.lr)
-            star = {k: p.requires_grad_() for k, p in star.items()}
-            meta_loss = F.cross_entropy(logits_at(problem, model, star, buffers, problem.x_meta), problem.y_meta)
-            g = gradient(meta_loss, star)
-            norm = torch.stack([t.norm() for t in g.values() if t is not None]).norm()
-            eps = DISTANCE / norm
-            ahead, behind = (
-                label_grad_at({k: p if (t := g[k]) is None else p + sign * eps * t for k, p in theta.items()})
-                for sign in (1, -1)
-            )
-            grad = (ahead - behind) * (-problem.lr / (2 * eps))
-            table[problem.index] = finish(problem, model, optimizer, label, grad)
+        eps = DISTANCE / torch.stack([t.norm() for t in g.values() if t is not None]).norm()
+        ahead, behind = (
+            label_grad_at({k: p if (t := g[k]) is None else p + sign * eps * t for k, p in theta.items()})
+            for sign in (1, -1)
+        )
+        return (ahead - behind) * (-problem.lr / (2 * eps))
 
-    return Variant(step, model, table, exact=False)
+    return in_a_script(problem, grad, exact=False, twice=False)

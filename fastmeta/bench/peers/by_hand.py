@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.bench.step_problem import Problem
+from fastmeta.bench.step_variant import Variant
 
 Tensors = dict[str, Tensor]
+#: of a model, its parameters and buffers by name, and label logits (n, C): the gradient of these (n, C)
+LabelGradient = Callable[[nn.Module, Tensors, Tensors, Tensor], Tensor]
 
 
 def soft_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -54,3 +58,32 @@ def gradient(loss: Tensor, params: Mapping[str, Tensor], *, create_graph: bool =
 def twice_differentiable() -> AbstractContextManager[Any]:
     """Fused attention has neither a double backward nor a forward derivative; who needs one enters this."""
     return sdpa_kernel(SDPBackend.MATH)
+
+
+def meta_gradient(
+    problem: Problem, model: nn.Module, params: Tensors, buffers: Tensors, label: Tensor
+) -> tuple[Tensors, dict[str, Tensor | None]]:
+    """theta, detached, and g = grad L_meta(theta*), Eqs. (3), (4), by first derivatives alone."""
+    theta = {k: p.detach() for k, p in params.items()}
+    loss = soft_loss(logits_at(problem, model, params, buffers, problem.x), label.detach())
+    star = {k: p.requires_grad_() for k, p in look_ahead(theta, gradient(loss, params), problem.lr).items()}
+    meta_loss = F.cross_entropy(logits_at(problem, model, star, buffers, problem.x_meta), problem.y_meta)
+    return theta, gradient(meta_loss, star)
+
+
+def in_a_script(problem: Problem, label_gradient: LabelGradient, *, exact: bool = True, twice: bool = True) -> Variant:
+    """A step around `label_gradient`, which is given label logits that require a gradient.
+
+    `twice` says whether it needs :func:`twice_differentiable`.
+    """
+    model, table = problem.model(), problem.labels().label_logits
+    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
+
+    def step() -> None:
+        label = table[problem.index].requires_grad_()
+        buffers = {k: b.clone() for k, b in model.named_buffers()}
+        with problem.precision(), twice_differentiable() if twice else nullcontext():
+            grad = label_gradient(model, trainable(model), buffers, label)
+            table[problem.index] = finish(problem, model, optimizer, label, grad)
+
+    return Variant(step, model, table, exact=exact)

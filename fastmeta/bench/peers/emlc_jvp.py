@@ -12,47 +12,25 @@ are made of (theirs by a teacher network, here softmax of label logits) goes on 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastmeta.bench.peers.by_hand import (
-    Tensors,
-    finish,
-    gradient,
-    logits_at,
-    look_ahead,
-    soft_loss,
-    trainable,
-    twice_differentiable,
-)
+from fastmeta.bench.peers.by_hand import Tensors, in_a_script, logits_at, meta_gradient
 from fastmeta.bench.step_problem import Problem
 from fastmeta.bench.step_variant import Variant
 
 
 def build(problem: Problem) -> Variant:
-    model, table = problem.model(), problem.labels().label_logits
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
+    def grad(model: nn.Module, params: Tensors, buffers: Tensors, label: Tensor) -> Tensor:
+        theta, found = meta_gradient(problem, model, params, buffers, label)
+        g = {k: torch.zeros_like(theta[k]) if t is None else t for k, t in found.items()}
 
-    def step() -> None:
-        label = table[problem.index].requires_grad_()
-        params = trainable(model)
-        buffers = {k: b.clone() for k, b in model.named_buffers()}
-        theta = {k: p.detach() for k, p in params.items()}
-        with problem.precision(), twice_differentiable():
-            loss = soft_loss(logits_at(problem, model, params, buffers, problem.x), label.detach())
-            star = look_ahead(theta, gradient(loss, params), problem.lr)
-            star = {k: p.requires_grad_() for k, p in star.items()}
-            meta_loss = F.cross_entropy(logits_at(problem, model, star, buffers, problem.x_meta), problem.y_meta)
-            g = {k: torch.zeros_like(theta[k]) if t is None else t for k, t in gradient(meta_loss, star).items()}
+        def log_q(weights: Tensors) -> Tensor:
+            inside = {k: b.clone() for k, b in buffers.items()}  # jvp lets nothing from outside be written into
+            return logits_at(problem, model, weights, inside, problem.x).log_softmax(-1)
 
-            def log_q(weights: Tensors) -> Tensor:
-                inside = {k: b.clone() for k, b in buffers.items()}  # jvp lets nothing from outside be written into
-                return logits_at(problem, model, weights, inside, problem.x).log_softmax(-1)
+        with torch.no_grad():
+            pull = torch.func.jvp(log_q, (theta,), (g,))[1]
+        scaled = pull.to(label.dtype) * (problem.lr / len(label))
+        return torch.autograd.grad(label.softmax(-1), label, scaled)[0]
 
-            with torch.no_grad():
-                pull = torch.func.jvp(log_q, (theta,), (g,))[1]
-            scaled = pull.to(label.dtype) * (problem.lr / len(label))
-            (grad,) = torch.autograd.grad(label.softmax(-1), label, scaled)
-            table[problem.index] = finish(problem, model, optimizer, label, grad)
-
-    return Variant(step, model, table)
+    return in_a_script(problem, grad)
