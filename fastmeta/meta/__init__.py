@@ -7,10 +7,11 @@ from fastmeta.meta.epoch import EpochLookahead, EpochResult
 from fastmeta.meta.gradient import LabelGradient, MetaGradient, label_gradient, meta_gradient
 from fastmeta.meta.graph_memory import OutOfMemory, Saved, graph_bytes
 from fastmeta.meta.inputs import InputTransform
-from fastmeta.meta.result import StepResult, Totals
+from fastmeta.meta.result import Distance, StepResult, Totals
 from fastmeta.meta.step import MetaStep
 
 __all__ = [
+    "Distance",
     "EpochLookahead",
     "EpochResult",
     "InputTransform",

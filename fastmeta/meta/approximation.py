@@ -75,3 +75,6 @@ class Approximation:
 
 
 EXACT = Approximation("exact")
+
+
+EXACT = Approximation("exact")

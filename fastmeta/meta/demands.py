@@ -15,6 +15,7 @@ from fastmeta.distributed import Ranks
 from fastmeta.functional.fsdp_units import is_dtensor, is_sharded, local
 from fastmeta.losses import LearnableLoss
 from fastmeta.meta.approximation import Approximation
+from fastmeta.meta.tangents import TangentChoice
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, name: str = "optimizer") -> None:
@@ -89,15 +90,24 @@ def check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         )
 
 
-def approximation_of(approx: str | None, loss: LearnableLoss) -> Approximation:
-    """What `approx` stands for; a ValueError where it trains on the loss of before, and `loss` has none."""
+def approximation_of(
+    approx: str | None, loss: LearnableLoss, tangent: TangentChoice
+) -> tuple[Approximation, TangentChoice]:
+    """What `approx` stands for, and the tangent that it takes.
+
+    ValueError where it trains on the loss of before, and `loss` has none, and for a tangent that it does not take.
+    """
     parsed = Approximation.parse(approx)
     if loss.for_one_step and parsed.kind in ("delayed", "every"):
         raise ValueError(
             f"approx={approx!r} trains on the loss of an earlier step, and {type(loss).__name__} is made anew in each; "
             "take None, 'last:L' or 'difference'"
         )
-    return parsed
+    if parsed.kind != "difference":
+        return parsed, tangent
+    if tangent not in ("auto", "difference"):
+        raise ValueError(f"approx='difference' makes the tangent by differences, got tangent={tangent!r}")
+    return parsed, "difference"
 
 
 def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

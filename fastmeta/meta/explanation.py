@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmeta.functional.network import Network
+from fastmeta.meta.distance import DistanceWatch
 from fastmeta.meta.engines.traced import GraphStep
 from fastmeta.meta.lookahead import LookAheadChoice
 
@@ -20,6 +21,7 @@ def explanation(
     network: Network | None,
     graphs: GraphStep | None,
     untraced: str,
+    watch: DistanceWatch,
 ) -> str:
     """One line each on labels, look-ahead, tangent, approximation, batches, graphs and steps."""
     plan = step.plan
@@ -55,6 +57,7 @@ def explanation(
             f"look-ahead: {look}",
             f"tangent:    {tangent}",
             f"approx:     {step.approx}{layers}",
+            *([] if watch.every is None else [f"watched:    {watch}"]),
             f"batches:    {batches}",
             f"compiled:   {graph}",
             f"steps:      {step.steps}, of which not finite and skipped: {int(step.nonfinite_steps)}",

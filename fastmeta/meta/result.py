@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of an approximate step from the exact one, see :mod:`fastmeta.meta.distance`: 0-d float64 tensors on the device.
+
+    NaN where e is zero; where a is zero and e is not, the cosine is 0. All ranks have the same.
+    """
+
+    cosine: Tensor  #: <a, e> / (|a| |e|)
+    length: Tensor  #: |a| / |e|
+    error: Tensor  #: |a - e| / |e|
 
 
 @dataclass
@@ -21,6 +33,8 @@ class StepResult:
     label_grad_norm: Tensor  #: 0-d, Euclidean norm of the label gradient of the batch
     skipped: Tensor  #: 0-d int32, rows with a NaN, an infinity or an index out of range, whose labels did not move
     finite: Tensor  #: 0-d bool; where False the step moved neither parameters, labels nor buffers
+    #: of an approximate step from the exact one, where this one was watched (`watch_every`)
+    distance: Distance | None = field(default=None, init=False)
 
 
 class Totals(Protocol):

@@ -24,6 +24,7 @@ def check_sharded(
     tangent: str,
     micro_batch: Any,
     approx: str | None,
+    watch_every: Any,
 ) -> None:
     """Raise a ValueError for what a step cannot do with a model that is sharded; nothing has moved."""
     if not is_sharded(model):
@@ -35,6 +36,7 @@ def check_sharded(
         "micro_batch": micro_batch is not None,
         f"tangent={tangent!r}": tangent not in ("auto", "forward"),
         f"approx={approx!r}": approx == "difference",
+        "watch_every": watch_every is not None,
     }
     for name, asked in refused.items():
         if asked:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -20,6 +21,7 @@ from fastmeta.functional.optimizers import drop_grads
 from fastmeta.functional.sharded_network import network_of
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import Labels, LearnableLoss, Move
+from fastmeta.losses.head import Head
 from fastmeta.meta.demands import (
     approximation_of,
     check_choice,
@@ -30,6 +32,7 @@ from fastmeta.meta.demands import (
     learned_by,
     most_rows,
 )
+from fastmeta.meta.distance import watch_of
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
@@ -40,11 +43,12 @@ from fastmeta.meta.gradient import check_batch, check_loss
 from fastmeta.meta.graph_memory import explained
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.label_rate import LabelRate
-from fastmeta.meta.lookahead import LookAhead, LookAheadChoice, Rate
+from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.micro import Cut, check_pieces, fits
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
 from fastmeta.meta.sharded_demands import check_sharded
+from fastmeta.meta.step_given import Given
 from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent, tried_by_all
 
 
@@ -81,6 +85,8 @@ class MetaStep:
             CUDA. What has no faithful graph runs eagerly, with a warning.
         approx: None is exact. ``"delayed"``, ``"every:k"``, ``"last:L"`` and ``"difference"`` are cheaper and change
             what is computed: see :mod:`fastmeta.meta.approximation`.
+        watch_every: with `approx`, steps from one look at its distance from the exact step to the next: None for none.
+            ``StepResult.distance`` has it then, see :mod:`fastmeta.meta.distance`; the training is the same, bitwise.
         transform: makes network input of `x` and `x_meta` inside the step: see :class:`fastmeta.meta.InputTransform`.
         totals: sums over steps on the device, as part of the step: see :class:`fastmeta.meta.Totals`.
         micro_batch: the most rows whose graphs are held at once, train and meta; None holds all.
@@ -109,6 +115,7 @@ class MetaStep:
         own_rows: bool = False,
         compile: CompileMode = "off",
         approx: str | None = None,
+        watch_every: int | None = None,
         transform: InputTransform | None = None,
         totals: Totals | None = None,
         micro_batch: int | None = None,
@@ -120,7 +127,7 @@ class MetaStep:
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         check_optimizer(optimizer)
         self._ranks, self.own_rows = Ranks(process_group), own_rows
-        check_sharded(model, optimizer, self._ranks, compile, tangent, micro_batch, approx)
+        check_sharded(model, optimizer, self._ranks, compile, tangent, micro_batch, approx, watch_every)
         check_parameters(model, optimizer)
         check_loss(loss)
         check_loss_optimizer(loss, loss_optimizer, model)
@@ -131,23 +138,16 @@ class MetaStep:
         self.model, self.loss, self.loss_optimizer = model, loss, loss_optimizer
         self.optimizer = optimizer
         self._rate = LabelRate(label_lr, label_step, loss, self._ranks, own_rows)
-        self.tangent: TangentChoice = tangent
-        self.logits_of = logits_of
-        self.unique_index = unique_index
+        self.logits_of, self.unique_index, self.on_grad = logits_of, unique_index, on_grad
+        self.transform, self.totals = transform, totals
         self._cut = Cut(max_rows, per_row, per_row if per_row_meta is None else per_row_meta)
-        self.on_grad = on_grad
         self.plan: TangentPlan | None = None
         self.steps = 0
-        self.totals = totals
-        self.transform = transform
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
         self._lookahead = LookAhead(lookahead, optimizer)
         self.compile: CompileMode = compile
-        self.approx = approximation_of(approx, loss)
-        if self.approx.kind == "difference":
-            if tangent not in ("auto", "difference"):
-                raise ValueError(f"approx='difference' makes the tangent by differences, got tangent={tangent!r}")
-            self.tangent = "difference"
+        self.approx, self.tangent = approximation_of(approx, loss, tangent)
+        self._watch = watch_of(watch_every, self.approx, self.tangent, loss, self._ranks, own_rows)
         self._graphs: GraphStep | None = None
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
         self._doubts = Doubts()
@@ -176,32 +176,37 @@ class MetaStep:
         with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
             rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), len(train[1]))
-            if self.compile != "off" and not self._untraced and plan.tried:
-                try:
-                    return self._graph_step(network, plan, rates, train, meta, weight)
-                except Unsettled:
-                    pass
-                except TooManyGraphs as error:
-                    self._warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", 2)
-                except Untraceable as error:
-                    self._untraced = str(error)
-                    self._warn(f"compile={self.compile!r}: the step runs eagerly: {error}", 2)
-            x, x_meta = self._network_inputs(train[0], meta[0])
-            result = self._eager_step(network, plan, rates, (x, train[1]), (x_meta, meta[1]), weight)
-            if self.totals is not None:
-                given = self.loss.given(train[1])
-                self.totals.values.copy_(self.totals.added(self.totals.values, result, given))
+            given = Given(network, plan, rates, train, meta, weight)
+            if not self._watch.covers(self.steps):
+                return self._step(given)
+            distance = self._watch.look(*self._eagerly(given), self.steps, partial(self._warn, level=4))
+            result = self._step(given)
+            result.distance = distance
             return result
 
-    def _eager_step(
-        self,
-        network: Network,
-        plan: TangentPlan,
-        rates: tuple[Rate | None, Rate | None],
-        train: tuple[Any, Tensor],
-        meta: tuple[Any, Tensor],
-        weight: Tensor | None,
-    ) -> StepResult:
+    def _step(self, given: Given) -> StepResult:
+        if self.compile != "off" and not self._untraced and given.plan.tried:
+            try:
+                return self._graph_step(given)
+            except Unsettled:
+                pass
+            except TooManyGraphs as error:
+                self._warn(f"compile={self.compile!r}: this batch runs eagerly: {error}", 3)
+            except Untraceable as error:
+                self._untraced = str(error)
+                self._warn(f"compile={self.compile!r}: the step runs eagerly: {error}", 3)
+        engine, head, move = self._eagerly(given)
+        result = engine.step(head(), move, moves=self._loss_moves())
+        self._count(result)
+        if self.totals is not None:
+            targets = self.loss.given(given.train[1])
+            self.totals.values.copy_(self.totals.added(self.totals.values, result, targets))
+        return result
+
+    def _eagerly(self, given: Given) -> tuple[EagerEngine, Callable[[], Head], Move]:
+        """What takes a step on these batches eagerly, what makes a head of the loss for it, and how the loss moves."""
+        network, plan, rates, (x, index), (x_meta, y_meta), weight = given
+        x, x_meta = self._network_inputs(x, x_meta)
         engine = (ShardedEngine if network.sharded else EagerEngine)(
             network=network,
             optimizer=self.optimizer,
@@ -213,19 +218,16 @@ class MetaStep:
             doubts=self._doubts,
             cut=self._cut,
             num_classes=self.loss.num_classes,
-            train=train,
-            meta=meta,
+            train=(x, index),
+            meta=(x_meta, y_meta),
             weight=weight,
             on_grad=self.on_grad,
             choose_plan=self._choose_plan,
             new_plan=self._take_plan,
         )
         learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
-        head = self.loss.head(train[1], train[0], weight, learned)
-        move = Move(self._ranks, *rates, self.unique_index, self.loss_optimizer, self.own_rows)
-        result = engine.step(head, move, moves=self._loss_moves())
-        self._count(result)
-        return result
+        head = partial(self.loss.head, index, x, weight, learned)
+        return engine, head, Move(self._ranks, *rates, self.unique_index, self.loss_optimizer, self.own_rows)
 
     def _take_plan(self, plan: TangentPlan) -> None:
         self.plan = plan
@@ -265,15 +267,8 @@ class MetaStep:
         """The loss: of label families another name."""
         return self.loss
 
-    def _graph_step(
-        self,
-        network: Network,
-        plan: TangentPlan,
-        rates: tuple[Rate | None, Rate | None],
-        train: tuple[Any, Tensor],
-        meta: tuple[Any, Tensor],
-        weight: Tensor | None,
-    ) -> StepResult:
+    def _graph_step(self, given: Given) -> StepResult:
+        network, plan, rates, train, meta, weight = given
         gathers = self._ranks.size > 1 and not self.own_rows and isinstance(self.loss, Labels) and self.loss.by_row
         refuse_graph(plan, self.on_grad, whole=fits(train, meta, self.micro_batch), gathers=gathers)
         if self._graphs is None or self._graphs.network is not network:
@@ -373,6 +368,7 @@ class MetaStep:
             network=self._network,
             graphs=self._graphs,
             untraced=self._untraced,
+            watch=self._watch,
         )
 
     def __repr__(self) -> str:
@@ -386,15 +382,16 @@ class MetaStep:
             "plan": None if self.plan is None else asdict(self.plan),
             "steps": self.steps,
             "nonfinite_steps": int(self.nonfinite_steps),
-        }
+        } | self._watch.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue as the step that gave `state`: same label rate, same kind of tangent."""
-        if missing := self.state_dict().keys() - state.keys():
+        if missing := self.state_dict().keys() - state.keys() - {"watched"}:
             raise ValueError(f"this is not the state of a MetaStep: it lacks {', '.join(sorted(missing))}")
         self.label_lr = state["label_lr"]
         self._rate.load_state_dict(state["label_step"])
         self.plan = None if state["plan"] is None else TangentPlan(**state["plan"])
         self._planned = None
+        self._watch.load_state_dict(state)
         self.steps = state["steps"]
         self.nonfinite_steps.fill_(state["nonfinite_steps"])

@@ -42,7 +42,7 @@ from fastmeta.meta.tangents import TangentPlan
 CompileMode = Literal["off", "trace", "full"]
 
 Graph = Callable[..., Sequence[Tensor]]
-_RESULTS = len(fields(StepResult))
+_RESULTS = len([f for f in fields(StepResult) if f.init])  # but for what is measured outside of the graph
 
 
 def _channels_last(x: Any) -> Any:
