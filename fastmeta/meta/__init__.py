@@ -9,6 +9,7 @@ from fastmeta.meta.graph_memory import OutOfMemory, Saved, graph_bytes
 from fastmeta.meta.inputs import InputTransform
 from fastmeta.meta.result import Distance, StepResult, Totals
 from fastmeta.meta.step import MetaStep
+from fastmeta.meta.window_gradient import window_gradient
 
 __all__ = [
     "Distance",
@@ -25,4 +26,5 @@ __all__ = [
     "graph_bytes",
     "label_gradient",
     "meta_gradient",
+    "window_gradient",
 ]

@@ -110,8 +110,10 @@ def approximation_of(
     return parsed, "difference"
 
 
-def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The parameters of `loss` that `optimizer` moves now, by name: those that require a gradient."""
+def learned_by(loss: LearnableLoss, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor] | None:
+    """The parameters of `loss` that `optimizer` moves now, by name: those that require a gradient. None without one."""
+    if optimizer is None:
+        return None
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return {name: p for name, p in loss.learned().items() if id(p) in held}
 
@@ -161,7 +163,7 @@ def check_loss_optimizer(loss: LearnableLoss, optimizer: torch.optim.Optimizer |
         )
     check_optimizer(optimizer, "loss_optimizer")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    learned = learned_by(loss, optimizer)
+    learned = learned_by(loss, optimizer) or {}
     if not learned:
         raise ValueError(f"loss_optimizer moves no parameter of {name}; build it from loss.parameters()")
     if strange := len(held - {id(p) for p in loss.parameters()}):

@@ -170,7 +170,7 @@ class EpochLookahead:
         rows of a :class:`fastmeta.LabelTable` of your own move as they come.
         """
         began = time.perf_counter()
-        learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
+        learned = learned_by(self.loss, self.loss_optimizer)
         eta = self.eta if self.loss.moves_itself else None
         how = Move(self._ranks, eta, optimizer=self.loss_optimizer, own_rows=self.own_rows)
         move = self.loss.over_epoch(how, learned)

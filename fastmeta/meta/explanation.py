@@ -34,6 +34,8 @@ def explanation(
         "sgd": "plain SGD at the optimizer's current learning rate (Eq. 3)",
         "optimizer": "the optimizer's own step, with its momentum and weight decay",
     }.get(str(lookahead), f"plain SGD at the fixed rate {lookahead}")
+    if step.lookahead_steps > 1:
+        look = f"{step.lookahead_steps} steps of {look}"
     rate = "" if step.label_lr is None else f"{step.label_lr:g}"
     if label_step is not None:
         rate += f"{' now, ' if rate else ''}set in each step so that a visit moves a label by {label_step:g}"

@@ -89,17 +89,20 @@ class LabelRate:
             return rows
         return int(self._ranks.sum(torch.tensor(rows, device=self.loss.device)))
 
-    def of_step(self, lookahead: LookAhead, moving: Callable[[], Tensors], n: int) -> tuple[Rate | None, Rate | None]:
+    def of_step(
+        self, lookahead: LookAhead, moving: Callable[[], Tensors], n: int, *others: int
+    ) -> tuple[Rate | None, Rate | None]:
         """The rate as given, and None; where none is given the longest move of a step, and the least norm by which it
         is divided to be eta.
 
-        For a step on `n` rows of this rank whose look-ahead moves the parameters that `moving` gives.
+        For a step on `n` rows of this rank whose look-ahead moves the parameters that `moving` gives; `others` are the
+        rows of its further steps, whose labels move together with these.
         """
         if not self.adapts:
             return self.given, None
         n = n * self._ranks.size
         rate, peak = lookahead.largest_rate(moving()), lookahead.announced_rate()
-        reach = self.loss.reach(n, self._rows)
+        reach = self.loss.reach(n + sum(others) * self._ranks.size, self._rows)
         if isinstance(rate, Tensor) or isinstance(self.largest, Tensor):
             rate = torch.as_tensor(rate, dtype=torch.float64)
             self.largest = torch.maximum(rate, torch.full_like(rate, peak)).clamp(min=self.largest)

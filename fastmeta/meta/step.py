@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,31 +15,22 @@ from torch import Tensor, fx, nn
 
 from fastmeta.distributed import Ranks
 from fastmeta.functional.call import plain
-from fastmeta.functional.fsdp_units import reshard
-from fastmeta.functional.network import Network, Tensors, functional_module, recorded
+from fastmeta.functional.network import Network, Tensors, recorded
 from fastmeta.functional.optimizers import drop_grads
-from fastmeta.functional.sharded_network import network_of
 from fastmeta.functional.turns import TURN
 from fastmeta.losses import Labels, LearnableLoss, Move
 from fastmeta.losses.head import Head
-from fastmeta.meta.demands import (
-    approximation_of,
-    check_choice,
-    check_loss_optimizer,
-    check_optimizer,
-    check_own_rows,
-    check_parameters,
-    learned_by,
-    most_rows,
-)
+from fastmeta.meta.current_network import CurrentNetwork
+from fastmeta.meta.demands import check_parameters, learned_by
 from fastmeta.meta.distance import watch_of
 from fastmeta.meta.doubts import Doubts
 from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
+from fastmeta.meta.engines.several_steps import WindowEngine, together
 from fastmeta.meta.engines.sharded import ShardedEngine, sharded_plan
 from fastmeta.meta.engines.traced import CompileMode, GraphStep, refuse_graph
 from fastmeta.meta.explanation import explanation, headline
-from fastmeta.meta.gradient import check_batch, check_loss
+from fastmeta.meta.gradient import check_meta
 from fastmeta.meta.graph_memory import explained
 from fastmeta.meta.inputs import InputTransform, network_inputs, tensors_of
 from fastmeta.meta.label_rate import LabelRate
@@ -47,9 +38,10 @@ from fastmeta.meta.lookahead import LookAhead, LookAheadChoice
 from fastmeta.meta.micro import Cut, check_pieces, fits
 from fastmeta.meta.result import StepResult, Totals
 from fastmeta.meta.rows import take
-from fastmeta.meta.sharded_demands import check_sharded
+from fastmeta.meta.step_arguments import settled
 from fastmeta.meta.step_given import Given
 from fastmeta.meta.tangents import TangentChoice, TangentPlan, plan_tangent, tried_by_all
+from fastmeta.meta.window import TrainBatch, by_double_vjp, check_window
 
 
 class MetaStep:
@@ -92,6 +84,8 @@ class MetaStep:
         micro_batch: the most rows whose graphs are held at once, train and meta; None holds all.
         per_row: which tensors of an `x` that is no tensor `micro_batch` cuts; None is enough where one has n rows.
         per_row_meta: the same of `x_meta`; None takes `per_row`.
+        lookahead_steps: K above 1 looks K plain SGD steps ahead, on K train batches in one call: the loss moves once by
+            the exact gradient through all of them, then the model takes its K steps. docs/lookahead-steps.md.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other, named at once.
@@ -121,20 +115,25 @@ class MetaStep:
         micro_batch: int | None = None,
         per_row: Any = None,
         per_row_meta: Any = None,
+        lookahead_steps: int = 1,
     ) -> None:
-        functional_module(model, sharded=True)  # raises for what is none
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        check_optimizer(optimizer)
         self._ranks, self.own_rows = Ranks(process_group), own_rows
-        check_sharded(model, optimizer, self._ranks, compile, tangent, micro_batch, approx, watch_every)
+        self.tangent, self.approx, max_rows, self.lookahead_steps = settled(
+            model,
+            loss,
+            optimizer,
+            loss_optimizer,
+            self._ranks,
+            own_rows=own_rows,
+            lookahead=lookahead,
+            tangent=tangent,
+            compile=compile,
+            approx=approx,
+            watch_every=watch_every,
+            micro_batch=micro_batch,
+            lookahead_steps=lookahead_steps,
+        )
         check_parameters(model, optimizer)
-        check_loss(loss)
-        check_loss_optimizer(loss, loss_optimizer, model)
-        check_own_rows(loss, self._ranks, own_rows)
-        max_rows = most_rows(micro_batch)
-        check_choice("tangent", tangent, get_args(TangentChoice))
-        check_choice("compile", compile, get_args(CompileMode))
         self.model, self.loss, self.loss_optimizer = model, loss, loss_optimizer
         self.optimizer = optimizer
         self._rate = LabelRate(label_lr, label_step, loss, self._ranks, own_rows)
@@ -146,7 +145,6 @@ class MetaStep:
         self.nonfinite_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
         self._lookahead = LookAhead(lookahead, optimizer)
         self.compile: CompileMode = compile
-        self.approx, self.tangent = approximation_of(approx, loss, tangent)
         self._watch = watch_of(watch_every, self.approx, self.tangent, loss, self._ranks, own_rows)
         self._graphs: GraphStep | None = None
         self._untraced = ""  # why the step runs eagerly although `compile` asks for more
@@ -154,29 +152,31 @@ class MetaStep:
         self._inexact = ""  # the warning that was given
         #: takes the texts of warnings in the place of Python's, which go to the whole process
         self.on_warning: Callable[[str], None] | None = None
-        self._network: Network | None = None
-        self._network_key: tuple[tuple[int, bool], ...] = ()
+        self._networks = CurrentNetwork()
         self._planned: Any = None  # what `plan` was chosen for; None before the first step
 
-    def __call__(
-        self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor], *, weight: Tensor | None = None
-    ) -> StepResult:
+    def __call__(self, train: Any, meta: tuple[Any, Tensor], *, weight: Any = None) -> StepResult:
         """One step on ``(x, index)`` and ``(x_meta, y_meta)``.
 
         index (n,) rows of the training set; y_meta (m,) classes; both of any integer dtype; weight (n,) optional
-        constant weights of the training loss (both gradients carry them). Raises ValueError for batches that do not fit
-        each other.
+        constant weights of the training loss (both gradients carry them). With `lookahead_steps` train may be a list of
+        so many pairs, and weight one of vectors. Raises ValueError for batches that do not fit each other.
         """
-        train, meta = check_batch(self.loss, train, meta, weight)
-        train, meta = (plain(self.model, train[0]), train[1]), (plain(self.model, meta[0]), meta[1])
+        batches = check_window(self.loss, train, weight, self.lookahead_steps)
+        batches = [b._replace(x=plain(self.model, b.x)) for b in batches]
+        train, weight, meta = batches[0][:2], batches[0].weight, check_meta(self.loss, meta)
+        meta = plain(self.model, meta[0]), meta[1]
         network = self._current_network()
         drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
         turn = TURN if self._ranks.size == 1 else nullcontext()
         with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():
             plan = self._current_plan(network, train, meta)
-            rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), len(train[1]))
+            sizes = [len(b.rows) for b in batches]
+            rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), *sizes)
             given = Given(network, plan, rates, train, meta, weight)
+            if len(batches) > 1:
+                return self._window_step(given, batches)
             if not self._watch.covers(self.steps):
                 return self._step(given)
             distance = self._watch.look(*self._eagerly(given), self.steps, partial(self._warn, level=4))
@@ -197,11 +197,22 @@ class MetaStep:
                 self._warn(f"compile={self.compile!r}: the step runs eagerly: {error}", 3)
         engine, head, move = self._eagerly(given)
         result = engine.step(head(), move, moves=self._loss_moves())
-        self._count(result)
+        return self._told(result, given.train[1])
+
+    def _told(self, result: StepResult, index: Tensor, steps: int = 1) -> StepResult:
+        self._count(result, steps)
         if self.totals is not None:
-            targets = self.loss.given(given.train[1])
-            self.totals.values.copy_(self.totals.added(self.totals.values, result, targets))
+            self.totals.values.copy_(self.totals.added(self.totals.values, result, self.loss.given(index)))
         return result
+
+    def _window_step(self, given: Given, batches: list[TrainBatch]) -> StepResult:
+        network, plan, rates, _, (x_meta, y_meta), _ = given
+        *xs, x_meta = self._network_inputs(*(b.x for b in batches), x_meta)
+        batches = [b._replace(x=x) for b, x in zip(batches, xs, strict=True)]
+        lookahead, learned = self._lookahead.prepare(network.params), learned_by(self.loss, self.loss_optimizer)
+        engine = WindowEngine(network, plan, self.loss, self.optimizer, lookahead, learned, self.on_grad)
+        result = engine.step(batches, (x_meta, y_meta), Move(self._ranks, *rates, optimizer=self.loss_optimizer))
+        return self._told(result, together(batches)[0], len(batches))
 
     def _eagerly(self, given: Given) -> tuple[EagerEngine, Callable[[], Head], Move]:
         """What takes a step on these batches eagerly, what makes a head of the loss for it, and how the loss moves."""
@@ -225,18 +236,17 @@ class MetaStep:
             choose_plan=self._choose_plan,
             new_plan=self._take_plan,
         )
-        learned = None if self.loss_optimizer is None else learned_by(self.loss, self.loss_optimizer)
-        head = partial(self.loss.head, index, x, weight, learned)
+        head = partial(self.loss.head, index, x, weight, learned_by(self.loss, self.loss_optimizer))
         return engine, head, Move(self._ranks, *rates, self.unique_index, self.loss_optimizer, self.own_rows)
 
     def _take_plan(self, plan: TangentPlan) -> None:
         self.plan = plan
 
-    def _count(self, result: StepResult) -> None:
+    def _count(self, result: StepResult, steps: int = 1) -> None:
         if result.finite.is_cuda or not bool(result.finite):
-            self.nonfinite_steps += ~result.finite
+            self.nonfinite_steps += steps * ~result.finite
         self._rate.saw(result)
-        self.steps += 1
+        self.steps += steps
 
     @property
     def micro_batch(self) -> int | None:
@@ -301,17 +311,7 @@ class MetaStep:
         return network_inputs(self.transform, tensors_of(self.transform), *batches)
 
     def _current_network(self) -> Network:
-        """The model as a function; made anew when parameters were frozen, unfrozen or given to the optimizer, and when
-        a module or a parameter was replaced."""
-        if self._network is not None and self._network.sharded:
-            reshard(self.model)
-        optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
-        key = tuple((id(p), p.requires_grad) for p in optimized)
-        if self._network is None or self._network_key != key or not (self._network.whole and self._network.stands()):
-            if self._network is not None:
-                check_parameters(self.model, self.optimizer)
-            self._network, self._network_key = network_of(self.model, optimized, self.logits_of), key
-        return self._network
+        return self._networks(self.model, self.optimizer, self.logits_of)
 
     def _current_plan(self, network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> TangentPlan:
         """The tangent's plan; made anew for other parameters, modes or precision, whose layers may not bear the old."""
@@ -339,7 +339,9 @@ class MetaStep:
         network = self._current_network()
         piece = take(x, slice(0, min(n, self.micro_batch or n)), n, self._cut.per_row)
         moved = list(self._moving(network).values())
-        plan = tried_by_all(plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent), self._ranks)
+        with by_double_vjp(self.lookahead_steps):
+            plan = plan_tangent(Network(self.model, moved, self.logits_of), piece, self.tangent)
+        plan = tried_by_all(plan, self._ranks)
         if plan.warning and plan.warning != self._inexact:
             self._inexact = plan.warning
             self._warn(plan.warning, 4)
@@ -365,7 +367,7 @@ class MetaStep:
             self,
             lookahead=self._lookahead.choice,
             label_step=self._rate.step if self._rate.adapts else None,
-            network=self._network,
+            network=self._networks.last,
             graphs=self._graphs,
             untraced=self._untraced,
             watch=self._watch,

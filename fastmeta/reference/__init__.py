@@ -20,6 +20,7 @@ from fastmeta.reference.method import (
     meta_gradient,
     meta_step,
     plain_step,
+    window_gradient,
 )
 from fastmeta.reference.operations import (
     class_label_step,
@@ -67,4 +68,5 @@ __all__ = [
     "soft_cross_entropy_hvp",
     "soft_cross_entropy_label_grad",
     "target_margin",
+    "window_gradient",
 ]

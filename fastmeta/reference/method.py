@@ -5,8 +5,9 @@ Nothing of the caller's moves, but by :func:`meta_step` and :func:`plain_step`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -210,6 +211,47 @@ def meta_gradient(
     step = _LookAhead(model, x, lookahead, logits_of, create_graph=True)(loss_of, phi, weight)
     meta_loss, g = step.meta_loss(x_meta, y_meta)
     return ReferenceMetaGradient(step.pull(g, phi), step.loss.detach(), meta_loss, step.logits.detach())
+
+
+def _logits(model: nn.Module, x: Any, logits_of: Callable[[Any], Tensor]) -> Tensor:
+    return logits_of(call_model(model, x))
+
+
+def window_gradient(
+    model: nn.Module,
+    losses: Sequence[LossOf],
+    phi: Params,
+    xs: Sequence[Any],
+    x_meta: Any,
+    y_meta: Tensor,
+    *,
+    lookahead: SGDState,
+    weights: Sequence[Tensor | None] | None = None,
+    logits_of: Callable[[Any], Tensor] = pick_logits,
+) -> ReferenceMetaGradient:
+    """d L_meta(theta_K) / d phi by autograd through K look-ahead steps on K train batches, unrolled.
+
+        theta_{k+1} = theta_k - SGD step along (1/n) sum_i grad_theta weight_ki l_ki(theta_k, phi)        k < K
+
+    ``losses[k](phi, logits)`` gives the loss (n,) of each row of batch k; all see the same phi. The logits are those of
+    the look-ahead, (K n, C), and the train loss is the mean over the K batches. BatchNorm uses batch statistics in
+    training mode; nothing of the model's moves. For models without random layers and without checkpointing.
+    """
+    phi = {k: t.detach().clone().requires_grad_() for k, t in phi.items()}
+    params, buffers = _split(model)
+    logits, means = [], []
+    for k, (loss_of, x) in enumerate(zip(losses, xs, strict=True)):
+        z = _run(model, params, buffers, partial(_logits, model, x, logits_of))
+        loss = _weighted_mean(loss_of(phi, z), None if weights is None else weights[k])
+        params, momentum = lookahead.update(params, _grads(loss, params, create_graph=True))
+        lookahead = replace(lookahead, buffers={**(lookahead.buffers or {}), **momentum})
+        logits.append(z.detach())
+        means.append(loss.detach())
+    z_meta = _run(model, params, buffers, partial(_logits, model, x_meta, logits_of))
+    meta_loss = nn.functional.cross_entropy(z_meta, y_meta)
+    grads = torch.autograd.grad(meta_loss, list(phi.values()), allow_unused=True)
+    found = {k: t for k, t in zip(phi, grads, strict=True) if t is not None}
+    return ReferenceMetaGradient(found, torch.stack(means).mean(), meta_loss.detach(), torch.cat(logits))
 
 
 def label_gradient(
