@@ -15,6 +15,7 @@ from fastmeta._text import printable
 from fastmeta.cli import stdout_to_nowhere
 from fastmeta.report.numbers import percent, plain
 from fastmeta.report.result_table import result_table, title
+from fastmeta.training.distances import KEYS
 from fastmeta.training.finetune import plain_steps as finetune_steps
 from fastmeta.training.finetune import steps_of
 from fastmeta.training.label_moves import moves, steps_per_move
@@ -72,6 +73,7 @@ class ConsoleListener(Listener):
         self._task: Any = None
         self._config: TrainConfig | None = None  # until the expected end has been told
         self._device = ""
+        self._cosine = ""  # to the exact step, of the last epoch in which somebody looked
         self._first: tuple[int, float] | None = None  # the first step of this process, and when it was taken
         self._began = time.monotonic()
 
@@ -107,6 +109,7 @@ class ConsoleListener(Listener):
         return self._progress is not None
 
     def stage(self, stage: Stage) -> None:
+        self._cosine = ""
         if self._progress is not None:
             name = escape(title(stage.name))
             self._task = self._progress.add_task(name, total=stage.total, completed=stage.step, figures="")
@@ -177,6 +180,11 @@ class ConsoleListener(Listener):
         if record.get("canaries_put_right") is not None:
             figures += f" canaries +{percent(record['canaries_put_right'], 0)}"
             figures += f" −{percent(record['canaries_spoiled'], 0)}%"
+        if (cosine := record.get(KEYS["cosine"])) is not None:
+            self._cosine = f" cosine {cosine:.2f}"
+            if record[KEYS["looks"]] > 1:
+                self._cosine += f" (worst {record[KEYS['least']]:.2f})"
+        figures += self._cosine
         if self._progress is not None:
             self._progress.update(self._task, figures=figures)
         else:

@@ -52,6 +52,8 @@ def has(method: type[Method], key: str) -> bool:
         return own in {f.name for f in dataclasses.fields(method.Config)}
     if key in _SUPPORTED:
         return key in method.supports
+    if key == "watch_every":
+        return "approx" in method.supports
     if table != "labels":
         return True
     if own == "canaries":

@@ -51,6 +51,11 @@ class Approximation:
             "difference": "the tangent is a difference",
         }[self.kind]
 
+    @property
+    def period(self) -> int:
+        """Steps after which it begins anew: 1, and k of "every:k"."""
+        return self.number if self.kind == "every" else 1
+
     def moving(self, network: Network) -> list[str]:
         """Names of the parameters that theta* moves: all, or those of the last L modules that own trained ones.
 

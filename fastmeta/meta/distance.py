@@ -108,7 +108,7 @@ class DistanceWatch:
         self, every: int | None, approx: Approximation, loss: LearnableLoss, ranks: Ranks, own_rows: bool
     ) -> None:
         self.every, self.approx, self.loss, self.ranks = every, approx, loss, ranks
-        self.period = approx.number if approx.kind == "every" else 1
+        self.period = approx.period
         self.by_row = isinstance(loss, Labels) and loss.by_row
         #: whether each rank has a part of the vectors, and not all of them
         self.divided = loss.for_one_step or (self.by_row and own_rows)
@@ -243,11 +243,13 @@ class DistanceWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Of a period that has begun; empty where none has."""
-        return {"watched": [{"index": i, "grads": g} for i, g in self._parts]} if self._parts else {}
+        parts = [{"index": index, "grads": grads} for index, grads in self._parts]
+        return {"watched": {"ranks": self.ranks.size, "parts": parts}} if parts else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = self.loss.device
+        """Of other ranks, whose rows were others, the period is left out."""
+        device, kept = self.loss.device, state.get("watched", {"ranks": self.ranks.size, "parts": []})
         self._parts = [
             (None if p["index"] is None else p["index"].to(device), {k: g.to(device) for k, g in p["grads"].items()})
-            for p in state.get("watched", ())
+            for p in (kept["parts"] if kept["ranks"] == self.ranks.size else ())
         ]

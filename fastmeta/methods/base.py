@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.distributed import Ranks
-from fastmeta.meta import InputTransform
+from fastmeta.meta import Distance, InputTransform
 from fastmeta.trajectory import Trajectory
 
 
@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
     label_grad_norm: Tensor | None = None  # 0-d
     skipped: Tensor | None = None  # 0-d, rows that the kernels left out
     counted: bool = False  # whether the step has added itself to the context's totals
+    distance: Distance | None = None  # of an approximate step from the exact one, where that was looked at
 
 
 class Labels(Protocol):

@@ -114,6 +114,7 @@ class ExactUpdates(Updates):
             unique_index=True,  # a pass over the training set meets no row twice
             compile=self.config.compile,
             approx=self.config.approx_choice,
+            watch_every=self.config.watch_choice,
             transform=self.context.transform,
             totals=self.context.totals,
             micro_batch=self.config.micro_batch,
@@ -134,9 +135,8 @@ class ExactUpdates(Updates):
         if kind != "none":
             weight = entropy_weights(self.labels.probs(batch.index), kind, self.context.ranks)
         r = self.meta_step((batch.x, batch.index), batch.meta, weight=weight)
-        return Outcome(
-            r.logits, r.train_loss, r.finite, r.meta_loss, r.entropy, r.label_grad_norm, r.skipped, counted=True
-        )
+        told = r.logits, r.train_loss, r.finite, r.meta_loss, r.entropy, r.label_grad_norm, r.skipped
+        return Outcome(*told, counted=True, distance=r.distance)
 
     def explain(self) -> str:
         warmup, lines = self.config.labels.warmup_epochs, [self.meta_step.explain()]

@@ -64,6 +64,7 @@ class LearnedLoss(Method):
             unique_index=True,  # a pass over the training set meets no row twice
             compile=config.compile,
             approx=self.approximation(context),
+            watch_every=config.watch_choice,
             transform=context.transform,
             totals=context.totals if self.counts_itself else None,
             micro_batch=config.micro_batch,
@@ -86,7 +87,8 @@ class LearnedLoss(Method):
     def outcome(self, result: StepResult) -> Outcome:
         """What the trainer sees of a step."""
         r = result
-        return Outcome(r.logits, r.train_loss, r.finite, r.meta_loss, skipped=r.skipped, counted=self.counts_itself)
+        told = Outcome(r.logits, r.train_loss, r.finite, r.meta_loss, skipped=r.skipped, distance=r.distance)
+        return told._replace(counted=self.counts_itself)
 
     def explain(self) -> str:
         return self.meta_step.explain()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastmeta.report.numbers import plain
 from fastmeta.report.result_table import title
 from fastmeta.report.style import COLOURS, axes_of, legend, line, point, target
 from fastmeta.training.canaries import percent_of
+from fastmeta.training.distances import KEYS
 from fastmeta.training.stage_names import is_aside
 
 if TYPE_CHECKING:
@@ -54,6 +56,22 @@ def canaries(metrics: Mapping[str, Lines], summary: Mapping[str, Any]) -> Figure
             at, low, high = told["kept_epoch"], 100 * share["low"], 100 * share["high"]
             axes.plot([at, at], [low, high], color=COLOURS[number], linewidth=1.2, alpha=0.6, clip_on=False)
     axes.set_ylim(0, 100)
+    legend(figure)
+    return figure
+
+
+def distance(metrics: Mapping[str, Lines], summary: Mapping[str, Any]) -> Figure | None:
+    """Cosine of inexact steps to exact ones, and how long they are by these; None where nobody looked."""
+    told, lines = summary.get("distance"), metrics.get(summary["method"], [])
+    if not told or not told["looks"]:
+        return None
+    figure, axes = axes_of("epoch", "exact step = 1", f"Inexact steps beside exact ones: {told['approx']}")
+    means, least, length = (series(lines, KEYS[name]) for name in ("cosine", "least", "length"))
+    line(axes, 0, *means, f"cosine: {plain(told['cosine'], 2)}")
+    if least != means:
+        line(axes, 1, *least, f"least of an epoch: {plain(told['least'], 2)}")
+    line(axes, 2, *length, f"length: {plain(told['length'], 2)}")
+    axes.set_ylim(bottom=min([0.0, *least[1]]), top=max(1.05, axes.get_ylim()[1]))
     legend(figure)
     return figure
 

@@ -40,6 +40,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
 
     accuracy        test accuracy over the epochs, and of the copies that were fine-tuned
     canaries        put right and spoiled over the epochs, where there are canaries
+    distance        cosine to the exact step over the epochs, where steps were inexact and somebody looked
     labels          right, corrected and spoiled labels over the epochs
     label_matrix    learned classes of each given class; up to 1,000 classes, like the next
     confusion       given and learned classes of each true class, where those are known
@@ -53,6 +54,7 @@ def write_figures(path: Path, summary: Mapping[str, Any], samples: Any = None) -
         "accuracy": curves.accuracy(metrics, _finetuned(summary)),
         "canaries": curves.canaries(metrics, summary),
         "labels": curves.labels(metrics, summary),
+        "distance": curves.distance(metrics, summary),
         "label_matrix": given_to_learned(given, learned, summary),
         "confusion": None if true is None else true_to_learned(true, given, learned, summary),
     }

@@ -10,6 +10,7 @@ from fastmeta.data import PILOT
 from fastmeta.report.numbers import percent, plain
 from fastmeta.report.reading_table import CANARIES, MARK, reading_table
 from fastmeta.training.canaries import in_words
+from fastmeta.training.distances import in_words as distance
 from fastmeta.training.readings import in_words as read_as
 from fastmeta.training.search import in_words as searched
 
@@ -191,6 +192,8 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             f"right labels unknown; changed: {summary['labels_changed']:,} of {summary['train_size']:,}"
             + (f" ({', '.join(shown)})" if shown else "")
         )
+    if told := summary.get("distance"):
+        lines.append(distance(told))
     if told := summary.get("reading"):
         lines.append(read_as(told))
     if told := summary.get("search"):

@@ -14,6 +14,7 @@ from typing import Any
 from fastmeta.data import InputError
 from fastmeta.report.run_progress import Progress, progress
 from fastmeta.training import TrainConfig
+from fastmeta.training.distances import KEYS
 from fastmeta.training.rundir import CONFIG, SEARCHING, SUMMARY, read, read_summary
 
 #: levels of folders below the one that is named in which runs are looked for, folders that are looked into, and runs
@@ -63,6 +64,7 @@ class Entry:
                 "epochs": done["epochs"],
                 "seconds_left": 0.0,
                 **{key: done.get(key) for key in FIGURES},
+                KEYS["cosine"]: (done.get("distance") or {}).get("cosine"),
             }
         return {
             **told,
@@ -75,6 +77,7 @@ class Entry:
             "label_accuracy_final": last.get("label_accuracy"),
             "train_loss": last.get("train_loss"),
             "seconds": last.get("seconds"),
+            KEYS["cosine"]: last.get(KEYS["cosine"]),
         }
 
 

@@ -22,6 +22,7 @@ from fastmeta.report.page import note, page, section, tile
 from fastmeta.report.reading_table import CANARIES, MARK, reading_table
 from fastmeta.report.result_table import title
 from fastmeta.training.canaries import in_words
+from fastmeta.training.distances import KEYS
 from fastmeta.training.readings import in_words as read_as
 from fastmeta.training.rundir import RunLabels, read, run_labels, user_path, write_atomically
 from fastmeta.training.search import settings_in_words
@@ -261,6 +262,7 @@ def _curves(
         chart("Test accuracy", "epoch", "%", accuracy),
         chart("Labels", "epoch", "% of the training labels", of_labels),
         chart("Canaries", "epoch", "% of canaries", of_canaries, percents),
+        _distance(own, summary),
         chart(
             "Wrong labels found",
             "share of the wrong labels that are found, %",
@@ -271,6 +273,20 @@ def _curves(
         ),
     ]
     return [element("div", [d for d in drawn if d is not None], class_="charts")]
+
+
+def _distance(own: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Markup | None:
+    """Over the epochs, how inexact steps lie beside exact ones, where somebody looked."""
+    told = summary.get("distance")
+    if not told or not told["looks"]:
+        return None
+    means, least, length = (series(own, KEYS[name]) for name in ("cosine", "least", "length"))
+    lines = [Line(f"cosine: {plain(told['cosine'], 2)}", *means), Line(f"length: {plain(told['length'], 2)}", *length)]
+    if least != means:
+        lines.insert(1, Line(f"least cosine of an epoch: {plain(told['least'], 2)}", *least))
+    low, high = min([0.0, *least[1]]), max([1.05, *length[1]])
+    title = printable(f"Steps by {told['approx']} beside exact ones", _NAME + 20)
+    return chart(title, "epoch", "exact step = 1", lines, (low, high))
 
 
 def _results(summary: Mapping[str, Any]) -> Markup:

@@ -20,7 +20,7 @@ from fastmeta._trust import Untrusted
 from fastmeta.data import InputError, at_least, positive, within
 from fastmeta.data.noise import parse as parse_noise
 from fastmeta.data.sources import parse as parse_dataset
-from fastmeta.training.mapping import nested
+from fastmeta.training.mapping import nested, options_of
 from fastmeta.training.option_names import names_of
 from fastmeta.training.sections import MOST_THREADS, OPTIONS_OF, DataConfig, LabelConfig, OptimConfig, own_options
 from fastmeta.training.toml_file import read_toml
@@ -34,6 +34,8 @@ CUSTOM = "custom:"
 #: what may be ``package.module:name``
 NAMES_OF_CODE = ("model", "method", "dataset", "noise")
 BASELINES = ("noisy", "union", "clean")
+#: steps from one look at the exact step to the next, by default
+WATCH_EVERY = 200
 #: below it, the list of the files of a large state would be larger than one of them
 LEAST_SHARD_MB = 0.1
 
@@ -94,6 +96,9 @@ class TrainConfig:
     """Cheaper, inexact steps: none; delayed (the model moves by the labels of before);
     every:K (labels move on one step in K); last:L (look-ahead through the last L layers alone);
     difference (of logits, in place of a derivative)."""
+    watch_every: int | None = None
+    """With inexact steps: how many from one look at the exact step, which is computed beside it, to the next; 0 for
+    none. By default 200, and K times as many for approx=every:K, which costs 1 to 2%."""
     micro_batch: int | None = None
     """Most samples whose graphs are held at once, train and clean, for batches that do not fit. By default all.
     The same steps for one more forward, but BatchNorm takes the statistics of pieces where a batch is larger."""
@@ -131,6 +136,7 @@ class TrainConfig:
         # some OpenMP runtimes crash on what they cannot start
         within("threads", self.threads, 1, MOST_THREADS)
         at_least("micro_batch", self.micro_batch, 1)
+        at_least("watch_every", self.watch_every, 0)
         within("checkpoint_seconds", self.checkpoint_seconds, 0, math.inf)
         within("max_shard_mb", self.max_shard_mb, LEAST_SHARD_MB, math.inf, high_open=True)
         at_least("finetune_steps", self.finetune_steps, 0)
@@ -188,7 +194,8 @@ class TrainConfig:
         if isinstance(self.method, Untrusted) and self.method not in METHODS:
             return
         method = self.method_class()
-        object.__setattr__(self, "options", _options_of(method.Config, self.options, self.method))
+        known = names_of(TrainConfig)
+        object.__setattr__(self, "options", options_of(method.Config, self.options, self.method, known))
         learning = "steps that learn labels"
         about = {"compile": ("off", learning), "approx": ("none", learning), "micro_batch": (None, "steps in pieces")}
         about |= {"ema": (None, "an average of weights"), "mixup": (None, "mixtures of samples")}
@@ -200,6 +207,11 @@ class TrainConfig:
                     f"{name}={value} is about {steps}, and method={self.method} takes none; "
                     f"leave it {'out' if without is None else f'at {without}'}"
                 )
+        if self.watch_every and not self.is_inexact:
+            raise InputError(
+                f"watch_every={self.watch_every} looks how far inexact steps are from exact ones, and approx is none; "
+                "leave it out, or take an approx"
+            )
         if self.labels.update not in (None, "exact") and "labels.update" not in method.supports:
             raise InputError(
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
@@ -266,6 +278,21 @@ class TrainConfig:
     def approx_choice(self) -> str | None:
         """`approx` as :class:`fastmeta.MetaStep` wants it."""
         return None if self.approx == "none" else self.approx
+
+    @property
+    def is_inexact(self) -> bool:
+        """Whether steps that learn labels are not the exact ones because the config says so."""
+        chosen = self.approx != "none" or self.labels.tangent == "difference"
+        return chosen and "approx" in self.method_class().supports
+
+    @property
+    def watch_choice(self) -> int | None:
+        """`watch_every` as :class:`fastmeta.MetaStep` wants it."""
+        from fastmeta.meta.approximation import Approximation
+
+        if not self.is_inexact or self.watch_every == 0:
+            return None
+        return self.watch_every or WATCH_EVERY * Approximation.parse(self.approx_choice).period
 
     def baseline_names(self) -> tuple[str, ...]:
         """The baselines to run, in a fixed order; empty while `baselines` is None."""
@@ -354,20 +381,6 @@ def is_code(name: str, value: str | None) -> bool:
 def _prune(values: dict[str, Any]) -> dict[str, Any]:
     kept = {k: _prune(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
-
-
-def _options_of(cls: type, options: Any, method: str) -> Any:
-    """`options` as the method's Config, which a mapping of some of its values or None is made."""
-    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise InputError(f"method {method}: Config must be a frozen dataclass, got {shown(cls)}")
-    if options is None or isinstance(options, Mapping):
-        options = nested(cls, options or {}, "method.", [*names_of(cls, "method."), *names_of(TrainConfig)])
-    if type(options) is not cls:
-        raise InputError(
-            f"options must be a {cls.__qualname__} or a mapping, as method={method} wants it, got {shown(options)}"
-        )
-    check_types(options, "method.")
-    return options
 
 
 def _build(cls: type, values: Mapping[str, Any], source: str, trusted: Collection[str]) -> Any:

@@ -89,6 +89,7 @@ def plan_folds(config: TrainConfig, folds: int = 5, out: str | Path | None = Non
         labels=LabelConfig(),
         compile="off",
         approx="none",
+        watch_every=None,
         trajectory_every=None,
         baselines=config.baselines or "none",
         data=replace(config.data, meta_fraction=0.0, meta_count=0, meta_batch_size=None, meta_is_train=False),

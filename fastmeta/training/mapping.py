@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from fastmeta._text import shown
 from fastmeta.data import InputError
-from fastmeta.training.option_names import near
-from fastmeta.training.values import hints_of
+from fastmeta.training.option_names import names_of, near
+from fastmeta.training.values import check_types, hints_of
 
 
 def nested(cls: type, values: Mapping[str, Any], prefix: str, known: Sequence[str]) -> Any:
@@ -36,3 +36,17 @@ def nested(cls: type, values: Mapping[str, Any], prefix: str, known: Sequence[st
             value = nested(cast(type, hints[key]), value, f"{name}.", known)
         arguments[key] = value
     return cls(**arguments)
+
+
+def options_of(cls: type, options: Any, method: str, known: Iterable[str]) -> Any:
+    """`options` as the method's Config, which a mapping of some of its values or None is made; `known` are others'."""
+    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise InputError(f"method {method}: Config must be a frozen dataclass, got {shown(cls)}")
+    if options is None or isinstance(options, Mapping):
+        options = nested(cls, options or {}, "method.", [*names_of(cls, "method."), *known])
+    if type(options) is not cls:
+        raise InputError(
+            f"options must be a {cls.__qualname__} or a mapping, as method={method} wants it, got {shown(options)}"
+        )
+    check_types(options, "method.")
+    return options

@@ -253,7 +253,8 @@ def _staying(usual: TrainConfig) -> Candidate:
     }
     without = {key: getattr(LabelConfig, key) for key in others}
     labels = replace(usual.labels, **without, **settings)
-    return Candidate(NONE, settings, replace(usual, labels=labels, approx="none", compile="off"))
+    plain = replace(usual, labels=labels, approx="none", watch_every=None, compile="off")
+    return Candidate(NONE, settings, plain)
 
 
 def _grid(asked: LabelConfig, usual: TrainConfig, classes: int) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from fastmeta.training.canaries import Canaries
 from fastmeta.training.config import BASELINES, TrainConfig
 from fastmeta.training.context import StageContext
 from fastmeta.training.device import placed
+from fastmeta.training.distances import Distances
 from fastmeta.training.health import Health, rate_to_lower
 from fastmeta.training.kept_labels import KeptLabels
 from fastmeta.training.mean_model import MeanModel
@@ -111,6 +112,8 @@ class Stage:
         self.kept = None if canaries is None else KeptLabels(self.method.labels, canaries, config.epochs or 0)
         self.seconds = 0.0
         self.best = Best()
+        watched = config.watch_choice is not None and name not in (PILOT, *BASELINES)
+        self.distances = Distances(self.device) if watched else None
         self.last: dict[str, Any] = {}  # what the last end_epoch gave
         self.health = Health()
         self.recorder = Recorder.of(self)
@@ -198,6 +201,8 @@ class Stage:
         self.coming.ahead()
         if not outcome.counted:
             self.totals.add(outcome, self.context.targets[batch.index])
+        if outcome.distance is not None and self.distances is not None:
+            self.distances.add(outcome.distance)
         if self.mean is not None:
             self.mean.follow(self.step, outcome.train_loss.isfinite() if outcome.finite is None else outcome.finite)
         if self.recorder is not None:
@@ -269,6 +274,8 @@ class Stage:
             "nonfinite_steps": int(sums["nonfinite"]),
             **means(sums, meta=self.method.uses_meta_batch, learned=self.method.learns_labels),
         }
+        if self.distances is not None:
+            record |= self.distances.end_epoch()
         self.totals.reset()
         record |= figures(self)
         if self.kept is not None:
@@ -325,6 +332,8 @@ class Stage:
         tensors, parts = self.parts.save()
         tensors = {f"parts/{k}": v for k, v in tensors.items()}
         tensors["totals"] = self.totals.values
+        if self.distances is not None:
+            tensors["distances"] = self.distances.values
         beside: dict[str, Any] = {"kept": None, "trajectory": None}
         for name, part in (("kept", self.kept), ("trajectory", self.recorder)):
             if part is not None:
@@ -369,6 +378,8 @@ class Stage:
         except TableError as error:
             raise InputError(error) from error
         self.totals.values.copy_(tensors["totals"])
+        if self.distances is not None and "distances" in tensors:  # which an older run had not
+            self.distances.values.copy_(tensors["distances"])
         kept = values["kept"]
         if (self.kept is None) != (kept is None):
             raise ValueError("canaries belong to the run or to its state, and not to both")

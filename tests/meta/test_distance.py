@@ -122,6 +122,19 @@ def test_learned_losses(name):
     assert found == pytest.approx(of_vectors(ours.values(), [exact[k] for k in ours]), rel=1e-9)
 
 
+def test_weights_of_one_step():
+    """Those of L2RW, a gradient for each row of the batch."""
+    case = cases.make("mlp")
+    loss = fastmeta.BatchWeights(case.targets, 10).double()
+    both = [
+        fastmeta.meta_gradient(model, loss, case.train, case.meta, lr=0.2).grads["weight"]
+        for model in (last_layer_alone(case.model), case.model)
+    ]
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.2)
+    step = fastmeta.MetaStep(case.model, loss, optimizer, approx="last:1", watch_every=1)
+    assert numbers(step(case.train, case.meta).distance) == pytest.approx(of_vectors(both[:1], both[1:]), rel=1e-9)
+
+
 class Noisy(nn.Module):
     """Draws from torch's and Python's generators, and moves buffers and a plain attribute."""
 

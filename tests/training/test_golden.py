@@ -47,7 +47,7 @@ class Settings:
         parametrisation, label_momentum, reset, entropy_weight = "softmax", 0.0, False, "none"
         store = "auto"
 
-    seed, approx_choice, micro_batch, mixup = 0, None, None, None
+    seed, approx_choice, watch_choice, micro_batch, mixup = 0, None, None, None, None
 
     def __init__(self, label_lr, compile):
         self.labels.label_lr, self.labels.label_step, self.labels.warmup_epochs = label_lr, None, 0

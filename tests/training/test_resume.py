@@ -196,7 +196,7 @@ def test_graphs_and_approximations_go_on_bitwise(compile, step, tmp_path):
     torch.manual_seed(0)
     model = Dropping()
     paths = tmp_path / "unbroken", tmp_path / "broken"
-    changes = {"model": None, "baselines": "none", "compile": compile, "approx": "every:2"}
+    changes = {"model": None, "baselines": "none", "compile": compile, "approx": "every:2", "watch_every": 1}
     train(config(paths[0], **changes), model=model, data=two_classes())
     stop = Kill(signal.SIGTERM, "instance_labels", step)
     with pytest.raises(Interrupted):

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastmeta._text import printable
 from fastmeta.training.canaries import in_words as fates
+from fastmeta.training.distances import in_words as distance
 from fastmeta.training.readings import in_words as readings
 from fastmeta.training.search import in_words as searched
 
@@ -44,6 +45,8 @@ def in_words(path: Path, summary: Mapping[str, Any]) -> str:
         lines.append(f"labels    {summary['labels_changed']:,} changed")
     if told := summary.get("search"):
         lines.append(f"search    {searched(told).removeprefix('search: ')}")
+    if told := summary.get("distance"):
+        lines.append(f"distance  {distance(told)}")
     if told := summary.get("canaries"):
         lines.append(f"canaries  {fates(told)}")
     lines += [f"warning   {text}" for text in summary["warnings"]]

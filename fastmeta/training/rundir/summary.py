@@ -28,6 +28,7 @@ from fastmeta.training.rundir.schema import (
 )
 
 if TYPE_CHECKING:
+    from fastmeta.training.distances import Distances
     from fastmeta.training.stage import Stage
 
 SCHEMA = "fastmeta.run"
@@ -43,9 +44,15 @@ def stage_summary(stage: Stage) -> dict[str, Any]:
         "ece": record.get("ece"),
         "train_fit": record.get("train_fit"),
         **({"method_figures": record["method_figures"]} if "method_figures" in record else {}),
+        **({} if stage.distances is None else {"distance": _distance(stage, stage.distances)}),
         "seconds": stage.seconds,
         "failed": None,
     }
+
+
+def _distance(stage: Stage, distances: Distances) -> dict[str, Any]:
+    approx = stage.config.approx_choice or "difference"
+    return {"approx": approx, "every": stage.config.watch_choice, **distances.of_run()}
 
 
 def failed_summary(stage: Stage, reason: str) -> dict[str, Any]:
@@ -100,6 +107,9 @@ def summary_of(
     lookahead                       sgd or optimizer, at their scheduled rates, or a fixed rate; null without look-ahead
     uses_meta_batch, learns_labels  what the method does
     uses_clean                      whether it looks at the clean set, in its steps or between epochs
+    distance                        of inexact steps from exact ones: approx, every, looks; means of cosine, length and
+                                    error over these, and the least cosine, null without looks: see
+                                    :mod:`fastmeta.meta.distance`
     method_figures                  what the method has measured of itself at the end
     finetuned                       with finetune_steps: test_accuracy, nll, ece of the copy, and in `labels` what
                                     labels are by `network`, `product` and `table`, see :func:`finetune`; in baselines
@@ -184,7 +194,17 @@ _FINETUNED = record(
         "seconds": number(0),
     }
 )
+_DISTANCE = record(
+    {
+        "approx": text,
+        "every": whole(1),
+        "looks": whole(),
+        **dict.fromkeys(("cosine", "least"), maybe(real)),
+        **dict.fromkeys(("length", "error"), maybe(number(0))),
+    }
+)
 _BESIDE = {
+    "distance": _DISTANCE,
     "failed": maybe(text),
     "method_figures": table(maybe(real)),
     "finetuned": _FINETUNED,
