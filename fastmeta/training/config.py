@@ -98,7 +98,7 @@ class TrainConfig:
     difference (of logits, in place of a derivative)."""
     watch_every: int | None = None
     """With inexact steps: how many from one look at the exact step, which is computed beside it, to the next; 0 for
-    none. By default 200, and K times as many for approx=every:K, which costs 1 to 2%."""
+    none. By default 200, and K times as many for approx=every:K, which costs at most 2%."""
     micro_batch: int | None = None
     """Most samples whose graphs are held at once, train and clean, for batches that do not fit. By default all.
     The same steps for one more forward, but BatchNorm takes the statistics of pieces where a batch is larger."""
