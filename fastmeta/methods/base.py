@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -178,6 +178,15 @@ class Method(ABC):
     def hold_labels(self) -> None:
         """From here on labels stay as they are: called once at most, behind an epoch or before the first step."""
         raise NotImplementedError(f"{type(self).__name__} has no hold_labels(), which labels.canaries needs")
+
+    @property
+    def steps_together(self) -> int:
+        """Most steps that the next call takes: of more than one by :meth:`several_steps`, if the epoch has as many."""
+        return 1
+
+    def several_steps(self, batches: Sequence[Batch]) -> Outcome:
+        """An optimizer step on each batch, at one learning rate; of the rows of all batches in their order."""
+        raise NotImplementedError(f"{type(self).__name__} takes its steps one by one")
 
     @abstractmethod
     def predictor(self) -> nn.Module:

@@ -70,6 +70,11 @@ class InstanceLabelMethod(LearnedLabels):
                 f"{option} keeps labels in a dense tensor, and method={config.method} in a {cls.table.__name__}; leave "
                 "it out"
             )
+        if cls.table is not None and config.labels.lookahead_steps > 1:
+            raise ValueError(
+                f"labels.lookahead_steps={config.labels.lookahead_steps} keeps labels in a dense tensor, and "
+                f"method={config.method} in a {cls.table.__name__}; leave it out"
+            )
         if target_prob in (0, 1) and not (simplex and target_prob == 1):
             raise ValueError(
                 f"labels.target_prob must lie strictly between 0 and 1 for instance_labels, got {target_prob}: no "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,15 @@ class Updates(ABC):
         """A step behind the warm-up."""
         return self.held_step(batch)
 
+    @property
+    def steps_together(self) -> int:
+        """Most steps that the next call takes."""
+        return 1
+
+    def several_steps(self, batches: Sequence[Batch]) -> Outcome:
+        """As many as that, behind the warm-up."""
+        raise NotImplementedError
+
     def skip_warm_up(self) -> None:
         self.epochs_done = self.config.labels.warmup_epochs
 
@@ -120,6 +129,7 @@ class ExactUpdates(Updates):
             micro_batch=self.config.micro_batch,
             process_group=self.context.ranks.group,
             own_rows=True,
+            lookahead_steps=of_labels.lookahead_steps,
         )
         self.meta_step.on_warning = self.warnings.append
 
@@ -127,14 +137,28 @@ class ExactUpdates(Updates):
         super().hold()
         self.uses_meta_batch = False
 
+    @property
+    def steps_together(self) -> int:
+        plain = self.held or self.epochs_done < self.config.labels.warmup_epochs
+        return 1 if plain else self.meta_step.lookahead_steps
+
     def train(self, batch: Batch) -> Outcome:
-        assert batch.meta is not None
+        return self.several_steps([batch])
+
+    def several_steps(self, batches: Sequence[Batch]) -> Outcome:
+        """The clean batch is that of the last step."""
+        meta = batches[-1].meta
+        assert meta is not None
         if self.restart is not None:
             self.restart.before_step()
-        kind, weight = self.config.labels.entropy_weight, None
+        kind = self.config.labels.entropy_weight
+        train: Any = [(b.x, b.index) for b in batches]
+        weights: Any = None
         if kind != "none":
-            weight = entropy_weights(self.labels.probs(batch.index), kind, self.context.ranks)
-        r = self.meta_step((batch.x, batch.index), batch.meta, weight=weight)
+            weights = [entropy_weights(self.labels.probs(b.index), kind, self.context.ranks) for b in batches]
+        if len(batches) == 1:
+            train, weights = train[0], weights and weights[0]
+        r = self.meta_step(train, meta, weight=weights)
         told = r.logits, r.train_loss, r.finite, r.meta_loss, r.entropy, r.label_grad_norm, r.skipped
         return Outcome(*told, counted=True, distance=r.distance)
 

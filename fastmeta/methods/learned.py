@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,28 @@ from torch import nn
 from fastmeta.losses import ClassLabels, InstanceLabels, SimplexLabels
 from fastmeta.methods.base import Batch, Context, Method, Outcome, Samples
 from fastmeta.methods.label_updates import UPDATES
+
+
+def check_lookahead_steps(config: Any) -> None:
+    """ValueError for what does not go with a look-ahead of several steps."""
+    steps = config.labels.lookahead_steps
+    if steps == 1:
+        return
+    for name, value, fits, way_out in (
+        ("compile", config.compile, ("off",), "leave it at off"),
+        ("approx", config.approx, ("none",), "leave it at none"),
+        ("micro_batch", config.micro_batch, (None,), "leave it out"),
+        ("ema", config.ema, (None,), "leave it out"),
+        ("labels.lookahead", config.labels.lookahead, (None, "sgd"), "leave it at sgd, or give a rate"),
+        ("labels.tangent", config.labels.tangent, ("auto", "reverse"), "leave it at auto"),
+        ("labels.store", config.labels.store, ("auto", "device"), "leave it at device"),
+    ):
+        rate = name == "labels.lookahead" and config.labels.lookahead_rate is not None
+        if value not in fits and not rate:
+            raise ValueError(
+                f"labels.lookahead_steps={steps} does not go with {name}={value}; {way_out}, or leave "
+                "labels.lookahead_steps at 1"
+            )
 
 
 class LearnedLabels(Method):
@@ -46,6 +68,13 @@ class LearnedLabels(Method):
     def step(self, batch: Batch) -> Outcome:
         return self.updates.step(batch)
 
+    @property
+    def steps_together(self) -> int:
+        return self.updates.steps_together
+
+    def several_steps(self, batches: Sequence[Batch]) -> Outcome:
+        return self.updates.several_steps(batches)
+
     def skip_warm_up(self) -> None:
         self.updates.skip_warm_up()
 
@@ -65,6 +94,7 @@ class LearnedLabels(Method):
     @classmethod
     def check(cls, config: Any, num_classes: int | None = None) -> None:
         if config.label_update == "exact":
+            check_lookahead_steps(config)
             return
         for name, value, without in (("compile", config.compile, "off"), ("approx", config.approx, "none")):
             if value != without:

@@ -217,7 +217,8 @@ class TrainConfig:
                 f"labels.update={self.labels.update} is about methods whose labels move, and method={self.method} has "
                 "none; leave it out"
             )
-        for name in ("parametrisation", "label_momentum", "entropy_weight", "reset", "warmup_epochs"):
+        of_updates = "parametrisation", "label_momentum", "entropy_weight", "reset", "warmup_epochs", "lookahead_steps"
+        for name in of_updates:
             value = getattr(self.labels, name)
             if value and value != getattr(LabelConfig, name) and "labels.update" not in method.supports:
                 raise InputError(

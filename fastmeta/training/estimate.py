@@ -183,12 +183,12 @@ def _seconds_per_step(stage: Stage) -> float:
         if time.perf_counter() - began > PATIENCE:
             break
     stage.check()  # waits for the device
-    began, count = time.perf_counter(), 0
-    while count < max(1, min(TIMED, stage.total - stage.step)) and time.perf_counter() - began < PATIENCE:
+    began, first = time.perf_counter(), stage.step
+    last = first + max(1, min(TIMED, stage.total - first))
+    while stage.step < last and time.perf_counter() - began < PATIENCE:
         stage.take_step()
-        count += 1
     stage.check()
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - began) / (stage.step - first)
 
 
 def _ways_out(prepared: Prepared, stages: Sequence[Stage], timed: Mapping[Any, float], seconds: float) -> list[str]:

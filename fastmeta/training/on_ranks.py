@@ -19,6 +19,11 @@ def check(config: TrainConfig, ranks: Ranks) -> None:
         raise InputError(
             f"method {config.method} does not train on several ranks: {config.method_class().not_on_ranks}; {_WAY}"
         )
+    if config.labels.lookahead_steps > 1:
+        raise InputError(
+            f"labels.lookahead_steps={config.labels.lookahead_steps} goes back through its steps in one process, and "
+            f"there are {ranks.size} ranks; {_WAY}, or leave it out"
+        )
     if config.labels.searches:
         raise InputError(
             f"labels.label_lr=search is judged by canaries, and {ranks.size} ranks have none; {_WAY}, and name what it "

@@ -68,11 +68,11 @@ class Recorder:
         self.sums: dict[str, str] = {}  # of the files that are written, by name
         self._swept = False  # whether what a cut-off process has left is gone
 
-    def step(self) -> None:
-        """Behind a step. Nothing waits for the device."""
+    def step(self, count: int) -> None:
+        """Behind so many steps, in which labels have moved together. Nothing waits for the device."""
         if self.collected is not None:
-            self.collected[self.count] = 1 - self.labels.alpha
-            self.count += 1
+            self.collected[self.count : self.count + count] = 1 - self.labels.alpha
+            self.count += count
 
     def look(self, epoch: int) -> np.ndarray | None:
         """What :meth:`write` keeps of an epoch, on rank 0; all ranks look together. Waits for the device."""

@@ -273,10 +273,11 @@ class Session:
                 self._interrupt(stage, f"at step {stage.step} of {stage.total}")
             if stage.step == 0:  # behind the stop, so that a checkpoint at step 0 never has this line already
                 self._write_epoch(stage, stage.start())
+            before = stage.step
             stage.take_step()
             while stage.method.warnings:
                 self._warn_of(stage, stage.method.warnings.pop(0))
-            if stage.step % CHECK_EVERY == 0:
+            if stage.step // CHECK_EVERY > before // CHECK_EVERY:
                 stage.check()
             self.listener.step(stage)
             if not stage.ends_epoch:

@@ -19,6 +19,7 @@ OPTIONS_OF = {
         "label_lr",
         "label_step",
         "lookahead",
+        "lookahead_steps",
         "tangent",
         "parametrisation",
         "label_momentum",
@@ -115,6 +116,9 @@ class LabelConfig:
     lookahead: str | None = None
     """Look-ahead step: sgd (at the scheduled rate), optimizer (with momentum and weight decay), or a fixed rate.
     By default sgd for sgd and 0.1 for adamw."""
+    lookahead_steps: int = 1
+    """Update exact: training steps that the labels look ahead, K. With more than one they move once in K steps, those
+    of all K batches by the exact gradient through the K steps."""
     tangent: Literal["auto", "reverse", "forward", "difference"] = "auto"
     """How the logit tangent is computed; auto goes by the model's layers."""
     parametrisation: Literal["softmax", "simplex"] = "softmax"
@@ -186,6 +190,7 @@ class LabelConfig:
                 f"labels.{other}={getattr(self, other)}; take labels.label_lr"
             )
         at_least("labels.steps", self.steps, 1)
+        at_least("labels.lookahead_steps", self.lookahead_steps, 1)
         positive("labels.clean_lr", self.clean_lr)
         positive("labels.eta", self.eta)
         within("labels.label_momentum", self.label_momentum, 0, 1, high_open=True)

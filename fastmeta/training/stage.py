@@ -190,24 +190,26 @@ class Stage:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def take_step(self) -> None:
-        """One optimizer step. Nothing waits for the device."""
+        """One optimizer step, or as many as the method takes together within an epoch. Nothing waits for the device."""
         lr = lr_at(self.config.optim, self.step, self.horizon, self.warmup)
         for optimizer in self.context.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        batch = self.batches(self.step, self.total, lambda: self.method.uses_meta_batch)
+        left = min(self.steps_per_epoch - self.step % self.steps_per_epoch, self.total - self.step)
+        coming = range(self.step, self.step + min(self.method.steps_together, left))
+        batches = [self.batches(step, self.total, lambda: self.method.uses_meta_batch) for step in coming]
         with self.autocast():
-            outcome = self.method.step(batch)
+            outcome = self.method.step(batches[0]) if len(coming) == 1 else self.method.several_steps(batches)
         self.coming.ahead()
         if not outcome.counted:
-            self.totals.add(outcome, self.context.targets[batch.index])
+            self.totals.add(outcome, self.context.targets[torch.cat([batch.index for batch in batches])])
         if outcome.distance is not None and self.distances is not None:
             self.distances.add(outcome.distance)
         if self.mean is not None:
             self.mean.follow(self.step, outcome.train_loss.isfinite() if outcome.finite is None else outcome.finite)
         if self.recorder is not None:
-            self.recorder.step()
-        self.step += 1
+            self.recorder.step(len(coming))
+        self.step += len(coming)
         self.batches.ahead()
 
     def check(self) -> None:

@@ -75,7 +75,7 @@ def _by_size(config: TrainConfig, size: int, device: torch.device, ranks: int, f
 
 def _may_be_elsewhere(config: TrainConfig) -> bool:
     labels = config.labels
-    return labels.parametrisation == "softmax" and not labels.label_momentum
+    return labels.parametrisation == "softmax" and not labels.label_momentum and labels.lookahead_steps == 1
 
 
 def _check_file(path: Path, store: str) -> None:

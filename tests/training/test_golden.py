@@ -45,7 +45,7 @@ class Settings:
     class labels:
         update, target_prob, dtype, lookahead_choice, tangent = "exact", 0.7, "float64", "sgd", "auto"
         parametrisation, label_momentum, reset, entropy_weight = "softmax", 0.0, False, "none"
-        store = "auto"
+        store, lookahead_steps = "auto", 1
 
     seed, approx_choice, watch_choice, micro_batch, mixup = 0, None, None, None, None
 
