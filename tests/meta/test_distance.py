@@ -216,10 +216,14 @@ def test_a_period_that_has_begun_goes_on():
     assert numbers(second(case.train, case.meta).distance) == numbers(found[5])
     state = [*second.model.state_dict().values(), *second.loss.state_dict().values(), torch.get_rng_state()]
     assert all(map(torch.equal, state, moved))
-    # a state of before there was a watch: the period is left out, the next one is not
-    state = {k: v for k, v in first.state_dict().items() if k != "watched"}
-    second.load_state_dict(state)
-    assert [second(case.train, case.meta).distance is None for _ in range(4)] == [True, True, True, False]
+    # a state of before there was a watch, or of other ranks: the period is left out, the next one is not
+    state = first.state_dict()
+    for other in (
+        {k: v for k, v in state.items() if k != "watched"},
+        {**state, "watched": {**state["watched"], "ranks": 2}},
+    ):
+        second.load_state_dict(other)
+        assert [second(case.train, case.meta).distance is None for _ in range(4)] == [True, True, True, False]
 
 
 def test_what_is_not_finite_has_no_distance():

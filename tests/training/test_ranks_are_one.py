@@ -20,7 +20,8 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import two_classes
 
 RANKS, BATCH, CLOSE = 2, 16, 1e-10
-METHODS = ("DoubleInstance", "DoubleClass", "onehot")
+#: some of them by approximate steps, whose distances from exact ones are figures too
+METHODS = ("DoubleInstance", "DoubleClass", "onehot", "DoubleInstance last:1", "DoubleClass every:2")
 
 
 class DoubleInstance(InstanceLabelMethod):
@@ -45,6 +46,7 @@ class Smooth(nn.Module):
 
 
 def run(path, method):
+    method, _, approx = method.partition(" ")
     learns = method != "onehot"
     step = 3.0 if method == "DoubleInstance" else None  # far enough to change labels
     labels = LabelConfig(update="exact", target_prob=0.8, canaries="off", label_step=step) if learns else LabelConfig()
@@ -53,6 +55,8 @@ def run(path, method):
         TrainConfig(
             method=f"{__name__}:{method}" if learns else method,
             labels=labels,
+            approx=approx or "none",
+            watch_every=1 if approx else None,
             epochs=2,
             threads=1,
             baselines="none",
@@ -151,4 +155,5 @@ def test_two_ranks_of_the_trainer_are_one_process_with_the_rows_of_both(tmp_path
         if method != "onehot":
             close(load_file(two / "labels.safetensors"), load_file(one / "labels.safetensors"), f"{method} labels")
             assert {"label_accuracy"} <= records(one)[-1].keys()
+            assert (records(one)[-1].get("looks_at_exact", 0) > 1) == (":" in method)
         assert {"test_accuracy", "nll", "ece", "train_loss"} <= records(one)[-1].keys()
