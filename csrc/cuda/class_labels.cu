@@ -32,11 +32,11 @@ __device__ void loss_of_row(Group& group, const Args& a, int64_t i, int64_t y, a
     q.raise(m);
   };
   for_chunks(first, chunks, [&](const Cols& cols) {
-    z.load(z_row, cols, Fill::kLowest);
+    z.load(z_row, cols);
     raise(z.max(cols, q.max));
     z.each(cols, [&](int s, int w) {
       q.add(z.at(s, w));
-      if (cols.has(s, w) && cols.of(s) + w != static_cast<int>(y)) {
+      if (cols.of(s) + w != static_cast<int>(y)) {
         others += below(q.max, z.at(s, w));
         seen += 1;
       }
@@ -58,7 +58,7 @@ __device__ void loss_of_row(Group& group, const Args& a, int64_t i, int64_t y, a
   }
   const A over = 1 / q.sum, p_y = 1 - alpha, p_other = class_other(alpha, a.C);
   for_chunks(first, chunks, [&](const Cols& cols) {
-    if constexpr (!G::kResident) z.load(z_row, cols, Fill::kLowest);
+    if constexpr (!G::kResident) z.load(z_row, cols);
     write_row(row_of<T>(a.v, i), cols, [&](int s, int w) {
       const A p = cols.of(s) + w == static_cast<int>(y) ? p_y : p_other;
       return dlogits(exp_below(z.at(s, w), q.max) * over, p, A(1), weight);
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(G::kBlock) class_terms_kernel(ClassLabelStepAr
   SoftmaxDot<A> q;
   A u_others = 0;  // sum_{k != y} u_k
   for_chunks(Cols(z_row, a.C, group.rank()), Cols::chunks(z_row, a.C), [&](const Cols& cols) {
-    z.load(z_row, cols, Fill::kLowest);
-    u.load(u_row, cols, Fill::kZero);
+    z.load(z_row, cols);
+    u.load(u_row, cols);
     q.raise(z.max(cols, q.max));
     z.each(cols, [&](int s, int w) {
       q.add(z.at(s, w), u.at(s, w));

@@ -38,7 +38,8 @@ __device__ H held(unsigned char*& memory) {
     memory += H::kBytes;
     return h;
   } else {
-    return H();
+    H h;  // H() would be zeros
+    return h;
   }
 }
 template <class H>
@@ -81,13 +82,15 @@ __global__ void __launch_bounds__(G::kBlock, LossPlan<T, L, G>::kBlocks) instanc
   const int64_t i = group.row();
   if (i >= a.n) return;
 
-  const int64_t r = index_at(a.index, i);
   const T* z_row = row_of<T>(a.logits, i);
   T* v_row = row_of<T>(a.v, i);
   A* loss = static_cast<A*>(a.loss) + i;
   A* entropy = static_cast<A*>(a.entropy) + i;
   const Cols first(z_row, a.C, group.rank());
   const int chunks = Cols::chunks(z_row, a.C);
+  Piece<T, Cols> z;
+  if constexpr (G::kResident) z.load(z_row, first);  // leaves before the index is waited for
+  const int64_t r = index_at(a.index, i);
   if (r < 0 || r >= a.N) {
     if (group.leader()) *loss = *entropy = quiet_nan<A>();
     return write_nan(v_row, first, chunks);
@@ -95,54 +98,60 @@ __global__ void __launch_bounds__(G::kBlock, LossPlan<T, L, G>::kBlocks) instanc
   const L* l_row = row_of<L>(a.label_logits, r);
   A weight = weight_at<A>(a.weight, i);
 
+  // Exponentials below the thread's own maxima take the place of their logarithms, where rows are kept and as wide
+  constexpr bool kKeepsQ = G::kResident && std::is_same_v<T, A>, kKeepsP = G::kResident && std::is_same_v<L, A>;
   unsigned char* memory = shared + Plan::kGroupBytes;
-  Piece<T, Cols> z;
   auto l = held<typename Plan::Labels>(memory);
   SoftmaxSum<A> q;
   SoftmaxBelow<A> p;
   for_chunks(first, chunks, [&](const Cols& cols) {
-    l.load(l_row, cols, Fill::kLowest);
-    z.load(z_row, cols, Fill::kLowest);
+    l.load(l_row, cols);
+    if constexpr (!G::kResident) z.load(z_row, cols);
     const A m = z.max(cols, q.max);
     l.arrive();
-    p.raise(max_of(l, cols, p.max), below(m, q.max));
+    p.raise(max_of(l, cols, p.max), half_below(m, q.max));
     q.raise(m);
-    for_slots(cols, [&](int j) {
-      const auto slot = l.get(j);
-#pragma unroll
-      for (int w = 0; w < Cols::kWidth; ++w) {
-        q.add(z.at(j, w));
-        p.other += p.add(to_acc(slot.e[w])) * below(m, z.at(j, w));
-      }
-      q.sum += z.poison_of(z.slot[j], cols, j);
-      p.sum += Piece<L, Cols>::poison_of(slot, cols, j);
+    for_slots(cols, [&](int j, auto each) {
+      auto slot = l.get(j);
+      each([&](int w) {
+        const A e = p.add(to_acc(slot.e[w]));
+        p.other += e * half_below(q.max, z.at(j, w));
+        const A e_q = q.add(z.at(j, w));
+        if constexpr (kKeepsQ) z.slot[j].e[w] = e_q;
+        if constexpr (kKeepsP) slot.e[w] = e;
+      });
+      if constexpr (kKeepsP) l.set(j, slot);
     });
   });
-  A z_max = q.max, l_max = p.max;
-  group.max(z_max, l_max);
-  p.raise(l_max, below(z_max, q.max));
-  q.raise(z_max);
-  group.sum(q.sum, p.sum, p.own, p.other);
+  const A q_own = q.max, p_own = p.max;
+  group.sum_below(
+      q.max, p.max,
+      [&](A m, A k) {
+        p.raise(k, half_below(m, q.max));
+        q.raise(m);
+      },
+      q.sum, p.sum, p.own, p.other);
+  group.leave();
 
-  const bool bad = !is_finite(q.sum) || !is_finite(p.sum) || !is_finite(weight);
+  const bool bad = !is_finite(q.sum) || !is_finite(p.own) || !is_finite(p.other) || !is_finite(weight);
   if (bad) weight = quiet_nan<A>();  // and with it all of v
   if (group.leader()) {
-    *loss = bad ? quiet_nan<A>() : loss_from(p.other / p.sum, A(1), q.log());
-    *entropy = bad ? quiet_nan<A>() : loss_from(p.own / p.sum, A(1), p.log());
+    *loss = bad ? quiet_nan<A>() : loss_from(2 * (p.other / p.sum), A(1), q.log());
+    *entropy = bad ? quiet_nan<A>() : loss_from(2 * (p.own / p.sum), A(1), p.log());
   }
-  const A over_q = 1 / q.sum, over_p = 1 / p.sum;
+  const A over_q = (kKeepsQ ? change_of_maximum(q_own, q.max) : A(1)) / q.sum;
+  const A over_p = (kKeepsP ? change_of_maximum(p_own, p.max) : A(1)) / p.sum;
   for_chunks(first, chunks, [&](const Cols& cols) {
     if constexpr (!G::kResident) {
-      z.load(z_row, cols, Fill::kLowest);
-      l.load(l_row, cols, Fill::kLowest);
+      z.load(z_row, cols);
+      l.load(l_row, cols);
     }
-    write_slots(v_row, cols, [&](int j, auto put) {
-      const auto slot = l.get(j);
-#pragma unroll
-      for (int w = 0; w < Cols::kWidth; ++w) {
-        put(w,
-            dlogits(exp_below(z.at(j, w), q.max) * over_q, exp_below(to_acc(slot.e[w]), p.max) * over_p, A(1), weight));
-      }
+    write_slots(v_row, cols, [&](int j) {
+      return [&, j, slot = l.get(j)](int w) {
+        const A e_q = kKeepsQ ? z.at(j, w) : exp_below(z.at(j, w), q.max);
+        const A e_p = kKeepsP ? to_acc(slot.e[w]) : exp_below(to_acc(slot.e[w]), p.max);
+        return dlogits(e_q * over_q, e_p * over_p, A(1), weight);
+      };
     });
   });
 }
@@ -171,6 +180,14 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
   const T* z_row = row_of<T>(a.logits, i);
   T* v_row = row_of<T>(a.v, i);
   const Cols cols(z_row, a.C, group.rank());
+
+  // All loads leave before the first is waited for, those that need no index before it is waited for.
+  unsigned char* memory = shared + Plan::kGroupBytes;
+  Piece<T, Cols> z;
+  auto u = held<typename Plan::Tangents>(memory);
+  auto l = held<typename Plan::Labels>(memory);
+  z.load(z_row, cols);
+  u.load(row_of<U>(a.u, i), cols);
   const int64_t r = a.functional ? i : index_at(a.index, i);
   if (r < 0 || r >= a.N) {
     if (group.leader()) set_results(a, i, quiet_nan<A>(), quiet_nan<A>(), quiet_nan<A>());
@@ -178,91 +195,90 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
   }
   L* new_row = a.functional ? row_of<L>(a.rows_out, i) : row_of<L>(a.table, r);
   const L* old_row = a.functional ? row_of<L>(a.rows_in, i) : new_row;
-
-  // All loads leave before the first is waited for.
-  unsigned char* memory = shared + Plan::kGroupBytes;
-  Piece<T, Cols> z;
-  auto u = held<typename Plan::Tangents>(memory);
-  auto l = held<typename Plan::Labels>(memory);
-  l.load(old_row, cols, Fill::kLowest);
-  u.load(row_of<U>(a.u, i), cols, Fill::kZero);
-  z.load(z_row, cols, Fill::kLowest);
+  l.load(old_row, cols);
   A weight = weight_at<A>(a.weight, i);
   const A step = static_cast<A>(step_size(value_of(a.scale), value_of(a.label_lr))) * weight;
 
   // Softmax of both sides, <q, u>, <p, u>
   SoftmaxDot<A> q, p;
   q.max = z.max(cols, q.max);
-  l.arrive();  // and u with it
+  u.arrive();
+  l.arrive();
   p.max = max_of(l, cols, p.max);
-  group.max(q.max, p.max);
-  for_slots(cols, [&](int j) {
+  for_slots(cols, [&](int j, auto each) {
     const auto l_slot = l.get(j);
     const auto u_slot = u.get(j);
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) {
+    each([&](int w) {
       q.add(z.at(j, w), to_acc(u_slot.e[w]));
       p.add(to_acc(l_slot.e[w]), to_acc(u_slot.e[w]));
-    }
-    q.sum += z.poison_of(z.slot[j], cols, j);
-    p.sum += Piece<L, Cols>::poison_of(l_slot, cols, j);
+    });
   });
-  group.sum(q.sum, q.dot, p.sum, p.dot);
+  group.sum_below(
+      q.max, p.max,
+      [&](A m, A k) {
+        q.raise(m);
+        p.raise(k);
+      },
+      q.sum, q.dot, p.sum, p.dot);
   const A over_q = 1 / q.sum, over_p = 1 / p.sum;
   const A qu = q.dot * over_q, pu = p.dot * over_p;
 
   // The new row and its softmax; a row that turns out not finite stays as it was
   SoftmaxBelow<A> p_new;
   const RowRounding<L, !parks<G>()> rounding(a.rounding, a.index, i);
-  for_slots(cols, [&](int j) {
+  for_slots(cols, [&](int j, auto each) {
     auto slot = l.get(j);
     const auto u_slot = u.get(j);
-    A next[Cols::kWidth];
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) {
+    A next[Cols::kWidth] = {};
+    each([&](int w) {
       const A l_old = to_acc(slot.e[w]), p_old = exp_below(l_old, p.max) * over_p;
       next[w] = stepped(l_old, step, softmax_jvp(p_old, to_acc(u_slot.e[w]), pu, A(1)));
-    }
+    });
     rounding(cols.of(j), next, slot.e);
     l.set(j, slot);
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) p_new.max = fmax(p_new.max, to_acc(slot.e[w]));
+    each([&](int w) { p_new.max = fmax(p_new.max, to_acc(slot.e[w])); });
   });
-  group.max(p_new.max);
-  for_slots(cols, [&](int j) {
+  // Its exponentials below the thread's own maximum take the place of u, where that is as wide
+  constexpr bool kKeepsNew = std::is_same_v<U, A>;
+  for_slots(cols, [&](int j, auto each) {
     const auto slot = l.get(j);
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) p_new.other += p_new.add(to_acc(slot.e[w])) * below(q.max, z.at(j, w));
-    p_new.sum += Piece<L, Cols>::poison_of(slot, cols, j);
+    [[maybe_unused]] typename decltype(u)::Slot kept;
+    each([&](int w) {
+      const A e = p_new.add(to_acc(slot.e[w]));
+      p_new.other += e * half_below(q.max, z.at(j, w));
+      if constexpr (kKeepsNew) kept.e[w] = e;
+    });
+    if constexpr (kKeepsNew) u.set(j, kept);
   });
-  group.sum(p_new.sum, p_new.own, p_new.other);
-  const A over_new = 1 / p_new.sum;
+  const A new_own = p_new.max;
+  group.sum_below(p_new.max, [&](A m) { p_new.raise(m, A(0)); }, p_new.sum, p_new.own, p_new.other);
+  group.leave();
 
-  const bool bad = !is_finite(qu) || !is_finite(pu) || !is_finite(weight) || !is_finite(p_new.sum);
+  const bool bad =
+      !is_finite(qu) || !is_finite(pu) || !is_finite(weight) || !is_finite(p_new.own) || !is_finite(p_new.other);
   if (!bad) {
     l.store(new_row, cols);
   } else {
     weight = quiet_nan<A>();  // and with it all of v
     if (a.functional) {
-      l.load(row_of<L>(a.rows_in, i), cols, Fill::kLowest);
+      l.load(row_of<L>(a.rows_in, i), cols);
       l.arrive();
       l.store(new_row, cols);
     }
   }
-  write_slots(v_row, cols, [&](int j, auto put) {
-    const auto slot = l.get(j);
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) {
-      put(w, dlogits(exp_below(z.at(j, w), q.max) * over_q, exp_below(to_acc(slot.e[w]), p_new.max) * over_new, A(1),
-                     weight));
-    }
+  const A over_new = 1 / p_new.sum, over_kept = change_of_maximum(new_own, p_new.max) * over_new;
+  write_slots(v_row, cols, [&](int j) {
+    return [&, j, l_slot = l.get(j), kept = u.get(j)](int w) {
+      const A p_k = kKeepsNew ? to_acc(kept.e[w]) * over_kept : exp_below(to_acc(l_slot.e[w]), p_new.max) * over_new;
+      return dlogits(exp_below(z.at(j, w), q.max) * over_q, p_k, A(1), weight);
+    };
   });
   if (group.leader()) {
     if (bad) {
       set_results(a, i, quiet_nan<A>(), quiet_nan<A>(), quiet_nan<A>());
     } else {
-      set_results(a, i, loss_from(p_new.other * over_new, A(1), q.log()),
-                  loss_from(p_new.own * over_new, A(1), p_new.log()), qu - pu);
+      set_results(a, i, loss_from(2 * (p_new.other * over_new), A(1), q.log()),
+                  loss_from(2 * (p_new.own * over_new), A(1), p_new.log()), qu - pu);
     }
   }
 }

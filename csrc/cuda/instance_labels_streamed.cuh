@@ -64,9 +64,9 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
     const A weight = weight_at<A>(a.weight, j);
     SoftmaxDot<A> q, p;
     for_chunks(first, chunks, [&](const Cols& cols) {
-      z.load(z_row, cols, Fill::kLowest);
-      u.load(u_row, cols, Fill::kZero);
-      l.load(old_row, cols, Fill::kLowest);
+      z.load(z_row, cols);
+      u.load(u_row, cols);
+      l.load(old_row, cols);
       q.raise(z.max(cols, q.max));
       p.raise(l.max(cols, p.max));
       z.each(cols, [&](int s, int w) {
@@ -105,14 +105,14 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
   const RowRounding<L, true> rounding(a.rounding, a.index, i);
   const auto load_new_row = [&](const Cols& cols) {
     A total[Cols::kSlots][Cols::kWidth];  // U, then the new row
-    l.load(old_row, cols, Fill::kLowest);
+    l.load(old_row, cols);
     l.each(cols, [&](int s, int w) { total[s][w] = 0; });
     int64_t j = i;
     for (int k = 0; k < occurrences; ++k) {
       if (k > 0) j = find<GroupOf>(a.index, j + 1, a.n, r);
       if (!is_finite(loss[j])) continue;
       const A weight = weight_at<A>(a.weight, j);
-      u.load(row_of<U>(a.u, j), cols, Fill::kZero);
+      u.load(row_of<U>(a.u, j), cols);
       u.each(cols, [&](int s, int w) { total[s][w] += weight * u.at(s, w); });
     }
 #pragma unroll
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
     if (row_good) {
       load_new_row(cols);
     } else {
-      l.load(old_row, cols, Fill::kLowest);
+      l.load(old_row, cols);
     }
     l.store(new_row, cols);
   });
@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
     const A weight = bad ? quiet_nan<A>() : weight_at<A>(a.weight, j);
     A distance = 0;  // sum_k exp(l_k - max l) (max z - z_k)
     for_chunks(first, chunks, [&](const Cols& cols) {
-      z.load(z_row, cols, Fill::kLowest);
-      l.load(new_row, cols, Fill::kLowest);
+      z.load(z_row, cols);
+      l.load(new_row, cols);
       if (a.functional && j != i) l.store(row_of<L>(a.rows_out, j), cols);
       write_row(v_row, cols, [&](int s, int w) {
         const A e = exp_below(l.at(s, w), p.max);
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(G::kBlock, 1) instance_label_step_streamed_ker
     group.sync();  // every thread has read loss[j] and entropy[j], which now get their results
     if (group.leader()) {
       loss[j] = bad ? quiet_nan<A>() : loss_from(distance * over_p, A(1), log_sum(z_sum, z_max));
-      entropy[j] = bad ? quiet_nan<A>() : loss_from(p.own * over_p, A(1), p.log());
+      entropy[j] = bad ? quiet_nan<A>() : loss_from(2 * (p.own * over_p), A(1), p.log());
       if (bad) alignment[j] = quiet_nan<A>();
     }
   }

@@ -34,9 +34,8 @@ __global__ void __launch_bounds__(G::kBlock) load_images_kernel(LoadImagesArgs a
   const int x_start = crop.flip ? crop.x + width - 1 : crop.x, x_step = crop.flip ? -1 : 1;
 
   for_chunks(start, Cols::chunks(out, columns), [&](const Cols& cols) {
-#pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
+    const bool words = Piece<T, Cols>::in_words(out, cols);
+    for_slots(cols, [&](int j, auto each) {
       Pack<T, Cols::kWidth> slot;
       int x = (cols.of(j) + Cols::kWidth * C) / C - Cols::kWidth, c = cols.of(j) - x * C;  // rounded down
 #pragma unroll
@@ -50,8 +49,8 @@ __global__ void __launch_bounds__(G::kBlock) load_images_kernel(LoadImagesArgs a
         slot.e[w] = store_as<T>((value - static_cast<const A*>(a.center)[c]) * static_cast<const A*>(a.scale)[c]);
         if (++c == C) c = 0, ++x;
       }
-      Piece<T, Cols>::put(slot, out, cols, j, Pack<T, Cols::kWidth>::aligned(out + cols.start));
-    }
+      Piece<T, Cols>::put(slot, out, cols, j, words, each);
+    });
   });
 }
 

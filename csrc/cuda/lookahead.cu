@@ -65,9 +65,9 @@ __global__ void __launch_bounds__(Chunk<T>::kBlock) lookahead_kernel(const __gri
   const Cols cols(theta_row, (end < t.numel ? end : t.numel) - begin, static_cast<int>(threadIdx.x));
 
   Piece<T, Cols> theta, g, b = {};
-  theta.load(theta_row, cols, Fill::kZero);
-  g.load(static_cast<const T*>(t.grad) + begin, cols, Fill::kZero);
-  if (t.buffer != nullptr) b.load(static_cast<const T*>(t.buffer) + begin, cols, Fill::kZero);
+  theta.load(theta_row, cols);
+  g.load(static_cast<const T*>(t.grad) + begin, cols);
+  if (t.buffer != nullptr) b.load(static_cast<const T*>(t.buffer) + begin, cols);
   const LookaheadRates<A> rates(value_of(table.lr), table.gain, table.carry, table.weight_decay);
   write_row(static_cast<T*>(t.out) + begin, cols,
             [&](int s, int w) { return rates.moved(theta.at(s, w), g.at(s, w), b.at(s, w)); });

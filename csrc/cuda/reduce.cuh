@@ -1,9 +1,8 @@
 // The group of threads that owns a row: its sums and maxima, and softmax statistics that grow chunk by chunk.
 //
 // Every reduction ends with the same bits in every thread of the group: butterflies of commutative operations inside
-// a warp, then one butterfly over the warps' results, which a cluster's warps read from the shared memory of all its
-// blocks. So decisions taken on a reduced value are uniform in the group,
-// and results repeat bitwise from run to run.
+// a warp, then one butterfly over the results of the block's warps, then one over those of the cluster's blocks. So
+// decisions taken on a reduced value are uniform in the group, and results repeat bitwise from run to run.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -26,18 +25,33 @@ template <class A, class G>
 class Group {
  public:
   static constexpr int kThreads = G::kThreads;
-  static constexpr int kLanes = kThreads < 32 ? kThreads : 32;  // lanes of one warp that belong to the group
-  static constexpr int kWarps = kThreads / kLanes;
-  static constexpr int kBlockWarps = kWarps / G::kCluster;     // of them in one block
-  static constexpr int kGathered = kWarps < 32 ? kWarps : 32;  // lanes that bring the warps' results together
-  static constexpr int kMaxValues = 4;                         // values that one reduction takes
-  static constexpr size_t kSharedBytes = kWarps == 1 ? 0 : 2 * kMaxValues * kBlockWarps * sizeof(A);
+  static constexpr int kLanes = kThreads < 32 ? kThreads : 32;       // lanes of one warp that belong to the group
+  static constexpr int kWarps = kThreads / kLanes / G::kCluster;     // of one block
+  static constexpr int kMaxValues = 6;                               // values that one reduction takes
+  static constexpr int kSlots = kWarps + (G::kCluster > 1 ? 1 : 0);  // results that wait: the warps', and the block's
+  static constexpr size_t kSharedBytes = kSlots == 1 ? 0 : 2 * kMaxValues * kSlots * sizeof(A);
   static constexpr bool kCompiled = G::kCluster == 1 || FASTMETA_CLUSTERS;  // else a kernel has to return at once
+  static_assert(kWarps <= 32);
 
   __device__ explicit Group(unsigned char* shared) : scratch_(reinterpret_cast<A*>(shared)) {}
   Group(const Group&) = delete;
+  // Others may be reading this block's shared memory until they have left, too.
   __device__ ~Group() {
-    if constexpr (G::kCluster > 1) sync();  // others may be reading this block's shared memory still
+#if FASTMETA_CLUSTERS
+    if constexpr (G::kCluster > 1) {
+      leave();
+      cooperative_groups::this_cluster().barrier_wait();
+    }
+#endif
+  }
+  // After its last reduction: a block that says so early does not wait for the others at the kernel's end.
+  __device__ void leave() {
+#if FASTMETA_CLUSTERS
+    if constexpr (G::kCluster > 1) {
+      if (!left_) cooperative_groups::this_cluster().barrier_arrive();
+      left_ = true;
+    }
+#endif
   }
 
   __device__ static int64_t row() {
@@ -56,14 +70,10 @@ class Group {
 
   // Orders memory between the threads of the group.
   __device__ static void sync() {
-    if constexpr (kWarps == 1) {
-      __syncwarp(mask());
-    } else if constexpr (G::kCluster == 1) {
-      __syncthreads();
+    if constexpr (G::kCluster > 1) {
+      sync_cluster();
     } else {
-#if FASTMETA_CLUSTERS
-      cooperative_groups::this_cluster().sync();
-#endif
+      sync_block();
     }
   }
 
@@ -75,60 +85,110 @@ class Group {
 
   template <class... X>
   __device__ void sum(X&... x) {
-    reduce([](A a, A b) { return a + b; }, x...);
+    reduce([](auto lanes, auto&... y) { butterfly<lanes()>(plus, y...); }, x...);
   }
   template <class... X>
   __device__ void max(X&... x) {
-    reduce([](A a, A b) { return fmax(a, b); }, x...);  // a NaN gives way, and is found in the sums
+    reduce([](auto lanes, auto&... y) { butterfly<lanes()>(larger, y...); }, x...);
+  }
+
+  // Sums below maxima, brought together in one reduction where max and sum would be two: raise(m...) moves the sums of
+  // a thread below the larger maxima m.
+  template <class Raise, class... X>
+  __device__ void sum_below(A& max, Raise raise, X&... sums) {
+    reduce(
+        [&](auto lanes, auto&, auto&... y) {
+          A m = max;
+          butterfly<lanes()>(larger, m);
+          raise(m);
+          butterfly<lanes()>(plus, y...);
+        },
+        max, sums...);
+  }
+  template <class Raise, class... X>
+  __device__ void sum_below(A& max, A& other, Raise raise, X&... sums) {
+    reduce(
+        [&](auto lanes, auto&, auto&, auto&... y) {
+          A m = max, k = other;
+          butterfly<lanes()>(larger, m, k);
+          raise(m, k);
+          butterfly<lanes()>(plus, y...);
+        },
+        max, other, sums...);
   }
 
  private:
-  template <class Op, class... X>
-  __device__ void reduce(Op op, X&... x) {
+  template <int kValue>
+  struct Constant {
+    __device__ constexpr int operator()() const { return kValue; }
+  };
+  __device__ static A plus(A a, A b) { return a + b; }
+  __device__ static A larger(A a, A b) { return fmax(a, b); }  // a NaN gives way, and is found in the sums
+
+  // over(lanes, x...) reduces x over so many neighbouring lanes
+  template <class Over, class... X>
+  __device__ void reduce(Over over, X&... x) {
     static_assert(sizeof...(X) <= kMaxValues);
-    butterfly<kLanes>(op, x...);
-    if constexpr (kWarps > 1) {
-      const int warp = static_cast<int>(threadIdx.x) / 32;
-      A* here = scratch_ + half_ * (kMaxValues * kBlockWarps);
-      if (lane() == 0) {
-        int k = 0;
-        ((here[k++ * kBlockWarps + warp] = x), ...);
-      }
-#ifndef FASTMETA_PLANT_RACE
-      sync();
-#else  // tests build without this barrier, or with too small a one, to see that they would notice
-      if (G::kCluster > 1) __syncthreads();
-#endif
-      int k = 0;
-      ((x = gather(op, here + k++ * kBlockWarps)), ...);
-      butterfly<kGathered>(op, x...);
+    over(Constant<kLanes>(), x...);
+    if constexpr (kSlots > 1) {
       // The two halves of the scratch alternate, so one barrier is enough: who writes this half again has passed the
       // barrier of the next reduction, and by then every thread has read this one.
+      A* half = scratch_ + half_ * (kMaxValues * kSlots);
       half_ ^= 1;
-    }
-  }
-
-  // A lane's share of the warps' results: that of one warp, or of one in 32
-  template <class Op>
-  __device__ static A gather(Op op, A* here) {
-    if constexpr (G::kCluster == 1) {
-      static_assert(kWarps <= 32);
-      return here[lane() % kWarps];
-    } else {
-      static_assert(kWarps < 32 || kWarps % 32 == 0);
-      A x = of_warp(here, lane() % kWarps);
-#pragma unroll
-      for (int warp = 32; warp < kWarps; warp += 32) x = op(x, of_warp(here, warp + lane()));
-      return x;
-    }
-  }
-
-  __device__ static A of_warp(A* here, int warp) {
-#if FASTMETA_CLUSTERS
-    return *cooperative_groups::this_cluster().map_shared_rank(here + warp % kBlockWarps,
-                                                               static_cast<unsigned>(warp / kBlockWarps));
+      if constexpr (kWarps > 1) {
+        put(half, static_cast<int>(threadIdx.x) / 32, lane() == 0, x...);
+#ifndef FASTMETA_PLANT_RACE  // tests build without this barrier, or with too small a one, to see that they would notice
+        sync_block();
 #else
-    return here[warp % kBlockWarps];
+        if (G::kCluster > 1) sync_block();
+#endif
+        take(half + lane() % kWarps, x...);
+        over(Constant<kWarps>(), x...);
+      }
+      if constexpr (G::kCluster > 1) {
+        put(half, kWarps, threadIdx.x == 0, x...);
+#ifndef FASTMETA_PLANT_RACE
+        sync_cluster();
+#else
+        sync_block();
+#endif
+        take(of_block(half + kWarps, lane() % G::kCluster), x...);
+        over(Constant<G::kCluster>(), x...);
+      }
+    }
+  }
+
+  template <class... X>
+  __device__ static void put(A* half, int slot, bool mine, const X&... x) {
+    if (!mine) return;
+    int k = 0;
+    ((half[k++ * kSlots + slot] = x), ...);
+  }
+  template <class... X>
+  __device__ static void take(const A* slot, X&... x) {
+    int k = 0;
+    ((x = slot[k++ * kSlots]), ...);
+  }
+
+  // The same place in the shared memory of block `rank` of the cluster
+  __device__ static A* of_block(A* here, int rank) {
+#if FASTMETA_CLUSTERS
+    return cooperative_groups::this_cluster().map_shared_rank(here, static_cast<unsigned>(rank));
+#else
+    return here;
+#endif
+  }
+
+  __device__ static void sync_block() {
+    if constexpr (kWarps == 1) {
+      __syncwarp(mask());
+    } else {
+      __syncthreads();
+    }
+  }
+  __device__ static void sync_cluster() {
+#if FASTMETA_CLUSTERS
+    cooperative_groups::this_cluster().sync();
 #endif
   }
 
@@ -140,20 +200,22 @@ class Group {
     }
   }
 
-  A* scratch_;  // (2, kMaxValues, kBlockWarps)
+  A* scratch_;  // (2, kMaxValues, kSlots)
   int half_ = 0;
+  bool left_ = false;
 };
 
 // ---------------------------------------------------------------------------------------------------------
 // Softmax statistics
 // ---------------------------------------------------------------------------------------------------------
 
-// Exponentials below a maximum m, e_k = exp(x_k - m). In float32 they are 2^(x_k L - up(m L)), L = log2 e, with m L
-// rounded up once: one fused product and the hardware's 2^x, two instructions. A row of 16-bit labels is limited by
-// arithmetic, not memory, and takes six exponentials per element. The product is exact before its one rounding, so that
-// all e_k of a row carry the same factor 2^(m L - up(m L)); probabilities are quotients of them, and log_sum takes it
-// out again. As assembly because __expf spends three more instructions on results below 2^-126, which are nothing
-// beside the largest term.
+// Exponentials below a maximum m, e_k = exp(x_k - m). In float32 they are 2^(x_k L - M), L = log2 e, M the next integer
+// from m L on: one fused product and the hardware's 2^x, two instructions. Rows of 16 bits are limited by arithmetic,
+// not memory. The product is exact before its one rounding, so that all e_k of a row carry the same factor 2^(m L - M);
+// probabilities are quotients of them, and log_sum takes it out again. Integers, because what moves e_k from one
+// maximum to another is an exact power of two then, and threads may begin before the row's maximum is known. As
+// assembly because
+// __expf spends three more instructions on results below 2^-126, which are nothing beside the largest term.
 //
 // That factor is between 2^-64 and 1 for |m| < 2^29, and no sum overflows for it. From there on two different numbers
 // are 32 apart or more, so that all columns below the maximum have probability 0; L shrinks with the exponent of m,
@@ -175,12 +237,12 @@ __device__ __forceinline__ float scale_for(float m) {  // L, or less for a large
   const int exponent = exponent_of(m) > kLargeExponent ? exponent_of(m) : kLargeExponent;
   return kLog2E * bits_to_float(static_cast<uint32_t>(kExponentBias + kLargeExponent - exponent) << 23);
 }
-__device__ __forceinline__ float in_twos(float m) {  // up(m L): never contracted into the sum that takes it
+__device__ __forceinline__ float in_twos(float m) {  // M: never contracted into the sum that takes it
 #ifdef __CUDA_ARCH__
-  return __fmul_ru(m, scale_for(m));
+  return ceilf(__fmul_ru(m, scale_for(m)));
 #else
   const float near = m * scale_for(m);
-  return std::fma(m, scale_for(m), -near) > 0 ? std::nextafter(near, INFINITY) : near;
+  return std::ceil(std::fma(m, scale_for(m), -near) > 0 ? std::nextafter(near, INFINITY) : near);
 #endif
 }
 
@@ -206,7 +268,7 @@ template <class A>
 __device__ __forceinline__ constexpr A largest() {
   return sizeof(A) == 8 ? static_cast<A>(1.7976931348623157e308) : static_cast<A>(3.402823466e38f);
 }
-// m - x, finite for finite m: columns past the row hold x = -inf, and their probability 0 must not meet an infinity.
+// m - x, finite for finite m: a probability of 0 must not meet an infinity.
 template <class A>
 __device__ __forceinline__ A below(A m, A x) {
   return fmin(m - x, largest<A>());
@@ -223,7 +285,11 @@ struct SoftmaxSum {
     max = m;
   }
   __device__ A log() const { return log_sum(sum, max); }
-  __device__ void add(A x) { sum += exp_below(x, max); }
+  __device__ A add(A x) {
+    const A e = exp_below(x, max);
+    sum += e;
+    return e;
+  }
 };
 
 template <class A>
@@ -244,18 +310,25 @@ struct SoftmaxDot {
   }
 };
 
-// p = softmax(l) with two sums of distances, none with a negative term:
-//   own   = sum_k e_k (max - l_k)        entropy      = own / sum + log sum
-//   other = sum_k e_k (shift - z_k)      <p, lse - z> = other / sum + log S,   shift the maximum of z
+// (m - x) / 2, finite for all finite numbers, in one instruction
+template <class A>
+__device__ __forceinline__ A half_below(A m, A x) {
+  return std::fma(x, A(-0.5), m * A(0.5));
+}
+
+// p = softmax(l) with two sums of half distances, none with a negative term:
+//   own   = sum_k e_k (max - l_k) / 2        entropy      = 2 own / sum + log sum
+//   other = sum_k e_k (shift - z_k) / 2      <p, lse - z> = 2 other / sum + log S,   shift the maximum of z
+// A column at -inf makes them infinite or NaN, though its e_k is 0.
 template <class A>
 struct SoftmaxBelow {
   A max = -largest<A>(), sum = 0, own = 0, other = 0;
 
   __device__ A log() const { return log_sum(sum, max); }
-  // new maximum m of l; `rise` is how far the shift of z went up
+  // new maximum m of l; `rise` is half of how far the shift of z went up
   __device__ void raise(A m, A rise) {
     const A f = change_of_maximum(max, m);
-    own = f * (own + sum * below(m, max));
+    own = f * (own + sum * half_below(m, max));
     other = f * (other + sum * rise);
     sum *= f;
     max = m;
@@ -263,7 +336,7 @@ struct SoftmaxBelow {
   __device__ A add(A l) {
     const A e = exp_below(l, max);
     sum += e;
-    own += e * below(max, l);
+    own += e * half_below(max, l);
     return e;
   }
 };

@@ -24,8 +24,8 @@ __global__ void __launch_bounds__(G::kBlock) row_dot_kernel(RowDotArgs a) {
   A sums[Cols::kWidth] =
       {};  // one for each column of a slot: chains of additions are shorter, and so is their rounding
   for_chunks(Cols(x_row, a.C, group.rank()), Cols::chunks(x_row, a.C), [&](const Cols& cols) {
-    x.load(x_row, cols, Fill::kZero);
-    y.load(y_row, cols, Fill::kZero);
+    x.load(x_row, cols);
+    y.load(y_row, cols);
     x.each(cols, [&](int s, int w) { sums[w] += x.at(s, w) * y.at(s, w); });
   });
   A sum = 0;

@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_kernel(SoftCross
     q.raise(m);
   };
   for_chunks(Cols(z_row, a.C, group.rank()), Cols::chunks(z_row, a.C), [&](const Cols& cols) {
-    z.load(z_row, cols, Fill::kLowest);
-    p.load(p_row, cols, Fill::kZero);
+    z.load(z_row, cols);
+    p.load(p_row, cols);
     raise(z.max(cols, q.max));
     z.each(cols, [&](int s, int w) {
       q.add(z.at(s, w));
@@ -71,12 +71,12 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_backward_kernel(
   const int chunks = Cols::chunks(z_row, a.C);
   Piece<T, Cols> z;
   Piece<P, Cols> p;
-  if constexpr (G::kResident) z.load(z_row, first, Fill::kLowest);
+  if constexpr (G::kResident) z.load(z_row, first);
   if (a.grad_logits.data != nullptr) {
     A sum = 0, mass = 0;
     for_chunks(first, chunks, [&](const Cols& cols) {
-      if constexpr (!G::kResident) z.load(z_row, cols, Fill::kLowest);
-      p.load(p_row, cols, Fill::kZero);
+      if constexpr (!G::kResident) z.load(z_row, cols);
+      p.load(p_row, cols);
       z.each(cols, [&](int s, int w) {
         sum += exp_below(z.at(s, w), lse);
         mass += p.at(s, w);
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_backward_kernel(
     const A over = 1 / sum;
     for_chunks(first, chunks, [&](const Cols& cols) {
       if constexpr (!G::kResident) {
-        z.load(z_row, cols, Fill::kLowest);
-        p.load(p_row, cols, Fill::kZero);
+        z.load(z_row, cols);
+        p.load(p_row, cols);
       }
       write_row(row_of<T>(a.grad_logits, i), cols,
                 [&](int s, int w) { return dlogits(exp_below(z.at(s, w), lse) * over, p.at(s, w), mass, grad); });
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(G::kBlock) soft_cross_entropy_backward_kernel(
   }
   if (a.grad_probs.data != nullptr) {
     for_chunks(first, chunks, [&](const Cols& cols) {
-      if constexpr (!G::kResident) z.load(z_row, cols, Fill::kLowest);
+      if constexpr (!G::kResident) z.load(z_row, cols);
       write_row(row_of<P>(a.grad_probs, i), cols, [&](int s, int w) { return dprobs(lse, z.at(s, w), grad); });
     });
   }

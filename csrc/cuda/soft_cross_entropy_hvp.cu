@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(G::kBlock) hvp_kernel(HvpArgs a) {
   Piece<V, Cols> v;
   SoftmaxDot<A> q;
   for_chunks(first, chunks, [&](const Cols& cols) {
-    z.load(z_row, cols, Fill::kLowest);
-    v.load(v_row, cols, Fill::kZero);
+    z.load(z_row, cols);
+    v.load(v_row, cols);
     q.raise(z.max(cols, q.max));
     z.each(cols, [&](int s, int w) { q.add(z.at(s, w), v.at(s, w)); });
     q.sum += z.poison(cols);
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(G::kBlock) hvp_kernel(HvpArgs a) {
   const A over = 1 / q.sum, qv = q.dot * over;
   for_chunks(first, chunks, [&](const Cols& cols) {
     if constexpr (!G::kResident) {
-      if constexpr (!kLabelGrad) z.load(z_row, cols, Fill::kLowest);
-      v.load(v_row, cols, Fill::kZero);
+      if constexpr (!kLabelGrad) z.load(z_row, cols);
+      v.load(v_row, cols);
     }
     write_row(row_of<V>(a.out, i), cols, [&](int s, int w) {
       if constexpr (kLabelGrad) return centred(v.at(s, w), qv);

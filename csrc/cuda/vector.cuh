@@ -47,23 +47,25 @@ template <class G, int kSlotWidth>
 struct Columns {
   static constexpr int kWidth = kSlotWidth;
   static constexpr int kSlots = G::kColumns / kWidth;
+  static constexpr int kStride = G::kThreads * kWidth;  // from a thread's slot to its next one
   static_assert(kSlots * kWidth == G::kColumns);
 
   int C;
-  int start;  // of slot 0; negative in the thread that holds the lead
+  int start;   // of slot 0; negative in the thread that holds the lead
+  bool whole;  // no slot of this thread reaches past an end of the row: all threads but two, and all of most rows
 
   template <class T>
   __device__ Columns(const T* row, int64_t C, int rank) : C(static_cast<int>(C)) {
-    start = rank * kWidth - lead(row);
+    begin(rank * kWidth - lead(row));
   }
-  __device__ int of(int slot) const { return start + slot * (G::kThreads * kWidth); }
-  __device__ bool none(int slot) const { return of(slot) >= C; }  // then none in later slots either
+  __device__ int of(int slot) const { return start + slot * kStride; }
+  __device__ bool none(int slot) const { return C - start <= slot * kStride; }  // then none in later slots either
   __device__ bool full(int slot) const { return of(slot) >= 0 && of(slot) + kWidth <= C; }
   __device__ bool has(int slot, int w) const { return static_cast<unsigned>(of(slot) + w) < static_cast<unsigned>(C); }
 
   // Rows that are not resident are walked in chunks. All threads of the group take the same number of them, because
   // they meet at barriers in between; at a thread's end of the row its slots are empty.
-  __device__ void next_chunk() { start += G::kCapacity; }
+  __device__ void next_chunk() { begin(start + G::kCapacity); }
   template <class T>
   __device__ static int chunks(const T* row, int64_t C) {
     if constexpr (G::kResident) return 1;
@@ -75,7 +77,40 @@ struct Columns {
   __device__ static int lead(const T* row) {
     return static_cast<int>(reinterpret_cast<uintptr_t>(row) % word_bytes<T>(kWidth) / sizeof(T));
   }
+  __device__ void begin(int column) {
+    start = column;
+    const int rest = C - start,
+              past = rest % kStride;  // columns of the slot at the row's end, where it is this thread's
+    whole = start >= 0 && (rest <= 0 || rest > G::kCapacity || past == 0 || past >= kWidth);
+  }
 };
+
+// f(j, each) for the thread's slots; each(g) calls g(w) for the columns of the row among those of slot j. Threads whose
+// slots are whole take a path of their own, without a test for each column.
+template <class Cols, class F>
+__device__ __forceinline__ void for_slots(const Cols& cols, F f) {
+  if (cols.whole) {
+#pragma unroll
+    for (int j = 0; j < Cols::kSlots; ++j) {
+      if (cols.none(j)) break;
+      f(j, [](auto g) {
+#pragma unroll
+        for (int w = 0; w < Cols::kWidth; ++w) g(w);
+      });
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < Cols::kSlots; ++j) {
+      if (cols.none(j)) break;
+      f(j, [&](auto g) {
+#pragma unroll
+        for (int w = 0; w < Cols::kWidth; ++w) {
+          if (cols.has(j, w)) g(w);
+        }
+      });
+    }
+  }
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // Pieces
@@ -96,14 +131,6 @@ struct alignas(word_bytes<S>(kWidth)) Pack {
   // whether a slot that starts here can be moved in words
   __device__ static bool aligned(const S* p) { return reinterpret_cast<uintptr_t>(p) % kWordBytes == 0; }
 };
-
-// What lies outside the row: nothing for sums weighted by exponentials (kFillLowest: -inf) or for plain sums (zero).
-enum class Fill { kZero, kLowest };
-
-template <class S>
-__device__ __forceinline__ S fill_value(Fill fill) {
-  return fill == Fill::kZero ? from_acc<S>(0) : from_acc<S>(-static_cast<acc_t<S>>(INFINITY));
-}
 
 // Rounds to storage. For bfloat16 the hardware's conversion, one instruction for six.
 template <class S>
@@ -131,6 +158,7 @@ __device__ __forceinline__ void store_word(uint2* to, uint2 word) {
 #endif
 }
 
+// A thread's columns of a row in registers. Columns outside the row hold anything, and are never looked at.
 template <class S, class Cols>
 struct Piece {
   using A = acc_t<S>;
@@ -142,51 +170,41 @@ struct Piece {
   __device__ const Slot& get(int j) const { return slot[j]; }
   __device__ void set(int j, const Slot& value) { slot[j] = value; }
 
-  __device__ void load(const S* row, const Cols& cols, Fill fill) {
-    const bool aligned = Slot::aligned(row + cols.start);  // and then every slot is: they are whole words apart
+  __device__ void load(const S* row, const Cols& cols) {
+    const S* from = row + cols.start;  // slots are constant distances from it, which cost no arithmetic
+    if (in_words(row, cols)) {
 #pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
-      if (aligned && cols.full(j)) {
-        const auto* words = reinterpret_cast<const typename Slot::Word*>(row + cols.of(j));
+      for (int j = 0; j < Cols::kSlots; ++j) {
+        if (cols.none(j)) break;
+        const auto* words = reinterpret_cast<const typename Slot::Word*>(from + j * Cols::kStride);
 #pragma unroll
         for (int i = 0; i < Slot::kWords; ++i) slot[j].words()[i] = words[i];
-      } else {
-        slot[j] = by_element(row, cols, j, fill);
       }
+    } else {
+      for_slots(cols, [&](int j, auto each) { each([&](int w) { slot[j].e[w] = from[j * Cols::kStride + w]; }); });
     }
   }
   __device__ static void arrive() {}  // of what was loaded: registers wait by themselves
 
-  // The slot at the row's start or end, or of a row off the boundary
-  __device__ static Slot by_element(const S* row, const Cols& cols, int j, Fill fill) {
-    const S* from = row + cols.of(j);
-    Slot out;
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) out.e[w] = cols.has(j, w) ? from[w] : fill_value<S>(fill);
-    return out;
+  // Whether all of the thread's slots of `row` can be moved in words
+  __device__ static bool in_words(const S* row, const Cols& cols) {
+    return cols.whole && Slot::aligned(row + cols.start);  // every slot is, where the first is: they are words apart
   }
 
   __device__ void store(S* row, const Cols& cols) const {
-    const bool aligned = Slot::aligned(row + cols.start);
-#pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
-      put(slot[j], row, cols, j, aligned);
-    }
+    const bool words = in_words(row, cols);
+    for_slots(cols, [&](int j, auto each) { put(slot[j], row, cols, j, words, each); });
   }
 
-  __device__ static void put(const Slot& from, S* row, const Cols& cols, int j, bool aligned) {
-    S* to = row + cols.of(j);
-    if (aligned && cols.full(j)) {
+  template <class Each>
+  __device__ static void put(const Slot& from, S* row, const Cols& cols, int j, bool in_words, Each each) {
+    S* to = row + cols.start + j * Cols::kStride;
+    if (in_words) {
       auto* words = reinterpret_cast<typename Slot::Word*>(to);
 #pragma unroll
       for (int i = 0; i < Slot::kWords; ++i) store_word(words + i, from.words()[i]);
     } else {
-#pragma unroll
-      for (int w = 0; w < Cols::kWidth; ++w) {
-        if (cols.has(j, w)) to[w] = from.e[w];
-      }
+      each([&](int w) { to[w] = from.e[w]; });
     }
   }
 
@@ -199,35 +217,24 @@ struct Piece {
   // 0, or NaN where the row holds a NaN or an infinity: x * 0. Folded into a sum it costs one instruction a column.
   __device__ A poison(const Cols& cols) const {
     A bad = 0;
-#pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
-      bad += poison_of(slot[j], cols, j);
-    }
-    return bad;
-  }
-  __device__ static A poison_of(const Slot& from, const Cols& cols, int j) {
-    A bad = 0;
-    const bool full = cols.full(j);
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) bad += full || cols.has(j, w) ? to_acc(from.e[w]) * A(0) : A(0);
+    each(cols, [&](int j, int w) { bad += at(j, w) * A(0); });
     return bad;
   }
 
+  // f(j, w) for the columns of the row
   template <class F>
   __device__ static void each(const Cols& cols, F f) {
-#pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
-#pragma unroll
-      for (int w = 0; w < Cols::kWidth; ++w) f(j, w);
-    }
+    for_slots(cols, [&](int j, auto each) { each([&](int w) { f(j, w); }); });
   }
 };
 
 // A piece that waits in shared memory instead of registers: more rows fit a multiprocessor, and one of them computes
 // while another one's memory is awaited. Each thread has its own slots there, so that no barrier is needed. `memory` is
 // kBytes of the block, a multiple of 16.
+//
+// A row off the boundary of its words moves column by column, each thread its neighbours' columns: a warp then moves
+// adjacent ones, where its own lie a word apart. That needs barriers: arrive() has one, and between the last set() and
+// store() the caller has another.
 template <class S, class Cols, int kBlock>
 class Parked {
  public:
@@ -236,110 +243,121 @@ class Parked {
   using Word = typename Slot::Word;
   static constexpr size_t kBytes = static_cast<size_t>(kBlock) * Cols::kSlots * sizeof(Slot);
 
-  __device__ explicit Parked(unsigned char* memory) : place_(reinterpret_cast<Word*>(memory) + threadIdx.x) {}
+  __device__ explicit Parked(unsigned char* memory) : words_(reinterpret_cast<Word*>(memory)) {}
 
   __device__ Slot get(int j) const {
     Slot out;
 #pragma unroll
-    for (int i = 0; i < Slot::kWords; ++i) out.words()[i] = place_[(j * Slot::kWords + i) * kBlock];
+    for (int i = 0; i < Slot::kWords; ++i) out.words()[i] = *place(j, i, threadIdx.x);
     return out;
   }
   __device__ void set(int j, const Slot& value) {
 #pragma unroll
-    for (int i = 0; i < Slot::kWords; ++i) place_[(j * Slot::kWords + i) * kBlock] = value.words()[i];
+    for (int i = 0; i < Slot::kWords; ++i) *place(j, i, threadIdx.x) = value.words()[i];
   }
 
-  // Begins to load; arrive() waits for what this thread has begun.
-  __device__ void load(const S* row, const Cols& cols, Fill fill) {
-    const bool aligned = Slot::aligned(row + cols.start);
+  // Begins to load; arrive() waits for what has been begun.
+  __device__ void load(const S* row, const Cols& cols) {
+    const S* from = row + cols.start;
+    across_ = !Slot::aligned(from);
+    if (across_) {
+      move_across(cols, [&](S* here, int column) { begin_copy(here, row + column); });
+    } else {
+      for_slots(cols, [&](int j, auto each) {
+        if (cols.whole || cols.full(j)) {
+          const Word* words = reinterpret_cast<const Word*>(from + j * Cols::kStride);
 #pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
-      if (aligned && cols.full(j)) {
-        const Word* words = reinterpret_cast<const Word*>(row + cols.of(j));
-#pragma unroll
-        for (int i = 0; i < Slot::kWords; ++i) begin_copy(&place_[(j * Slot::kWords + i) * kBlock], words + i);
-      } else {
-        set(j, Piece<S, Cols>::by_element(row, cols, j, fill));
-      }
+          for (int i = 0; i < Slot::kWords; ++i) begin_copy(place(j, i, threadIdx.x), words + i);
+        } else {
+          Slot out;
+          each([&](int w) { out.e[w] = from[j * Cols::kStride + w]; });
+          set(j, out);
+        }
+      });
     }
   }
-  __device__ static void arrive() {
+  __device__ void arrive() const {
 #ifdef __CUDA_ARCH__
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
+    if (across_) __syncthreads();
   }
   __device__ void store(S* row, const Cols& cols) const {
-    const bool aligned = Slot::aligned(row + cols.start);
-#pragma unroll
-    for (int j = 0; j < Cols::kSlots; ++j) {
-      if (cols.none(j)) break;
-      Piece<S, Cols>::put(get(j), row, cols, j, aligned);
+    if (across_) {
+      move_across(cols, [&](S* here, int column) { row[column] = *here; });
+    } else {
+      const bool words = Piece<S, Cols>::in_words(row, cols);
+      for_slots(cols, [&](int j, auto each) { Piece<S, Cols>::put(get(j), row, cols, j, words, each); });
     }
   }
 
  private:
-  // From memory to shared memory, past the registers
-  __device__ static void begin_copy(Word* to, const Word* from) {
+  // Word i of slot j of a thread of the block
+  __device__ Word* place(int j, int i, int thread) const { return words_ + (j * Slot::kWords + i) * kBlock + thread; }
+
+  // f(place, column) for a share of the block's columns, the same for all operands
+  template <class F>
+  __device__ void move_across(const Cols& cols, F f) const {
+    constexpr int kInWord = static_cast<int>(sizeof(Word) / sizeof(S));
+    const int thread = static_cast<int>(threadIdx.x), first = cols.start - thread * Cols::kWidth;
+#pragma unroll 1
+    for (int j = 0; j < Cols::kSlots; ++j) {
+#pragma unroll
+      for (int k = 0; k < Cols::kWidth; ++k) {
+        const int e = k * kBlock + thread, word = e / kInWord, column = first + j * Cols::kStride + e;
+        if (column < 0 || column >= cols.C) continue;
+        f(reinterpret_cast<S*>(place(j, word % Slot::kWords, word / Slot::kWords)) + e % kInWord, column);
+      }
+    }
+  }
+
+  // From memory to shared memory, past the registers, but for 2 bytes
+  template <class X>
+  __device__ static void begin_copy(X* to, const X* from) {
 #ifdef __CUDA_ARCH__
     const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    if constexpr (sizeof(Word) == 16) {
+    if constexpr (sizeof(X) == 16) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    } else if constexpr (sizeof(X) >= 4) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(sizeof(X)) : "memory");
     } else {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(at), "l"(from) : "memory");
+      *to = *from;
     }
 #else
     *to = *from;
 #endif
   }
 
-  Word* place_;
+  Word* words_;
+  bool across_ = false;
 };
-
-// f(j) for the thread's slots
-template <class Cols, class F>
-__device__ __forceinline__ void for_slots(const Cols& cols, F f) {
-#pragma unroll
-  for (int j = 0; j < Cols::kSlots; ++j) {
-    if (cols.none(j)) break;
-    f(j);
-  }
-}
 
 // max(m, largest value of a held operand); NaN gives way
 template <class H, class Cols>
 __device__ __forceinline__ auto max_of(const H& held, const Cols& cols, typename H::A m) {
-  for_slots(cols, [&](int j) {
+  for_slots(cols, [&](int j, auto each) {
     const auto slot = held.get(j);
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) m = fmax(m, to_acc(slot.e[w]));
+    each([&](int w) { m = fmax(m, to_acc(slot.e[w])); });
   });
   return m;
 }
 
-// fill(j, put) calls put(w, x) for the columns of slot j of the row; x is rounded to S on the way
+// Slot j of the row is what value_of(j)(w) says, rounded to S on the way
 template <class S, class Cols, class F>
-__device__ __forceinline__ void write_slots(S* row, const Cols& cols, F fill) {
-  const bool aligned = Pack<S, Cols::kWidth>::aligned(row + cols.start);
-  for_slots(cols, [&](int j) {
+__device__ __forceinline__ void write_slots(S* row, const Cols& cols, F value_of) {
+  const bool words = Piece<S, Cols>::in_words(row, cols);
+  for_slots(cols, [&](int j, auto each) {
+    const auto value = value_of(j);
     Pack<S, Cols::kWidth> out;
-    fill(j, [&](int w, acc_t<S> x) { out.e[w] = store_as<S>(x); });
-    Piece<S, Cols>::put(out, row, cols, j, aligned);
+    each([&](int w) { out.e[w] = store_as<S>(value(w)); });
+    Piece<S, Cols>::put(out, row, cols, j, words, each);
   });
 }
 
 // row[k] = value(j, w) for the thread's columns k; rounded to S on the way
 template <class S, class Cols, class F>
 __device__ __forceinline__ void write_row(S* row, const Cols& cols, F value) {
-  const bool aligned = Pack<S, Cols::kWidth>::aligned(row + cols.start);
-#pragma unroll
-  for (int j = 0; j < Cols::kSlots; ++j) {
-    if (cols.none(j)) break;
-    Pack<S, Cols::kWidth> out;
-#pragma unroll
-    for (int w = 0; w < Cols::kWidth; ++w) out.e[w] = store_as<S>(value(j, w));
-    Piece<S, Cols>::put(out, row, cols, j, aligned);
-  }
+  write_slots(row, cols, [&](int j) { return [&, j](int w) { return value(j, w); }; });
 }
 
 // f(columns of the chunk), chunk by chunk; a resident row is one chunk

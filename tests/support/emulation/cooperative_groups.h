@@ -8,6 +8,8 @@ namespace cooperative_groups {
 
 struct cluster_group {
   void sync() const { emulation::self.block->cluster->barrier.arrive_and_wait(); }
+  void barrier_arrive() const { emulation::self.arrived.emplace(emulation::self.block->cluster->barrier.arrive()); }
+  void barrier_wait() const { emulation::self.block->cluster->barrier.wait(std::move(*emulation::self.arrived)); }
 
   // The same place in the shared memory of block `rank`
   template <class T>

@@ -33,6 +33,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -111,6 +112,7 @@ struct Block {
 struct Thread {
   Block* block = nullptr;
   uint32_t turn = 0;
+  std::optional<std::barrier<>::arrival_token> arrived = {};  // at the cluster's barrier, which is waited for later
 
   Lanes& lanes(unsigned mask) const { return block->warps[threadIdx.x / 32].lanes[std::countr_zero(mask)]; }
 
