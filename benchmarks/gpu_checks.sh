@@ -8,7 +8,7 @@
 #
 #   PYTHON=...             the interpreter (default: .venv/bin/python, else python3)
 #   LIMIT=...              seconds for each check (default: 540)
-#   WORKERS=...            processes that the tests run in (default: 4)
+#   WORKERS=...            processes that the tests run in (default: 8), with one thread each
 #   FASTMETA_SANITIZER=... compute-sanitizer, where it is neither on PATH nor in $CUDA_HOME/bin nor in /usr/local/cuda/bin
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -51,9 +51,9 @@ for check; do
     tests)
         # several at once where pytest-xdist is there: most of the time goes into compilers and float64 on the host
         workers=
-        "$python" -c 'import xdist' 2>/dev/null && workers="-n ${WORKERS:-4}"
+        "$python" -c 'import xdist' 2>/dev/null && workers="-n ${WORKERS:-8}"
         # shellcheck disable=SC2086  # two words or none
-        timeout -s INT -k 10 "$limit" "$python" -m pytest -m cuda --durations=10 $workers tests >"$folder/tests.log" 2>&1
+        OMP_NUM_THREADS=1 timeout -s INT -k 10 "$limit" "$python" -m pytest -m cuda --durations=10 $workers tests >"$folder/tests.log" 2>&1
         status=$?
         tail -n 1 "$folder/tests.log"
         report tests $status "$folder/tests.log"
