@@ -165,7 +165,7 @@ def trained(approx, compile, family, watch, steps=5, loss=None, **kw):
     return found, [*moved, torch.tensor(step.model.calls)], step
 
 
-@parametrize_some(1, approx=APPROX, compile=["off", "trace"], family=FAMILIES)
+@parametrize_some(1, approx=APPROX, compile=["trace", "off"], family=FAMILIES)
 def test_training_is_the_same_bitwise(approx, compile, family):
     found, watched, _ = trained(approx, compile, family, 1)
     none, alone, _ = trained(approx, compile, family, None)
@@ -273,6 +273,50 @@ def test_a_model_without_an_exact_step_trains_on_unwatched():
     assert step.plan is not None
     assert step.plan.kind == "reverse"
     assert "watched:    no: no exact tangent" in step.explain()
+
+
+def test_an_exact_pass_that_does_not_fit_is_left_out(monkeypatch):
+    """Which may be why one trains by the last layer; of the step itself nothing is missing."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found, moved, _ = trained("last:1", "off", fastmeta.InstanceLabels, None)
+    monkeypatch.setattr("fastmeta.meta.distance.plan_tangent", full)
+    texts = []
+    torch.manual_seed(5)
+    case = cases.make("mlp")
+    case.model = Noisy(case)
+    step = step_of(case, make_labels(fastmeta.InstanceLabels, case), approx="last:1", watch_every=1)
+    step.on_warning = texts.append
+    assert [step(case.train, case.meta).distance for _ in range(5)] == found
+    assert texts == ["the distance from the exact step is not watched: it does not fit into memory"]
+    now = [*step.model.state_dict().values(), *step.loss.state_dict().values(), torch.get_rng_state()]
+    assert all(map(torch.equal, now, moved))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", ["off", "full"])
+@pytest.mark.parametrize("approx", APPROX)
+def test_on_cuda(approx, compile):
+    """As on the host, and between the replays of a captured graph."""
+    runs = []
+    for watch in (None, 2):
+        case = cases.make("mlp")
+        case.model, labels = case.model.cuda(), make_labels(fastmeta.InstanceLabels, case).cuda()
+        train, meta = ([t.cuda() for t in pair] for pair in (case.train, case.meta))
+        step = step_of(case, labels, approx=approx, compile=compile, watch_every=watch)
+        found = [numbers(step(train, meta).distance) for _ in range(7)]
+        runs.append([*case.model.parameters(), labels.label_logits])
+    assert all(map(torch.equal, *runs))
+    case = cases.make("mlp")
+    step = step_of(case, make_labels(fastmeta.InstanceLabels, case), approx=approx, watch_every=2)
+    for d in found:
+        expected = numbers(step(case.train, case.meta).distance)
+        assert (d is None) == (expected is None)
+        if d is not None:  # a difference's error is mostly rounding
+            assert d[:2] == pytest.approx(expected[:2], rel=1e-5 if approx == "difference" else 1e-8)
 
 
 def test_what_is_refused():
