@@ -13,7 +13,6 @@ from fastmeta import reference
 from tests.support import cases
 from tests.support.losses import built
 from tests.support.meta import F64, FAMILIES, make_labels, reference_gradient
-from tests.support.pairs import parametrize_some
 from tests.support.ranks import run_ranks
 
 APPROX = ["last:1", "difference", "delayed", "every:3"]
@@ -165,7 +164,9 @@ def trained(approx, compile, family, watch, steps=5, loss=None, **kw):
     return found, [*moved, torch.tensor(step.model.calls)], step
 
 
-@parametrize_some(1, approx=APPROX, compile=["trace", "off"], family=FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("compile", ["off", pytest.param("trace", marks=pytest.mark.slow)])
 def test_training_is_the_same_bitwise(approx, compile, family):
     found, watched, _ = trained(approx, compile, family, 1)
     none, alone, _ = trained(approx, compile, family, None)
@@ -174,6 +175,14 @@ def test_training_is_the_same_bitwise(approx, compile, family):
     assert none == [None] * 5
     assert sum(d is not None for d in found) == (1 if approx == "every:3" else 5)
     assert all(0 < float(d.cosine) <= 1 + 1e-12 for d in found if d is not None)
+
+
+def test_a_graph_is_the_same_bitwise():
+    found, watched, step = trained("last:1", "trace", fastmeta.InstanceLabels, 2)
+    _, alone, _ = trained("last:1", "trace", fastmeta.InstanceLabels, None)
+    assert all(map(torch.equal, watched, alone))
+    assert [d is not None for d in found] == [True, False, True, False, True]
+    assert len(step.graphs) == 1
 
 
 @pytest.mark.parametrize(("loss", "approx"), [("weighting net", "delayed"), ("corrector", "every:3")])
