@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,22 +31,33 @@ def launches(body: Body, device: torch.device) -> int:
             body()
             torch.cuda.synchronize()
         return sum(e.device_type() == DeviceType.CUDA for e in profiler.profiler.kineto_results.events())
-    loops = 0
+    calls = _Calls()
 
     def watch(frame: FrameType, event: str, arg: Any) -> None:
-        nonlocal loops
-        # the entry of a library that inductor has compiled is a builtin of this name
-        loops += event == "c_call" and arg.__name__ == "kernel"
+        if event not in ("c_call", "c_return", "c_exception"):
+            return
+        if arg.__name__ == "kernel":  # the entry of a library that inductor has compiled of one loop
+            calls.count += event == "c_call"
+        elif arg.__name__ == "inductor_entry_cpp":  # and of a whole graph, which passes dispatch by
+            calls.sees = event != "c_call"
+            calls.count += 0 if calls.sees else _calls_in(arg.__self__.__file__)
 
     if sys.getprofile() is not None:
         raise RuntimeError("launches cannot be counted while another profiler of Python runs")
-    with _Calls() as calls:
+    with calls:
         sys.setprofile(watch)
         try:
             body()
         finally:
             sys.setprofile(None)
-    return calls.count + loops
+    return calls.count
+
+
+@functools.cache
+def _calls_in(library: str) -> int:
+    """Of loops and operations, in the source that inductor leaves beside the library: each has a line to itself."""
+    call = r"^\s+(cpp_fused\w*|AOTI_TORCH_ERROR_CODE_CHECK\(aoti_torch_cpu_\w+|aoti_torch_call_dispatcher)\("
+    return len(re.findall(call, Path(library).with_suffix(".cpp").read_text(), re.MULTILINE))
 
 
 class _Calls(TorchDispatchMode):
@@ -51,10 +65,12 @@ class _Calls(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count, self.sees = 0, True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        self.count += not func.is_view and not func._schema.name.startswith(("aten::empty", "aten::new_empty"))
+        self.count += (
+            self.sees and not func.is_view and not func._schema.name.startswith(("aten::empty", "aten::new_empty"))
+        )
         return func(*args, **(kwargs or {}))

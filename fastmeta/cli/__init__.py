@@ -17,6 +17,7 @@ from traceback import format_exception
 from types import TracebackType
 
 from fastmeta._text import printable_lines, shown
+from fastmeta.cli.log_lines import on_stderr
 
 #: sub-command -> what it does; each is a module of the same name here with main(argv) -> int, imported when called
 COMMANDS = {
@@ -75,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     form = warnings.formatwarning
     warnings.formatwarning = lambda *told, **options: printable_lines(form(*told, **options))
     try:
-        code = _main(args)
+        with on_stderr():
+            code = _main(args)
         if sys.stdout is not None:
             sys.stdout.flush()  # so that a reader who left is noticed here
         return code

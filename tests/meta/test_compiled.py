@@ -326,7 +326,7 @@ def test_what_inductor_made_is_found_again_by_another_process():
     script = f"""
 import torch
 from torch._dynamo.utils import counters
-from fastmeta.meta.engines.graph import through_inductor, trace
+from fastmeta.meta.engines import through_inductor, trace
 counters.clear()
 x = torch.ones(3, 2)
 run = through_inductor(trace(lambda t: [t * 2 + {new}], [x]), [x])

@@ -27,6 +27,9 @@ below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
 #: what a pure graph does not need: names for the same values
 _ALIASES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
+#: those of them that share memory with what they name, and what is only asked of shapes
+_NAMES = {aten.detach.default, aten.alias.default}
+_QUESTIONS = {aten.is_same_size.default, aten._has_same_storage_numel.default}
 #: what a constant passes that is made where it stands
 _FRESH = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 #: batch norms that write their running statistics without a word in the schema, under which no pass below may run
@@ -85,21 +88,20 @@ def _trace(
                 f"the model reads a tensor of shape {tuple(tensor.shape)} that is not an attribute in sight, and could "
                 "be another in the next step; register it as a buffer"
             )
+    _drop_names(raw)
     _name_batch_norm_writes(raw)
     _join_dtypes(raw)
-    # brings sympy, which takes longer than all of fastmeta
-    from torch._functorch.compile_utils import fx_graph_cse
-
+    raw.recompile()
     functional = torch.func.functionalize(raw, remove="mutations")
     with without_autocast():
         pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _check_pure(pure)
     _drop_aliases(pure)
     _drop_choices_of_one(pure)
-    clean = fx.GraphModule(pure, fx_graph_cse(pure.graph))
-    clean.graph.eliminate_dead_code()
-    reassociate(clean)
-    return clean
+    _merge_equal(pure.graph)
+    pure.graph.eliminate_dead_code()
+    reassociate(pure)
+    return pure
 
 
 _SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
@@ -163,20 +165,6 @@ _NATIVE: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """`graph` compiled for these shapes, and cached on disk for other processes.
-
-    (``torch._inductor.compile`` sets up no shape environment, without which inductor's cache of whole graphs steps
-    aside: an MLP's step then compiled for as long again in the next process.)
-    """
-    # Small kernels that need not wait for each other share a launch: ResNet-18's plain step has a quarter fewer.
-    options = {"combo_kernels": True} if any(t.is_cuda for t in inputs) else {}
-    with TURN, torch.no_grad(), without_autocast():
-        return torch._inductor.standalone_compile(
-            graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
-        )
-
-
 def random_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Nodes that draw random numbers."""
     return [n for n in _calls(graph) if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
@@ -200,7 +188,6 @@ def _name_batch_norm_writes(module: fx.GraphModule) -> None:
                 node.args = (x, weight, bias, *rest)
             else:
                 node.target = aten._native_batch_norm_legit.default
-    module.recompile()
 
 
 def _join_dtypes(module: fx.GraphModule) -> None:
@@ -217,7 +204,6 @@ def _join_dtypes(module: fx.GraphModule) -> None:
                 if dtype != narrow:
                     cast = graph.call_function(aten._to_copy.default, (source,), {"dtype": narrow})
                     node.replace_input_with(source, cast)
-    module.recompile()
 
 
 def _check_pure(module: fx.GraphModule) -> None:
@@ -229,12 +215,56 @@ def _check_pure(module: fx.GraphModule) -> None:
             raise Untraceable(f"{node.target} writes into its inputs and has no functional form here")
 
 
+def _merge_equal(graph: fx.Graph) -> None:
+    """Let one call stand for all that compute the same of the same; draws stay apart, and memory not yet written.
+
+    (As torch's own pass does, which takes as long for a ResNet as half of a trace.)
+    """
+    made: dict[Any, fx.Node] = {}
+    apart = set(random_nodes(graph))
+    for node in _calls(graph):
+        if node in apart or getattr(getattr(node.target, "_schema", None), "name", "").startswith("aten::empty"):
+            continue
+        try:
+            first = made.setdefault((node.target, _told(node.args), _told(node.kwargs)), node)
+        except TypeError:  # a constant that has no hash
+            continue
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _told(value: Any) -> Any:
+    """A key of what a call is given, in which 1, 1.0 and True differ, and 0.0 and -0.0."""
+    if isinstance(value, fx.Node):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(_told, value))
+    if isinstance(value, dict):
+        return tuple((name, _told(value[name])) for name in sorted(value))
+    return type(value), repr(value) if isinstance(value, float | complex) else value
+
+
 def _drop_choices_of_one(module: fx.GraphModule) -> None:
     """where(finite, t, t) of state that the step does not move."""
     for node in _calls(module.graph):
         if node.target is aten.where.self and node.args[1] is node.args[2]:
             choice: Any = node.args[1]
             node.replace_all_uses_with(choice)
+            module.graph.erase_node(node)
+
+
+def _drop_names(module: fx.GraphModule) -> None:
+    """Take out what dual numbers and autograd leave behind, a third of all nodes: names for a tensor, and questions.
+
+    A write through a name is a write into the tensor itself. Copies stay: what is written into one must not be written
+    into the other.
+    """
+    for node in reversed(_calls(module.graph)):
+        if node.target in _NAMES:
+            tensor: Any = node.args[0]
+            node.replace_all_uses_with(tensor)
+        if node.target in _NAMES or (node.target in _QUESTIONS and not node.users):
             module.graph.erase_node(node)
 
 

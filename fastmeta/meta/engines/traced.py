@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from fastmeta.losses import LearnableLoss, Unsupported
 from fastmeta.meta.approximation import EXACT, Approximation
 from fastmeta.meta.engines.caches import fill_caches
 from fastmeta.meta.engines.captured import Captured, Record, record_cuda
+from fastmeta.meta.engines.compile_notes import LOG, noted
 from fastmeta.meta.engines.flat import Form, flat_of, rebuilt
 from fastmeta.meta.engines.graph import (
     TooManyGraphs,
@@ -28,9 +28,9 @@ from fastmeta.meta.engines.graph import (
     Untraceable,
     below_autograd,
     random_nodes,
-    through_inductor,
     trace,
 )
+from fastmeta.meta.engines.inductor import through_inductor
 from fastmeta.meta.engines.pure import PureStep, StepInputs
 from fastmeta.meta.engines.reads import HOST_DRAWS, settled
 from fastmeta.meta.engines.step_tensors import Batch, StepTensors
@@ -52,10 +52,6 @@ def _channels_last(x: Any) -> Any:
     """
     image = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
     return x.contiguous(memory_format=torch.channels_last) if image else x
-
-
-def _say(message: str) -> None:
-    print(f"fastmeta: {message}", file=sys.stderr, flush=True)
 
 
 def refuse_graph(plan: TangentPlan, on_grad: Any, *, whole: bool, gathers: bool) -> None:
@@ -214,7 +210,7 @@ class GraphStep(StepTensors):
                 raise
             except RuntimeError as error:
                 self.uncaptured = reason(error, 200)
-                _say(f"the compiled step is not captured in a CUDA graph: {self.uncaptured}")
+                LOG.warning("the compiled step is not captured in a CUDA graph: %s", self.uncaptured)
                 return self._run(batch, loss_moves)
             kept.captured[key] = captured
             self.captures += 1
@@ -347,19 +343,11 @@ class GraphStep(StepTensors):
         return graph
 
     def _build(self, leaves: list[Tensor], spec: Form, loss_moves: bool, watch: Watch) -> Graph:
-        start = time.perf_counter()
-        graph = self._trace(leaves, spec, watch, loss_moves)
-        self.graphs.append(graph)
-        self.compilations += 1
-        if self.mode != "full":
-            return graph
-        seconds = time.perf_counter() - start
-        _say(
-            f"traced the step ({len(graph.graph.nodes)} nodes, {seconds:.0f} s); compiling, cached on disk from then on"
-        )
-        compiled = through_inductor(graph, leaves)
-        _say(f"compiled after {time.perf_counter() - start:.0f} s")
-        return compiled
+        with noted() if self.mode == "full" else nullcontext():
+            graph = self._trace(leaves, spec, watch, loss_moves)
+            self.graphs.append(graph)
+            self.compilations += 1
+            return through_inductor(graph, leaves) if self.mode == "full" else graph
 
     def _inputs(self, leaves: list[Tensor], spec: Form) -> tuple[Any, ...]:
         """Network input of the train and the meta batch."""
