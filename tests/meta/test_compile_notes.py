@@ -132,6 +132,18 @@ def test_of_ranks_the_first_alone_tells_what_all_do(monkeypatch, capsys):
     ]
 
 
+def test_what_has_no_form_in_cpp_is_compiled_in_the_usual_way(monkeypatch, caplog):
+    def refuse(graph, inputs, **options):
+        if torch._inductor.config.cpp_wrapper:
+            raise NotImplementedError("complex")
+        return graph
+
+    caplog.set_level(logging.INFO, "fastmeta")
+    monkeypatch.setattr(torch._inductor, "standalone_compile", refuse)
+    assert learn("full").eager_because == ""
+    assert caplog.messages == ["compiling the step as Python that calls C++: NotImplementedError: complex"]
+
+
 def test_the_logger_is_as_before_behind_a_command():
     logger = logging.getLogger("fastmeta")
     before = logger.level, list(logger.handlers)

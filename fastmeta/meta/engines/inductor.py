@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastmeta._text import reason
 from fastmeta.functional.precision import without_autocast
 from fastmeta.functional.turns import TURN
-from fastmeta.meta.engines.compile_notes import noted
+from fastmeta.meta.engines.compile_notes import LOG, noted
 
 #: of inductor, for graphs on a CPU
 _CPU = {
@@ -42,10 +43,19 @@ def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callabl
     with TURN, torch.no_grad(), without_autocast(), noted():
         if kinds == {"cpu"}:
             _find_vector_units()
-        # not by its argument `options`, which torch 2.11 hands to a function that knows none of them
-        options = _CPU if kinds == {"cpu"} else _CUDA if "cuda" in kinds else {}
-        with torch._inductor.config.patch(options):
-            return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
+            try:
+                return _compiled(graph, inputs, _CPU)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # an operation that has no form in C++
+                LOG.info("compiling the step as Python that calls C++: %s", reason(error, 200))
+        return _compiled(graph, inputs, _CUDA if "cuda" in kinds else {})
+
+
+def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, bool]) -> Any:
+    # not by the argument `options`, which torch 2.11 hands to a function that knows none of them
+    with torch._inductor.config.patch(options):
+        return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
 
 
 #: loads a library that inductor compiled as a trial, once and not in every process, and without Python's half of torch
