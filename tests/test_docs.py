@@ -127,11 +127,12 @@ def test_a_command_of_a_page_parses(words):
     parse(words)
 
 
-def test_the_tables_of_the_epoch_look_ahead_are_those_of_its_file(monkeypatch):
+@pytest.mark.parametrize("name", ["epoch_lookahead", "lookahead_steps"])
+def test_the_tables_of_a_look_ahead_are_those_of_its_file(name, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("epoch_lookahead", ROOT / "benchmarks" / "epoch_lookahead.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    page = script.PAGE.read_text()
-    assert script.with_tables(page, json.loads(script.RESULT.read_text())) == page
+    page, files = script.PAGE.read_text(), [script.RESULT, *([script.WORTH] if hasattr(script, "WORTH") else [])]
+    assert script.with_tables(page, *(json.loads(file.read_text()) for file in files)) == page

@@ -82,11 +82,12 @@ def explained(
     cut: Cut,
     inputs: Callable[..., tuple[Any, ...]],
     both_graphs: Callable[[], bool],
+    steps: int = 1,
 ) -> Iterator[None]:
     """Turn running out of memory into :class:`OutOfMemory`.
 
     `inputs` makes network inputs of batches; `both_graphs` says whether the step holds the graphs of both at once where
-    `cut` lets it.
+    `cut` lets it; `steps` are those of the look-ahead, whose train graphs are held together.
     """
     try:
         yield
@@ -95,7 +96,7 @@ def explained(
             raise
         # the frames of the failed pass hold its graphs: without them a caller who catches this has the memory again
         cause = error.with_traceback(None)
-        raise OutOfMemory(_message(network, train, meta, cut, inputs, both_graphs(), cause)) from cause
+        raise OutOfMemory(_message(network, train, meta, cut, inputs, both_graphs(), cause, steps)) from cause
 
 
 def _message(
@@ -106,6 +107,7 @@ def _message(
     inputs: Callable[..., tuple[Any, ...]],
     both_graphs: bool,
     error: RuntimeError,
+    steps: int,
 ) -> str:
     n, m, micro_batch = len(train[1]), len(meta[1]), cut.max_rows
     sizes: list[int | None] = [None]
@@ -128,6 +130,9 @@ def _message(
         else f"smaller batches; micro_batch={smaller}; approx='last:1', which keeps no graph of the trunk; "
         "bfloat16 autocast; compile='full'"
     )
+    if steps > 1:
+        graphs += f", and those of {steps} train batches are held together, each with its gradient's"
+        ways = "a smaller lookahead_steps; smaller batches; activation checkpointing; bfloat16 autocast"
     return (
         f"out of memory in a step on {n} train and {m} meta rows, whose graphs {graphs}; nothing was changed. "
         f"Ways out: {ways}. ({reason(error, 200)})"

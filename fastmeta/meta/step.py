@@ -170,7 +170,7 @@ class MetaStep:
         drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
         turn = TURN if self._ranks.size == 1 else nullcontext()
-        with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs), recorded():
+        with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs, len(batches)), recorded():
             plan = self._current_plan(network, train, meta)
             sizes = [len(b.rows) for b in batches]
             rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), *sizes)

@@ -36,8 +36,13 @@ def is_window(train: Any) -> bool:
 
 def check_window(loss: LearnableLoss, train: Any, weight: Any, most: int) -> list[TrainBatch]:
     """The batches of `train`, a pair ``(x, index)`` or a list of up to `most` pairs; a ValueError for others."""
-    if not is_window(train) or most == 1:
+    if not is_window(train):
         return [TrainBatch(*check_train(loss, train, weight), weight)]
+    if most == 1:
+        raise ValueError(
+            f"train is a list of {len(train)} batches, which a look-ahead of as many steps takes; give one pair "
+            f"(x, index), or lookahead_steps={len(train)} where the step is made"
+        )
     if len(train) > most:
         raise ValueError(
             f"lookahead_steps={most} takes at most {most} train batches at once, got {len(train)}; give fewer, or "

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fastmeta
 from fastmeta import reference
@@ -214,6 +215,31 @@ def test_dropout_is_the_same_in_both():
     assert torch.allclose(result.logits, ahead.logits, rtol=1e-12)
 
 
+class Block(nn.Module):
+    def __init__(self, checkpointed, num_classes):
+        super().__init__()
+        self.first, self.last, self.checkpointed = nn.Linear(6, 8), nn.Linear(8, num_classes), checkpointed
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.last(
+            checkpoint(self.inner, hidden, use_reentrant=False) if self.checkpointed else self.inner(hidden)
+        )
+
+
+def test_checkpointing_changes_nothing():
+    case, made = cases.make("mlp"), []
+    batches = windows(case, 3)
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model, labels = Block(checkpointed, case.num_classes).double(), make_labels(fastmeta.InstanceLabels, case)
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        fastmeta.MetaStep(model, labels, optimizer, label_lr=40.0, lookahead_steps=3)(batches, case.meta)
+        made.append([*model.parameters(), labels.label_logits])
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(*made, strict=True))
+
+
 def test_a_loss_of_ones_own_moves_once():
     torch.manual_seed(0)
     case = cases.make("mlp")
@@ -317,6 +343,29 @@ def test_refused(more, wrong):
         fastmeta.MetaStep(case.model, labels, optimizer, **{"lookahead_steps": 2, **more})
 
 
+def test_out_of_memory_names_the_way_out():
+    case = cases.make("mlp")
+
+    full = []
+
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = case.model
+
+        def forward(self, x):
+            if full:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.inner(x)
+
+    model, labels = Large(), make_labels(fastmeta.InstanceLabels, case)
+    step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=LR), label_lr=1.0, lookahead_steps=3)
+    step(windows(case, 3), case.meta)
+    full.append(True)
+    with pytest.raises(fastmeta.meta.OutOfMemory, match="Ways out: a smaller lookahead_steps"):
+        step(windows(case, 3), case.meta)
+
+
 def test_batches_that_do_not_fit():
     case = cases.make("mlp")
     labels = make_labels(fastmeta.InstanceLabels, case)
@@ -325,6 +374,9 @@ def test_batches_that_do_not_fit():
     )
     with pytest.raises(ValueError, match="takes at most 2 train batches at once, got 3"):
         step(windows(case, 3), case.meta)
+    one = fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=LR))
+    with pytest.raises(ValueError, match=r"train is a list of 3 batches.*lookahead_steps=3"):
+        one(windows(case, 3), case.meta)
     with pytest.raises(ValueError, match="weight must be None or a list"):
         step(windows(case, 2), case.meta, weight=torch.ones(3))
     with pytest.raises(ValueError, match="index must lie in"):
