@@ -10,33 +10,46 @@ namespace {
 
 int64_t target(const IndexVector& targets, int64_t i) { return targets.data[i * targets.stride]; }
 
-// Loss, v and entropy of batch row i of class y. Overwrites z.
-template <class A>
-FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, int64_t y, A alpha, A w, A* z, A m, A* e) {
+// Loss, v and entropy of batch row i of class y, whose logits z have the maximum m. Overwrites e.
+template <class V, class A>
+FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, int64_t y, A alpha, A w, const A* z, A m, A* e,
+                                const AheadRow& next) {
   const int64_t C = out.C;
-  const A sum = exp_row(z, m, C, e);
-  Sum<A> below;
-  sweep<A>(C, FASTMETA_BODY(k) { below += below_end<A>(m - load(z + k), k, C); }, below);
-  const A below_y = m - z[y];
+  const AheadRow v(out.v, i);
+  Sum<V> sums, below;
+  sweep<V>(
+      C,
+      FASTMETA_BODY(k, lanes) {
+        next.to_read(k);
+        v.to_write(k);
+        const Vec<V> d = load<V>(z + k, lanes) - m, x = keep<V>(exp<V>(d), lanes);
+        store<V>(e + k, x);
+        sums += x;
+        below += keep<V>(-d, lanes);
+      },
+      sums, below);
+  const A sum = sums.value(), below_y = m - z[y], f = w / sum, other = class_other(alpha, C) * sum;
   out.set_loss(i, class_loss_from(alpha, C, below_y, below.value() - below_y, std::log(sum)), class_entropy(alpha, C));
-  centred_row(e, w / sum, class_other(alpha, C) * sum, C, z);
-  z[y] = dlogits(e[y] / sum, 1 - alpha, A(1), w);
-  store_row(z, C, out.v, i);
+  const A v_y = dlogits(e[y] / sum, 1 - alpha, A(1), w);
+  sweep<V>(C, FASTMETA_BODY(k, lanes) { store<V>(e + k, (load<V>(e + k) - other) * f); });
+  e[y] = v_y;
+  store_row(e, C, out.v, i);
 }
 
-template <class A>
-FASTMETA_CLONES void loss_rows(const ClassLossArgs& a, int64_t begin, int64_t end) {
+template <class V>
+FASTMETA_INLINE void loss_rows(const ClassLossArgs& a, int64_t begin, int64_t end) {
+  using A = scalar_t<V>;
   const auto out = RowResults<A>::of(a);
   Scratch<A> rows(2, a.C);
-  A *z = rows[0], *e = rows[1];
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = target(a.targets, i);
     const A alpha = value<A>(a.alpha, y), w = weight_of<A>(a.weight, i);
-    const Scan<A> scan = load_row(a.logits, i, a.C, z);
+    const A* z = row_in(a.logits, i, a.C, rows[0]);
+    const Scan<A> scan = scan_row<V>(z, a.C);
     if (scan.finite && is_finite(alpha) && is_finite(w)) {
-      write_loss(out, i, y, alpha, w, z, scan.max, e);
+      write_loss<V>(out, i, y, alpha, w, z, scan.max, rows[1], AheadRow(a.logits, i + 1 < end ? i + 1 : i));
     } else {
-      out.skip(i, z);
+      out.skip(i, rows[1]);
     }
   }
 }
@@ -52,21 +65,35 @@ A* new_alphas(const ClassLabelStepArgs& a) {
   return static_cast<A*>(a.workspace) + a.n;
 }
 
-template <class A>
-FASTMETA_CLONES void term_rows(const ClassLabelStepArgs& a, int64_t begin, int64_t end) {
+template <class V>
+FASTMETA_INLINE void term_rows(const ClassLabelStepArgs& a, int64_t begin, int64_t end) {
+  using A = scalar_t<V>;
   Scratch<A> rows(3, a.C);
-  A *z = rows[0], *u = rows[1], *e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
     const int64_t y = target(a.targets, i);
     const A alpha = value<A>(a.alpha_in, y), w = weight_of<A>(a.weight, i);
-    const Scan<A> scan = load_row(a.logits, i, a.C, z);
-    const bool finite = load_row(a.u, i, a.C, u, Padding::kZero).finite && scan.finite;
+    const A *z = row_in(a.logits, i, a.C, rows[0]), *u = row_in(a.u, i, a.C, rows[1]);
+    RowScan<V> z_scan(z), u_scan(u);
+    scan_rows<V>(a.C, z_scan, u_scan);
+    const Scan<A> scan = z_scan.result();
     terms<A>(a)[i] = quiet_nan<A>();
-    if (!finite || !is_finite(alpha) || !is_finite(w)) continue;
-    A eu;
-    const A sum = exp_dot_row(z, scan.max, u, a.C, e, eu);
-    const A others = sum_row(u, a.C) - u[y];
-    static_cast<A*>(a.alignment)[i] = eu / sum - class_dot(alpha, a.C, u[y], others);
+    if (!scan.finite || !u_scan.result().finite || !is_finite(alpha) || !is_finite(w)) continue;
+    const int64_t next = i + 1 < end ? i + 1 : i;
+    const AheadRow next_z(a.logits, next), next_u(a.u, next);
+    Sum<V> sum, eu, of_u;
+    sweep<V>(
+        a.C,
+        FASTMETA_BODY(k, lanes) {
+          next_z.to_read(k);
+          next_u.to_read(k);
+          const Vec<V> x = keep<V>(exp<V>(load<V>(z + k, lanes) - scan.max), lanes), t = load<V>(u + k, lanes);
+          sum += x;
+          eu += x * t;
+          of_u += t;
+        },
+        sum, eu, of_u);
+    const A others = of_u.value() - u[y];
+    static_cast<A*>(a.alignment)[i] = eu.value() / sum.value() - class_dot(alpha, a.C, u[y], others);
     terms<A>(a)[i] = class_grad(a.C, u[y], others, w);
   }
 }
@@ -95,18 +122,20 @@ void move_alpha(const ClassLabelStepArgs& a) {
   }
 }
 
-template <class A>
-FASTMETA_CLONES void moved_loss_rows(const ClassLabelStepArgs& a, int64_t begin, int64_t end) {
+template <class V>
+FASTMETA_INLINE void moved_loss_rows(const ClassLabelStepArgs& a, int64_t begin, int64_t end) {
+  using A = scalar_t<V>;
   const auto out = RowResults<A>::of(a);
   Scratch<A> rows(2, a.C);
-  A *z = rows[0], *e = rows[1];
   for (int64_t i = begin; i < end; ++i) {
     const A alpha = new_alphas<A>(a)[i];
     if (is_finite(alpha)) {
-      const A m = load_row(a.logits, i, a.C, z).max;
-      write_loss(out, i, target(a.targets, i), alpha, weight_of<A>(a.weight, i), z, m, e);
+      const A* z = row_in(a.logits, i, a.C, rows[0]);
+      const A w = weight_of<A>(a.weight, i);
+      const AheadRow next(a.logits, i + 1 < end ? i + 1 : i);
+      write_loss<V>(out, i, target(a.targets, i), alpha, w, z, scan_row<V>(z, a.C).max, rows[1], next);
     } else {
-      out.skip(i, z);
+      out.skip(i, rows[1]);
     }
   }
 }

@@ -10,74 +10,82 @@ namespace fastmeta::cpu {
 
 namespace {
 
-// Loss, v and entropy of batch row i below the label row l. e holds the exponentials of z, whose maximum and sum are q;
-// el receives those of l. write_label(k, x) gets l vector by vector.
-template <class A, class Write>
-FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, A w, const A* z, A* e, MaxSum<A> q, const A* l,
-                                A l_max, A* el, Write write_label) {
-  Sum<A> sum, own, other;
-  sweep<A>(
-      out.C,
-      FASTMETA_BODY(k) {
-        const Vec<A> x = load(l + k), d = x - l_max;
-        write_label(k, x);
-        const Vec<A> y = below_end<A>(exp<A>(d), k, out.C);
-        store(el + k, y);
-        sum += y;
-        own += y * -d;
-        other += y * (q.max - load(z + k));
-      },
-      sum, own, other);
-  const A s = sum.value(), f = w / q.sum, g = w / s;
-  out.set_loss(i, loss_from(other.value() / s, A(1), std::log(q.sum)), std::log(s) + own.value() / s);
-  const RowWriter<A> v(out.v, i, out.C, e);
-  sweep<A>(out.C, FASTMETA_BODY(k) { v(k, load(e + k) * f - load(el + k) * g); });
-  v.finish();
-}
+// Sums over a row that the loss and the entropy below a label row are made of.
+template <class V>
+struct LossSums {
+  Sum<V> s, own, other;  // of el_k, el_k (l_k - max l), el_k (z_k - max z)
 
-template <class A>
-FASTMETA_CLONES void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t end) {
-  const auto out = RowResults<A>::of(a);
-  Scratch<A> rows(4, a.C);
-  A *z = rows[0], *l = rows[1], *e = rows[2], *el = rows[3];
-  for (int64_t i = begin; i < end; ++i) {
-    const A w = weight_of<A>(a.weight, i);
-    RowLoader<A> z_in(a.logits, i, a.C, z), l_in(a.label_logits, a.index.data[i * a.index.stride], a.C, l);
-    load_rows<A>(a.C, z_in, l_in);
-    const Scan<A> scan = z_in.result(), label = l_in.result();
-    if (scan.finite && label.finite && is_finite(w)) {
-      const MaxSum<A> q{scan.max, exp_row(z, scan.max, a.C, e)};
-      write_loss(out, i, w, z, e, q, l, label.max, el, [](int64_t, Vec<A>) {});
-    } else {
-      out.skip(i, z);
-    }
-  }
-}
-
-// Memory that is asked for ahead of its turn, element by element while there is something to compute. Label rows are
-// gathered, and a stream of rows ends with each page, so the hardware alone comes late: 4096 rows of 1000 then took 1.4
-// times as long.
-struct Ahead {
-  struct Row {
-    const char* data;
-    int64_t size;
-
-    FASTMETA_INLINE Row(const void* data, int64_t row_stride, DType dtype, int64_t i)
-        : data(static_cast<const char*>(data) + i * row_stride * size_of(dtype)), size(size_of(dtype)) {}
-  };
-  Row z, u, l, v;  // v to write
-
-  FASTMETA_INLINE void fetch(int64_t k) const {
-    __builtin_prefetch(z.data + k * z.size);
-    __builtin_prefetch(u.data + k * u.size);
-    __builtin_prefetch(l.data + k * l.size);
-    __builtin_prefetch(v.data + k * v.size, 1);
+  // The vector at k of el, from those of l - max l and z - max z
+  template <class Lanes>
+  FASTMETA_INLINE Vec<V> operator()(Vec<V> dl, Vec<V> dz, Lanes lanes) {
+    const Vec<V> y = keep<V>(exp<V>(dl), lanes);
+    s += y;
+    own += y * dl;
+    other += y * dz;
+    return y;
   }
 };
 
+// Loss, v and entropy of batch row i. e holds the exponentials of z, whose maximum and sum are q; el those of l.
+// also(k, lanes) goes with the sweep that writes v.
+template <class V, class A, class Also>
+FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, A w, A* e, MaxSum<A> q, const A* el,
+                                const LossSums<V>& sums, Also also) {
+  const A s = sums.s.value(), f = w / q.sum, g = w / s;
+  out.set_loss(i, loss_from(-sums.other.value() / s, A(1), std::log(q.sum)), std::log(s) - sums.own.value() / s);
+  const RowWriter<V> v(out.v, i, out.C, e);
+  sweep<V>(
+      out.C, FASTMETA_BODY(k, lanes) {
+        also(k, lanes);
+        v(k, load<V>(e + k) * f - load<V>(el + k) * g, lanes);
+      });
+  v.finish();
+}
+
+template <class V>
+FASTMETA_INLINE void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t end) {
+  using A = scalar_t<V>;
+  const auto out = RowResults<A>::of(a);
+  const int64_t C = a.C;
+  Scratch<A> rows(4, C);
+  A *e = rows[2], *el = rows[3];
+  const auto label_row = [&](int64_t i) __attribute__((always_inline)) { return a.index.data[i * a.index.stride]; };
+  for (int64_t i = begin; i < end; ++i) {
+    const A w = weight_of<A>(a.weight, i);
+    const A *z = row_in(a.logits, i, C, rows[0]), *l = row_in(a.label_logits, label_row(i), C, rows[1]);
+    RowScan<V> z_scan(z), l_scan(l);
+    scan_rows<V>(C, z_scan, l_scan);
+    const Scan<A> scan = z_scan.result(), label = l_scan.result();
+    if (!scan.finite || !label.finite || !is_finite(w)) {
+      out.skip(i, e);
+      continue;
+    }
+    const int64_t next = i + 1 < end ? i + 1 : i;
+    const AheadRow next_z(a.logits, next), next_l(a.label_logits, label_row(next)), v(a.v, i);
+    Sum<V> z_sum;
+    LossSums<V> sums;
+    sweep<V>(
+        C,
+        FASTMETA_BODY(k, lanes) {
+          next_z.to_read(k);
+          next_l.to_read(k);
+          v.to_write(k);
+          const Vec<V> dz = load<V>(z + k, lanes) - scan.max;
+          const Vec<V> y = keep<V>(exp<V>(dz), lanes);
+          store<V>(e + k, y);
+          z_sum += y;
+          store<V>(el + k, sums(load<V>(l + k, lanes) - label.max, dz, lanes));
+        },
+        z_sum, sums.s, sums.own, sums.other);
+    write_loss<V>(out, i, w, e, MaxSum<A>{scan.max, z_sum.value()}, el, sums, [](int64_t, auto) {});
+  }
+}
+
 // The step of one label row, and of the batch rows that point at it.
-template <class A>
+template <class V>
 class LabelStep {
+  using A = scalar_t<V>;
+
  public:
   FASTMETA_INLINE explicit LabelStep(const InstanceLabelStepArgs& a)
       : a_(a),
@@ -87,9 +95,6 @@ class LabelStep {
         step_(static_cast<A>(step_size(scalar_value(a.scale), scalar_value(a.label_lr)))),
         rounding_step_(static_cast<uint64_t>(a.rounding.step.host)),
         scratch_(7, a.C),
-        z_(scratch_[0]),
-        u_(scratch_[1]),
-        l_(scratch_[2]),
         ez_(scratch_[3]),
         el_(scratch_[4]),
         new_(scratch_[5]),
@@ -108,31 +113,40 @@ class LabelStep {
       if (!old_.finite) return skip(occurrences, count);
       if (!good) continue;
       const A pu = softmaxes(i, next), f = weight_of<A>(a_.weight, i) / old_sum_;
-      const auto gradient = FASTMETA_BODY(k) { return load(el_ + k) * f * (load(u_ + k) - pu); };
+      const auto gradient = FASTMETA_BODY(k, lanes) { return load<V>(el_ + k) * f * (load<V>(u_ + k, lanes) - pu); };
       if (count == 1)
         scan = step_along(index, gradient);
       else if (!moved)
-        sweep<A>(C, FASTMETA_BODY(k) { store(grad_ + k, gradient(k)); });
+        sweep<V>(C, FASTMETA_BODY(k, lanes) { store<V>(grad_ + k, gradient(k, lanes)); });
       else
-        sweep<A>(C, FASTMETA_BODY(k) { store(grad_ + k, load(grad_ + k) + gradient(k)); });
+        sweep<V>(C, FASTMETA_BODY(k, lanes) { store<V>(grad_ + k, load<V>(grad_ + k) + gradient(k, lanes)); });
       moved = true;
     }
     if (!moved) return skip(occurrences, count);
-    if (count > 1) scan = step_along(index, FASTMETA_BODY(k) { return load(grad_ + k); });
+    if (count > 1) scan = step_along(index, FASTMETA_BODY(k, lanes) { return load<V>(grad_ + k, lanes); });
     if (!scan.finite) return skip(occurrences, count);
 
     for (int64_t j = 0; j < count; ++j) {
       const int64_t i = occurrences[j], to_row = a_.functional ? i : row;
-      if (count > 1) {  // the logits of a single row are still in scratch
-        if (!load_operands(i, row)) {
+      if (count > 1) {  // the exponentials of a single row are still in scratch
+        if (!load_logits(i)) {
           if (a_.functional) store_row(new_, C, to_, to_row);
-          out_.skip(i, z_);
+          out_.skip(i, ez_);
           continue;
         }
-        q_.sum = exp_row(z_, q_.max, C, ez_);
+        q_.sum = exp_row<V>(z_, q_.max, C, ez_);
       }
-      const RowWriter<A> label(to_, to_row, C, new_);
-      write_loss(out_, i, weight_of<A>(a_.weight, i), z_, ez_, q_, new_, scan.max, el_, label);
+      LossSums<V> sums;
+      sweep<V>(
+          C,
+          FASTMETA_BODY(k, lanes) {
+            store<V>(el_ + k, sums(load<V>(new_ + k, lanes) - scan.max, load<V>(z_ + k, lanes) - q_.max, lanes));
+          },
+          sums.s, sums.own, sums.other);
+      const RowWriter<V> label(to_, to_row, C, new_);
+      write_loss<V>(
+          out_, i, weight_of<A>(a_.weight, i), ez_, q_, el_, sums,
+          FASTMETA_BODY(k, lanes) { label(k, load<V>(new_ + k), lanes); });
       label.finish();
     }
   }
@@ -140,32 +154,39 @@ class LabelStep {
  private:
   FASTMETA_INLINE int64_t label_row(int64_t i) const { return a_.functional ? i : a_.index.data[i * a_.index.stride]; }
 
-  // z, u and l of a batch row into scratch; false for a row to be skipped
-  FASTMETA_INLINE bool load_operands(int64_t i, int64_t row) {
-    RowLoader<A> z(a_.logits, i, a_.C, z_), u(a_.u, i, a_.C, u_), l(from_, row, a_.C, l_);
-    load_rows<A>(a_.C, z, u, l);
-    old_ = l.result();
+  // z and u of a batch row; false for a row to be skipped
+  FASTMETA_INLINE bool load_logits(int64_t i) {
+    z_ = row_in(a_.logits, i, a_.C, scratch_[0]);
+    u_ = row_in(a_.u, i, a_.C, scratch_[1]);
+    RowScan<V> z(z_), u(u_);
+    scan_rows<V>(a_.C, z, u);
     q_.max = z.result().max;
     return z.result().finite && u.result().finite && is_finite(weight_of<A>(a_.weight, i));
+  }
+  // The same, and l
+  FASTMETA_INLINE bool load_operands(int64_t i, int64_t row) {
+    l_ = row_in(from_, row, a_.C, scratch_[2]);
+    old_ = scan_row<V>(l_, a_.C);
+    return load_logits(i);
   }
 
   // The exponentials of z and l and their sums; sets the alignment <q - p, u> and returns <p, u>
   FASTMETA_INLINE A softmaxes(int64_t i, int64_t next) {
     const int64_t C = a_.C;
-    const Ahead ahead{{a_.logits.data, a_.logits.row_stride, a_.logits.dtype, next},
-                      {a_.u.data, a_.u.row_stride, a_.u.dtype, next},
-                      {from_.data, from_.row_stride, from_.dtype, label_row(next)},
-                      {a_.v.data, a_.v.row_stride, a_.v.dtype, i}};
-    Sum<A> z_sum, l_sum, zu, lu;
-    sweep<A>(
+    const AheadRow next_z(a_.logits, next), next_u(a_.u, next), next_l(from_, label_row(next)), v(a_.v, i);
+    Sum<V> z_sum, l_sum, zu, lu;
+    sweep<V>(
         C,
-        FASTMETA_BODY(k) {
-          ahead.fetch(k);
-          const Vec<A> u = load(u_ + k);
-          const Vec<A> y = below_end<A>(exp<A>(load(z_ + k) - q_.max), k, C);
-          const Vec<A> x = below_end<A>(exp<A>(load(l_ + k) - old_.max), k, C);
-          store(ez_ + k, y);
-          store(el_ + k, x);
+        FASTMETA_BODY(k, lanes) {
+          next_z.to_read(k);
+          next_u.to_read(k);
+          next_l.to_read(k);
+          v.to_write(k);
+          const Vec<V> u = load<V>(u_ + k, lanes);
+          const Vec<V> y = keep<V>(exp<V>(load<V>(z_ + k, lanes) - q_.max), lanes);
+          const Vec<V> x = keep<V>(exp<V>(load<V>(l_ + k, lanes) - old_.max), lanes);
+          store<V>(ez_ + k, y);
+          store<V>(el_ + k, x);
           z_sum += y;
           l_sum += x;
           zu += y * u;
@@ -183,30 +204,21 @@ class LabelStep {
   template <class Gradient>
   FASTMETA_INLINE Scan<A> step_along(int64_t index, Gradient gradient) {
     const int64_t C = a_.C;
-    constexpr int64_t kLanes = Simd<A>::kLanes;
-    Scanner<A> scan(-static_cast<A>(INFINITY));
-    int64_t k = 0;
-    for (; k + kLanes <= C; k += kLanes) {
-      store(new_ + k, load(l_ + k) - step_ * gradient(k));
-      scan(new_ + k);
-    }
-    if (k < C) {
-      store(new_ + k, load(l_ + k) - step_ * gradient(k));
-      pad_row(new_, C);
-      scan(new_ + k);
-    }
-    if (size_of(to_.dtype) == sizeof(A)) return scan.result();
+    sweep<V>(C, FASTMETA_BODY(k, lanes) { store<V>(new_ + k, load<V>(l_ + k, lanes) - step_ * gradient(k, lanes)); });
+    if (size_of(to_.dtype) == sizeof(A)) return scan_row<V>(new_, C);
     if constexpr (sizeof(A) == 4)
       if (to_.dtype == DType::kBFloat16 && a_.rounding.stochastic)
         round_row(new_, C, a_.rounding.seed, rounding_step_, static_cast<uint64_t>(index));
-    store_row(new_, C, {grad_, C, to_.dtype}, 0);
-    return load_row({grad_, C, to_.dtype}, 0, C, new_);
+    const Matrix stored{grad_, C, to_.dtype};
+    store_row(new_, C, stored, 0);
+    row_in(ConstMatrix{stored.data, C, stored.dtype}, 0, C, new_);
+    return scan_row<V>(new_, C);
   }
 
   void skip(const int64_t* occurrences, int64_t count) {
     for (int64_t k = 0; k < count; ++k) {
       if (a_.functional) store_row(l_, a_.C, to_, occurrences[k]);
-      out_.skip(occurrences[k], z_);
+      out_.skip(occurrences[k], ez_);
     }
   }
 
@@ -217,7 +229,8 @@ class LabelStep {
   const A step_;
   const uint64_t rounding_step_;
   Scratch<A> scratch_;
-  A *z_, *u_, *l_, *ez_, *el_, *new_, *grad_;
+  const A *z_ = nullptr, *u_ = nullptr, *l_ = nullptr;
+  A *ez_, *el_, *new_, *grad_;
   MaxSum<A> q_{};  // of z
   Scan<A> old_{};  // of l
   A old_sum_ = 0;
@@ -246,9 +259,9 @@ struct Groups {
   }
 };
 
-template <class A>
-FASTMETA_CLONES void step_groups(const Groups& groups, int64_t begin, int64_t end) {
-  LabelStep<A> step(groups.args);
+template <class V>
+FASTMETA_INLINE void step_groups(const Groups& groups, int64_t begin, int64_t end) {
+  LabelStep<V> step(groups.args);
   for (int64_t g = begin; g < end; ++g) {
     const int64_t after = g + 1 < end ? g + 1 : g;
     if (groups.args.unique)

@@ -30,7 +30,7 @@ struct RowResults {
   FASTMETA_INLINE void skip(int64_t i, A* scratch) const {
     set_loss(i, quiet_nan<A>(), quiet_nan<A>());
     if (alignment != nullptr) set_alignment(i, quiet_nan<A>());
-    fill_row(quiet_nan<A>(), C, scratch);
+    for (int64_t k = 0; k < C; ++k) scratch[k] = quiet_nan<A>();
     store_row(scratch, C, v, i);
   }
 };

@@ -44,8 +44,9 @@ class Scratch {
       held_.bytes = held_.data ? bytes : 0;
       if (!held_.data) throw std::bad_alloc();
     }
+    rows_ = reinterpret_cast<A*>(held_.data.get());  // once: to look for what a thread holds takes a call
   }
-  A* operator[](int row) { return reinterpret_cast<A*>(held_.data.get()) + row * stride_; }
+  A* operator[](int row) const { return rows_ + row * stride_; }
 
  private:
   struct Free {
@@ -58,13 +59,45 @@ class Scratch {
   static constexpr size_t kLine = 64;
   static inline thread_local Held held_;
   int64_t stride_;
+  A* rows_;
 };
 
-// kernel<acc(T)>(args, begin, end) over n rows (or groups of rows)
-#define FASTMETA_OVER_ROWS(kernel, args, dtype, n)                                                   \
-  over_rows((n), (args).C, [&](int64_t begin, int64_t end) {                                         \
-    (dtype) == DType::kFloat64 ? kernel<double>(args, begin, end) : kernel<float>(args, begin, end); \
-  })
+// A kernel's entry points: one for each machine code, of which `Kernel` is inlined into. A Kernel is a lambda template
+// over its vector V.
+template <class Kernel, class A, class Args>
+FASTMETA_NARROW void run_narrow(const Args& args, int64_t begin, int64_t end) {
+  Kernel{}.template operator()<Simd<A, 32>>(args, begin, end);
+}
+#ifdef FASTMETA_WIDE
+template <class Kernel, class A, class Args>
+FASTMETA_WIDE void run_wide(const Args& args, int64_t begin, int64_t end) {
+  Kernel{}.template operator()<Simd<A, 64>>(args, begin, end);
+}
+inline bool has_wide() {
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");  // x86-64-v4
+  return has;
+}
+#endif
+
+template <class A, class Kernel, class Args>
+void run(Kernel, const Args& args, int64_t begin, int64_t end) {
+#ifdef FASTMETA_WIDE
+  if (has_wide()) return run_wide<Kernel, A>(args, begin, end);
+#endif
+  run_narrow<Kernel, A>(args, begin, end);
+}
+
+// kernel<V>(args, begin, end) over n rows (or groups of rows), with V of the scalars acc(dtype)
+#define FASTMETA_OVER_ROWS(kernel, args, dtype, n)                                                               \
+  do {                                                                                                           \
+    const auto code = []<class V>(const auto& a, int64_t begin, int64_t end)                                     \
+                          __attribute__((always_inline)) { kernel<V>(a, begin, end); };                          \
+    over_rows((n), (args).C, [&](int64_t begin, int64_t end) {                                                   \
+      (dtype) == DType::kFloat64 ? run<double>(code, (args), begin, end) : run<float>(code, (args), begin, end); \
+    });                                                                                                          \
+  } while (false)
 
 template <class A>
 FASTMETA_INLINE A value(const ConstVector& x, int64_t i) {

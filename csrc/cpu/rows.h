@@ -1,9 +1,7 @@
-// Primitives over one row in scratch memory, inlined into the loop of an operation, which FASTMETA_CLONES compiles for
-// each instruction set.
+// Primitives over one row, inlined into the kernel of an operation, which is compiled for each instruction set.
 //
-// A row in scratch is padded to whole vectors and aligned to 64 bytes, in A = acc(T). The padding repeats the row's
-// first element (so it never is a new maximum and is finite when the row is), except in rows of exponentials and where
-// load_row is told otherwise: there it is zero and adds nothing to a sum.
+// A row is read where it stands, if it is in A = acc(T), else in scratch memory, widened. Its last vector is read in
+// part (simd.h). Rows in scratch are aligned to 64 bytes and padded to whole vectors, whose last lanes hold anything.
 #pragma once
 
 #include "../kernels.h"
@@ -13,9 +11,7 @@
 namespace fastmeta::cpu {
 
 // The body of a sweep. always_inline, or it would be compiled once, for plain x86-64.
-#define FASTMETA_BODY(k) [&](int64_t k) __attribute__((always_inline))
-
-enum class Padding { kFirst, kZero };
+#define FASTMETA_BODY(k, lanes) [&](int64_t k, auto lanes) __attribute__((always_inline))
 
 // 16-bit rows to and from float: out of line (rows.cpp), for there are many of these and they are long.
 void widen(const BFloat16* from, int64_t C, float* to);
@@ -25,33 +21,6 @@ void narrow(const float* from, int64_t C, Float16* to);
 
 // A row of a table rounded stochastically to bfloat16, in place.
 void round_row(float* x, int64_t C, uint64_t seed, uint64_t step, uint64_t row);
-
-// What a pass over a row tells about it.
-template <class A>
-struct Scan {
-  A max;
-  bool finite;  // all elements; where not, `max` may have lost a NaN, and so may exponentials below it
-
-  FASTMETA_INLINE A poison() const { return finite ? A(0) : quiet_nan<A>(); }  // what makes a result NaN where not
-};
-
-template <class A>
-struct Scanner {
-  Max<A> most;
-  Vec<A> zero{};
-
-  FASTMETA_INLINE explicit Scanner(A first) : most(first) {}
-  FASTMETA_INLINE void operator()(const A* p) {
-    most(p);
-    zero += load(p) * A(0);  // 0, or NaN where not finite
-  }
-  FASTMETA_INLINE Scan<A> result() const { return {most.value(), add_lanes<A>(zero) == 0}; }
-};
-
-template <class A>
-FASTMETA_INLINE void pad_row(A* x, int64_t C, Padding padding = Padding::kFirst) {
-  for (int64_t k = C; k < padded<A>(C); ++k) x[k] = padding == Padding::kFirst ? x[0] : A(0);
-}
 
 template <class A>
 FASTMETA_INLINE const A* row_at(const ConstMatrix& m, int64_t i) {
@@ -73,45 +42,69 @@ FASTMETA_INLINE const A* row_in(const ConstMatrix& m, int64_t i, int64_t C, A* s
   return row_at<A>(m, i);
 }
 
-// A row on its way into scratch memory, vector by vector where it is in A; 16-bit rows, there already, onto themselves.
+// What a pass over a row tells about it.
 template <class A>
-class RowLoader {
- public:
-  FASTMETA_INLINE RowLoader(const ConstMatrix& m, int64_t i, int64_t C, A* x)
-      : from(row_in(m, i, C, x)), to(x), scan(from[0]) {}
-  FASTMETA_INLINE void operator()(int64_t k) {
-    store(to + k, load(from + k));
-    scan(from + k);
-  }
-  FASTMETA_INLINE void last(int64_t k, int64_t C) {
-    const A first = from[0];
-    for (int64_t j = 0; j < Simd<A>::kLanes; ++j) to[k + j] = k + j < C ? from[k + j] : first;
-    scan(to + k);
-  }
-  FASTMETA_INLINE Scan<A> result() const { return scan.result(); }
+struct Scan {
+  A max;
+  bool finite;  // all elements; where not, `max` may have lost a NaN, and so may exponentials below it
 
- private:
-  const A* from;
-  A* to;
-  Scanner<A> scan;
+  FASTMETA_INLINE A poison() const { return finite ? A(0) : quiet_nan<A>(); }  // what makes a result NaN where not
 };
 
-// Row i of each matrix in scratch, scanned on the way: loaders.result(). Together, because the running maximum of
-// one row alone waits for itself.
-template <class A, class... Loaders>
-FASTMETA_INLINE void load_rows(int64_t C, Loaders&... loaders) {
+template <class V>
+struct Scanner {
+  using A = scalar_t<V>;
+  Max<V> most;
+  Vec<V> zero{};
+
+  FASTMETA_INLINE explicit Scanner(A first) : most(first) {}
+  FASTMETA_INLINE void operator()(Vec<V> x) {
+    most(x);
+    zero += x * A(0);  // 0, or NaN where not finite
+  }
+  FASTMETA_INLINE Scan<A> result() const { return {most.value(), add_lanes<V>(zero) == 0}; }
+};
+
+// The scans of rows of C, side by side and each in two halves, because a running maximum waits for itself.
+template <class V, class... Rows>
+FASTMETA_INLINE void scan_rows(int64_t C, Rows&... rows) {
+  constexpr int64_t kLanes = V::kLanes;
   int64_t k = 0;
-  for (; k + Simd<A>::kLanes <= C; k += Simd<A>::kLanes) (loaders(k), ...);
-  if (k < C) (loaders.last(k, C), ...);
+  for (; k + 2 * kLanes <= C; k += 2 * kLanes) (rows.both(k), ...);
+  if (k + kLanes <= C) {
+    (rows.one(k, Whole{}), ...);
+    k += kLanes;
+  }
+  if (k < C) (rows.one(k, Part{C - k}), ...);
 }
 
-template <class A>
-FASTMETA_INLINE Scan<A> load_row(const ConstMatrix& from, int64_t i, int64_t C, A* x,
-                                 Padding padding = Padding::kFirst) {
-  RowLoader<A> loader(from, i, C, x);
-  load_rows<A>(C, loader);
-  pad_row(x, C, padding);
-  return loader.result();
+template <class V>
+class RowScan {
+  using A = scalar_t<V>;
+
+ public:
+  FASTMETA_INLINE explicit RowScan(const A* row) : row_(row), even_(row[0]), odd_(row[0]) {}
+  FASTMETA_INLINE void both(int64_t k) {
+    even_(load<V>(row_ + k));
+    odd_(load<V>(row_ + k + V::kLanes));
+  }
+  FASTMETA_INLINE void one(int64_t k, Whole) { even_(load<V>(row_ + k)); }
+  FASTMETA_INLINE void one(int64_t k, Part part) { even_(load<V>(row_ + k, part, row_[0])); }
+  FASTMETA_INLINE Scan<A> result() const {
+    const Scan<A> a = even_.result(), b = odd_.result();
+    return {a.max < b.max ? b.max : a.max, a.finite && b.finite};
+  }
+
+ private:
+  const A* row_;
+  Scanner<V> even_, odd_;
+};
+
+template <class V>
+FASTMETA_INLINE Scan<scalar_t<V>> scan_row(const scalar_t<V>* row, int64_t C) {
+  RowScan<V> scan(row);
+  scan_rows<V>(C, scan);
+  return scan.result();
 }
 
 template <class A>
@@ -121,96 +114,70 @@ FASTMETA_INLINE void store_row(const A* x, int64_t C, const Matrix& to, int64_t 
     if (to.dtype == DType::kBFloat16) return narrow(x, C, reinterpret_cast<BFloat16*>(row));
     if (to.dtype == DType::kFloat16) return narrow(x, C, reinterpret_cast<Float16*>(row));
   }
-  std::memcpy(row, x, C * sizeof(A));
+  if (static_cast<const void*>(row) != x) std::memcpy(row, x, C * sizeof(A));
 }
 
 // A row on its way out of a sweep: straight to row i of `to` where that is in A, else by way of scratch memory.
-template <class A>
+template <class V>
 class RowWriter {
+  using A = scalar_t<V>;
+
  public:
   FASTMETA_INLINE RowWriter(const Matrix& to, int64_t i, int64_t C, A* scratch)
-      : to_(to), i_(i), C_(C), scratch_(scratch), direct_(size_of(to.dtype) == sizeof(A)) {
-    row_ = direct_ ? static_cast<A*>(to.data) + i * to.row_stride : scratch;
-    whole_ = direct_ ? C : padded<A>(C);
+      : to_(to),
+        i_(i),
+        C_(C),
+        row_(size_of(to.dtype) == sizeof(A) ? static_cast<A*>(to.data) + i * to.row_stride : scratch) {}
+  template <class Lanes>
+  FASTMETA_INLINE void operator()(int64_t k, Vec<V> v, Lanes lanes) const {
+    store<V>(row_ + k, v, lanes);
   }
-  FASTMETA_INLINE void operator()(int64_t k, Vec<A> v) const {
-    if (k + Simd<A>::kLanes <= whole_) return store(row_ + k, v);
-    A tail[Simd<A>::kLanes];
-    store(tail, v);
-    for (int64_t j = 0; k + j < whole_; ++j) row_[k + j] = tail[j];
-  }
-  FASTMETA_INLINE void finish() const {
-    if (!direct_) store_row(scratch_, C_, to_, i_);
-  }
+  FASTMETA_INLINE void finish() const { store_row(static_cast<const A*>(row_), C_, to_, i_); }
 
  private:
   const Matrix& to_;
-  int64_t i_, C_, whole_;
-  A *scratch_, *row_;
-  bool direct_;
+  int64_t i_, C_;
+  A* row_;
 };
 
-template <class A>
-FASTMETA_INLINE void fill_row(A value, int64_t C, A* out) {
-  sweep<A>(C, FASTMETA_BODY(k) { store(out + k, all<A>(value)); });
-}
-
-template <class A>
-FASTMETA_INLINE A sum_row(const A* x, int64_t C) {  // padding zero
-  Sum<A> sum;
-  sweep<A>(C, FASTMETA_BODY(k) { sum += load(x + k); }, sum);
+template <class V>
+FASTMETA_INLINE scalar_t<V> sum_row(const scalar_t<V>* x, int64_t C) {
+  Sum<V> sum;
+  sweep<V>(C, FASTMETA_BODY(k, lanes) { sum += load<V>(x + k, lanes); }, sum);
   return sum.value();
 }
 
-template <class A>
-FASTMETA_INLINE A dot_row(const A* a, const A* b, int64_t C) {  // the padding of a or b is zero
-  Sum<A> sum;
-  sweep<A>(C, FASTMETA_BODY(k) { sum += load(a + k) * load(b + k); }, sum);
-  return sum.value();
-}
-
-// e_k = exp(x_k - shift), padding zero; returns sum_k e_k
-template <class A>
-FASTMETA_INLINE A exp_row(const A* x, A shift, int64_t C, A* e) {
-  Sum<A> sum;
-  sweep<A>(
+// e_k = exp(x_k - shift); returns sum_k e_k
+template <class V>
+FASTMETA_INLINE scalar_t<V> exp_row(const scalar_t<V>* x, scalar_t<V> shift, int64_t C, scalar_t<V>* e) {
+  Sum<V> sum;
+  sweep<V>(
       C,
-      FASTMETA_BODY(k) {
-        const Vec<A> y = below_end<A>(exp<A>(load(x + k) - shift), k, C);
-        store(e + k, y);
+      FASTMETA_BODY(k, lanes) {
+        const Vec<V> y = keep<V>(exp<V>(load<V>(x + k, lanes) - shift), lanes);
+        store<V>(e + k, y);
         sum += y;
       },
       sum);
   return sum.value();
 }
 
-// The same, and eu = sum_k e_k u_k
-template <class A>
-FASTMETA_INLINE A exp_dot_row(const A* x, A shift, const A* u, int64_t C, A* e, A& eu) {
-  Sum<A> sum, product;
-  sweep<A>(
-      C,
-      FASTMETA_BODY(k) {
-        const Vec<A> y = below_end<A>(exp<A>(load(x + k) - shift), k, C);
-        store(e + k, y);
-        sum += y;
-        product += y * load(u + k);
-      },
-      sum, product);
-  eu = product.value();
-  return sum.value();
-}
+// Memory that is asked for ahead of its turn, vector by vector while there is something to compute: the rows of the
+// next batch row, and where this one's result goes. A stream of rows ends with each page, so the hardware alone comes
+// late: 4096 rows of 1000, gathered, then took 1.6 times as long.
+class AheadRow {
+ public:
+  FASTMETA_INLINE AheadRow(const void* data, int64_t row_stride, DType dtype, int64_t i)
+      : row_(static_cast<const char*>(data) + i * row_stride * size_of(dtype)), size_(size_of(dtype)) {}
+  FASTMETA_INLINE AheadRow(const ConstMatrix& m, int64_t i) : AheadRow(m.data, m.row_stride, m.dtype, i) {}
+  FASTMETA_INLINE AheadRow(const Matrix& m, int64_t i) : AheadRow(m.data, m.row_stride, m.dtype, i) {}
 
-// out_k = a_k f (b_k - c)
-template <class A>
-FASTMETA_INLINE void centred_product_row(const A* a, A f, const A* b, A c, int64_t C, A* out) {
-  sweep<A>(C, FASTMETA_BODY(k) { store(out + k, load(a + k) * f * (load(b + k) - c)); });
-}
+  FASTMETA_INLINE void to_read(int64_t k) const { __builtin_prefetch(row_ + k * size_); }
+  FASTMETA_INLINE void to_write(int64_t k) const { __builtin_prefetch(row_ + k * size_, 1); }
 
-// out_k = f (x_k - c)
-template <class A>
-FASTMETA_INLINE void centred_row(const A* x, A f, A c, int64_t C, A* out) {
-  sweep<A>(C, FASTMETA_BODY(k) { store(out + k, f * (load(x + k) - c)); });
-}
+ private:
+  const char* row_;
+  int64_t size_;
+};
 
 }  // namespace fastmeta::cpu

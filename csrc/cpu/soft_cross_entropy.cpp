@@ -1,5 +1,7 @@
 // Soft cross-entropy of rows and its gradients.
 
+#include "soft_cross_entropy.h"
+
 #include "../softmax_math.h"
 #include "parallel.h"
 #include "rows.h"
@@ -8,62 +10,90 @@ namespace fastmeta::cpu {
 
 namespace {
 
-template <class A>
-FASTMETA_CLONES void forward_rows(const SoftCrossEntropyArgs& a, int64_t begin, int64_t end) {
+// `grad`: where weight (s q - p) goes, or nullptr
+template <class V>
+FASTMETA_INLINE void loss_rows(const SoftCrossEntropyArgs& a, const Matrix* grad, scalar_t<V> weight, int64_t begin,
+                               int64_t end) {
+  using A = scalar_t<V>;
   const int64_t C = a.C;
   Scratch<A> rows(2, C);
-  A *z = rows[0], *p = rows[1];
   for (int64_t i = begin; i < end; ++i) {
-    RowLoader<A> z_in(a.logits, i, C, z), p_in(a.probs, i, C, p);
-    load_rows<A>(C, z_in, p_in);
-    const Scan<A> scan = z_in.result();
-    Sum<A> sum, below, s;
-    sweep<A>(
+    const A *z = row_in(a.logits, i, C, rows[0]), *p = row_in(a.probs, i, C, rows[1]);
+    const Scan<A> scan = scan_row<V>(z, C);
+    const int64_t next = i + 1 < end ? i + 1 : i;
+    const AheadRow next_z(a.logits, next), next_p(a.probs, next);
+    A* const e = grad == nullptr ? nullptr : static_cast<A*>(grad->data) + i * grad->row_stride;
+    Sum<V> sum, below, s;
+    sweep<V>(
         C,
-        FASTMETA_BODY(k) {
-          const Vec<A> d = load(z + k) - scan.max, x = below_end<A>(load(p + k), k, C);
-          sum += below_end<A>(exp<A>(d), k, C);
+        FASTMETA_BODY(k, lanes) {
+          next_z.to_read(k);
+          next_p.to_read(k);
+          const Vec<V> d = load<V>(z + k, lanes) - scan.max, x = load<V>(p + k, lanes);
+          const Vec<V> y = keep<V>(exp<V>(d), lanes);
+          if (e != nullptr) store<V>(e + k, y, lanes);
+          sum += y;
           below += x * -d;
           s += x;
         },
         sum, below, s);
-    const A log_sum = std::log(sum.value()) + scan.poison();
+    const A total = sum.value(), log_sum = std::log(total) + scan.poison();
     static_cast<A*>(a.loss)[i] = loss_from(below.value(), s.value(), log_sum);
     static_cast<A*>(a.lse)[i] = scan.max + log_sum;
+    if (e == nullptr) continue;
+    const A f = weight * s.value() / (total + scan.poison());
+    sweep<V>(
+        C, FASTMETA_BODY(k, lanes) {
+          store<V>(e + k, load<V>(e + k, lanes) * f - load<V>(p + k, lanes) * weight, lanes);
+        });
   }
 }
 
-template <class A>
-FASTMETA_CLONES void backward_rows(const SoftCrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
+template <class V>
+FASTMETA_INLINE void forward_rows(const SoftCrossEntropyArgs& a, int64_t begin, int64_t end) {
+  loss_rows<V>(a, nullptr, scalar_t<V>(1), begin, end);
+}
+
+template <class V>
+FASTMETA_INLINE void with_grad_rows(const SoftCrossEntropyWithGradArgs& a, int64_t begin, int64_t end) {
+  loss_rows<V>(a.forward, &a.grad_logits, static_cast<scalar_t<V>>(a.weight), begin, end);
+}
+
+template <class V>
+FASTMETA_INLINE void backward_rows(const SoftCrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
+  using A = scalar_t<V>;
   const int64_t C = a.C;
   Scratch<A> rows(3, C);
-  A *z = rows[0], *p = rows[1], *e = rows[2];
+  A* e = rows[2];
   for (int64_t i = begin; i < end; ++i) {
     const A w = value<A>(a.grad, i), lse = value<A>(a.lse, i);
-    RowLoader<A> z_in(a.logits, i, C, z);
+    const A* z = row_in(a.logits, i, C, rows[0]);
     if (a.grad_logits.data != nullptr) {
-      RowLoader<A> p_in(a.probs, i, C, p);
-      load_rows<A>(C, z_in, p_in);
-      Sum<A> sum, s;
-      sweep<A>(
+      const A* p = row_in(a.probs, i, C, rows[1]);
+      const int64_t next = i + 1 < end ? i + 1 : i;
+      const AheadRow next_z(a.logits, next), next_p(a.probs, next), result(a.grad_logits, i);
+      Sum<V> sum, s, zero;
+      sweep<V>(
           C,
-          FASTMETA_BODY(k) {
-            const Vec<A> y = below_end<A>(exp<A>(load(z + k) - lse), k, C);
-            store(e + k, y);
+          FASTMETA_BODY(k, lanes) {
+            next_z.to_read(k);
+            next_p.to_read(k);
+            result.to_write(k);
+            const Vec<V> x = load<V>(z + k, lanes), y = keep<V>(exp<V>(x - lse), lanes);
+            store<V>(e + k, y);
             sum += y;
-            s += below_end<A>(load(p + k), k, C);
+            s += load<V>(p + k, lanes);
+            zero += x * A(0);  // 0, or NaN where z is not finite
           },
-          sum, s);
-      const A f = w * s.value() / (sum.value() + z_in.result().poison());
-      const RowWriter<A> out(a.grad_logits, i, C, e);
-      sweep<A>(C, FASTMETA_BODY(k) { out(k, load(e + k) * f - load(p + k) * w); });
+          sum, s, zero);
+      const A f = w * s.value() / (sum.value() + zero.value());
+      const RowWriter<V> out(a.grad_logits, i, C, e);
+      sweep<V>(C, FASTMETA_BODY(k, lanes) { out(k, load<V>(e + k) * f - load<V>(p + k, lanes) * w, lanes); });
       out.finish();
-    } else {
-      load_rows<A>(C, z_in);
     }
     if (a.grad_probs.data != nullptr) {
-      const RowWriter<A> out(a.grad_probs, i, C, z);
-      sweep<A>(C, FASTMETA_BODY(k) { out(k, (load(z + k) - lse) * -w); });
+      const RowWriter<V> out(a.grad_probs, i, C, e);
+      sweep<V>(C, FASTMETA_BODY(k, lanes) { out(k, (load<V>(z + k, lanes) - lse) * -w, lanes); });
       out.finish();
     }
   }
@@ -72,6 +102,10 @@ FASTMETA_CLONES void backward_rows(const SoftCrossEntropyBackwardArgs& a, int64_
 }  // namespace
 
 void soft_cross_entropy(const SoftCrossEntropyArgs& a) { FASTMETA_OVER_ROWS(forward_rows, a, a.logits.dtype, a.n); }
+
+void soft_cross_entropy_with_grad(const SoftCrossEntropyWithGradArgs& a) {
+  FASTMETA_OVER_ROWS(with_grad_rows, a, a.forward.logits.dtype, a.forward.n);
+}
 
 void soft_cross_entropy_backward(const SoftCrossEntropyBackwardArgs& a) {
   FASTMETA_OVER_ROWS(backward_rows, a, a.logits.dtype, a.n);

@@ -6,11 +6,15 @@
 // Results carry no autograd graph; fastmeta/ops/ has the differentiable fronts.
 
 #include "../cpu/parallel.h"
+#include "../cpu/soft_cross_entropy.h"
 #include "list.h"
 
 namespace fastmeta {
 
-STABLE_TORCH_LIBRARY(fastmeta, m) {
+namespace {
+
+template <class Library>
+void define_operations(Library& m) {
   // loss_i = sum_k p_ik (lse_i - z_ik) (n,) acc;  lse_i = log sum_k exp(z_ik) (n,) acc
   m.def("soft_cross_entropy(Tensor logits, Tensor probs) -> (Tensor loss, Tensor lse)");
 
@@ -78,7 +82,15 @@ STABLE_TORCH_LIBRARY(fastmeta, m) {
       "float weight_decay) -> Tensor[]");
 }
 
-namespace {
+std::tuple<Tensor, Tensor, Tensor> soft_cross_entropy_with_grad(const Tensor& logits, const Tensor& probs,
+                                                                double weight) {
+  const Batch b(logits);
+  const ConstMatrix p = b.labels(probs, "probs", "; pass soft labels");
+  Tensor loss = b.new_values(b.n), lse = b.new_values(b.n), grad = b.new_rows(b.n, b.acc);
+  cpu::soft_cross_entropy_with_grad(
+      {b.C, {b.n, b.C, b.logits(), p, loss.mutable_data_ptr(), lse.mutable_data_ptr()}, Batch::output(grad), weight});
+  return {loss, lse, grad};
+}
 
 struct Cpu {
   static constexpr bool checks_indices = true;
@@ -90,6 +102,8 @@ struct Cpu {
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY(fastmeta, m) { define_operations(m); }
+
 STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
 #define X(name) m.impl(#name, TORCH_BOX(&name<Cpu>));
   FASTMETA_OPS(X)
@@ -97,6 +111,23 @@ STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
   cpu::parallel_for = [](int64_t n, int64_t grain, cpu::RangeBody body, void* context) {
     TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
   };
+}
+
+// The same once more, of CPU tensors that nothing differentiates, transforms or traces: fastmeta/ops/guard.py.
+STABLE_TORCH_LIBRARY(fastmeta_cpu, m) {
+  define_operations(m);
+
+  // As soft_cross_entropy, and weight (s_i q_ik - p_ik) (n, C) acc, the gradient of weight sum_i loss_i for the logits
+  m.def(
+      "soft_cross_entropy_with_grad(Tensor logits, Tensor probs, float weight) "
+      "-> (Tensor loss, Tensor lse, Tensor grad_logits)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmeta_cpu, CPU, m) {
+#define X(name) m.impl(#name, TORCH_BOX(&name<Cpu>));
+  FASTMETA_OPS(X)
+#undef X
+  m.impl("soft_cross_entropy_with_grad", TORCH_BOX(&soft_cross_entropy_with_grad));
 }
 
 }  // namespace fastmeta

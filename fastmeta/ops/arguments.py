@@ -88,6 +88,6 @@ def check_range(index: Tensor, name: str, sized: Tensor, dim: int, of: str) -> N
 def columns(x: Tensor) -> Tensor:
     """A matrix as the kernels take it, with adjacent columns; rows may have any stride."""
     try:
-        return x.contiguous() if x.ndim == 2 and x.stride(1) != 1 else x
+        return x if x.is_contiguous() or x.ndim != 2 or x.stride(1) == 1 else x.contiguous()  # the quick one first
     except RuntimeError:  # a layout without strides: the operation refuses it by name
         return x

@@ -10,7 +10,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd.function import FunctionCtx
 
 from fastmeta.ops.arguments import check, columns
-from fastmeta.ops.guard import guarded
+from fastmeta.ops.guard import acc_dtype, guarded, plain, unguarded
 from fastmeta.ops.row_dot import row_dot
 from fastmeta.ops.shapes import Batch, fake
 
@@ -18,6 +18,11 @@ _soft_cross_entropy = guarded("soft_cross_entropy", inside=True)
 _soft_cross_entropy_backward = guarded("soft_cross_entropy_backward", inside=True)
 _soft_cross_entropy_hvp = guarded("soft_cross_entropy_hvp")
 _soft_cross_entropy_label_grad = guarded("soft_cross_entropy_label_grad")
+_soft_cross_entropy_of_plain = unguarded("soft_cross_entropy")
+_soft_cross_entropy_with_grad = unguarded("soft_cross_entropy_with_grad")
+
+#: bytes of a gradient that the forward pass takes along: a larger one is computed when it is asked for
+KEPT_BYTES = 2**20
 
 
 def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -45,7 +50,16 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean"
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
     check(logits, probs=probs)
-    loss: Tensor = SoftCrossEntropy.apply(columns(logits), columns(probs))[0]
+    logits, probs = columns(logits), columns(probs)
+    if plain(logits, probs):
+        if not torch.is_grad_enabled() or not (logits.requires_grad or probs.requires_grad):
+            return _reduced(_soft_cross_entropy_of_plain(logits, probs)[0], reduction)
+        if not probs.requires_grad and logits.numel() * acc_dtype(logits.dtype).itemsize <= KEPT_BYTES:
+            return SoftCrossEntropyOfLogits.apply(logits, probs, reduction)
+    return _reduced(SoftCrossEntropy.apply(logits, probs)[0], reduction)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
@@ -119,6 +133,30 @@ class SoftCrossEntropy(_Function):
         need_logits, need_probs = ctx.needs_input_grad
         d_logits, d_probs = derive(logits, probs, lse, grad, need_logits, need_probs)
         return d_logits if need_logits else None, d_probs if need_probs else None
+
+
+class SoftCrossEntropyOfLogits(_Function):
+    """The reduced loss of small batches of `plain` tensors, differentiable in the logits alone.
+
+    What F.cross_entropy takes there is calls, not arithmetic. The forward pass takes the gradient along, so that the
+    backward pass is one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, probs: Tensor, reduction: str) -> Tensor:
+        n = logits.shape[0]
+        ctx.rows = n if reduction == "mean" else 0
+        loss, lse, d_logits = _soft_cross_entropy_with_grad(logits, probs, 1 / n if ctx.rows else 1.0)
+        ctx.save_for_backward(logits, probs, lse, d_logits)
+        return _reduced(loss, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, probs, lse, d_logits = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            row_grad = (grad / ctx.rows if ctx.rows else grad).expand(logits.shape[0])
+            return _SoftCrossEntropyBackward.apply(logits, probs, lse, row_grad, True, False)[0], None, None
+        return (d_logits * (grad if grad.ndim == 0 else grad.unsqueeze(1))).to(logits.dtype), None, None
 
 
 class _SoftCrossEntropyBackward(_Function):
