@@ -21,8 +21,9 @@ _soft_cross_entropy_label_grad = guarded("soft_cross_entropy_label_grad")
 _soft_cross_entropy_of_plain = unguarded("soft_cross_entropy")
 _soft_cross_entropy_with_grad = unguarded("soft_cross_entropy_with_grad")
 
-#: bytes of a gradient that the forward pass takes along: a larger one is computed when it is asked for
-KEPT_BYTES = 2**20
+#: elements of a gradient that the forward pass takes along in acc(T), where that is T and where it is wider: a larger
+#: one is computed when it is asked for
+KEPT, KEPT_WIDER = 2**18, 2**16
 
 
 def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -54,7 +55,8 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean"
     if plain(logits, probs):
         if not torch.is_grad_enabled() or not (logits.requires_grad or probs.requires_grad):
             return _reduced(_soft_cross_entropy_of_plain(logits, probs)[0], reduction)
-        if not probs.requires_grad and logits.numel() * acc_dtype(logits.dtype).itemsize <= KEPT_BYTES:
+        kept = KEPT if acc_dtype(logits.dtype) == logits.dtype else KEPT_WIDER
+        if not probs.requires_grad and logits.numel() <= kept:
             return SoftCrossEntropyOfLogits.apply(logits, probs, reduction)
     return _reduced(SoftCrossEntropy.apply(logits, probs)[0], reduction)
 
@@ -156,7 +158,8 @@ class SoftCrossEntropyOfLogits(_Function):
         if torch.is_grad_enabled():  # the gradient itself will be differentiated
             row_grad = (grad / ctx.rows if ctx.rows else grad).expand(logits.shape[0])
             return _SoftCrossEntropyBackward.apply(logits, probs, lse, row_grad, True, False)[0], None, None
-        return (d_logits * (grad if grad.ndim == 0 else grad.unsqueeze(1))).to(logits.dtype), None, None
+        out = torch.empty_like(d_logits, dtype=logits.dtype)  # rounded once, and nothing beside it in acc(T)
+        return torch.mul(d_logits, grad if grad.ndim == 0 else grad.unsqueeze(1), out=out), None, None
 
 
 class _SoftCrossEntropyBackward(_Function):

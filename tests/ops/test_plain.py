@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastmeta import ops
 from fastmeta.ops import guard
-from fastmeta.ops.soft_cross_entropy import KEPT_BYTES, SoftCrossEntropy
+from fastmeta.ops.soft_cross_entropy import KEPT, SoftCrossEntropy
 from tests.support.ops import Batch
 
 
@@ -128,9 +128,9 @@ def test_a_large_gradient_is_not_kept():
             ops.soft_cross_entropy(torch.randn(n, C, requires_grad=True), torch.rand(n, C))
         return sum(sizes)
 
-    n = KEPT_BYTES // 4 // 64
-    assert saved(n, 64) >= 3 * KEPT_BYTES
-    assert saved(n + 1, 64) < 2.1 * KEPT_BYTES
+    n = KEPT // 64
+    assert saved(n, 64) >= 3 * 4 * KEPT
+    assert saved(n + 1, 64) < 2.1 * 4 * KEPT
 
 
 def test_the_mean_of_nothing():
