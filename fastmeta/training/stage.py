@@ -190,12 +190,12 @@ class Stage:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def take_step(self) -> None:
-        """One optimizer step, or as many as the method takes together within an epoch. Nothing waits for the device."""
+        """One optimizer step, or those of an epoch that are taken together; behind the last too, to time it. No sync."""
         lr = lr_at(self.config.optim, self.step, self.horizon, self.warmup)
         for optimizer in self.context.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        left = min(self.steps_per_epoch - self.step % self.steps_per_epoch, self.total - self.step)
+        left = max(1, min(self.steps_per_epoch - self.step % self.steps_per_epoch, self.total - self.step))
         coming = range(self.step, self.step + min(self.method.steps_together, left))
         batches = [self.batches(step, self.total, lambda: self.method.uses_meta_batch) for step in coming]
         with self.autocast():
