@@ -190,7 +190,7 @@ class Stage:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def take_step(self) -> None:
-        """One optimizer step, or those of an epoch that are taken together; behind the last too, to time it. No sync."""
+        """One optimizer step, or those of an epoch that go together, past the last too. Nothing waits for a device."""
         lr = lr_at(self.config.optim, self.step, self.horizon, self.warmup)
         for optimizer in self.context.optimizers.values():
             for group in optimizer.param_groups:
