@@ -7,6 +7,7 @@
 #   ops        the operations that goals speak of, in all sizes; look-ahead and images
 #   resnet18   steps at 128/256, bfloat16; likewise wrn28_10
 #   memcheck, racecheck, synccheck, initcheck    tools of compute-sanitizer over the operations (gpu_checks.sh)
+#   counters   what the hardware counts of them, by ncu; kernels: those of ResNet-18's steps
 #   others     the other operations
 #   approx     what approximations cost; bn_tangent: a tangent of BatchNorm by hand
 #   stores     label tables on the card, on the host and in a file, with and without prefetch
@@ -41,7 +42,7 @@ if [ $# -eq 0 ] && [ -n "${QUICK:-}" ]; then
     set -- ops mlp approx stores
     [ "$device" = cuda ] && set -- tests "$@"
 elif [ $# -eq 0 ]; then
-    set -- tests ops resnet18 wrn28_10 memcheck racecheck synccheck initcheck others approx bn_tangent stores \
+    set -- tests ops resnet18 wrn28_10 memcheck racecheck synccheck initcheck counters kernels others approx bn_tangent stores \
         vgg16_bn vit_tiny resnet18_512 vgg16_bn_512 wrn28_10_512 vit_tiny_512
 fi
 
@@ -85,6 +86,13 @@ for part; do
         bench ops --ops class_label_step_ class_loss soft_cross_entropy soft_cross_entropy_hvp \
             soft_cross_entropy_label_grad row_dot --no-compile --seconds 0.2 $begin
         ;;
+    counters)
+        # shellcheck disable=SC2046  # words of options
+        run ncu --clock-control none --csv --page raw --log-file "$folder/logs/counters.csv" -k regex:instance_ \
+            $("$python" benchmarks/op_counters.py sections) "$python" benchmarks/op_counters.py launch
+        "$python" benchmarks/op_counters.py read "$folder/logs/counters.csv" --json "$folder/op-counters-cuda.json"
+        ;;
+    kernels) run "$python" benchmarks/step_kernels.py --json "$folder/step-kernels-cuda.json" ;;
     mlp) bench step --model mlp --batch 8 --meta-batch 16 --classes 100 --rounds 1 --variants default ;;
     resnet18 | wrn28_10 | vgg16_bn | vit_tiny)
         bench step --model "$part" --batch 128 --meta-batch 256 --classes 100 --dtype bfloat16 --variants $goals $more \

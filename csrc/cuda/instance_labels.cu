@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(G::kBlock, LossPlan<T, L, G>::kBlocks) instanc
     l.load(l_row, cols);
     if constexpr (!G::kResident) z.load(z_row, cols);
     const A m = z.max(cols, q.max);
-    l.arrive();
+    l.arrive(l_row, cols);
     p.raise(max_of(l, cols, p.max), half_below(m, q.max));
     q.raise(m);
     for_slots(cols, [&](int j, auto each) {
@@ -202,8 +202,8 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
   // Softmax of both sides, <q, u>, <p, u>
   SoftmaxDot<A> q, p;
   q.max = z.max(cols, q.max);
-  u.arrive();
-  l.arrive();
+  u.arrive(row_of<U>(a.u, i), cols);
+  l.arrive(old_row, cols);
   p.max = max_of(l, cols, p.max);
   for_slots(cols, [&](int j, auto each) {
     const auto l_slot = l.get(j);
@@ -260,11 +260,7 @@ __global__ void __launch_bounds__(G::kBlock, StepPlan<T, U, L, G>::kBlocks)
     l.store(new_row, cols);
   } else {
     weight = quiet_nan<A>();  // and with it all of v
-    if (a.functional) {
-      l.load(row_of<L>(a.rows_in, i), cols);
-      l.arrive();
-      l.store(new_row, cols);
-    }
+    if (a.functional) copy_row(row_of<L>(a.rows_in, i), new_row, cols);
   }
   const A over_new = 1 / p_new.sum, over_kept = change_of_maximum(new_own, p_new.max) * over_new;
   write_slots(v_row, cols, [&](int j) {

@@ -184,7 +184,7 @@ struct Piece {
       for_slots(cols, [&](int j, auto each) { each([&](int w) { slot[j].e[w] = from[j * Cols::kStride + w]; }); });
     }
   }
-  __device__ static void arrive() {}  // of what was loaded: registers wait by themselves
+  __device__ static void arrive(const S*, const Cols&) {}  // of what was loaded: registers wait by themselves
 
   // Whether all of the thread's slots of `row` can be moved in words
   __device__ static bool in_words(const S* row, const Cols& cols) {
@@ -234,7 +234,7 @@ struct Piece {
 //
 // A row off the boundary of its words moves column by column, each thread its neighbours' columns: a warp then moves
 // adjacent ones, where its own lie a word apart. That needs barriers: arrive() has one, and between the last set() and
-// store() the caller has another.
+// store() the caller has another. Nothing of it is kept in a register: the kernels that park have none left.
 template <class S, class Cols, int kBlock>
 class Parked {
  public:
@@ -256,11 +256,10 @@ class Parked {
     for (int i = 0; i < Slot::kWords; ++i) *place(j, i, threadIdx.x) = value.words()[i];
   }
 
-  // Begins to load; arrive() waits for what has been begun.
+  // Begins to load; arrive() of the same row waits for it.
   __device__ void load(const S* row, const Cols& cols) {
     const S* from = row + cols.start;
-    across_ = !Slot::aligned(from);
-    if (across_) {
+    if (across(row, cols)) {
       move_across(cols, [&](S* here, int column) { begin_copy(here, row + column); });
     } else {
       for_slots(cols, [&](int j, auto each) {
@@ -276,14 +275,14 @@ class Parked {
       });
     }
   }
-  __device__ void arrive() const {
+  __device__ static void arrive(const S* row, const Cols& cols) {
 #ifdef __CUDA_ARCH__
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
-    if (across_) __syncthreads();
+    if (across(row, cols)) __syncthreads();
   }
   __device__ void store(S* row, const Cols& cols) const {
-    if (across_) {
+    if (across(row, cols)) {
       move_across(cols, [&](S* here, int column) { row[column] = *here; });
     } else {
       const bool words = Piece<S, Cols>::in_words(row, cols);
@@ -292,6 +291,8 @@ class Parked {
   }
 
  private:
+  __device__ static bool across(const S* row, const Cols& cols) { return !Slot::aligned(row + cols.start); }
+
   // Word i of slot j of a thread of the block
   __device__ Word* place(int j, int i, int thread) const { return words_ + (j * Slot::kWords + i) * kBlock + thread; }
 
@@ -329,7 +330,6 @@ class Parked {
   }
 
   Word* words_;
-  bool across_ = false;
 };
 
 // max(m, largest value of a held operand); NaN gives way
@@ -352,6 +352,18 @@ __device__ __forceinline__ void write_slots(S* row, const Cols& cols, F value_of
     each([&](int w) { out.e[w] = store_as<S>(value(w)); });
     Piece<S, Cols>::put(out, row, cols, j, words, each);
   });
+}
+
+// The thread's columns of a row as they are, from memory to memory: for rare rows, in little code
+template <class S, class Cols>
+__device__ void copy_row(const S* from, S* to, const Cols& cols) {
+#pragma unroll 1
+  for (int j = 0; j < Cols::kSlots; ++j) {
+#pragma unroll 1
+    for (int w = 0; w < Cols::kWidth; ++w) {
+      if (cols.has(j, w)) to[cols.of(j) + w] = from[cols.of(j) + w];
+    }
+  }
 }
 
 // row[k] = value(j, w) for the thread's columns k; rounded to S on the way

@@ -28,9 +28,6 @@ _CPU = {
     # the function at -O1: it only calls, and would take as long as all loops
     "cpp_wrapper_build_separate": True,
 }
-#: and for those on a GPU: small kernels that need not wait for each other share a launch, ResNet-18's plain step has a
-#: quarter fewer
-_CUDA = {"combo_kernels": True}
 
 
 def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -49,7 +46,7 @@ def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callabl
                 raise
             except Exception as error:  # an operation that has no form in C++
                 LOG.info("compiling the step as Python that calls C++: %s", reason(error, 200))
-        return _compiled(graph, inputs, _CUDA if "cuda" in kinds else {})
+        return _compiled(graph, inputs, {})
 
 
 def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, bool]) -> Any:
