@@ -62,6 +62,11 @@ def test_an_import_brings_nothing_slow():
     libraries = {name.split(".")[0] for name in brought} - set(sys.stdlib_module_names)
     # torch.distributed.nn writes itself a module of this name; it takes some milliseconds
     assert libraries <= {"fastmeta", "torch", "_remote_module_non_scriptable"}
+    # 4 ms together; what else Python has is small too, or serves the trainer, the commands and compiles
+    few = {"decimal", "fractions", "hmac", "numbers", "resource", "secrets", "statistics"}
+    assert {name for name in brought if name.split(".")[0] in sys.stdlib_module_names and name[0] != "_"} <= few
+    of_torch = {name for name in brought if name.startswith("torch.")}
+    assert all(name.startswith("torch.distributed.nn") for name in of_torch)  # 4 ms; see fastmeta/distributed/ranks.py
     slow = ("torch._inductor", "torch._dynamo", "torch._functorch", "torch.fx.experimental", "torch.utils._sympy")
     assert [name for name in brought if name.startswith(slow)] == []
     ours = {name.split(".")[1] for name in brought if name.startswith("fastmeta.")}

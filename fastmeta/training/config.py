@@ -91,7 +91,7 @@ class TrainConfig:
     bf16 runs the network under autocast. Weights, labels and label gradient are fp32 in all."""
     compile: Literal["off", "trace", "full"] = "off"
     """Steps that learn labels: off runs them as written, trace as one graph without doubled work,
-    full compiles that graph by inductor (up to minutes, kept on disk)."""
+    full compiles that graph by inductor (a minute or more, kept on disk)."""
     approx: str = "none"
     """Cheaper, inexact steps: none; delayed (the model moves by the labels of before);
     every:K (labels move on one step in K); last:L (look-ahead through the last L layers alone);
