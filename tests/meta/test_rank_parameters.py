@@ -53,13 +53,13 @@ def test_other_parameters_and_rows_that_all_have_are_as_ever(two):
     check_own_rows(fastmeta.InstanceLabels(TARGETS, 3, 0.7), two, True)
 
 
-@pytest.mark.parametrize("make", ["step", "epoch"])
+@pytest.mark.parametrize("make", ["step_arguments", "epoch"])
 def test_a_step_and_an_epoch_ask(make, monkeypatch):
     asked = []
     monkeypatch.setattr(f"fastmeta.meta.{make}.check_own_rows", lambda *a: asked.append(a[2]))
     model, loss = torch.nn.Linear(2, 3), SampleWeights()
     own = torch.optim.SGD(loss.parameters(), lr=0.1)
-    if make == "step":
+    if make == "step_arguments":
         fastmeta.MetaStep(model, loss, torch.optim.SGD(model.parameters(), 0.1), loss_optimizer=own, own_rows=True)
     else:
         fastmeta.EpochLookahead(model, loss, loss_optimizer=own, own_rows=True)
