@@ -206,9 +206,8 @@ def _inductor():
     from torch._inductor import cpu_vec_isa
 
     assert callable(torch._inductor.standalone_compile)
-    for options in (inductor._CPU, inductor._CUDA):
-        with torch._inductor.config.patch(options):
-            assert all(getattr(torch._inductor.config, name) for name in options)
+    with torch._inductor.config.patch(inductor._CPU):
+        assert all(getattr(torch._inductor.config, name) for name in inductor._CPU)
     usual = cpu_vec_isa.VecISA._avx_py_load
     assert usual.split() == inductor._TORCH_2_11.split() or hasattr(cpu_vec_isa.VecISA, "_probe_load")
     assert callable(cpu_vec_isa.valid_vec_isa_list)
@@ -267,7 +266,9 @@ def _dispatch_modes():
             return func(*args, **(kwargs or {}))
 
     p, found = nn.Parameter(torch.ones(2)), []
+    assert torch._C._len_torch_dispatch_stack() == 0
     with Writes():
+        assert torch._C._len_torch_dispatch_stack() == 1
         p.data.mul_(2)  # of which the parameter's version tells nothing
         p * 2
         torch._foreach_add_([p.data], 1.0)
@@ -341,6 +342,7 @@ NAMES = {
     "_global_optimizer_pre_hooks": _hooks,
     "_has_same_storage_numel": _tracing,
     "_inductor": _inductor,
+    "_len_torch_dispatch_stack": _dispatch_modes,
     "_native_batch_norm_legit": _tracing,
     "_non_persistent_buffers_set": _lasting_buffers,
     "_opt_called": _schedules,
