@@ -1,6 +1,7 @@
 """The step as one graph: the same numbers, fewer operations, nothing of the caller's touched by the graph itself."""
 
 import copy
+import os
 import subprocess
 import sys
 import time
@@ -345,3 +346,19 @@ def test_wrong_mode_is_named():
     labels = make_labels(fastmeta.InstanceLabels, case)
     with pytest.raises(ValueError, match="compile must be one of off, trace, full, got 'on'"):
         fastmeta.MetaStep(case.model, labels, torch.optim.SGD(case.model.parameters(), lr=0.1), compile="on")
+
+
+@pytest.mark.slow
+def test_a_sooner_look_for_vector_units_finds_the_same(tmp_path):
+    """In a process without, with it in an empty cache, and with it where the answers lie on disk."""
+    look = "from torch._inductor.cpu_vec_isa import valid_vec_isa_list as units; print(*map(str, units()), sep=';')"
+    ours = "from fastmeta.meta.engines.inductor import _find_vector_units as find; find(); "
+
+    def told(script, cache):
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    truth = told(look, "usual")
+    assert [told(ours + look, "ours") for _ in range(2)] == [truth] * 2
+    assert not truth.strip() or list((tmp_path / "ours").rglob("*.load_ok"))
