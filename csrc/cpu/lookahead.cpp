@@ -12,12 +12,37 @@ namespace {
 
 constexpr int64_t kChunk = kGrain;  // elements
 
+// In blocks of four lines of memory, which are asked for well ahead: a stream ends with each page, so the hardware
+// alone comes late (1.2 times as long). What is asked for beyond a tensor does no harm.
+constexpr int kLine = 64, kBlockBytes = 4 * kLine, kAhead = 2048;
+
+template <int kWrite>
+FASTMETA_INLINE void ask_for(const void* block) {
+  for (int at = 0; at < kBlockBytes; at += kLine)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(block) + kAhead + at), kWrite);
+}
+
 template <class T, bool kBuffer>
-FASTMETA_CLONES void move_chunk(const T* theta, const T* g, const T* b, T* out, int64_t n,
-                                LookaheadRates<acc_t<T>> rates) {
+FASTMETA_INLINE void move_some(const T* theta, const T* g, const T* b, T* out, int64_t n,
+                               const LookaheadRates<acc_t<T>>& rates) {
   using A = acc_t<T>;
   for (int64_t k = 0; k < n; ++k)
     out[k] = from_acc<T>(rates.moved(to_acc(theta[k]), to_acc(g[k]), kBuffer ? to_acc(b[k]) : A(0)));
+}
+
+template <class T, bool kBuffer>
+FASTMETA_CLONES void move_chunk(const T* __restrict theta, const T* __restrict g, const T* __restrict b,
+                                T* __restrict out, int64_t n, LookaheadRates<acc_t<T>> rates) {
+  constexpr int64_t kBlock = kBlockBytes / sizeof(T);
+  int64_t k = 0;
+  for (; k + kBlock <= n; k += kBlock) {
+    ask_for<0>(theta + k);
+    ask_for<0>(g + k);
+    if constexpr (kBuffer) ask_for<0>(b + k);
+    ask_for<1>(out + k);
+    move_some<T, kBuffer>(theta + k, g + k, kBuffer ? b + k : nullptr, out + k, kBlock, rates);
+  }
+  move_some<T, kBuffer>(theta + k, g + k, kBuffer ? b + k : nullptr, out + k, n - k, rates);
 }
 
 template <class T>

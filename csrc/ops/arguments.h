@@ -235,7 +235,7 @@ inline IndexVector int64_values(const Tensor& t, const char* name, bool check_va
 // system: pages of 2 MiB, where it gives them on request, take two thirds of the time. It may well refuse.
 inline void ask_for_large_pages(const Tensor& t, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
-  constexpr int64_t kWorth = int64_t{4} << 20;
+  constexpr int64_t kWorth = int64_t{2} << 20;
   if (bytes < kWorth) return;
   constexpr uintptr_t kPage = 4096;
   const auto first = reinterpret_cast<uintptr_t>(t.const_data_ptr());
