@@ -1,5 +1,9 @@
 // theta* of many tensors: theta, g and b are read once and theta* is written, chunk by chunk over all tensors.
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include <algorithm>
 #include <vector>
 
@@ -10,7 +14,8 @@ namespace fastmeta::cpu {
 
 namespace {
 
-constexpr int64_t kChunk = kGrain;  // elements
+constexpr int64_t kChunk = kGrain;                    // elements
+constexpr int64_t kBeyondCaches = int64_t{32} << 20;  // bytes of theta* that no cache would hold until they are read
 
 // In blocks of four lines of memory, which are asked for well ahead: a stream ends with each page, so the hardware
 // alone comes late (1.2 times as long). What is asked for beyond a tensor does no harm.
@@ -30,30 +35,51 @@ FASTMETA_INLINE void move_some(const T* theta, const T* g, const T* b, T* out, i
     out[k] = from_acc<T>(rates.moved(to_acc(theta[k]), to_acc(g[k]), kBuffer ? to_acc(b[k]) : A(0)));
 }
 
+// A block past the caches: what is in its place in memory is not read first. `to` at a multiple of 16 bytes.
+FASTMETA_INLINE void write_past(const void* block, void* to) {
+#ifdef __SSE2__
+  for (int at = 0; at < kBlockBytes; at += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + at),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(block) + at)));
+#else
+  std::memcpy(to, block, kBlockBytes);
+#endif
+}
+
 template <class T, bool kBuffer>
 FASTMETA_CLONES void move_chunk(const T* __restrict theta, const T* __restrict g, const T* __restrict b,
-                                T* __restrict out, int64_t n, LookaheadRates<acc_t<T>> rates) {
+                                T* __restrict out, int64_t n, LookaheadRates<acc_t<T>> rates, bool past_caches) {
   constexpr int64_t kBlock = kBlockBytes / sizeof(T);
+  past_caches = past_caches && reinterpret_cast<uintptr_t>(out) % 16 == 0;
   int64_t k = 0;
   for (; k + kBlock <= n; k += kBlock) {
     ask_for<0>(theta + k);
     ask_for<0>(g + k);
     if constexpr (kBuffer) ask_for<0>(b + k);
-    ask_for<1>(out + k);
-    move_some<T, kBuffer>(theta + k, g + k, kBuffer ? b + k : nullptr, out + k, kBlock, rates);
+    if (past_caches) {
+      alignas(kLine) T block[kBlock];
+      move_some<T, kBuffer>(theta + k, g + k, kBuffer ? b + k : nullptr, block, kBlock, rates);
+      write_past(block, out + k);
+    } else {
+      ask_for<1>(out + k);
+      move_some<T, kBuffer>(theta + k, g + k, kBuffer ? b + k : nullptr, out + k, kBlock, rates);
+    }
   }
+#ifdef __SSE2__
+  if (past_caches) _mm_sfence();  // other threads see it from here on
+#endif
   move_some<T, kBuffer>(theta + k, g + k, kBuffer ? b + k : nullptr, out + k, n - k, rates);
 }
 
 template <class T>
-void move_chunk(const LookaheadTensor& t, int64_t chunk, const LookaheadRates<acc_t<T>>& rates) {
+void move_chunk(const LookaheadTensor& t, int64_t chunk, const LookaheadRates<acc_t<T>>& rates, bool past_caches) {
   const int64_t begin = chunk * kChunk, n = std::min(kChunk, t.numel - begin);
   const auto at = [begin](const void* p) { return static_cast<const T*>(p) + begin; };
   T* out = static_cast<T*>(t.out) + begin;
   if (t.buffer == nullptr)
-    move_chunk<T, false>(at(t.param), at(t.grad), nullptr, out, n, rates);
+    move_chunk<T, false>(at(t.param), at(t.grad), nullptr, out, n, rates, past_caches);
   else
-    move_chunk<T, true>(at(t.param), at(t.grad), at(t.buffer), out, n, rates);
+    move_chunk<T, true>(at(t.param), at(t.grad), at(t.buffer), out, n, rates, past_caches);
 }
 
 template <class T>
@@ -61,11 +87,14 @@ void update(const LookaheadArgs& a) {
   const LookaheadRates<acc_t<T>> rates(scalar_value(a.lr), a.gain, a.carry, a.weight_decay);
   std::vector<int64_t> first(static_cast<size_t>(a.count) + 1, 0);  // chunk of each tensor
   for (int64_t k = 0; k < a.count; ++k) first[k + 1] = first[k] + (a.tensors[k].numel + kChunk - 1) / kChunk;
+  int64_t elements = 0;
+  for (int64_t k = 0; k < a.count; ++k) elements += a.tensors[k].numel;
+  const bool past_caches = elements * static_cast<int64_t>(sizeof(T)) >= kBeyondCaches;
   over_rows(first.back(), kChunk, [&](int64_t begin, int64_t end) {
     size_t k = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       while (chunk >= first[k + 1]) ++k;
-      move_chunk<T>(a.tensors[k], chunk - first[k], rates);
+      move_chunk<T>(a.tensors[k], chunk - first[k], rates, past_caches);
     }
   });
 }

@@ -185,3 +185,19 @@ def test_wrong_argument(case, device):
 def test_device_mix():
     with pytest.raises(ValueError, match=r"grads\[0\] is on meta but params on cpu; move one of them"):
         ops.lookahead_update([P], [P.to("meta")], lr=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_more_than_caches_hold(dtype):
+    """32 MiB of results and more are written past the caches, in the same bits as in pieces."""
+    sizes = [2**25 // dtype.itemsize, 1, 70_001, 63]
+    params, grads, buffers = ([torch.randn(n).to(dtype) for n in sizes] for _ in range(3))
+    for rates in ({}, {"carry": 0.9, "weight_decay": 0.1}):
+        given = buffers if rates else ()
+        got = ops.lookahead_update(params, grads, given, lr=0.1, **rates)
+        for k, result in enumerate(got):
+            pieces = [
+                ops.lookahead_update([p], [g], [b] if rates else (), lr=0.1, **rates)[0]
+                for p, g, b in zip(*(x[k].split(2**20) for x in (params, grads, buffers)), strict=True)
+            ]
+            assert torch.equal(result, torch.cat(pieces))
