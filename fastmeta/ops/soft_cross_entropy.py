@@ -50,14 +50,16 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, *, reduction: str = "mean"
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
-    check(logits, probs=probs)
-    logits, probs = columns(logits), columns(probs)
     if plain(logits, probs):
+        logits, probs = columns(logits), columns(probs)
         if not torch.is_grad_enabled() or not (logits.requires_grad or probs.requires_grad):
             return _reduced(_soft_cross_entropy_of_plain(logits, probs)[0], reduction)
         kept = KEPT if acc_dtype(logits.dtype) == logits.dtype else KEPT_WIDER
         if not probs.requires_grad and logits.numel() <= kept:
             return SoftCrossEntropyOfLogits.apply(logits, probs, reduction)
+    else:
+        check(logits, probs=probs)
+        logits, probs = columns(logits), columns(probs)
     return _reduced(SoftCrossEntropy.apply(logits, probs)[0], reduction)
 
 
