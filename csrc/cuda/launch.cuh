@@ -21,9 +21,9 @@
 // threads C = 100 would leave every fifth idle. 32 columns: the step keeps three operands, 96 registers. float64 has
 // one generic geometry: it serves checks, not training.
 //
-// Few rows leave most of the card idle and take as long as one thread does: while a wider group has room for all of
-// them at once, up to 256 columns get 32 threads, up to 1,024 get 128, and up to 4,096 get 512. The first two keep 8
-// columns for each thread: a kernel that runs once through takes as long as its instructions take to arrive.
+// Few rows leave most of the card idle and take as long as one thread does: while the next wider group has room for all
+// of them at once, a line of the left half serves up to a quarter of its columns. (Kernels of their own for them, with
+// 8 columns for each thread and so a quarter of the code, were no faster on an H200.)
 #pragma once
 
 #include <cuda_runtime.h>
@@ -87,12 +87,14 @@ void with_geometry(int64_t rows, int64_t C, int lead, F f) {
     f(Streamed64{});
   } else {
     const int64_t columns = C + lead;
-    const auto few = [&](int threads) { return rows <= FASTMETA_SPREAD / threads; };  // rows: all have room at once
-    if (columns <= 256 && few(32)) return f(Geometry<32, 8, true>{});
-    if (columns <= 128) return f(Geometry<4, 32, true>{});
-    if (columns <= 256) return f(Geometry<8, 32, true>{});
-    if (columns <= 1024) return few(128) ? f(Geometry<128, 8, true>{}) : f(Geometry<32, 32, true>{});
-    if (columns <= 4096 && !few(512)) return f(Geometry<128, 32, true>{});
+    // up to `most` columns; fewer where the next wider group of `wider` threads has room for every row
+    const auto suits = [&](int64_t most, int wider) {
+      return columns <= (rows <= FASTMETA_SPREAD / wider ? most / 4 : most);
+    };
+    if (suits(128, 32)) return f(Geometry<4, 32, true>{});
+    if (suits(256, 32)) return f(Geometry<8, 32, true>{});
+    if (suits(1024, 128)) return f(Geometry<32, 32, true>{});
+    if (suits(4096, 512)) return f(Geometry<128, 32, true>{});
     if (columns <= 12288) return f(Geometry<512, 24, true>{});
     f(StreamedLong{});
   }
