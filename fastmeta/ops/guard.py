@@ -21,7 +21,6 @@ NAMES: list[str] = []
 
 _library = torch.library.Library("fastmeta", "IMPL")
 _cpu_library = torch.library.Library("fastmeta_cpu", "IMPL")
-_has_short_way = hasattr(torch.ops.fastmeta_cpu, "soft_cross_entropy_with_grad")  # else the library was built before it
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Any]:
@@ -35,7 +34,7 @@ def plain(*tensors: Any) -> bool:
     Then ``torch.ops.fastmeta_cpu``, the same kernels without a guard, is called: dispatch goes straight to them, which
     saves 3 us of 6.
     """
-    if torch.compiler.is_compiling() or not _has_short_way:  # the first thing that Dynamo meets
+    if torch.compiler.is_compiling():  # the first thing that Dynamo meets
         return False
     for t in tensors:
         if type(t) is not Tensor or not t.is_cpu:
@@ -60,8 +59,6 @@ def guarded(name: str, *, inside: bool = False) -> Any:
 
 def unguarded(name: str) -> Any:
     """``torch.ops.fastmeta_cpu.NAME``, for `plain` tensors. To be called once for each name."""
-    if not _has_short_way:
-        return None
     op = getattr(torch.ops.fastmeta_cpu, name).default
     _cpu_library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     _refuse_without_kernel(_cpu_library, name, op)
