@@ -55,7 +55,7 @@ template <class T, class L, class G>
 struct LossPlan {
   using Cols = Columns<G, slot_width<T, L>()>;
   using Labels = Held<parks<G>(), L, Cols, G>;
-  static constexpr int kBlocks = !parks<G>() ? 1 : G::kCluster > 1 ? 4 : 2;
+  static constexpr int kBlocks = !parks<G>() ? 1 : G::kCluster > 1 ? 4 - (sizeof(L) == 2 ? 1 : 0) : 2;
   static constexpr size_t kGroupBytes = Group<acc_t<T>, G>::kSharedBytes;
   static constexpr size_t kSharedBytes = kGroupBytes + held_bytes<Labels>();
 };

@@ -45,7 +45,8 @@ __host__ __device__ int lead_of(const void* p) {
 }
 
 template <class T, class Table>
-__global__ void __launch_bounds__(Chunk<T>::kBlock) lookahead_kernel(const __grid_constant__ Table table) {
+__global__ void __launch_bounds__(Chunk<T>::kBlock, 1024 / Chunk<T>::kBlock)
+    lookahead_kernel(const __grid_constant__ Table table) {
   using A = acc_t<T>;
   using Cols = Columns<Chunk<T>, slot_width<T>()>;
   const int block = static_cast<int>(blockIdx.x);

@@ -33,7 +33,7 @@ class CurrentNetwork:
         if network is not None and network.sharded:
             reshard(model)
         optimized = [p for group in optimizer.param_groups for p in group["params"]]
-        key = tuple((id(p), p.requires_grad) for p in optimized)
+        key = tuple([(id(p), p.requires_grad) for p in optimized])  # a list: a generator is a call for each of them
         if network is None or self._key != key or not (network.whole and network.stands()):
             if network is not None:
                 check_parameters(model, optimizer)

@@ -163,7 +163,7 @@ class MetaStep:
         so many pairs, and weight one of vectors. Raises ValueError for batches that do not fit each other.
         """
         batches = check_window(self.loss, train, weight, self.lookahead_steps)
-        batches = [b._replace(x=plain(self.model, b.x)) for b in batches]
+        batches = [TrainBatch(plain(self.model, x), rows, w) for x, rows, w in batches]
         train, weight, meta = batches[0][:2], batches[0].weight, check_meta(self.loss, meta)
         meta = plain(self.model, meta[0]), meta[1]
         network = self._current_network()
@@ -172,12 +172,12 @@ class MetaStep:
         turn = TURN if self._ranks.size == 1 else nullcontext()
         with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs, len(batches)), recorded():
             plan = self._current_plan(network, train, meta)
-            sizes = [len(b.rows) for b in batches]
+            sizes = [len(train[1])] if len(batches) == 1 else [len(b.rows) for b in batches]
             rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), *sizes)
             given = Given(network, plan, rates, train, meta, weight)
             if len(batches) > 1:
                 return self._window_step(given, batches)
-            if not self._watch.covers(self.steps):
+            if self._watch.every is None or not self._watch.covers(self.steps):
                 return self._step(given)
             distance = self._watch.look(*self._eagerly(given), self.steps, partial(self._warn, level=4))
             result = self._step(given)

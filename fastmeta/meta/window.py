@@ -27,6 +27,8 @@ class TrainBatch(NamedTuple):
 
 def is_window(train: Any) -> bool:
     """Whether `train` is a list of batches ``(x, index)`` and not one of them."""
+    if isinstance(train, tuple) and len(train) == 2 and isinstance(train[1], Tensor):
+        return False  # the usual batch, of which a step of a small network shall not wait long
     return (
         isinstance(train, tuple | list)
         and len(train) > 0
