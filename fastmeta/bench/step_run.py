@@ -119,7 +119,7 @@ def _prepare(names: list[str], config: StepConfig, problem: Problem, say: Callab
         if config.limit is not None and spent > config.limit:
             out.skipped[name] = f"not begun: {spent:.0f} s had gone by, --limit {config.limit:g}"
             continue
-        say(f"preparing       {name}" + (": inductor, up to a minute where it is not cached" if is_compiled(name) else ""))
+        say(f"preparing       {name}" + (": inductor, a minute where it is not cached" if is_compiled(name) else ""))
         held = held_by_graphs(problem.device)
         try:
             built = build(name, problem)
