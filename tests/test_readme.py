@@ -73,7 +73,9 @@ def test_the_table_of_peers_is_made_of_what_was_timed(tmp_path, monkeypatch):
         {"variant": "mwnet:full", "naive": None, "milliseconds": None, "ratios": None, "error": None},
     ]
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "step-peers-mlp-cpu.json").write_text(json.dumps({"rows": rows}))
+    machine = {"cpu": {"model": "a core", "capability": "AVX2"}, "torch": "2.11.0"}
+    (tmp_path / "results" / "step-peers-mlp-cpu.json").write_text(json.dumps({"rows": rows, "environment": machine}))
+    assert script.peers()[-1].endswith("Measured on a core, AVX2, torch 2.11.0.")
     assert [line for line in script.peers() if line.startswith("| ")] == [
         "| loss | step | MLP, ms | × faster | error |",
         "| MW-Net | naive autograd | 8.0 | 1.00 |  |",

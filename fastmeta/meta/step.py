@@ -163,10 +163,12 @@ class MetaStep:
         so many pairs, and weight one of vectors. Raises ValueError for batches that do not fit each other.
         """
         batches = check_window(self.loss, train, weight, self.lookahead_steps)
-        batches = [TrainBatch(plain(self.model, x), rows, w) for x, rows, w in batches]
-        train, weight, meta = batches[0][:2], batches[0].weight, check_meta(self.loss, meta)
+        if len(batches) > 1:
+            batches = [TrainBatch(plain(self.model, x), rows, w) for x, rows, w in batches]
+        x, index, weight = batches[0]
+        train, meta = (plain(self.model, x), index), check_meta(self.loss, meta)
         meta = plain(self.model, meta[0]), meta[1]
-        network = self._current_network()
+        network = self._networks(self.model, self.optimizer, self.logits_of)
         drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
         inputs = self._network_inputs
         turn = TURN if self._ranks.size == 1 else nullcontext()
@@ -310,9 +312,6 @@ class MetaStep:
     def _network_inputs(self, *batches: Any) -> tuple[Any, ...]:
         return network_inputs(self.transform, tensors_of(self.transform), *batches)
 
-    def _current_network(self) -> Network:
-        return self._networks(self.model, self.optimizer, self.logits_of)
-
     def _current_plan(self, network: Network, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> TangentPlan:
         """The tangent's plan; made anew for other parameters, modes or precision, whose layers may not bear the old."""
         if network.sharded:
@@ -336,7 +335,7 @@ class MetaStep:
 
     def _choose_plan(self, x: Any, n: int) -> TangentPlan:
         """By network input of `n` rows and the model as it is."""
-        network = self._current_network()
+        network = self._networks(self.model, self.optimizer, self.logits_of)
         piece = take(x, slice(0, min(n, self.micro_batch or n)), n, self._cut.per_row)
         moved = list(self._moving(network).values())
         with by_double_vjp(self.lookahead_steps):

@@ -27,8 +27,6 @@ class TrainBatch(NamedTuple):
 
 def is_window(train: Any) -> bool:
     """Whether `train` is a list of batches ``(x, index)`` and not one of them."""
-    if isinstance(train, tuple) and len(train) == 2 and isinstance(train[1], Tensor):
-        return False  # the usual batch, of which a step of a small network shall not wait long
     return (
         isinstance(train, tuple | list)
         and len(train) > 0
@@ -38,7 +36,8 @@ def is_window(train: Any) -> bool:
 
 def check_window(loss: LearnableLoss, train: Any, weight: Any, most: int) -> list[TrainBatch]:
     """The batches of `train`, a pair ``(x, index)`` or a list of up to `most` pairs; a ValueError for others."""
-    if not is_window(train):
+    usual = isinstance(train, tuple) and len(train) == 2 and isinstance(train[1], Tensor)  # seen without a call
+    if usual or not is_window(train):
         return [TrainBatch(*check_train(loss, train, weight), weight)]
     if most == 1:
         raise ValueError(
