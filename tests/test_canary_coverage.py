@@ -1,25 +1,18 @@
 """benchmarks/canary_coverage.py: what its file proves, and the page that is made from it."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.support.scripts import benchmarks
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("canary_coverage", "worth_sets", "worth_ours", "worth_rivals", "readme_table")
 
 
 @pytest.fixture(scope="module")
 def script():
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("canary_coverage")
-    sys.path.remove(str(ROOT / "benchmarks"))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    torch.set_num_threads(threads)
+    with benchmarks("canary_coverage") as found:
+        yield found["canary_coverage"]
 
 
 def test_intervals_hold_the_truth_and_no_choice_costs_more_than_half_a_point(script):

@@ -1,11 +1,11 @@
 """benchmarks/distance.py: the tables of docs/exact-and-approximate.md are those of its file."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.scripts import benchmarks
 
 pytest.importorskip("matplotlib")
 
@@ -14,10 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("distance")
-    sys.path.remove(str(ROOT / "benchmarks"))
-    sys.modules.pop("distance", None)
+    with benchmarks("distance") as found:
+        yield found["distance"]
 
 
 def test_the_page_has_what_the_file_has(script):

@@ -1,27 +1,20 @@
 """benchmarks/methods.py: the tables of docs/methods.md are those of the files, and a comparison's rows go there."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+
+from tests.support.scripts import benchmarks
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("methods", "worth_sets", "worth_rivals", "worth_ours", "readme_table")
 
 
 @pytest.fixture(scope="module")
 def script():
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("methods")
-    sys.path.remove(str(ROOT / "benchmarks"))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    torch.set_num_threads(threads)
+    with benchmarks("methods") as found:
+        yield found["methods"]
 
 
 def test_the_page_has_what_the_files_have(script):

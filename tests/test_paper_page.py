@@ -1,12 +1,12 @@
 """benchmarks/paper_page.py: docs/paper-cpu.md is what the files hold, and its figures are there."""
 
-import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.scripts import benchmarks
 
 ROOT = Path(__file__).parents[1]
 #: bytes of a figure, at most
@@ -15,10 +15,8 @@ MOST_BYTES = 500_000
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("paper_page")
-    sys.path.remove(str(ROOT / "benchmarks"))
-    sys.modules.pop("paper_page", None)
+    with benchmarks("paper_page") as found:
+        yield found["paper_page"]
 
 
 def test_the_page_has_what_the_files_have(script):

@@ -1,22 +1,19 @@
 """benchmarks/scale_page.py: the measured part of docs/scale.md is that of its file."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.scripts import benchmarks
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("scale_page")
-    sys.path.remove(str(ROOT / "benchmarks"))
-    for name in ("scale_page", "readme_table"):
-        sys.modules.pop(name, None)
+    with benchmarks("scale_page") as found:
+        yield found["scale_page"]
 
 
 def test_the_page_has_what_the_file_has(script):

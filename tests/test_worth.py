@@ -1,12 +1,11 @@
 """benchmarks/worth.py: sets that are what they say, figures that count right, a file that grows, and its page."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+from tests.support.scripts import benchmarks
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("worth", "worth_sets", "worth_rivals", "worth_ours", "worth_page", "readme_table")
@@ -15,13 +14,8 @@ NAMES = ("worth", "worth_sets", "worth_rivals", "worth_ours", "worth_page", "rea
 @pytest.fixture(scope="module")
 def scripts():
     """The modules of the folder, by name."""
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield {name: importlib.import_module(name) for name in NAMES}
-    sys.path.remove(str(ROOT / "benchmarks"))
-    for name in NAMES:
-        del sys.modules[name]
-    torch.set_num_threads(threads)
+    with benchmarks(*NAMES) as found:
+        yield found
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ namespace fastmeta::cpu {
 
 namespace {
 
-template <class V>
-FASTMETA_INLINE void hvp_rows(const HvpArgs& a, int64_t begin, int64_t end) {
+// v - <q, v> of each row, times s q where kCurved
+template <class V, bool kCurved>
+FASTMETA_INLINE void centred_rows(const HvpArgs& a, int64_t begin, int64_t end) {
   using A = scalar_t<V>;
   const int64_t C = a.C;
   Scratch<A> rows(3, C);
@@ -27,48 +28,33 @@ FASTMETA_INLINE void hvp_rows(const HvpArgs& a, int64_t begin, int64_t end) {
           next_v.to_read(k);
           result.to_write(k);
           const Vec<V> y = keep<V>(exp<V>(load<V>(z + k, lanes) - scan.max), lanes);
-          store<V>(e + k, y);
+          if constexpr (kCurved) store<V>(e + k, y);
           e_sum += y;
           ev += y * load<V>(v + k, lanes);
         },
         e_sum, ev);
-    const A sum = e_sum.value() + scan.poison();
-    // z is no longer needed, nor is its place
-    const A s = a.probs.data != nullptr ? sum_row<V>(row_in(a.probs, i, C, rows[0]), C) : A(1);
-    const A f = s / sum, mean = ev.value() / sum;
+    const A sum = e_sum.value() + scan.poison(), mean = ev.value() / sum;
     const RowWriter<V> out(a.out, i, C, e);
-    sweep<V>(C, FASTMETA_BODY(k, lanes) { out(k, load<V>(e + k) * f * (load<V>(v + k, lanes) - mean), lanes); });
+    if constexpr (kCurved) {
+      // z is no longer needed, nor is its place
+      const A s = a.probs.data != nullptr ? sum_row<V>(row_in(a.probs, i, C, rows[0]), C) : A(1);
+      const A f = s / sum;
+      sweep<V>(C, FASTMETA_BODY(k, lanes) { out(k, load<V>(e + k) * f * (load<V>(v + k, lanes) - mean), lanes); });
+    } else {
+      sweep<V>(C, FASTMETA_BODY(k, lanes) { out(k, load<V>(v + k, lanes) - mean, lanes); });
+    }
     out.finish();
   }
 }
 
 template <class V>
+FASTMETA_INLINE void hvp_rows(const HvpArgs& a, int64_t begin, int64_t end) {
+  centred_rows<V, true>(a, begin, end);
+}
+
+template <class V>
 FASTMETA_INLINE void label_grad_rows(const HvpArgs& a, int64_t begin, int64_t end) {
-  using A = scalar_t<V>;
-  const int64_t C = a.C;
-  Scratch<A> rows(3, C);
-  for (int64_t i = begin; i < end; ++i) {
-    const A *z = row_in(a.logits, i, C, rows[0]), *v = row_in(a.v, i, C, rows[1]);
-    const Scan<A> scan = scan_row<V>(z, C);
-    const int64_t next = i + 1 < end ? i + 1 : i;
-    const AheadRow next_z(a.logits, next), next_v(a.v, next), result(a.out, i);
-    Sum<V> sum, ev;
-    sweep<V>(
-        C,
-        FASTMETA_BODY(k, lanes) {
-          next_z.to_read(k);
-          next_v.to_read(k);
-          result.to_write(k);
-          const Vec<V> y = keep<V>(exp<V>(load<V>(z + k, lanes) - scan.max), lanes);
-          sum += y;
-          ev += y * load<V>(v + k, lanes);
-        },
-        sum, ev);
-    const A mean = ev.value() / (sum.value() + scan.poison());
-    const RowWriter<V> out(a.out, i, C, rows[2]);
-    sweep<V>(C, FASTMETA_BODY(k, lanes) { out(k, load<V>(v + k, lanes) - mean, lanes); });
-    out.finish();
-  }
+  centred_rows<V, false>(a, begin, end);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from tests.support import cases
+from tests.support.layers import OnceDifferentiable
 from tests.support.losses import built
 from tests.support.meta import F64, FAMILIES, make_labels, reference_gradient
 from tests.support.ranks import run_ranks
@@ -246,27 +247,13 @@ def test_what_is_not_finite_has_no_distance():
     assert step(case.train, case.meta).distance is not None
 
 
-class Once(torch.autograd.Function):
-    """Without a second derivative, and without a forward one."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].cos()
-
-
 class Trunk(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(6, 5, dtype=F64), nn.Linear(5, 10, dtype=F64)
 
     def forward(self, x):
-        return self.last(Once.apply(self.first(x)))
+        return self.last(OnceDifferentiable.apply(self.first(x)))
 
 
 def test_a_model_without_an_exact_step_trains_on_unwatched():

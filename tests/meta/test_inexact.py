@@ -10,6 +10,7 @@ from torch import nn
 import fastmeta
 from fastmeta.meta import label_gradient
 from tests.support import cases
+from tests.support.layers import OnceDifferentiable
 from tests.support.meta import F64, make_labels
 
 
@@ -30,23 +31,9 @@ class Bagged(nn.Module):
         return self.head(torch.tanh(self.bag((x.abs() * 3).long().clamp(max=11))))
 
 
-class Crooked(torch.autograd.Function):
-    """A right backward that cannot be differentiated in turn, and no forward derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].cos()
-
-
 class Odd(nn.Module):
     def forward(self, x):
-        return Crooked.apply(x)
+        return OnceDifferentiable.apply(x)
 
 
 #: grid_sample has a second derivative from torch 2.14 on

@@ -51,3 +51,17 @@ class Checkpointed(nn.Module):
     def forward(self, x):
         h = torch.tanh(self.a(x))
         return self.head(checkpoint(lambda t: torch.tanh(self.b(t)), h, use_reentrant=self.reentrant))
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """sin: a right backward that cannot be differentiated in turn, and no forward derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
