@@ -84,7 +84,6 @@ void run(const std::string& name, const std::vector<char>& bytes) {
 #ifdef FASTMETA_PLANT_RACE  // the planted races need no other kernels
   X(row_dot, RowDotArgs)
   X(instance_loss, InstanceLossArgs)
-  X(instance_label_step, InstanceLabelStepArgs)
 #else
   FASTMETA_LAUNCHERS(X)
 #endif

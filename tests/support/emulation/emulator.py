@@ -66,7 +66,7 @@ def build(variant: str) -> Path:
     cpu = variant.startswith("cpu")
     kernels = sorted((CSRC / "cpu").glob("*.cpp") if cpu else (CSRC / "cuda").glob("*.cu"))
     if variant == "planted_race":
-        kernels = [CSRC / "cuda" / name for name in ("row_dot.cu", "instance_labels.cu")]
+        kernels = [CSRC / "cuda" / name for name in ("row_dot.cu", "instance_loss.cu")]
     headers = [*CSRC.glob("*.h"), *(CSRC / "cuda").glob("*.cuh"), *(CSRC / "cpu").glob("*.h"), *HERE.glob("*.h")]
     units = [HERE / "driver.cpp", *kernels]
     if variant == "planted":

@@ -1,0 +1,3 @@
+#include "instance_label_step.cuh"
+
+template void fastmeta::cuda::label_step<fastmeta::Float16>(const InstanceLabelStepArgs& a, void* stream);
