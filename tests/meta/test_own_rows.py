@@ -231,7 +231,7 @@ def test_fifty_steps_in_float32_differ_by_rounding(name, folder):
     start = Problem(torch.float32).model.state_dict()
     for network, _ in parts:
         for key, t in network.items():
-            torch.testing.assert_close(t, model[key], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(t, model[key], rtol=1e-4, atol=1e-4)
             assert (t - start[key]).abs().max() > 1e-2  # a hundred times what may differ
     torch.testing.assert_close(torch.cat([p[1] for p in parts]), probs, rtol=1e-4, atol=1e-5)
 
