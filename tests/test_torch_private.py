@@ -191,7 +191,13 @@ def _tracing():
 
     aten = torch.ops.aten
     assert not aten.native_batch_norm.default._schema.is_mutable
-    assert aten._native_batch_norm_legit.default._schema.is_mutable
+    legit = aten._native_batch_norm_legit.default._schema
+    written = [a.name for a in legit.arguments if a.alias_info and a.alias_info.is_write]
+    assert written == ["running_mean", "running_var"]
+    functional = aten._native_batch_norm_legit_functional.default._schema
+    assert not functional.is_mutable
+    assert [a.name for a in functional.arguments] == [a.name for a in legit.arguments]
+    assert len(functional.returns) == len(legit.returns) + 2
     assert not aten._native_batch_norm_legit.no_stats._schema.is_mutable
     held = torch.ones(3)
     graph = make_fx(lambda x: x.sin() * held, tracing_mode="fake", _allow_non_fake_inputs=True)(held)
@@ -344,6 +350,7 @@ NAMES = {
     "_inductor": _inductor,
     "_len_torch_dispatch_stack": _dispatch_modes,
     "_native_batch_norm_legit": _tracing,
+    "_native_batch_norm_legit_functional": _tracing,
     "_non_persistent_buffers_set": _lasting_buffers,
     "_opt_called": _schedules,
     "_optimizer_step_post_hooks": _hooks,

@@ -64,7 +64,7 @@ class State(Tensors):
 
 def copies(tensors: Tensors, together: Iterable[Sequence[str]] = ()) -> Tensors:
     """Copies that overlap where the originals do; an expanded tensor, into which nobody can write, is none."""
-    made = {name: t.detach() if expanded(t) else t.detach().clone() for name, t in tensors.items()}
+    made = {name: t.detach() if expanded(t) else without_graph(t).clone() for name, t in tensors.items()}
     for names in together:
         there = [name for name in names if name in tensors and tensors[name].layout == torch.strided]
         storages = {tensors[name].untyped_storage()._cdata for name in there}
@@ -76,6 +76,11 @@ def copies(tensors: Tensors, together: Iterable[Sequence[str]] = ()) -> Tensors:
                     storage, t.storage_offset(), t.shape, t.stride()
                 )
     return made
+
+
+def without_graph(t: Tensor) -> Tensor:
+    """`t` itself where it has none: a name for a tensor is an operation, and a step needs some hundred of them."""
+    return t.detach() if t.requires_grad else t
 
 
 def expanded(t: Tensor) -> bool:

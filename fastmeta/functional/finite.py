@@ -9,6 +9,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from fastmeta.functional.copies import without_graph
+
 #: whose sums are taken as they are, on a CPU
 PLAIN = (torch.float32, torch.float64)
 
@@ -21,7 +23,7 @@ def all_finite(tensors: Iterable[Tensor], device: torch.device | None = None) ->
     wider type costs nothing). Without tensors it is true, on `device`.
     """
     sums = [
-        t.detach().sum() if t.dtype in PLAIN and t.layout == torch.strided and not t.is_cuda else _sum(t)
+        without_graph(t).sum() if t.dtype in PLAIN and t.layout == torch.strided and not t.is_cuda else _sum(t)
         for t in tensors
         if t.is_floating_point() or t.is_complex()
     ]
@@ -40,7 +42,7 @@ def finite_here(tensors: Iterable[Tensor]) -> bool:
 
 
 def _sum(t: Tensor) -> Tensor:
-    t = t.detach()
+    t = without_graph(t)
     if t.layout != torch.strided:
         t = t.coalesce().values() if t.layout == torch.sparse_coo else t.values()
     if t.is_cuda and t.is_floating_point():

@@ -193,7 +193,7 @@ class PreparedLookAhead:
 
     def ahead(self, params: Tensors, grads: Tensors) -> Tensors:
         """theta*, detached; a parameter that `grads` lacks stays, as the optimizer would leave it."""
-        ahead = {name: p.detach() for name, p in params.items()}
+        ahead = {name: p if name in grads else p.detach() for name, p in params.items()}
         # a step that is traced for a CPU has its rates as tensors; inductor fuses plain operations into its loops
         on_cuda = any(p.is_cuda for p in ahead.values())
         traced = not on_cuda and any(isinstance(rule.lr, Tensor) for rule in self.rules.values())

@@ -349,9 +349,9 @@ def small():
 @pytest.mark.parametrize(
     ("model", "options", "products", "operations", "calls"),
     [
-        (nn.Linear(16, 4), {}, 6, 85, 325),
-        (small(), {}, 16, 130, 355),
-        (small(), {"tangent": "reverse"}, 16, 173, 710),
+        (nn.Linear(16, 4), {}, 6, 81, 328),
+        (small(), {}, 16, 121, 357),
+        (small(), {"tangent": "reverse"}, 16, 165, 718),
     ],
     ids=["head", "chain", "graphs"],
 )

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fastmeta._text import reason
 from fastmeta.functional.precision import without_autocast
 from fastmeta.functional.turns import TURN
+from fastmeta.meta.engines.functionalise import functionalise
 from fastmeta.meta.engines.reassociate import reassociate
 
 aten = torch.ops.aten
@@ -90,11 +91,12 @@ def _trace(
             )
     _drop_names(raw)
     _name_batch_norm_writes(raw)
-    _join_dtypes(raw)
-    raw.recompile()
-    functional = torch.func.functionalize(raw, remove="mutations")
     with without_autocast():
-        pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        if _join_dtypes(raw) or not functionalise(raw.graph):
+            raw.recompile()
+            functional = torch.func.functionalize(raw, remove="mutations")
+            raw = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    pure = raw
     _check_pure(pure)
     _drop_aliases(pure)
     _drop_choices_of_one(pure)
@@ -190,12 +192,12 @@ def _name_batch_norm_writes(module: fx.GraphModule) -> None:
                 node.target = aten._native_batch_norm_legit.default
 
 
-def _join_dtypes(module: fx.GraphModule) -> None:
-    """Give the factors of a product one dtype, the narrower, as autocast does.
+def _join_dtypes(module: fx.GraphModule) -> bool:
+    """Give the factors of a product one dtype, the narrower, as autocast does; whether some had two.
 
     A group norm under autocast has a float32 tangent beside its bfloat16 result, and so on to the next layer.
     """
-    graph = module.graph
+    graph, joined = module.graph, False
     for node in [n for n in _calls(graph) if n.target in _PRODUCTS]:
         dtypes = {source: source.meta["val"].dtype for source in node.all_input_nodes}
         narrow = min(dtypes.values(), key=lambda dtype: dtype.itemsize)
@@ -204,6 +206,8 @@ def _join_dtypes(module: fx.GraphModule) -> None:
                 if dtype != narrow:
                     cast = graph.call_function(aten._to_copy.default, (source,), {"dtype": narrow})
                     node.replace_input_with(source, cast)
+                    joined = True
+    return joined
 
 
 def _check_pure(module: fx.GraphModule) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.distributed import Ranks
-from fastmeta.functional.copies import same_form
+from fastmeta.functional.copies import same_form, without_graph
 from fastmeta.functional.finite import all_finite, both
 from fastmeta.functional.network import Network, Tensors
 from fastmeta.functional.optimizers import SGD, Plus, plus, sgd
@@ -42,7 +42,7 @@ class BoundNetwork(Network):
         return self._network({**self._frozen_values, **params}, state, x)
 
     def held(self, params: Tensors, state: State | None = None) -> AbstractContextManager[None]:
-        return self._network.held({**self._frozen_values, **params}, self.state() if state is None else state)
+        return self._network.held({**self._frozen_values, **params}, State(self._own) if state is None else state)
 
 
 class GroupNumbers(NamedTuple):
@@ -179,7 +179,7 @@ class PureEngine:
     def update(self, gradient: Callable[[], Tensors], finite: Tensor, state: State, head: Head) -> Tensor:
         grads, params = gradient(), self.network.params
         finite = self.ranks.all(both(finite, [all_finite(grads.values(), finite.device)]))
-        thetas, wanted = [p.detach() for p in params.values()], [grads.get(name) for name in params]
+        thetas, wanted = [without_graph(p) for p in self.inputs.params], [grads.get(name) for name in params]
         # on a CPU the caller looks at the flag, because masks cost a third of the update there
         masked = (fused_plus, finite) if finite.is_cuda else (plus, None)
         self.moved = move(self.terms, thetas, wanted, self.buffers, self.inputs.groups, *masked)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.functional.copies import without_graph
 from fastmeta.functional.finite import stay_finite
 from fastmeta.functional.network import Network, Tensors, math_attention
 from fastmeta.losses.head import Head
@@ -68,7 +69,7 @@ class WholeGraph:
                 allow_unused=True,
             )
         self._linear = list(grads) if linear else []
-        local = {k: t.detach() for k, t in zip(names, grads, strict=True) if t is not None}
+        local = {k: without_graph(t) for k, t in zip(names, grads, strict=True) if t is not None}
         return TrainGradient(self._logits.detach(), before, local, sound)
 
     def tangent(self, direction: Tensors) -> Tensor:

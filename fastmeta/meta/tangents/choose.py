@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastmeta.functional.network import Network, Tensors
-from fastmeta.functional.random_state import RandomState
+from fastmeta.functional.network import Network
 from fastmeta.functional.recompute import refuse_reentrant
 from fastmeta.meta.tangents.culprit import first_failing_layer
-from fastmeta.meta.tangents.plan import TangentChoice, TangentKind, TangentPlan, arithmetic_of
-from fastmeta.meta.tangents.probe import BOUND, Displaced, Probe, noise, normals, other_gradient
+from fastmeta.meta.tangents.plan import TangentChoice, TangentKind, TangentPlan
+from fastmeta.meta.tangents.probe import Displaced, Probe, noise, normals, other_gradient
 
 _CONVOLUTIONAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
@@ -43,17 +41,17 @@ def plan_tangent(network: Network, x: Any, choice: TangentChoice) -> TangentPlan
             )
         refuse_reentrant(network, logits, x, random)
         beside = Displaced(network, noise(network.params, normals(), 0.1, 0.3))
-        _refuse_hidden_weights(network, beside, x, random)
-        return _plan(network, beside, x, choice, random)
+        probe = Probe(network, beside, x, random)
+        if probe.network is beside:
+            _refuse_hidden_weights(network, beside, probe)
+        return _plan(network, probe, choice)
     finally:
         random.restore()
 
 
-def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, random: RandomState) -> TangentPlan:
+def _plan(network: Network, probe: Probe, choice: TangentChoice) -> TangentPlan:
     if choice == "difference":
-        return TangentPlan(
-            "difference", False, "asked for; inexact", one_backward=Probe(network, beside, x, random).one_backward
-        )
+        return TangentPlan("difference", False, "asked for; inexact", one_backward=probe.one_backward)
     convolutional = any(isinstance(m, _CONVOLUTIONAL) for m in network.owners())
     order: list[TangentKind] = ["forward", "reverse"] if convolutional else ["reverse", "forward"]
     layers = "the model has convolutions or BatchNorm" if convolutional else "the model has no convolution or BatchNorm"
@@ -62,7 +60,6 @@ def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, ra
         order, preferred = [choice], "asked for"
 
     failures: list[str] = []
-    probe = Probe(network, beside, x, random)
     for attention in (False, True):
         for kind in order:
             failure = probe.failure(kind, attention)
@@ -94,7 +91,7 @@ def _plan(network: Network, beside: Displaced, x: Any, choice: TangentChoice, ra
         )
     if failure := probe.failure("difference", False):
         raise RuntimeError(f"no tangent works on this model: {'; '.join(failures)}; difference {failure}")
-    found = (first_failing_layer(network, x, kind, random) for kind in order)
+    found = (first_failing_layer(network, probe.x, kind, probe.random) for kind in order)
     blamed = "; ".join(dict.fromkeys(layer for layer in found if layer)) or "; ".join(failures)
     reason = "inexact, the last resort: " + "; ".join(failures)
     return TangentPlan("difference", False, reason, one_backward=probe.one_backward, inexact=blamed)
@@ -106,38 +103,32 @@ def _has_closed_form(network: Network, probe: Probe) -> bool:
     return chain is not None and chain.takes(probe.x) and probe.closed_failure(chain) is None
 
 
-def _refuse_hidden_weights(network: Network, beside: Displaced, x: Any, random: RandomState) -> None:
+def _refuse_hidden_weights(network: Network, beside: Displaced, probe: Probe) -> None:
     """RuntimeError for a model that reads its own weights where others were given: at theta* it would read theta.
 
     The backward of a layer that runs a part again does (reversible networks, checkpointing by other libraries than
     torch), or a `logits_of` with weights in it. So logits and gradient at other weights, given from outside, are held
     against those with the model's own put there.
     """
-    params, bound = list(network.params.values()), BOUND.get(arithmetic_of(next(iter(network.params.values()))), 0.3)
-
-    def results(run: Network, given: Tensors) -> tuple[Tensor, Sequence[Tensor | None]]:
-        with random.replay():
-            logits = run(given, network.state(), x)
-            with run.held(given):
-                return logits.detach(), torch.autograd.grad(logits, params, normals()(logits), allow_unused=True)
-
-    made, grads = results(beside, network.params)
+    params = list(network.params.values())
     own = [p.data for p in params]
     try:
         for p, offset in zip(params, beside.offsets.values(), strict=True):
             p.data = p.data + offset
-        known, known_grads = results(network, {})
+        with probe.random.replay():
+            logits = network({}, network.state(), probe.x)
+        with network.held({}):
+            known_grads = torch.autograd.grad(logits, params, probe.vs[-1], allow_unused=True)
     finally:
         for p, data in zip(params, own, strict=True):
             p.data = data
-    if not all(bool(t.isfinite().all()) for t in (known, *known_grads) if t is not None):
-        return  # nothing to see beside theta; a batch that is not finite is for the step to skip
+    made, known, bound = probe.logits, logits.detach(), probe.bound
     if float((made - known).norm()) > bound * float(known.norm()):
         raise RuntimeError(
             "the model gives one batch other logits in a second call: it reads weights that it was not run on, or it "
             "keeps a state, or draws from a generator, that is out of sight"
         )
-    if other := other_gradient(list(network.params), grads, known_grads, bound):
+    if other := other_gradient(list(network.params), probe.grads, known_grads, bound):
         raise RuntimeError(
             f"the model's backward reads weights that it was not run on, and gives {other}; a layer does that runs a "
             "part of the forward again in its backward: switch that off (torch.utils.checkpoint is fine)"

@@ -18,7 +18,7 @@ from fastmeta.meta.tangents.plan import Tangent
 def forward_tangent(network: Network, state: State, x: Any, direction: Tensors) -> Tangent:
     """u by dual numbers; `state` is scratch."""
     with torch.no_grad(), dual_level():
-        params: Tensors = {name: p.detach() for name, p in network.params.items()}
+        params = dict(network.params)
         for name, t in direction.items():
             params[name] = forward_ad.make_dual(params[name], t)
         logits, u = forward_ad.unpack_dual(network(params, state, x))

@@ -133,6 +133,8 @@ class Probe:
         """<J'v, d> of some random covectors v, by autograd's plain backward."""
         params = list(self.network.params.values())
         logits = self._logits()
+        #: those that the gradients belong to
+        self.logits = logits.detach()
         self.vs = [normal(logits) * _covector_size(logits) for _ in range(_PROBES)]
         products: list[Any] = []
         self.one_backward = False
