@@ -1,6 +1,8 @@
 // Instance labels: one row of label logits per training sample.
 
 #include <algorithm>
+#include <cmath>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -204,8 +206,17 @@ class LabelStep {
   template <class Gradient>
   FASTMETA_INLINE Scan<A> step_along(int64_t index, Gradient gradient) {
     const int64_t C = a_.C;
-    sweep<V>(C, FASTMETA_BODY(k, lanes) { store<V>(new_ + k, load<V>(l_ + k, lanes) - step_ * gradient(k, lanes)); });
-    if (size_of(to_.dtype) == sizeof(A)) return scan_row<V>(new_, C);
+    Scanner<V> scan(-static_cast<A>(INFINITY));
+    sweep<V>(
+        C, FASTMETA_BODY(k, lanes) {
+          const Vec<V> x = load<V>(l_ + k, lanes) - step_ * gradient(k, lanes);
+          store<V>(new_ + k, x);
+          if constexpr (std::is_same_v<decltype(lanes), Whole>)
+            scan(x);
+          else
+            scan(load<V>(new_ + k, lanes, new_[0]));
+        });
+    if (size_of(to_.dtype) == sizeof(A)) return scan.result();
     if constexpr (sizeof(A) == 4)
       if (to_.dtype == DType::kBFloat16 && a_.rounding.stochastic)
         round_row(new_, C, a_.rounding.seed, rounding_step_, static_cast<uint64_t>(index));

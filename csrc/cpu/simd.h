@@ -163,10 +163,15 @@ FASTMETA_INLINE Vec<V> keep(Vec<V> x, Part part) {
 // than one register: there the sign bit of a difference selects.
 template <class V>
 FASTMETA_INLINE Vec<V> at_least(Vec<V> a, scalar_t<V> b) {
-  if constexpr (V::kBytes == 64) {
-    const Vec<V> least = all<V>(b);
-    return a > least ? a : least;
-  } else {
+#ifdef FASTMETA_WIDE
+  if constexpr (V::kBytes == 64) {  // gcc 12 would make a mask and a blend of it
+    if constexpr (sizeof(scalar_t<V>) == 4)
+      return __builtin_ia32_maxps512_mask(a, all<V>(b), a, static_cast<uint16_t>(-1), _MM_FROUND_CUR_DIRECTION);
+    else
+      return __builtin_ia32_maxpd512_mask(a, all<V>(b), a, static_cast<uint8_t>(-1), _MM_FROUND_CUR_DIRECTION);
+  } else
+#endif
+  {
     const Vec<V> d = a - b, least = all<V>(b);
     typename V::IntVec mask, x, y;
     std::memcpy(&mask, &d, sizeof(d));
