@@ -4,7 +4,7 @@
     python benchmarks/goals.py FILE.json ...                            judge what was measured before
 
 The goals that a run speaks to, those of its variants on the hardware that a goal names, are printed; the first form
-adds them to its FILE under "goals". With --strict a missed goal is exit code 1.
+adds them to its FILE under "goals". With --strict a missed goal is exit code 1, and so is none to judge.
 """
 
 from __future__ import annotations
@@ -211,7 +211,9 @@ def main(argv: Sequence[str]) -> int:
         found += judged
     if found:
         print("\n" + verdict_table(found))
-    return code or int(strict and not all(verdict.met for verdict in found))
+    else:
+        print("goals.py: no goal speaks to what was measured", file=sys.stderr)
+    return code or int(strict and not (found and all(verdict.met for verdict in found)))
 
 
 if __name__ == "__main__":

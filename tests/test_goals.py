@@ -136,7 +136,8 @@ def test_what_is_measured_is_judged_and_written(goals, tmp_path, capsys, monkeyp
     written = {"what": "planted", "sense": ">=", "goal": 5, "measured": 4.9, "met": False}
     assert json.loads(path.read_text())["goals"] == [written]
     monkeypatch.undo()
-    assert goals.main([str(path), "--strict"]) == 0
+    assert goals.main([str(path), "--strict"]) == 1  # nothing was held against anything
+    assert "no goal speaks" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("[]")
     assert goals.main([str(tmp_path / "other.json")]) == 2
 

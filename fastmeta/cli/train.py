@@ -215,13 +215,17 @@ def parse(argv: list[str]) -> _Arguments:
     if {"-h", "--help"} & set(argv):
         print(_help(start.run))
         raise SystemExit(0)
-    arguments = read_flags(kind, start, argv, prog=PROG, help_text=lambda: _help(start.run))
+    no_other = "--resume goes on with the run's own config: give no other flag with it"
+    try:
+        arguments = read_flags(kind, start, argv, prog=PROG, help_text=lambda: _help(start.run))
+    except InputError as error:
+        raise error if value_of(argv, "--resume") is None else InputError(f"{no_other} ({error})") from None
     run = TrainConfig(**{f.name: getattr(arguments.run, f.name) for f in fields(TrainConfig)})
     arguments = _Arguments(run, **{f.name: getattr(arguments, f.name) for f in fields(_Arguments) if f.name != "run"})
     with_it = {name: getattr(arguments, name) for name in ("resume", "trust_code", "trust_pickle", "rank_timeout")}
     alone = replace(_Arguments(TrainConfig()), **with_it)
     if arguments.resume is not None and arguments != alone:
-        raise InputError("--resume goes on with the run's own config: give no other flag with it")
+        raise InputError(no_other)
     return arguments
 
 

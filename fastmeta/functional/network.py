@@ -21,6 +21,7 @@ from fastmeta.functional.call import call_model, pick_logits
 from fastmeta.functional.chain import Chain, Chains
 from fastmeta.functional.fsdp_units import first_fsdp1, is_sharded
 from fastmeta.functional.generators import Generators
+from fastmeta.functional.given_input import GivenInput, versions
 from fastmeta.functional.random_state import RandomState
 from fastmeta.functional.state import State, StateOf, fits
 from fastmeta.functional.watch import Structure
@@ -98,6 +99,7 @@ class Network:
         self._state = self._state_of(model)
         self._modules = list(model.modules())
         self._generators, self._structure, self._chains = Generators(), Structure(), Chains()
+        self._input = GivenInput()
 
     def _state_of(self, model: nn.Module) -> StateOf:
         return StateOf(model, self.params)
@@ -224,7 +226,11 @@ class Network:
         return self._logits(self._state.run(params, state, lambda: self._called(x)))
 
     def _called(self, x: Any) -> Any:
-        return self.logits_of(call_model(self.model, x))
+        given = self._input.of(x)
+        before = versions(given)
+        out = call_model(self.model, given)
+        self._input.check(given, before)
+        return self.logits_of(out)
 
     @staticmethod
     def _logits(logits: Any) -> Tensor:

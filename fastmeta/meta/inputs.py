@@ -25,7 +25,14 @@ class InputTransform(Protocol):
 
 
 def tensors_of(transform: InputTransform | None) -> list[Tensor]:
-    return [] if transform is None else list(transform.tensors)
+    if transform is None:
+        return []
+    if not hasattr(transform, "tensors"):
+        raise TypeError(
+            "transform must be an InputTransform, with the tensors that it reads in `tensors` (none: tensors = ()) and "
+            f"called as transform(x, tensors), got {type(transform).__name__}"
+        )
+    return list(transform.tensors)
 
 
 def network_inputs(transform: InputTransform | None, tensors: Sequence[Tensor], *batches: Any) -> tuple[Any, ...]:

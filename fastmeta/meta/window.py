@@ -27,19 +27,29 @@ class TrainBatch(NamedTuple):
 
 def is_window(train: Any) -> bool:
     """Whether `train` is a list of batches ``(x, index)`` and not one of them."""
-    return (
-        isinstance(train, tuple | list)
-        and len(train) > 0
-        and all(isinstance(b, tuple | list) and len(b) == 2 and isinstance(b[1], Tensor) for b in train)
-    )
+    return isinstance(train, tuple | list) and len(train) > 0 and all(map(_is_batch, train))
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[1], Tensor)
 
 
 def check_window(loss: LearnableLoss, train: Any, weight: Any, most: int) -> list[TrainBatch]:
     """The batches of `train`, a pair ``(x, index)`` or a list of up to `most` pairs; a ValueError for others."""
     usual = isinstance(train, tuple) and len(train) == 2 and isinstance(train[1], Tensor)  # seen without a call
     if usual or not is_window(train):
+        if most > 1 and isinstance(train, list) and any(map(_is_batch, train)):
+            place = next(k for k, batch in enumerate(train) if not _is_batch(batch))
+            raise ValueError(
+                f"train is a list of batches, and number {place} of 0 to {len(train) - 1} is no pair (x, index)"
+            )
+        if most > 1 and not _is_batch(train):
+            raise ValueError(
+                f"train must be a pair (x, index) or, for lookahead_steps={most}, a list of 1 to {most} of them, got "
+                f"{f'a list of {len(train)}' if isinstance(train, list) else type(train).__name__}"
+            )
         return [TrainBatch(*check_train(loss, train, weight), weight)]
-    if most == 1:
+    if most == 1 and len(train) > 1:
         raise ValueError(
             f"train is a list of {len(train)} batches, which a look-ahead of as many steps takes; give one pair "
             f"(x, index), or lookahead_steps={len(train)} where the step is made"
@@ -55,7 +65,13 @@ def check_window(loss: LearnableLoss, train: Any, weight: Any, most: int) -> lis
         raise ValueError(
             f"weight must be None or a list with the weights (n,) of each of the {len(train)} train batches, got {got}"
         )
-    return [TrainBatch(*check_train(loss, b, w), w) for b, w in zip(train, weights, strict=True)]
+    batches = []
+    for place, (batch, w) in enumerate(zip(train, weights, strict=True)):
+        try:
+            batches.append(TrainBatch(*check_train(loss, batch, w), w))
+        except ValueError as error:
+            raise ValueError(f"train batch {place} of 0 to {len(train) - 1}: {error}") from None
+    return batches
 
 
 def steps_ahead(
@@ -101,5 +117,5 @@ def by_double_vjp(steps: int) -> Iterator[None]:
             raise
         raise RuntimeError(
             f"lookahead_steps={steps} goes back by double-vjp, and there the model fails; take lookahead_steps=1: "
-            f"{error}"
+            + str(error).replace('Use tangent="auto", or run', "Run")
         ) from error

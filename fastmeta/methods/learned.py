@@ -99,8 +99,8 @@ class LearnedLabels(Method):
         for name, value, without in (("compile", config.compile, "off"), ("approx", config.approx, "none")):
             if value != without:
                 raise ValueError(
-                    f"{name}={value} is about exact steps, and labels.update={config.labels.update} takes plain "
-                    f"ones; leave it at {without}"
+                    f"{name}={value} is about meta steps, and labels.update={config.labels.update} takes plain "
+                    f"ones; leave it at {without}, or take labels.update=exact"
                 )
 
     @classmethod

@@ -58,7 +58,7 @@ def in_words(told: Mapping[str, Any]) -> str:
     """What a summary has under `distance`."""
     if not told["looks"]:
         return f"{told['approx']} beside the exact step: nobody could look"
-    looks = f"{told['looks']:,} look{'s' * (told['looks'] != 1)}, one in {told['every']:,} steps"
+    looks = f"{told['looks']:,} look{'s' * (told['looks'] != 1)} (watch_every={told['every']})"
     return (
         f"{told['approx']} beside the exact step: cosine {told['cosine']:.3f} (worst {told['least']:.3f}), "
         f"length {told['length']:.3f}; {looks}"

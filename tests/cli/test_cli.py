@@ -74,6 +74,7 @@ def npz(tmp_path_factory):
         ("--config missing.toml", "cannot read the config file missing.toml"),
         ("--resume missing", "missing is no run directory"),
         ("--resume missing --epochs 3", "give no other flag with it"),
+        ("--resume missing --watch-every 5", "give no other flag with it"),
         ("--device cuda:99", "device cuda:99 is not there"),
         ("--dry-run --epochs 0", "epochs must be at least 1"),
     ],

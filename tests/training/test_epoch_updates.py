@@ -137,8 +137,8 @@ def test_warm_up(tmp_path):
         ({"labels": {"label_lr": 3.0}}, "labels.label_lr=3.0 is about labels.update=exact, and labels.update is epoch"),
         ({"labels": {"lookahead": "sgd"}}, "labels.lookahead=sgd is about labels.update=exact"),
         ({"labels": {"tangent": "forward"}}, "labels.tangent=forward is about labels.update=exact"),
-        ({"approx": "last:1"}, "approx=last:1 is about exact steps, and labels.update=epoch takes plain ones"),
-        ({"compile": "trace"}, "compile=trace is about exact steps"),
+        ({"approx": "last:1"}, "approx=last:1 is about meta steps, and labels.update=epoch takes plain ones"),
+        ({"compile": "trace"}, "compile=trace is about meta steps"),
         ({"method": "onehot"}, "labels.update=epoch is about methods whose labels move, and method=onehot has none"),
     ],
 )
