@@ -136,7 +136,8 @@ class __attribute__((visibility("hidden"))) Batch {
     std::string allowed = dtype_text(acc);
     if (type != acc) allowed += std::string(" or ") + dtype_text(type);
     if (label && acc == ScalarType::Float && type != ScalarType::BFloat16) allowed += " or bfloat16";
-    fail(name, " must be ", allowed, " with ", dtype_text(type), " ", name_, ", got ", dtype_text(t.scalar_type()));
+    fail(name, " must be ", allowed, " with ", dtype_text(type), " ", name_, ", got ", dtype_text(t.scalar_type()),
+         "; use ", name, ".to(torch.", dtype_text(acc), ")");
   }
   void check_device(const Tensor& t, const char* name) const { fastmeta::check_device(t, name, logits_, name_); }
   Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) const {

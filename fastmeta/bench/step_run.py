@@ -192,7 +192,8 @@ def describe(config: StepConfig, counted: Sizes) -> str:
             f"batches         {config.batch} train, {config.meta_batch} meta, {config.classes} classes, {config.dtype}",
             f"label table     {config.samples:,} x {config.classes}, {_mib(counted.label_table_bytes)}",
             f"forward F       {forward}, keeps {_mib(counted.saved_bytes)} for its backward",
-            f"floor           {3 * counted.floor:.2f} F for the exact step, 3 F for a plain one: {counted.floor:.2f}x",
+            f"general count   {3 * counted.floor:.2f} F for the exact step, 3 F for a plain one: {counted.floor:.2f}x; "
+            "few layers take less, for nothing is asked of the input",
             f"device          {config.device}, {torch.get_num_threads()} threads",
         ]
     )

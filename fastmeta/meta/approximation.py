@@ -73,7 +73,7 @@ class Approximation:
         if self.number > len(owners):
             raise ValueError(
                 f"approx='last:{self.number}' asks for more layers than there are: {len(owners)} modules of the model "
-                f"own parameters that are trained; take last:1 to last:{len(owners)}, or leave approx out, for exact steps"
+                f"own parameters that are trained; take last:1 to last:{len(owners)}, or leave approx out"
             )
         last = {name for _, mine in owners[-self.number :] for name in mine}
         return [name for name in names if name in last]

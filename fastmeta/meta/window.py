@@ -40,9 +40,7 @@ def check_window(loss: LearnableLoss, train: Any, weight: Any, most: int) -> lis
     if usual or not is_window(train):
         if most > 1 and isinstance(train, list) and any(map(_is_batch, train)):
             place = next(k for k, batch in enumerate(train) if not _is_batch(batch))
-            raise ValueError(
-                f"train is a list of batches, and number {place} of 0 to {len(train) - 1} is no pair (x, index)"
-            )
+            raise ValueError(f"train is a list of batches, of which number {place} is no pair (x, index)")
         if most > 1 and not _is_batch(train):
             raise ValueError(
                 f"train must be a pair (x, index) or, for lookahead_steps={most}, a list of 1 to {most} of them, got "

@@ -186,5 +186,6 @@ class Batch:
             allowed.append("bfloat16")
         require(
             fits,
-            f"{name} must be {' or '.join(allowed)} with {text_of(self.type)} {self.name}, got {text_of(t.dtype)}",
+            f"{name} must be {' or '.join(allowed)} with {text_of(self.type)} {self.name}, got {text_of(t.dtype)}; "
+            f"use {name}.to(torch.{allowed[0]})",
         )

@@ -381,7 +381,7 @@ def test_batches_that_do_not_fit():
         step(windows(case, 2), case.meta, weight=torch.ones(3))
     with pytest.raises(ValueError, match="train batch 1 of 0 to 1: index must lie in"):
         step([case.train, (case.x, case.index + 1000)], case.meta)
-    with pytest.raises(ValueError, match=r"number 1 of 0 to 1 is no pair \(x, index\)"):
+    with pytest.raises(ValueError, match=r"number 1 is no pair \(x, index\)"):
         step([case.train, case.x], case.meta)
     for other, got in (([], "a list of 0"), (iter([case.train]), "list_iterator")):
         with pytest.raises(ValueError, match=f"for lookahead_steps=2, a list of 1 to 2 of them, got {got}"):
@@ -413,7 +413,5 @@ def test_no_double_backward():
     model = nn.Sequential(nn.Linear(6, 8), Square(), nn.Linear(8, case.num_classes)).double()
     labels = make_labels(fastmeta.InstanceLabels, case)
     step = fastmeta.MetaStep(model, labels, torch.optim.SGD(model.parameters(), lr=LR), lookahead_steps=2)
-    with pytest.raises(
-        RuntimeError, match=r"lookahead_steps=2 goes back by double-vjp.*lookahead_steps=1.*Run fastmeta"
-    ):
+    with pytest.raises(RuntimeError, match=r"=2 goes back by double-vjp.*lookahead_steps=1.*Run fastmeta"):
         step(windows(case, 2), case.meta)
