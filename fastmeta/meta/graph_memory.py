@@ -67,6 +67,8 @@ def graph_bytes(network: Network, x: Any, count: int, max_rows: int | None, per_
             state = state.like(copies(state))
             piece = tree_map(fake, take(x, largest, count, per_row))
             there = [t for t in tree_leaves((params, dict(state), piece)) if isinstance(t, Tensor)]
+            with torch.no_grad():  # the first pass of all is given a copy of its input, which is not the graph's
+                network(params, state.clone(), piece)
             with torch.enable_grad(), Saved(there) as saved:
                 network(params, state, piece)
             return saved.bytes
