@@ -41,7 +41,7 @@ def check_window(loss: LearnableLoss, train: Any, weight: Any, most: int) -> lis
         if most > 1 and isinstance(train, list) and any(map(_is_batch, train)):
             place = next(k for k, batch in enumerate(train) if not _is_batch(batch))
             raise ValueError(f"train is a list of batches, of which number {place} is no pair (x, index)")
-        if most > 1 and not _is_batch(train):
+        if most > 1 and not (isinstance(train, tuple) and len(train) == 2):
             raise ValueError(
                 f"train must be a pair (x, index) or, for lookahead_steps={most}, a list of 1 to {most} of them, got "
                 f"{f'a list of {len(train)}' if isinstance(train, list) else type(train).__name__}"

@@ -383,6 +383,8 @@ def test_batches_that_do_not_fit():
         step([case.train, (case.x, case.index + 1000)], case.meta)
     with pytest.raises(ValueError, match=r"number 1 is no pair \(x, index\)"):
         step([case.train, case.x], case.meta)
+    with pytest.raises(ValueError, match=r"index must be an int64 vector .*, got list"):
+        step((case.x, [0, 1]), case.meta)
     for other, got in (([], "a list of 0"), (iter([case.train]), "list_iterator")):
         with pytest.raises(ValueError, match=f"for lookahead_steps=2, a list of 1 to 2 of them, got {got}"):
             step(other, case.meta)

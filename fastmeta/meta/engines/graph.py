@@ -95,8 +95,9 @@ def _trace(
         if _join_dtypes(raw) or not functionalise(raw.graph):
             raw.recompile()
             functional = torch.func.functionalize(raw, remove="mutations")
-            raw = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    pure = raw
+            pure = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        else:
+            pure = raw
     _check_pure(pure)
     _drop_aliases(pure)
     _drop_choices_of_one(pure)
@@ -259,7 +260,7 @@ def _drop_choices_of_one(module: fx.GraphModule) -> None:
 
 
 def _drop_names(module: fx.GraphModule) -> None:
-    """Take out what dual numbers and autograd leave behind, a third of all nodes: names for a tensor, and questions.
+    """Take out what dual numbers and autograd leave behind, a fifth of all nodes: names for a tensor, and questions.
 
     A write through a name is a write into the tensor itself. Copies stay: what is written into one must not be written
     into the other.
