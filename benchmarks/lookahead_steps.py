@@ -25,13 +25,13 @@ import torch
 import worth_sets
 from epoch_lookahead import Problem
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 from worth import measured
 from worth_ours import by_trainer
 from worth_rivals import soft_start
 
 import fastmeta
 from fastmeta.bench.environment import record
+from fastmeta.bench.flops import Flops
 from fastmeta.meta import meta_gradient, window_gradient
 from fastmeta.models import build
 from fastmeta.training import LabelConfig
@@ -68,7 +68,7 @@ def cost(rounds: int) -> list[dict[str, Any]]:
         x, y = torch.randn(size, *shape), torch.randint(classes, (size,))
         batches = [(x[index], index) for index in torch.arange(size).split(n)]
         meta = torch.randn(m, *shape), torch.randint(classes, (m,))
-        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        with torch.no_grad(), Flops() as forward:
             model(x[:n])
         steps = {0: plain(copy.deepcopy(model), x[:n], y[:n])}
         for k in (k for k in STEPS if k <= most):
@@ -79,7 +79,7 @@ def cost(rounds: int) -> list[dict[str, Any]]:
         counts = {}
         for k, run in steps.items():
             run()
-            with FlopCounterMode(display=False) as counter:
+            with Flops() as counter:
                 run()
             counts[k] = counter.get_total_flops() / max(k, 1) / forward.get_total_flops()
         times: dict[int, list[float]] = {k: [] for k in steps}

@@ -59,7 +59,7 @@ BEYOND = "9" * 5000
         (f"bench approx --models mlp --moments {BEYOND}", "--moments: must be a whole number"),
         (f"train --threads {2**70}", "threads must be a whole number below 2^63"),
         (f"train --seed {2**63}", "seed must be a whole number below 2^63"),
-        (f"train --epochs {BEYOND}", "expected a whole number, got '999"),
+        (f"train --epochs {BEYOND}", "expected a whole number or auto, got '999"),
         ("train --data.batch-size 0", "data.batch_size must be at least 1"),
         ("train --device meta", "device must be auto, cpu, cuda or cuda:N"),
     ],

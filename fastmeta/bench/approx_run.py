@@ -97,37 +97,57 @@ class ApproxConfig:
 
 
 def run(config: ApproxConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The content for the JSON: per model the rows of the table."""
+    """The content for the JSON: per model the rows of the table.
+
+    Ctrl-C ends the measuring, and the models before it are given back with "stopped".
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
-    results = []
+    results: list[dict[str, Any]] = []
+    stopped = False
     for model in config.models:
-        step = config.of(model)
-        counted = sizes(step)
-        say(f"{model}: {step.batch} train, {step.meta_batch} meta, {config.device}, {torch.get_num_threads()} threads")
-        costs = _costs(config, step)
-        distances = ShortTraining(step).distances(config.approximations, config.moments)
-        rows = []
-        for name in (EXACT, *config.approximations):
-            kind, cost = Approximation.parse(None if name == EXACT else name).kind, costs[name]
-            rows.append(
-                {
-                    "approx": name,
-                    "equation": EQUATIONS[kind],
-                    "compared": COMPARED[kind],
-                    "forwards": cost["flops"] / counted.forward_flops if counted.forward_flops else None,
-                    **cost,
-                    "distances": [asdict(d) for d in distances.get(name, [])],
-                }
-            )
-        say(_tables(rows, sorted(set(config.moments))) + "\n")
-        results.append({"model": model, "batch": step.batch, "meta_batch": step.meta_batch, "rows": rows})
+        try:
+            results.append(_measure(config, model, say))
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            stopped = True
+            break
     say("\n".join(f"{kind:<11} {equation}" for kind, equation in EQUATIONS.items()))
     say(
         "a cell is the cosine to the exact step and, behind the ×, the length by the exact one's, after so many steps; "
         "every:k leaves the labels of k - 1 batches in k where they are, so about 1/sqrt(k) is what it can reach"
     )
-    return {"config": asdict(config), "noise_rate": NOISE_RATE, "separation": SEPARATION, "models": results}
+    return {
+        "config": asdict(config),
+        "noise_rate": NOISE_RATE,
+        "separation": SEPARATION,
+        "models": results,
+        "stopped": stopped,
+    }
+
+
+def _measure(config: ApproxConfig, model: str, say: Callable[[str], None]) -> dict[str, Any]:
+    step = config.of(model)
+    counted = sizes(step)
+    say(f"{model}: {step.batch} train, {step.meta_batch} meta, {config.device}, {torch.get_num_threads()} threads")
+    costs = _costs(config, step)
+    distances = ShortTraining(step).distances(config.approximations, config.moments)
+    rows = []
+    for name in (EXACT, *config.approximations):
+        kind, cost = Approximation.parse(None if name == EXACT else name).kind, costs[name]
+        rows.append(
+            {
+                "approx": name,
+                "equation": EQUATIONS[kind],
+                "compared": COMPARED[kind],
+                "forwards": cost["flops"] / counted.forward_flops if counted.forward_flops else None,
+                **cost,
+                "distances": [asdict(d) for d in distances.get(name, [])],
+            }
+        )
+    say(_tables(rows, sorted(set(config.moments))) + "\n")
+    return {"model": model, "batch": step.batch, "meta_batch": step.meta_batch, "rows": rows}
 
 
 def _tables(rows: Sequence[dict[str, Any]], moments: Sequence[int]) -> str:

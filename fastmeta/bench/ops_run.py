@@ -174,7 +174,8 @@ def others(row: OpsRow) -> str:
 def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure everything in `config`; the content for the JSON.
 
-    A case that is wrong or cannot run stands under "failures" instead of having a row.
+    A case that is wrong or cannot run stands under "failures" instead of having a row. Ctrl-C ends the measuring, and
+    what was measured before is given back with "stopped".
     """
     device = torch.device(config.device)
     if config.threads:
@@ -188,13 +189,20 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]
     measured: list[OpsRow] = []
     failures: list[str] = []
     left_out: list[str] = []
+    stopped = False
     start = time.perf_counter()
     for case, take in cases(config):
-        if config.limit is not None and time.perf_counter() - start > config.limit:
+        if stopped or (config.limit is not None and time.perf_counter() - start > config.limit):
             left_out.append(case)
             continue
         try:
             row = take(copy)
+        except KeyboardInterrupt:
+            if not measured:
+                raise
+            stopped = True
+            left_out.append(case)
+            continue
         except Exception as error:  # of a compiler, too: the other cases still have their figures
             failures.append(f"{case}: {str(error) or type(error).__name__}")
             say(f"{case}: FAILED, {failures[-1].splitlines()[0]}")
@@ -208,11 +216,13 @@ def run(config: OpsConfig, say: Callable[[str], None] = print) -> dict[str, Any]
     for peer, note in sorted({item for r in measured for item in r.notes.items()}):
         say(f"{peer}: {note}")
     if left_out:
-        say(f"not begun within --limit {config.limit:g}: {', '.join(left_out)}")
+        why = "stopped before the end of" if stopped else f"not begun within --limit {config.limit:g}"
+        say(f"{why}: {', '.join(left_out)}")
     return {
         "config": asdict(config),
         "copy_gb_per_s": copy / 1e9,
         "rows": [asdict(r) for r in measured],
         "failures": failures,
         "left_out": left_out,
+        "stopped": stopped,
     }

@@ -45,14 +45,21 @@ class ScaleConfig:
 
 
 def run(config: ScaleConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Each part takes about `seconds`."""
+    """Each part takes about `seconds`. Ctrl-C ends the measuring; the parts before it come back with "stopped"."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    found = {}
+    found: dict[str, Any] = {}
+    stopped = False
     for part in config.parts:
         module = importlib.import_module(f"fastmeta.bench.scale_{part}")
         say(f"{part}: {PARTS[part]}")
         on = {"device": config.device} if part in ON_CUDA else {}
-        found[part] = module.measure(config.seconds, **on)
+        try:
+            found[part] = module.measure(config.seconds, **on)
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            stopped = True
+            break
         say(module.told(found[part]) if hasattr(module, "told") else str(found[part]))
-    return {"seconds": config.seconds, "parts": found}
+    return {"seconds": config.seconds, "parts": found, "stopped": stopped}

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta import models
 from fastmeta._memory import check_room
 from fastmeta._text import reason, shown
+from fastmeta.bench.flops import Flops
 from fastmeta.functional.call import arguments, call_model, pick_logits
 from fastmeta.losses import InstanceLabels
 from fastmeta.meta import Saved
@@ -176,6 +176,6 @@ def sizes(config: StepConfig) -> Sizes:
 
 
 def _count_forward(model: nn.Module, x: Any, parameters: list[nn.Parameter]) -> tuple[int, int]:
-    with FlopCounterMode(display=False) as counter, Saved(parameters) as saved:
+    with Flops() as counter, Saved(parameters) as saved:
         call_model(model, x)
     return counter.get_total_flops(), saved.bytes

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastmeta._text import reason as one_line
+from fastmeta.bench.flops import Flops
 from fastmeta.bench.rates import matrix_rate
 from fastmeta.bench.result_files import number, table
 from fastmeta.bench.step_check import Check, Unchecked, WrongStep, build
@@ -22,7 +22,7 @@ from fastmeta.bench.step_row import StepRow, best_plain
 from fastmeta.bench.step_variant import Variant
 from fastmeta.bench.step_variants import PLAIN, chosen, is_compiled, is_plain, truth_of
 from fastmeta.functional.precision import float32_products
-from fastmeta.measure import held_by_graphs, interleave, peak_bytes
+from fastmeta.measure import MAX_ROUNDS, Stopped, held_by_graphs, interleave, peak_bytes
 
 __all__ = ["run"]
 
@@ -30,7 +30,8 @@ __all__ = ["run"]
 def run(config: StepConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Count, check, then time; the content for the JSON.
 
-    A variant whose step is wrong stands under "failures" instead of having figures; the others have theirs.
+    A variant whose step is wrong stands under "failures" instead of having figures; the others have theirs. Ctrl-C ends
+    the timing, and the rounds before it count, with "stopped".
     """
     device = torch.device(config.device)
     if config.dtype == "tf32" and device.type != "cuda":
@@ -48,9 +49,13 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> dict[str, Any]:
     problem = Problem(config, torch.float64 if config.dtype == "float64" else torch.float32)
     prepared = _prepare(names, config, problem, say)
     variants, skipped, failures = prepared.variants, prepared.skipped, prepared.failures
-    timings = interleave(
-        {k: v.bodies for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
-    )
+    stopped = False
+    try:
+        timings = interleave(
+            {k: v.bodies for k, v in variants.items()}, problem.device, seconds=config.seconds, rounds=config.rounds
+        )
+    except Stopped as interrupt:
+        timings, stopped = interrupt.timings, True
     arithmetic = torch.float32 if config.dtype == "tf32" else getattr(torch, config.dtype)
     rate = matrix_rate(problem.device, arithmetic, seconds=min(0.5, config.seconds), rounds=config.rounds)
     say(f"matrix rate     {rate / 1e9:.0f} GFLOP/s, a large {config.dtype} product in this run")
@@ -81,7 +86,11 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> dict[str, Any]:
         )
 
     unit = best_plain(rows)
-    say("\n" + tables(rows, unit) + "\n")
+    rounds = len(next(iter(timings.values())).seconds) if timings else 0
+    if rows:
+        most = " (the most; --rounds N takes more)" if config.rounds is None and rounds == MAX_ROUNDS else ""
+        say(f"rounds          {rounds}{most}")
+        say("\n" + tables(rows, unit) + "\n")
     if unit is not None:
         say(f"x best: by the best plain step, {unit}; x naive: by the naive step of the same loss")
         say(f"launches: {LAUNCHES[problem.device.type]}")
@@ -92,11 +101,12 @@ def _run(config: StepConfig, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "config": asdict(config),
         "sizes": asdict(counted),
-        "rounds": len(next(iter(timings.values())).seconds) if timings else 0,
+        "rounds": rounds,
         "matrix_gflop_per_s": rate / 1e9,
         "best_plain": unit,
         "rows": [asdict(r) for r in rows],
         "failures": [f"{name}: {reason}" for name, reason in failures.items()],
+        "stopped": stopped,
     }
 
 
@@ -174,7 +184,7 @@ def _count(name: str, variant: Variant, config: StepConfig, problem: Problem) ->
 def flops_of(variant: Variant) -> float:
     """FLOPs per step, after a first that chooses the tangent."""
     variant.cycle()
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         (variant.visible or variant.cycle)()
     return counter.get_total_flops() / variant.period
 

@@ -24,7 +24,9 @@ from fastmeta.cli.parser import Parser, integers, positive_float, positive_int, 
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Where it runs.")
     parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads. (default: torch's own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write figures and environment to FILE.")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="Write figures and environment to FILE; its folder is made."
+    )
 
 
 def _limit(parser: argparse.ArgumentParser, what: str) -> None:
@@ -174,7 +176,12 @@ def _parsers() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         "--seconds", type=positive_float, default=large.seconds, metavar="SECONDS", help="Timing one part, about."
     )
     p.add_argument(
-        "--out", "--json", dest="json", type=Path, metavar="FILE", help="Write figures and environment to FILE."
+        "--out",
+        "--json",
+        dest="json",
+        type=Path,
+        metavar="FILE",
+        help="Write figures and environment to FILE; its folder is made.",
     )
     p.add_argument(
         "--device", choices=("cpu", "cuda"), default=large.device, help=f"cuda: for {', '.join(scale_run.ON_CUDA)}."
@@ -235,7 +242,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], 
 
 
 def main(argv: list[str]) -> int:
-    """0: measured; 1: an output was wrong; 2: an argument cannot be used."""
+    """0: measured; 1: an output was wrong; 2: an argument cannot be used; 130: stopped, with figures."""
     args = parse(argv)
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
@@ -266,4 +273,10 @@ def main(argv: list[str]) -> int:
     failures = content.get("failures", [])
     for failure in failures:
         print(printable(f"fastmeta bench: {failure}"), file=sys.stderr)
+    if content["stopped"]:
+        print("fastmeta bench: stopped; the figures so far are above", file=sys.stderr)
+        return 130
+    if not failures and args.command == "step" and all(row["skipped"] for row in content["rows"]):
+        print("fastmeta bench: nothing was timed, for the reasons above; name other --variants", file=sys.stderr)
+        return 2
     return 1 if failures else 0

@@ -69,7 +69,16 @@ def one_line(message: str, known: Sequence[str], prog: str) -> str:
     return text if of_config else f"{text} ({prog} --help lists the options)"
 
 
-_TYPES: dict[Any, tuple[str, str]] = {int: ("INT", "a whole number"), float: ("NUMBER", "a number"), str: ("TEXT", "")}
+_NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
+_METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
+
+
+def _parsed(kind: Any, text: str, *also: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        *first, last = _NUMBERS[kind], *also
+        raise ValueError(f"expected {', '.join(first) + ' or ' if first else ''}{last}, got {shown(text)}") from None
 
 
 def _registry() -> Any:
@@ -99,15 +108,12 @@ def _registry() -> Any:
                 str_from_instance=lambda value: ["auto" if value is None else "yes" if value else "no"],
                 choices=("yes", "no"),
             )
-        metavar, words = ("{" + ",".join(choices) + "}", "") if choices else _TYPES[kind]
+        metavar = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind]
 
         def read(texts: list[str]) -> Any:
-            if choices or texts[0] in also:
-                return texts[0]
-            try:
-                return kind(texts[0])
-            except ValueError:
-                raise ValueError(f"expected {' or '.join((words, *also))}, got {shown(texts[0])}") from None
+            if kind in _NUMBERS and texts[0] == "auto":  # takes back what a file says
+                return None
+            return texts[0] if choices or texts[0] in also else _parsed(kind, texts[0], "auto", *also)
 
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
@@ -116,6 +122,18 @@ def _registry() -> Any:
             is_instance=lambda value: value is None or value in also or isinstance(value, kind if not choices else str),
             str_from_instance=lambda value: ["auto" if value is None else printable(value)],
             choices=None,
+        )
+
+    @registry.primitive_rule
+    def _number(info: Any) -> Any:
+        if info.type not in _NUMBERS:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=_METAVARS[info.type],
+            instance_from_str=lambda texts: _parsed(info.type, texts[0]),
+            is_instance=lambda value: isinstance(value, int | float if info.type is float else int),
+            str_from_instance=lambda value: [str(value)],
         )
 
     @registry.primitive_rule

@@ -38,8 +38,8 @@ which come out right), 30 clean ones."""
 class _Arguments:
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config: str | None = None
-    """TOML file with any of the values below; flags win over it. A run directory's config.toml runs it again. Or the
-    name of a recipe, a published setting; fastmeta compare --help lists them."""
+    """TOML file with any of the values below; flags win over it, and auto takes a number back. A run directory's
+    config.toml runs it again. Or the name of a recipe, a published setting; fastmeta compare --help lists them."""
     resume: str | None = None
     """Run directory to go on with where it stopped; it knows its own config, so only --trust-code and --trust-pickle
     go with it."""

@@ -43,6 +43,14 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while variants were timed; `timings` are those of the rounds that were whole, at least one."""
+
+    def __init__(self, timings: dict[str, Timing]) -> None:
+        super().__init__("stopped while timing")
+        self.timings = timings
+
+
 def interleave(
     variants: Mapping[str, Sequence[Body]], device: torch.device, *, seconds: float, rounds: int | None = None
 ) -> dict[str, Timing]:
@@ -54,6 +62,8 @@ def interleave(
         device: CUDA is timed by events on the current stream, the CPU by its clock.
         seconds: time to spend, spread over at least 5 and at most 200 rounds.
         rounds: exactly so many rounds instead.
+
+    Raises :class:`Stopped` where somebody stops it behind the first round.
     """
     if not variants:
         return {}
@@ -76,6 +86,11 @@ def interleave(
             for name in order:
                 samples[name].append(sampler(variants[name], repeats[name]))
             gc.collect()  # autograd graphs with cycles, outside of the samples
+    except KeyboardInterrupt:
+        whole = min(map(len, samples.values()))
+        if not whole:
+            raise
+        raise Stopped({name: Timing(tuple(values[:whole])) for name, values in samples.items()}) from None
     finally:
         if enabled:
             gc.enable()

@@ -44,7 +44,7 @@ class Approximation:
 
     def __str__(self) -> str:
         return {
-            "exact": "none: the exact step",
+            "exact": "none",
             "delayed": "delayed: the model moves by the labels of before this step",
             "every": f"labels move on one step in {self.number}",
             "last": f"look-ahead and tangent through the last {self.number} layers alone",

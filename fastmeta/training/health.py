@@ -114,7 +114,7 @@ def _way_further(labels: Labels, rate_name: str) -> str:
     if isinstance(labels, SimplexLabels | MomentumLabels):  # which have no other option
         return "canaries tell (labels.canaries)"
     if rate_name == "labels.label_lr":
-        return f"leave it out, and labels.label_step={labels.default_step:g} says how far"
+        return f"labels.label_step={labels.default_step:g} in its place says how far a visit moves a label"
     usual = labels.default_step if rate_name == "labels.label_step" else labels.default_eta
     return f"canaries tell (labels.canaries), and by default {rate_name} is {usual:g}"
 

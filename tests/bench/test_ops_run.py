@@ -109,6 +109,23 @@ def test_no_case_is_begun_after_the_limit():
     assert said[-1] == "not begun within --limit 1e-09: row_dot 8x5 float32, row_dot 8x6 float32"
 
 
+def test_what_was_measured_before_ctrl_c_is_kept(monkeypatch, capsys, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fused_ops, "soft_cross_entropy_hvp", stop)
+    path = tmp_path / "ops.json"
+    flags = ["--sizes", "8x5", "8x6", "--dtype", "float32", "--no-compile", "--seconds", "0.001"]
+    assert main(["ops", "--ops", "row_dot", "soft_cross_entropy_hvp", *flags, "--json", str(path)]) == 130
+    content = json.loads(path.read_text())
+    assert [row["operation"] for row in content["rows"]] == ["row_dot", "row_dot"]
+    assert content["left_out"] == [f"soft_cross_entropy_hvp 8x{C} float32" for C in (5, 6)]
+    assert content["stopped"] is True
+    assert capsys.readouterr().err == "fastmeta bench: stopped; the figures so far are above\n"
+    with pytest.raises(KeyboardInterrupt):  # nothing to keep
+        main(["ops", "--ops", "soft_cross_entropy_hvp", *flags])
+
+
 def test_a_table_that_is_not_written_is_noticed(monkeypatch):
     right = fused_ops.instance_label_step_
 

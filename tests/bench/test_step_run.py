@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fastmeta.bench import peers, step_plain, step_run, step_variants
 from fastmeta.bench.step_problem import Problem, StepConfig, sizes
 from fastmeta.bench.step_row import StepRow
 from fastmeta.bench.step_variant import captured
+from fastmeta.cli.bench import main
 
 TINY = {"model": "mlp", "batch": 4, "meta_batch": 6, "classes": 3, "samples": 10, "input_shape": (2,), "rounds": 2}
+FLAGS = ["--model=mlp", "--batch=4", "--meta-batch=6", "--classes=3", "--samples=10", "--input-shape=2", "--rounds=2"]
 
 
 def test_sizes_are_counted_without_computing():
@@ -269,6 +273,60 @@ def test_where_the_reference_does_not_fit_steps_are_timed_unchecked(monkeypatch)
 def test_no_variant_is_begun_after_the_limit():
     content = step_run.run(StepConfig(**TINY, variants=("sgd", "fastmeta"), limit=1e-9), lambda text: None)
     assert [row["skipped"][:9] for row in content["rows"]] == ["not begun", "not begun"]
+
+
+def test_where_nothing_is_timed_there_is_no_table(capsys):
+    assert main(["step", *FLAGS, "--variants", "sgd:captured"]) == 2
+    told = capsys.readouterr()
+    assert told.err == "fastmeta bench: nothing was timed, for the reasons above; name other --variants\n"
+    assert "skipped sgd:captured: needs a CUDA device" in told.out
+    assert "tangent" not in told.out
+
+
+def test_rounds_before_ctrl_c_count(monkeypatch, capsys):
+    right = step_variants.VARIANTS["fastmeta"]
+
+    def stops(problem):
+        variant = right(problem)
+        take, left = variant.step, iter(range(60))
+
+        def step():
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            take()
+
+        variant.step = step
+        return variant
+
+    monkeypatch.setitem(step_variants.VARIANTS, "fastmeta", stops)
+    said = []
+    config = replace(StepConfig(**TINY, memory=False, check=False), variants=("sgd", "fastmeta"), rounds=None)
+    monkeypatch.setattr(step_run, "_count", lambda *_: (None, None))  # which takes further steps
+    content = step_run.run(replace(config, seconds=10), said.append)
+    assert content["stopped"] is True
+    assert 0 < content["rounds"] < 60
+    assert f"rounds          {content['rounds']}" in said
+    assert all(row["milliseconds"] > 0 for row in content["rows"])
+
+
+@pytest.mark.parametrize("name", ["fastmeta", "mwnet"])
+def test_counting_changes_no_step(name):
+    """The eager step of a plain network is one of products alone, and that of a loss with a network is counted."""
+    problem = Problem(StepConfig(**TINY), torch.float32)
+    variant = step_variants.VARIANTS[name](problem)
+    seen = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if formula := flop_registry.get(func.overloadpacket):
+                seen.append(formula(*args, **(kwargs or {}), out_val=out))
+            return out
+
+    counted = step_run.flops_of(variant)
+    with Products():
+        variant.cycle()
+    assert counted == sum(seen) > 0
 
 
 def test_absent_libraries_are_skipped_by_name(monkeypatch):

@@ -91,10 +91,10 @@ def test_errors_are_one_line_and_exit_code_2(flags, message, capsys):
 
 def test_where_no_variant_can_run(capsys):
     line = "step --model torchvision:resnet18 --input-shape 3,2 --variants sgd --batch 2 --no-check --seconds 0.1"
-    assert main(line.split()) == 0
+    assert main(line.split()) == 2
     out, err = capsys.readouterr()
     assert "skipped sgd: RuntimeError: Given groups=1" in out
-    assert err == ""
+    assert err == "fastmeta bench: nothing was timed, for the reasons above; name other --variants\n"
 
 
 @pytest.mark.parametrize(

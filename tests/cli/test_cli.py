@@ -48,7 +48,9 @@ def npz(tmp_path_factory):
         ("extra", "unexpected argument extra"),
         ("my.npz", "unexpected argument my.npz; did you mean --dataset npz:my.npz?"),
         ("npz:my.npz", "unexpected argument npz:my.npz; did you mean --dataset npz:my.npz?"),
-        ("--epochs three", "Error parsing --epochs: expected a whole number, got 'three'"),
+        ("--epochs three", "Error parsing --epochs: expected a whole number or auto, got 'three'"),
+        ("--labels.lookahead-steps 1.5", "Error parsing --labels.lookahead-steps: expected a whole number, got '1.5'"),
+        ("--labels.label-lr fast", "Error parsing --labels.label-lr: expected a number, auto or search, got 'fast'"),
         ("--epochs", "Missing value for argument '--epochs'"),
         ("--epochs 0", "epochs must be at least 1, got 0"),
         ("--optim.lr 0", "optim.lr must be above 0 and finite, got 0.0"),
@@ -125,6 +127,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         assert run.optim.milestones == (0.1, 0.2)
         assert run.optim.nesterov
     assert not parse(["--config", "c.toml", "--optim.no-nesterov"]).run.optim.nesterov
+    assert parse(["--config", "c.toml", "--optim.lr", "auto"]).run.optim.lr is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from fastmeta.measure import MAX_ROUNDS, MIN_ROUNDS, Timing, interleave, peak_bytes
+from fastmeta.measure import MAX_ROUNDS, MIN_ROUNDS, Stopped, Timing, interleave, peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,23 @@ def test_bodies_of_a_variant_rotate():
 @pytest.mark.parametrize(("seconds", "rounds"), [(1e-6, MIN_ROUNDS), (1e3, MAX_ROUNDS)])
 def test_rounds_are_bounded(seconds, rounds):
     assert len(interleave({"a": [lambda: None]}, CPU, seconds=seconds)["a"].seconds) == rounds
+
+
+@pytest.mark.parametrize("whole", [0, 3])
+def test_who_stops_it_keeps_the_rounds_that_were_whole(whole):
+    calls = {"a": 0, "b": 0}
+
+    def body(name):
+        calls[name] += 1
+        time.sleep(0.002)  # one call a sample; three go before the first round
+        if max(calls.values()) == 3 + whole + 1:
+            raise KeyboardInterrupt
+
+    bodies = {name: [lambda name=name: body(name)] for name in calls}
+    with pytest.raises(KeyboardInterrupt) as stop:
+        interleave(bodies, CPU, seconds=1, rounds=10)
+    assert isinstance(stop.value, Stopped) == bool(whole)
+    assert not whole or {name: len(t.seconds) for name, t in stop.value.timings.items()} == {"a": whole, "b": whole}
 
 
 def test_ratio_is_paired():

@@ -242,22 +242,42 @@ def test_what_has_no_graph_runs_eagerly_and_says_so(change, reason):
     assert "runs eagerly" in step.explain()
 
 
-def test_a_model_that_reads_values_runs_eagerly():
-    class Peeking(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Linear(6, 10)
+class Peeking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 10)
 
-        def forward(self, x):
-            z = self.inner(x)
-            return z * 2 if float(z.detach().sum()) > 0 else z
+    def forward(self, x):
+        z = self.inner(x)
+        return z * 2 if float(z.detach().sum()) > 0 else z
 
+
+class ByNumpy(Peeking):
+    def forward(self, x):
+        return self.inner(torch.from_numpy(x.numpy() * 2))
+
+
+VALUE = "the model asks for the value of a tensor, which a graph does not know, in "
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Peeking, rf"{VALUE}test_compiled\.py:\d+, `return z \* 2 if float\(.*\) > 0 else z`; of a branch make"),
+        (ByNumpy, r"numpy.* in test_compiled\.py:\d+, `return self\.inner\(torch\.from_numpy\(x\.numpy\(\) \* 2\)\)`"),
+        (
+            lambda: nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10, momentum=None)),
+            rf"{VALUE}batchnorm\.py:\d+, `.*1\.0 / float\(self\.num_batches_tracked\)`",
+        ),
+    ],
+)
+def test_a_model_that_reads_values_runs_eagerly_and_its_line_is_named(model, reason):
     case = cases.make("mlp")
-    case.model = Peeking().to(F64)
+    case.model = model().to(F64)
     labels = make_labels(fastmeta.InstanceLabels, case)
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
     step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=1.0, compile="trace")
-    with pytest.warns(UserWarning, match="runs eagerly"):
+    with pytest.warns(UserWarning, match=f"runs eagerly: .*{reason}"):
         step(case.train, case.meta)
 
 

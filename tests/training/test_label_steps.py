@@ -81,7 +81,7 @@ def test_too_small_a_step_is_said(tmp_path):
 def test_a_rate_that_is_too_small_is_answered_with_the_length(tmp_path):
     run, _ = figures(tmp_path / "run", labels=LabelConfig(label_lr=1e-3))
     (text,) = [t for t in run.summary["warnings"] if "hardly moved" in t]
-    assert text.endswith("may get worse: leave it out, and labels.label_step=0.3 says how far")
+    assert text.endswith("may get worse: labels.label_step=0.3 in its place says how far a visit moves a label")
 
 
 def test_labels_that_got_worse_are_never_left_without_a_word(tmp_path):

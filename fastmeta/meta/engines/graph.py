@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from fastmeta._text import reason
 from fastmeta.functional.precision import without_autocast
 from fastmeta.functional.turns import TURN
 from fastmeta.meta.engines.functionalise import functionalise
 from fastmeta.meta.engines.reassociate import reassociate
+from fastmeta.meta.engines.tracing_error import in_words
 
 aten = torch.ops.aten
 
@@ -80,7 +80,7 @@ def _trace(
     except (torch.OutOfMemoryError, Untraceable):
         raise
     except Exception as error:  # whatever a model's Python does under fake tensors
-        raise Untraceable(reason(error, 200)) from error
+        raise Untraceable(in_words(error)) from error
     for node in raw.graph.find_nodes(op="get_attr"):
         made = all(user.target in _FRESH for user in node.users)  # by torch.tensor and the like
         tensor = getattr(raw, node.target)
