@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 
 class Flops(FlopCounterMode):
@@ -17,11 +20,10 @@ class Flops(FlopCounterMode):
         self.mod_tracker = _OneModule()
 
 
-class _OneModule:
-    """In the place of torch's ModuleTracker."""
+class _OneModule(ModuleTracker):
+    """The whole is "Global", the name under which torch sums up; nothing is hooked."""
 
-    parents = frozenset({"Global"})  # the name under which torch sums up
-
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *error: object) -> None: ...
