@@ -32,6 +32,22 @@ def _below_autograd():
         assert not (x * 2).requires_grad
 
 
+def _lazy_graphs():
+    """Graphs that are made inside write their code when it is asked for, and run by it."""
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with _use_lazy_graph_module(True):
+        graph = make_fx(lambda x: x + 1, tracing_mode="fake")(torch.ones(2))
+    assert type(graph).forward.__qualname__ == "_LazyGraphModule._lazy_forward"
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor):
+        node.update_arg(1, 5)
+    graph.recompile()
+    assert type(graph).forward.__qualname__ == "_LazyGraphModule._lazy_forward"
+    assert torch.equal(graph(torch.ones(2)), torch.full((2,), 6.0))
+    assert "add" in graph.code
+
+
 def _layer_bases():
     assert issubclass(nn.Conv2d, nn.modules.conv._ConvNd)
     assert issubclass(nn.ConvTranspose1d, nn.modules.conv._ConvNd)
@@ -348,6 +364,7 @@ NAMES = {
     "_global_optimizer_pre_hooks": _hooks,
     "_has_same_storage_numel": _tracing,
     "_inductor": _inductor,
+    "_lazy_graph_module": _lazy_graphs,
     "_len_torch_dispatch_stack": _dispatch_modes,
     "_native_batch_norm_legit": _tracing,
     "_native_batch_norm_legit_functional": _tracing,
@@ -365,6 +382,7 @@ NAMES = {
     "_subclasses": _fakes,
     "_to_copy": _tracing,
     "_unflatten_dense_tensors": _flat_tensors,
+    "_use_lazy_graph_module": _lazy_graphs,
     "_utils": _flat_tensors,
     "_version": _versions,
 }

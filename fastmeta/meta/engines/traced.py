@@ -18,6 +18,7 @@ from fastmeta.functional.precision import without_autocast
 from fastmeta.functional.watch import Watch
 from fastmeta.losses import LearnableLoss, Unsupported
 from fastmeta.meta.approximation import EXACT, Approximation
+from fastmeta.meta.engines.building import building
 from fastmeta.meta.engines.caches import fill_caches
 from fastmeta.meta.engines.captured import Captured, Record, record_cuda
 from fastmeta.meta.engines.compile_notes import LOG, noted
@@ -343,7 +344,7 @@ class GraphStep(StepTensors):
         return graph
 
     def _build(self, leaves: list[Tensor], spec: Form, loss_moves: bool, watch: Watch) -> Graph:
-        with noted() if self.mode == "full" else nullcontext():
+        with building(), noted() if self.mode == "full" else nullcontext():
             graph = self._trace(leaves, spec, watch, loss_moves)
             self.graphs.append(graph)
             self.compilations += 1

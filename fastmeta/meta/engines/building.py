@@ -1,0 +1,32 @@
+"""What is put off while a graph is made, which creates objects by the million and changes the graph in many passes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+#: of the oldest generation, in collections of the one before
+_NEVER = 1_000_000
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Inside, Python looks for garbage among young objects alone, and graphs write out their code when it is asked for.
+
+    A full collection walks through all that torch's modules hold, and there would be one every few hundred
+    milliseconds; garbage that is old by then waits for the first one after the build. A torch.fx graph would write its
+    code anew after each pass, of which one in ten is ever run or read. For the whole process, other threads included;
+    graphs that are made inside stay so.
+    """
+    usual = gc.get_threshold()
+    rare = (*usual[:2], max(usual[2], _NEVER))
+    gc.set_threshold(*rare)
+    try:
+        with _use_lazy_graph_module(True):
+            yield
+    finally:
+        if gc.get_threshold() == rare:  # and nobody has set it meanwhile
+            gc.set_threshold(*usual)
