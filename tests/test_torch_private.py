@@ -4,6 +4,7 @@ The list is held against the sources, so that a new one cannot come in without i
 """
 
 import ast
+import inspect
 import sys
 import warnings
 from collections import OrderedDict
@@ -225,9 +226,12 @@ def _tracing():
 
 def _inductor():
     """Options, and the trial of vector units: ours stands for that of torch 2.11 alone."""
-    from torch._inductor import cpu_vec_isa
+    from torch._inductor import codecache, cpu_vec_isa
 
     assert callable(torch._inductor.standalone_compile)
+    assert callable(codecache._precompile_header)
+    asked = inspect.getsource(codecache.CppCodeCache.load_async)  # where the source's path is a local
+    assert asked.index("key, main_path = write(") < asked.index("_precompile_header(")
     with torch._inductor.config.patch(inductor._CPU):
         assert all(getattr(torch._inductor.config, name) for name in inductor._CPU)
     usual = cpu_vec_isa.VecISA._avx_py_load
@@ -376,6 +380,7 @@ NAMES = {
     "_parameters": _holders,
     "_post_accumulate_grad_hooks": _forward_hooks,
     "_python_dispatch": _dispatch_modes,
+    "_precompile_header": _inductor,
     "_pytree": _trees,
     "_scaled_dot_product_attention_math": _attention,
     "_schema": _tracing,

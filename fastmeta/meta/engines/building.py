@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
-#: of the oldest generation, in collections of the one before
+#: objects that are made before Python looks at the youngest
+_YOUNG = 50_000
+#: collections of the middle generation before it looks at the oldest
 _NEVER = 1_000_000
 
 
@@ -22,7 +24,7 @@ def building() -> Iterator[None]:
     graphs that are made inside stay so.
     """
     usual = gc.get_threshold()
-    rare = (*usual[:2], max(usual[2], _NEVER))
+    rare = (max(usual[0], _YOUNG) if usual[0] else 0, usual[1], max(usual[2], _NEVER))  # 0: none at all
     gc.set_threshold(*rare)
     try:
         with _use_lazy_graph_module(True):

@@ -9,8 +9,10 @@ library. Measured in benchmarks/results/compile-resnet20-cpu.json.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callabl
         if kinds == {"cpu"}:
             _find_vector_units()
             try:
-                return _compiled(graph, inputs, _CPU)
+                with _headers_for_compilers():
+                    return _compiled(graph, inputs, _CPU)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # an operation that has no form in C++
@@ -53,6 +56,32 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str
     # not by the argument `options`, which torch 2.11 hands to a function that knows none of them
     with torch._inductor.config.patch(options):
         return torch._inductor.standalone_compile(graph, list(inputs), dynamic_shapes="from_example_inputs")
+
+
+@contextmanager
+def _headers_for_compilers() -> Iterator[None]:
+    """Inside, inductor looks for its compiled headers only where it will compile.
+
+    Otherwise it has the compiler's preprocessor read both headers in every process, half a second, to know whether
+    those that it keeps are still right, also where the library that they would serve is there already.
+    """
+    from torch._inductor import codecache
+
+    headers: Any = codecache
+    usual = headers._precompile_header
+
+    def precompile_header(*args: Any, **kwargs: Any) -> str:
+        frame = inspect.currentframe()
+        caller = None if frame is None else frame.f_back
+        main = None if caller is None else caller.f_locals.get("main_path")  # of the code that is, or will be, compiled
+        there = isinstance(main, str) and Path(main).with_suffix(".so").exists()
+        return "" if there else usual(*args, **kwargs)  # "": none
+
+    headers._precompile_header = precompile_header
+    try:
+        yield
+    finally:
+        headers._precompile_header = usual
 
 
 #: loads a library that inductor compiled as a trial, once and not in every process, and without Python's half of torch
