@@ -22,7 +22,7 @@ def test_no_full_collection_runs_meanwhile():
     with building():
         gc.callbacks.append(watch)
         try:
-            kept = [[] for _ in range(15 * gc.get_threshold()[0])]
+            kept = [[] for _ in range(30 * usual[0] * usual[1])]
         finally:
             gc.callbacks.remove(watch)
         inner = gc.get_threshold()

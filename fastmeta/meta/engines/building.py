@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
-#: objects that are made before Python looks at the youngest
-_YOUNG = 50_000
 #: collections of the middle generation before it looks at the oldest
 _NEVER = 1_000_000
 
@@ -24,7 +22,7 @@ def building() -> Iterator[None]:
     graphs that are made inside stay so.
     """
     usual = gc.get_threshold()
-    rare = (max(usual[0], _YOUNG) if usual[0] else 0, usual[1], max(usual[2], _NEVER))  # 0: none at all
+    rare = (*usual[:2], max(usual[2], _NEVER))
     gc.set_threshold(*rare)
     try:
         with _use_lazy_graph_module(True):
