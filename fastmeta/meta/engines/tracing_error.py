@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from types import FrameType
 
@@ -38,8 +39,8 @@ def _line_of_model(error: Exception) -> str:
 
 
 def _is_of_model(frame: FrameType) -> bool:
-    module = frame.f_globals.get("__name__") or ""
-    if module == _CALLS:
+    module = frame.f_globals.get("__name__") or ""  # "" of what torch has generated
+    if module == _CALLS or not module or module.partition(".")[0] in sys.stdlib_module_names:
         return False
     inside = any(module == name or module.startswith(f"{name}.") for name in _BETWEEN)
     return not inside or any(module == name or module.startswith(f"{name}.") for name in _LAYERS)
