@@ -277,6 +277,6 @@ def main(argv: list[str]) -> int:
         print("fastmeta bench: stopped; the figures so far are above", file=sys.stderr)
         return 130
     if not failures and args.command == "step" and all(row["skipped"] for row in content["rows"]):
-        print("fastmeta bench: nothing was timed, for the reasons above; name other --variants", file=sys.stderr)
+        print("fastmeta bench: nothing was timed, for the reasons above", file=sys.stderr)
         return 2
     return 1 if failures else 0

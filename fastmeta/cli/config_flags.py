@@ -125,26 +125,15 @@ def _registry() -> Any:
         )
 
     @registry.primitive_rule
-    def _number(info: Any) -> Any:
-        if info.type not in _NUMBERS:
+    def _plain(info: Any) -> Any:
+        kind = info.type
+        if kind not in _METAVARS:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
-            metavar=_METAVARS[info.type],
-            instance_from_str=lambda texts: _parsed(info.type, texts[0]),
-            is_instance=lambda value: isinstance(value, int | float if info.type is float else int),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    @registry.primitive_rule
-    def _text(info: Any) -> Any:
-        if info.type is not str:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="TEXT",
-            instance_from_str=lambda texts: texts[0],
-            is_instance=lambda value: isinstance(value, str),
+            metavar=_METAVARS[kind],
+            instance_from_str=lambda texts: texts[0] if kind is str else _parsed(kind, texts[0]),
+            is_instance=lambda value: isinstance(value, int | float if kind is float else kind),
             str_from_instance=lambda value: [printable(value)],  # in the help alone
         )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fastmeta.meta.engines import inductor
 from fastmeta.meta.engines.building import building
 
 
@@ -39,7 +40,32 @@ def test_after_an_error_too():
         raise RuntimeError
     assert gc.get_threshold() == usual
     graph = make_fx(lambda x: x + 1)(torch.ones(2))
+    assert "Lazy" not in str(type(graph).__mro__)
+
+
+def test_graphs_of_inside_write_their_code_when_asked():
+    with building():
+        graph = make_fx(lambda x: x + 1)(torch.ones(2))
+    assert "Lazy" in str(type(graph).__mro__)
     assert "add" in graph.code
+    assert torch.equal(graph(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_headers_are_looked_for_where_a_library_is_missing(tmp_path, monkeypatch):
+    from torch._inductor import codecache
+
+    monkeypatch.setattr(codecache, "_precompile_header", lambda header: f"compiled {header}")
+    usual, asked = codecache._precompile_header, str(tmp_path / "cxyz.main.cpp")
+
+    def load(main_path):  # as inductor's own, which has the path of the source in a local
+        return codecache._precompile_header("cpu.h")
+
+    with inductor._headers_for_compilers():
+        assert load(asked) == "compiled cpu.h"
+        (tmp_path / "cxyz.main.so").touch()
+        assert load(asked) == ""
+        assert codecache._precompile_header("cpu.h") == "compiled cpu.h"  # by others, too
+    assert codecache._precompile_header is usual
 
 
 def test_what_others_set_meanwhile_stays():

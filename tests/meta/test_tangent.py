@@ -197,6 +197,36 @@ def test_a_wrong_backward_of_the_forward_with_tangents_is_not_believed():
         assert relative(a, b) < 1e-10
 
 
+class WithoutGradients(nn.Module):
+    """Goes another way where no gradient is asked for, as fast paths of inference do; that way drops tangents."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 4, 3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        h = torch.tanh(self.conv(x[:, None])).flatten(1)
+        return self.head(h if torch.is_grad_enabled() else h.detach())
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_a_path_for_inference_is_not_believed(compile):
+    """The forward with tangents that leaves a graph is right, and the one without a graph, as in a trace, is not."""
+    case = cases.make("mlp")
+    torch.manual_seed(0)
+    case.model = WithoutGradients().to(F64)
+    made = []
+    for tangent in ("auto", "reverse"):
+        model, labels = copy.deepcopy(case.model), make_labels(fastmeta.InstanceLabels, case)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        step = fastmeta.MetaStep(model, labels, optimizer, label_lr=50.0, compile=compile, tangent=tangent)
+        step(case.train, case.meta)
+        assert step.plan.kind == "reverse"
+        made.append(labels.label_logits - make_labels(fastmeta.InstanceLabels, case).label_logits)
+    assert float(made[1].norm()) > 0
+    assert relative(made[0], made[1]) < 1e-10
+
+
 class InTraining(nn.Module):
     """tanh, whose double backward drops a term in training mode alone."""
 

@@ -1,4 +1,4 @@
-"""What is put off while a graph is made, which creates objects by the million and changes the graph in many passes."""
+"""What is put off while a graph is made, which creates many objects and changes the graph in many passes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NEVER = 1_000_000
 def building() -> Iterator[None]:
     """Inside, Python looks for garbage among young objects alone, and graphs write out their code when it is asked for.
 
-    A full collection walks through all that torch's modules hold, and there would be one every few hundred
-    milliseconds; garbage that is old by then waits for the first one after the build. A torch.fx graph would write its
-    code anew after each pass, of which one in ten is ever run or read. For the whole process, other threads included;
-    graphs that are made inside stay so.
+    A full collection walks through all that torch's modules hold, and there would be one in about each second; garbage
+    that is old by then waits for the first one after the build. A torch.fx graph would write its code anew after each
+    pass, mostly for nobody. Both hold for the whole process, other threads included; graphs that are made inside stay
+    so.
     """
     usual = gc.get_threshold()
     rare = (*usual[:2], max(usual[2], _NEVER))

@@ -9,7 +9,7 @@ from types import FrameType
 from fastmeta._text import printable, reason
 
 #: of torch's kinds of error, those that mean: Python asked for the value of a tensor
-_ASKS_FOR_VALUES = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "UserError"}
+_ASKS_FOR_VALUES = {"GuardOnDataDependentSymNode", "DataDependentOutputException"}
 #: packages whose lines are not the model's, and those parts of them that are
 _BETWEEN, _LAYERS = ("torch", "fastmeta"), ("torch.nn.modules", "fastmeta.models")
 _CALLS = "torch.nn.modules.module"

@@ -62,11 +62,11 @@ def _plan(network: Network, probe: Probe, choice: TangentChoice) -> TangentPlan:
     failures: list[str] = []
     for attention in (False, True):
         for kind in order:
-            # where the forward that leaves a graph works, the same formulas work without one
-            apart = probe.failure(kind, attention, leaves_graph=True) if kind == "forward" else None
-            failure = None if kind == "forward" and apart is None else probe.failure(kind, attention)
+            failure = probe.failure(kind, attention)
             if failure is None:
                 notes = [preferred, *failures] if kind == order[0] and not attention else list(failures)
+                # a trial of its own: a model may go another way where no gradient is asked for
+                apart = probe.failure(kind, attention, leaves_graph=True) if kind == "forward" else None
                 if apart is not None:
                     notes.append(f"the train graph is held, because that of the forward with tangents {apart}")
                 if not probe.finite:
