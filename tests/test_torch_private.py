@@ -21,7 +21,7 @@ from torch.utils import checkpoint
 
 import fastmeta
 from fastmeta.functional.recompute import tangents_pass
-from fastmeta.meta.engines import inductor
+from fastmeta.meta.engines import inductor, inductor_start
 
 SOURCES = Path(fastmeta.__file__).parent
 
@@ -235,8 +235,15 @@ def _inductor():
     with torch._inductor.config.patch(inductor._CPU):
         assert all(getattr(torch._inductor.config, name) for name in inductor._CPU)
     usual = cpu_vec_isa.VecISA._avx_py_load
-    assert usual.split() == inductor._TORCH_2_11.split() or hasattr(cpu_vec_isa.VecISA, "_probe_load")
+    assert usual.split() == inductor_start._TORCH_2_11.split() or hasattr(cpu_vec_isa.VecISA, "_probe_load")
     assert callable(cpu_vec_isa.valid_vec_isa_list)
+    assert cpu_vec_isa.subprocess.DEVNULL == inductor_start._Trials.DEVNULL
+    assert callable(vars(codecache.FxGraphCachePickler)["debug_lines"])
+    from torch._inductor.codegen.common import KernelTemplate
+    from torch._inductor.runtime import triton_compat
+
+    assert isinstance(vars(KernelTemplate)["_template_from_string"], staticmethod)
+    assert callable(getattr(codecache, "triton_key", None) or triton_compat.triton_key)
 
 
 def _compiled_modules():
@@ -344,7 +351,6 @@ NAMES = {
     "_ConvNd": _layer_bases,
     "_allow_non_fake_inputs": _tracing,
     "_are_functorch_transforms_active": _transforms,
-    "_avx_py_load": _inductor,
     "_backward_hooks": _hooks,
     "_buffers": _holders,
     "_cache_enabled": _parametrize_cache,
@@ -385,6 +391,7 @@ NAMES = {
     "_scaled_dot_product_attention_math": _attention,
     "_schema": _tracing,
     "_subclasses": _fakes,
+    "_template_from_string": _inductor,
     "_to_copy": _tracing,
     "_unflatten_dense_tensors": _flat_tensors,
     "_use_lazy_graph_module": _lazy_graphs,

@@ -24,6 +24,7 @@ from fastmeta.meta.current_network import CurrentNetwork
 from fastmeta.meta.demands import check_parameters, learned_by
 from fastmeta.meta.distance import watch_of
 from fastmeta.meta.doubts import Doubts
+from fastmeta.meta.engines.building import building
 from fastmeta.meta.engines.eager import EagerEngine
 from fastmeta.meta.engines.graph import TooManyGraphs, Unsettled, Untraceable
 from fastmeta.meta.engines.several_steps import WindowEngine, together
@@ -168,23 +169,24 @@ class MetaStep:
         x, index, weight = batches[0]
         train, meta = (plain(self.model, x), index), check_meta(self.loss, meta)
         meta = plain(self.model, meta[0]), meta[1]
-        network = self._networks(self.model, self.optimizer, self.logits_of)
-        drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
-        inputs = self._network_inputs
-        turn = TURN if self._ranks.size == 1 else nullcontext()
-        with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs, len(batches)), recorded():
-            plan = self._current_plan(network, train, meta)
-            sizes = [len(train[1])] if len(batches) == 1 else [len(b.rows) for b in batches]
-            rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), *sizes)
-            given = Given(network, plan, rates, train, meta, weight)
-            if len(batches) > 1:
-                return self._window_step(given, batches)
-            if self._watch.every is None or not self._watch.covers(self.steps):
-                return self._step(given)
-            distance = self._watch.look(*self._eagerly(given), self.steps, partial(self._warn, level=4))
-            result = self._step(given)
-            result.distance = distance
-            return result
+        making = self.compile != "off" and self.plan is None
+        with building() if making else nullcontext():
+            network = self._networks(self.model, self.optimizer, self.logits_of)
+            drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
+            turn, inputs = TURN if self._ranks.size == 1 else nullcontext(), self._network_inputs
+            with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs, len(batches)), recorded():
+                plan = self._current_plan(network, train, meta)
+                sizes = [len(train[1])] if len(batches) == 1 else [len(b.rows) for b in batches]
+                rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), *sizes)
+                given = Given(network, plan, rates, train, meta, weight)
+                if len(batches) > 1:
+                    return self._window_step(given, batches)
+                if self._watch.every is None or not self._watch.covers(self.steps):
+                    return self._step(given)
+                distance = self._watch.look(*self._eagerly(given), self.steps, partial(self._warn, level=4))
+                result = self._step(given)
+                result.distance = distance
+                return result
 
     def _step(self, given: Given) -> StepResult:
         if self.compile != "off" and not self._untraced and given.plan.tried:

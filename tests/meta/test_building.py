@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastmeta.meta.engines import inductor
+import fastmeta
+from fastmeta.functional.network import Network
 from fastmeta.meta.engines.building import building
+from tests.support import cases
+from tests.support.meta import make_labels
 
 
 @pytest.fixture(autouse=True)
@@ -51,23 +54,6 @@ def test_graphs_of_inside_write_their_code_when_asked():
     assert torch.equal(graph(torch.ones(2)), torch.full((2,), 2.0))
 
 
-def test_headers_are_looked_for_where_a_library_is_missing(tmp_path, monkeypatch):
-    from torch._inductor import codecache
-
-    monkeypatch.setattr(codecache, "_precompile_header", lambda header: f"compiled {header}")
-    usual, asked = codecache._precompile_header, str(tmp_path / "cxyz.main.cpp")
-
-    def load(main_path):  # as inductor's own, which has the path of the source in a local
-        return codecache._precompile_header("cpu.h")
-
-    with inductor._headers_for_compilers():
-        assert load(asked) == "compiled cpu.h"
-        (tmp_path / "cxyz.main.so").touch()
-        assert load(asked) == ""
-        assert codecache._precompile_header("cpu.h") == "compiled cpu.h"  # by others, too
-    assert codecache._precompile_header is usual
-
-
 def test_what_others_set_meanwhile_stays():
     with building():
         gc.set_threshold(500, 5, 5)
@@ -81,3 +67,18 @@ def test_collection_that_is_off_stays_off():
             assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("compile", ["off", "trace"])
+def test_all_of_the_first_step_with_a_graph_puts_full_collections_off(compile, monkeypatch):
+    seen, call = [], Network.__call__
+    monkeypatch.setattr(Network, "__call__", lambda *args: seen.append(gc.get_threshold()) or call(*args))
+    case, usual = cases.make("mlp"), gc.get_threshold()
+    labels = make_labels(fastmeta.InstanceLabels, case)
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.3)
+    step = fastmeta.MetaStep(case.model, labels, optimizer, label_lr=5.0, compile=compile)
+    step(case.train, case.meta)
+    rare = (*usual[:2], 1_000_000)
+    assert set(seen) == {usual if compile == "off" else rare}
+    assert bool(step.graphs) == (compile == "trace")
+    assert gc.get_threshold() == usual

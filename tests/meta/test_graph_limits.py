@@ -6,9 +6,12 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastmeta
+from fastmeta.functional.network import Network
+from fastmeta.meta.tangents import TangentPlan
 from tests.support import cases
 from tests.support.meta import make_labels, relative
 
@@ -129,6 +132,40 @@ def test_a_model_that_counts_its_forwards_has_one_graph():
     for _ in range(3):
         step(case.train, case.meta)
     assert step._graphs.compilations == 1
+
+
+class Caching(Scaled):
+    """Keeps what depends on the batch's shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.ones = {}
+
+    def forward(self, x):
+        if len(x) not in self.ones:
+            self.ones[len(x)] = torch.ones_like(x)
+        return self.inner(x * self.ones[len(x)])
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_forwards_before_a_graph(keeps, monkeypatch):
+    """Two of each batch, and more where the model keeps something of them."""
+    case = cases.make("mlp")
+    real, call = [], Network.__call__
+
+    def counted(self, params, state, x):
+        if not isinstance(x, FakeTensor):
+            real.append(len(x))
+        return call(self, params, state, x)
+
+    monkeypatch.setattr(Network, "__call__", counted)
+    model = (Caching() if keeps else copy.deepcopy(case.model)).to(case.x.dtype)
+    step, _ = build(model, case)
+    step.plan = TangentPlan("reverse", False, "of the test")
+    step(case.train, case.meta)
+    assert step.graphs
+    batches = [len(case.train[1]), len(case.meta[1])]
+    assert (real == batches * 2) if not keeps else (len(real) > 4)
 
 
 @pytest.mark.parametrize("compile", ["off", "trace"])

@@ -7,6 +7,7 @@ forward, and changes what is computed or is no number, would stand still in a gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,13 @@ from fastmeta.meta.engines.graph import Untraceable
 _FORWARDS, _LATER = 8, (10, 33, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
-def fill_caches(network: Network, x: Any, random: RandomState) -> str:
-    """Run forwards on `x` and give the model what it keeps of them.
+def fill_caches(
+    network: Network, x: Any, random: RandomState, first_forward: Callable[[State], Tensor]
+) -> tuple[bool, str]:
+    """Run forwards on `x`, the first by `first_forward` of a state, and give the model what it keeps of them.
 
-    Returns the name of a buffer or parameter that has another form after a forward, else "". Raises Untraceable for
-    what would stand still.
+    Returns whether it keeps anything but new values, and the name of a buffer or parameter that has another form after
+    a forward, else "". Raises Untraceable for what would stand still.
     """
 
     def forward(state: State) -> Tensor:
@@ -33,13 +36,13 @@ def fill_caches(network: Network, x: Any, random: RandomState) -> str:
             return network(network.params, state, x).detach()
 
     start, first = network.state(), network.state()
-    logits = forward(first)
+    logits = first_forward(first)
     kept = network.caches(first)
     network.note_moved(start, first)
     if kept is None:
-        return ""
+        return False, ""
     if name := network.registers(first):
-        return name
+        return True, name
 
     def refuse_other(contents: State, why: str) -> State:
         """The forward from the tensors of the first one, but these contents, must give the same."""
@@ -67,4 +70,4 @@ def fill_caches(network: Network, x: Any, random: RandomState) -> str:
             state.contents[which] = holder, contents | ({key: value} if type(now) is int else {})
         refuse_other(state, names)
     network.keep(first)
-    return ""
+    return True, ""

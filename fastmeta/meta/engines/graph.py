@@ -20,6 +20,7 @@ from fastmeta.functional.turns import TURN
 from fastmeta.meta.engines.functionalise import functionalise
 from fastmeta.meta.engines.reassociate import reassociate
 from fastmeta.meta.engines.tracing_error import in_words
+from fastmeta.meta.engines.untraced import UNTRACED
 
 aten = torch.ops.aten
 
@@ -28,9 +29,6 @@ below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
 #: what a pure graph does not need: names for the same values
 _ALIASES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
-#: those of them that share memory with what they name, and what is only asked of shapes
-_NAMES = {aten.detach.default, aten.alias.default}
-_QUESTIONS = {aten.is_same_size.default, aten._has_same_storage_numel.default}
 #: what a constant passes that is made where it stands
 _FRESH = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 #: batch norms that write their running statistics without a word in the schema, under which no pass below may run
@@ -76,7 +74,12 @@ def _trace(
 ) -> fx.GraphModule:
     try:
         with _NativeBatchNorm():
-            raw = make_fx(lambda *t: tuple(function(*t)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            raw = make_fx(
+                lambda *t: tuple(function(*t)),
+                decomposition_table=UNTRACED,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*inputs)
     except (torch.OutOfMemoryError, Untraceable):
         raise
     except Exception as error:  # whatever a model's Python does under fake tensors
@@ -89,7 +92,6 @@ def _trace(
                 f"the model reads a tensor of shape {tuple(tensor.shape)} that is not an attribute in sight, and could "
                 "be another in the next step; register it as a buffer"
             )
-    _drop_names(raw)
     _name_batch_norm_writes(raw)
     with without_autocast():
         if _join_dtypes(raw) or not functionalise(raw.graph):
@@ -256,20 +258,6 @@ def _drop_choices_of_one(module: fx.GraphModule) -> None:
         if node.target is aten.where.self and node.args[1] is node.args[2]:
             choice: Any = node.args[1]
             node.replace_all_uses_with(choice)
-            module.graph.erase_node(node)
-
-
-def _drop_names(module: fx.GraphModule) -> None:
-    """Take out what dual numbers and autograd leave behind, a fifth of all nodes: names for a tensor, and questions.
-
-    A write through a name is a write into the tensor itself. Copies stay: what is written into one must not be written
-    into the other.
-    """
-    for node in reversed(_calls(module.graph)):
-        if node.target in _NAMES:
-            tensor: Any = node.args[0]
-            node.replace_all_uses_with(tensor)
-        if node.target in _NAMES or (node.target in _QUESTIONS and not node.users):
             module.graph.erase_node(node)
 
 

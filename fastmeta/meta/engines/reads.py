@@ -112,46 +112,57 @@ class Counter:
     __int__ = __float__ = __index__ = __str__ = __repr__ = __format__ = _use
 
 
+class Reads:
+    """What forwards have read of a model's modules and of `others`, modules whose tensors a step reads anew."""
+
+    def __init__(self, network: Network, device: torch.device, others: Sequence[tuple[str, nn.Module]] = ()) -> None:
+        self.network, self.device, self.others = network, device, others
+        self.modules = [*network.model.named_modules(), *others]
+        self.names: dict[int, set[str]] = {}  # by id of the module
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """For a forward; all begin with the same random numbers. Raises Untraceable for draws of Python or NumPy."""
+        random = self.network.random_state(self.device)
+        with random.replay(), reads_of([m for _, m in self.modules]) as read:
+            yield
+            if random.host_has_drawn():
+                raise Untraceable(HOST_DRAWS)
+        for key, names in read.items():
+            self.names.setdefault(key, set()).update(names)
+
+
 def settled(
-    network: Network,
-    functions: Sequence[tuple[str, Any]],
-    device: torch.device,
-    run: Callable[[], Any],
-    others: Sequence[tuple[str, nn.Module]] = (),
+    network: Network, functions: Sequence[tuple[str, Any]], run: Callable[[], Any], reads: Reads, *, looked: bool
 ) -> Watch:
     """Bring the model's Python to where it stands after a forward of these batches, and watch what it read on the way.
 
-    `run` makes the forwards, of the model and of `others`, modules whose tensors a step reads anew. A model that keeps
-    what depends on their shape keeps it from here on. One that only counts its forwards goes on counting; its numbers
-    are not watched, and stand as before.
+    `run` makes the forwards, of the model and of the other modules of `reads`; `looked` says that one is behind it, and
+    in `reads`. A model that keeps what depends on their shape keeps it from here on. One that only counts its forwards
+    goes on counting; its numbers are not watched, and stand as before.
 
     Raises:
         Untraceable: the model draws from generators of Python or NumPy, it has something that cannot be watched, or it
             moves something in every forward that it also reads.
     """
-    modules = [*network.model.named_modules(), *others]
+    modules, others = reads.modules, reads.others
     tensors = [*network.params.values(), *network.frozen().values(), *network.moving()]
     tensors += [t for _, m in others for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     own = {id(t) for t in tensors}
-    reads: dict[int, set[str]] = {}
     before = {(id(vars(m)), k): v for _, m in modules for k, v in vars(m).items() if type(v) in (int, float)}
 
     def forward() -> None:
-        random = network.random_state(device)
-        with random.replay(), reads_of([m for _, m in modules]) as read:
+        with reads.noted():
             run()
-            if random.host_has_drawn():
-                raise Untraceable(HOST_DRAWS)
-        for key, names in read.items():
-            reads.setdefault(key, set()).update(names)
 
     def watch(counters: Collection[tuple[int, Any]] = ()) -> Watch:
         try:
-            return Watch(modules, functions, own, reads, counters)
+            return Watch(modules, functions, own, reads.names, counters)
         except Unwatchable as error:
             raise Untraceable(f"what the model reads cannot be watched: {error}") from None
 
-    forward()
+    if not looked:
+        forward()
     first = watch()
     forward()
     second = watch()
@@ -161,7 +172,7 @@ def settled(
         for slot in moved.values():
             slot.assign(Counter(slot.value))
         try:
-            with network.random_state(device).replay():
+            with network.random_state(reads.device).replay():
                 run()
         except Exception as error:
             names = ", ".join(slot.where for slot in moved.values())

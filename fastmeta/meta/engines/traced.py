@@ -15,6 +15,7 @@ from fastmeta._text import reason
 from fastmeta.distributed import ALONE, Ranks
 from fastmeta.functional.network import Network, copy_all_
 from fastmeta.functional.precision import without_autocast
+from fastmeta.functional.state import State
 from fastmeta.functional.watch import Watch
 from fastmeta.losses import LearnableLoss, Unsupported
 from fastmeta.meta.approximation import EXACT, Approximation
@@ -32,8 +33,9 @@ from fastmeta.meta.engines.graph import (
     trace,
 )
 from fastmeta.meta.engines.inductor import through_inductor
+from fastmeta.meta.engines.kept_graphs import Graph, KeptGraph, KeptGraphs
 from fastmeta.meta.engines.pure import PureStep, StepInputs
-from fastmeta.meta.engines.reads import HOST_DRAWS, settled
+from fastmeta.meta.engines.reads import HOST_DRAWS, Reads, settled
 from fastmeta.meta.engines.step_tensors import Batch, StepTensors
 from fastmeta.meta.inputs import InputTransform, network_inputs
 from fastmeta.meta.lookahead import LookAhead, Rate
@@ -42,7 +44,6 @@ from fastmeta.meta.tangents import TangentPlan
 
 CompileMode = Literal["off", "trace", "full"]
 
-Graph = Callable[..., Sequence[Tensor]]
 _RESULTS = len([f for f in fields(StepResult) if f.init])  # but for what is measured outside of the graph
 
 
@@ -70,27 +71,6 @@ def refuse_graph(plan: TangentPlan, on_grad: Any, *, whole: bool, gathers: bool)
         raise Untraceable("a graph bears one backward only, by the model's selective checkpointing")
     if plan.kind == "difference":
         raise Untraceable("tangent by differences")
-
-
-class _Kept:
-    """A graph, and what it was made of: the model's Python as it was."""
-
-    def __init__(self, watch: Watch, graph: Graph) -> None:
-        self.watch, self.graph = watch, graph
-        self.captured: dict[Any, Captured] = {}  # by key of the batch
-
-
-class _Graphs(dict[Any, list[_Kept]]):
-    """Graphs by shape, for the model in several states each. A copy has none: what they watch is another model's."""
-
-    def __deepcopy__(self, memo: Any) -> _Graphs:
-        return _Graphs()
-
-    def find(self, key: Any) -> _Kept | None:
-        return next((kept for kept in self.get(key, ()) if kept.watch.holds()), None)
-
-    def count(self) -> int:
-        return sum(map(len, self.values()))
 
 
 class GraphStep(StepTensors):
@@ -146,7 +126,7 @@ class GraphStep(StepTensors):
         #: per shape, the graph before inductor: for counting and reading
         self.graphs: list[fx.GraphModule] = []
         self.replan, self.ranks, self.own_rows = replan, ranks, own_rows
-        self._graphs = _Graphs()
+        self._graphs = KeptGraphs()
 
     def __call__(
         self,
@@ -234,7 +214,7 @@ class GraphStep(StepTensors):
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _prepared(self, batch: Batch, loss_moves: bool) -> tuple[StepInputs, list[Tensor], _Kept]:
+    def _prepared(self, batch: Batch, loss_moves: bool) -> tuple[StepInputs, list[Tensor], KeptGraph]:
         """What the step reads, as a tree and flat, and the graph for it."""
         inputs = self._read(batch)
         leaves, spec = flat_of(inputs.tree())
@@ -242,10 +222,10 @@ class GraphStep(StepTensors):
         if kept is None:
             failed: Untraceable | None = None
             try:
-                self._fill_caches(leaves, spec)
+                reads = self._fill_caches(leaves, spec)
                 inputs = self._read(batch)
                 leaves, spec = flat_of(inputs.tree())
-                kept = self._graph(leaves, spec, loss_moves)
+                kept = self._graph(leaves, spec, loss_moves, reads)
             except Untraceable as error:
                 failed = error
             self._agree(failed)
@@ -262,16 +242,31 @@ class GraphStep(StepTensors):
             self._graphs.clear()
         raise failed or {kind.__name__: kind for kind in (Untraceable, Unsettled, TooManyGraphs)}[found[0]](found[1])
 
-    def _fill_caches(self, leaves: list[Tensor], spec: Form) -> None:
-        """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still."""
-        random = self.network.random_state(leaves[0].device)
-        for x in self._inputs(leaves, spec):
-            if name := fill_caches(self.network, x, random):
+    def _reads(self, leaves: list[Tensor]) -> Reads:
+        return Reads(self.network, leaves[0].device, self.loss.modules())
+
+    def _fill_caches(self, leaves: list[Tensor], spec: Form) -> Reads | None:
+        """The model must not keep fakes of what depends on the shape of a batch; nor may what it moves stand still.
+
+        Returns what a forward of both batches has read, where the model keeps nothing of it.
+        """
+        random, reads, kept = self.network.random_state(leaves[0].device), self._reads(leaves), False
+        index = StepInputs(*rebuilt(leaves, spec)).index
+        for k, x in enumerate(self._inputs(leaves, spec)):
+
+            def first_forward(state: State, k: int = k, x: Any = x) -> Tensor:
+                with reads.noted():
+                    return self._tried(state, x, index if k == 0 else None)
+
+            keeps, name = fill_caches(self.network, x, random, first_forward)
+            if name:
                 self._unsettled += 1
                 error = Untraceable if self._unsettled > 2 else Unsettled
                 raise error(f"the model gives {name} another form in its forward")
+            kept = kept or keeps
+        return None if kept else reads
 
-    def _graph(self, leaves: list[Tensor], spec: Form, loss_moves: bool) -> _Kept:
+    def _graph(self, leaves: list[Tensor], spec: Form, loss_moves: bool, reads: Reads | None) -> KeptGraph:
         key = self._key(leaves, spec, loss_moves)
         kept = self._graphs.find(key)
         if kept is None:
@@ -281,7 +276,7 @@ class GraphStep(StepTensors):
                     "reads as Python; give batches of equal size (drop the partial last one), and keep numbers that "
                     "change from step to step in buffers"
                 )
-            watch = self._settle(leaves, spec)
+            watch = self._settle(leaves, spec, reads)
             kept = self._graphs.find(key)  # the model may have filled its caches as it had before
             if kept is None:
                 if self.graphs and self.replan is not None:  # the plan is of the model as it was for another
@@ -293,7 +288,7 @@ class GraphStep(StepTensors):
                     if self.plan.kind == "difference":
                         raise Untraceable("tangent by differences")
                     watch = self._settle(leaves, spec)
-                kept = _Kept(watch, self._build(leaves, spec, loss_moves, watch))
+                kept = KeptGraph(watch, self._build(leaves, spec, loss_moves, watch))
                 self._graphs.setdefault(key, []).append(kept)
         return kept
 
@@ -355,27 +350,33 @@ class GraphStep(StepTensors):
         inputs = StepInputs(*rebuilt(leaves, spec))
         return network_inputs(self.transform, inputs.data, inputs.x, inputs.x_meta)
 
-    def _settle(self, leaves: list[Tensor], spec: Form) -> Watch:
-        """By forwards of the real batches: a model that keeps what depends on their shape must not keep fakes of it."""
+    def _settle(self, leaves: list[Tensor], spec: Form, reads: Reads | None = None) -> Watch:
+        """By forwards of the real batches: a model that keeps what depends on their shape must not keep fakes of it.
+
+        `reads` are of a forward of both that has just been made.
+        """
         network, xs = self.network, self._inputs(leaves, spec)
         index = StepInputs(*rebuilt(leaves, spec)).index
 
         def run() -> None:
             for k, x in enumerate(xs):
-                logits = network(network.params, state := network.state(), x)
+                self._tried(state := network.state(), x, index if k == 0 else None)
                 network.count(state)
-                if k == 0:
-                    self._try_loss(logits.detach(), index, x)
 
         with network.trying():
             functions = [("logits_of", network.logits_of)]
-            return settled(network, functions, leaves[0].device, run, self.loss.modules())
+            looked = reads is not None
+            return settled(network, functions, run, reads or self._reads(leaves), looked=looked)
 
-    def _try_loss(self, logits: Tensor, index: Tensor, x: Any) -> None:
-        try:
-            self.loss.try_forward(logits, index, x)
-        except Unsupported as error:
-            raise Untraceable(str(error)) from None
+    def _tried(self, state: State, x: Any, index: Tensor | None) -> Tensor:
+        """The logits of the model, which moves `state`; and a forward of the loss on them, given the rows `index`."""
+        logits = self.network(self.network.params, state, x).detach()
+        if index is not None:
+            try:
+                self.loss.try_forward(logits, index, x)
+            except Unsupported as error:
+                raise Untraceable(str(error)) from None
+        return logits
 
     def graph_of(self, train: tuple[Any, Tensor], meta: tuple[Any, Tensor]) -> fx.GraphModule:
         """The clean graph for batches of these shapes; nothing is computed or written."""
