@@ -169,12 +169,12 @@ class MetaStep:
         x, index, weight = batches[0]
         train, meta = (plain(self.model, x), index), check_meta(self.loss, meta)
         meta = plain(self.model, meta[0]), meta[1]
-        making = self.compile != "off" and self.plan is None
-        with building() if making else nullcontext():
+        turn = TURN if self._ranks.size == 1 else nullcontext()
+        with building(turn) if self.compile != "off" and self.plan is None else turn:
             network = self._networks(self.model, self.optimizer, self.logits_of)
             drop_grads(self.optimizer)  # what is left there would move a parameter that this step does not
-            turn, inputs = TURN if self._ranks.size == 1 else nullcontext(), self._network_inputs
-            with turn, explained(network, train, meta, self._cut, inputs, self._both_graphs, len(batches)), recorded():
+            inputs = self._network_inputs
+            with explained(network, train, meta, self._cut, inputs, self._both_graphs, len(batches)), recorded():
                 plan = self._current_plan(network, train, meta)
                 sizes = [len(train[1])] if len(batches) == 1 else [len(b.rows) for b in batches]
                 rates = self._rate.of_step(self._lookahead, lambda: self._moving(network), *sizes)

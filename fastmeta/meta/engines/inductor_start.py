@@ -1,7 +1,6 @@
 """What inductor does anew in every process, of which a step needs nothing: left out where the outcome is the same.
 
-Of the first compiled step of a process that finds all on disk these were two seconds of eight on a CPU; a machine with
-AMX spent thirteen more. Measured in benchmarks/results/compile-resnet20-cpu.json.
+A process that finds the step on disk spends most of its time on what is left: benchmarks/compile_time.py measures it.
 """
 
 from __future__ import annotations
