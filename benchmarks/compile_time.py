@@ -6,7 +6,8 @@ Each is a process of its own; the step's seconds are from its call to its end: t
 compile and one step. CPU seconds are of the process and of the compilers that it starts. `new` has an empty temporary
 folder, where inductor also keeps the headers that it has compiled, of which one copy serves all caches; `cold` has an
 empty cache alone; `warm` finds what `cold` has left, and is the median of five processes by their CPU seconds.
-`import_fastmeta` is what fastmeta adds to ``import torch``.
+`step_after` is the second step, in which Python may look through all that the first has made; `import_fastmeta` is
+what fastmeta adds to ``import torch``.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
         "import_fastmeta": ours,
         "first_step": first,
         "process": process,
+        "step_after_cpu_s": steps[0],
         "step_cpu_s": median(steps),
         "found_on_disk": bool(counters["inductor"]["fxgraph_cache_hit"]),
     }
