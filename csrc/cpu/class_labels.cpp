@@ -10,12 +10,15 @@ namespace {
 
 int64_t target(const IndexVector& targets, int64_t i) { return targets.data[i * targets.stride]; }
 
+// z, e or u, v, the next z and u
+bool far(int64_t C, DType dtype) { return overflow_cache(5, C, dtype); }
+
 // Loss, v and entropy of batch row i of class y, whose logits z have the maximum m. Overwrites e.
 template <class V, class A>
 FASTMETA_INLINE void write_loss(const RowResults<A>& out, int64_t i, int64_t y, A alpha, A w, const A* z, A m, A* e,
                                 const AheadRow& next) {
   const int64_t C = out.C;
-  const AheadRow v(out.v, i);
+  const AheadRow v(out.v, i, far(C, out.v.dtype));
   Sum<V> sums, below;
   sweep<V>(
       C,
@@ -47,7 +50,8 @@ FASTMETA_INLINE void loss_rows(const ClassLossArgs& a, int64_t begin, int64_t en
     const A* z = row_in(a.logits, i, a.C, rows[0]);
     const Scan<A> scan = scan_row<V>(z, a.C);
     if (scan.finite && is_finite(alpha) && is_finite(w)) {
-      write_loss<V>(out, i, y, alpha, w, z, scan.max, rows[1], AheadRow(a.logits, i + 1 < end ? i + 1 : i));
+      write_loss<V>(out, i, y, alpha, w, z, scan.max, rows[1],
+                    AheadRow(a.logits, i + 1 < end ? i + 1 : i, far(a.C, a.logits.dtype)));
     } else {
       out.skip(i, rows[1]);
     }
@@ -79,7 +83,7 @@ FASTMETA_INLINE void term_rows(const ClassLabelStepArgs& a, int64_t begin, int64
     terms<A>(a)[i] = quiet_nan<A>();
     if (!scan.finite || !u_scan.result().finite || !is_finite(alpha) || !is_finite(w)) continue;
     const int64_t next = i + 1 < end ? i + 1 : i;
-    const AheadRow next_z(a.logits, next), next_u(a.u, next);
+    const AheadRow next_z(a.logits, next, far(a.C, a.logits.dtype)), next_u(a.u, next, far(a.C, a.logits.dtype));
     Sum<V> sum, eu, of_u;
     sweep<V>(
         a.C,
@@ -132,7 +136,7 @@ FASTMETA_INLINE void moved_loss_rows(const ClassLabelStepArgs& a, int64_t begin,
     if (is_finite(alpha)) {
       const A* z = row_in(a.logits, i, a.C, rows[0]);
       const A w = weight_of<A>(a.weight, i);
-      const AheadRow next(a.logits, i + 1 < end ? i + 1 : i);
+      const AheadRow next(a.logits, i + 1 < end ? i + 1 : i, far(a.C, a.logits.dtype));
       write_loss<V>(out, i, target(a.targets, i), alpha, w, z, scan_row<V>(z, a.C).max, rows[1], next);
     } else {
       out.skip(i, rows[1]);

@@ -51,6 +51,7 @@ FASTMETA_INLINE void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t
   const int64_t C = a.C;
   Scratch<A> rows(4, C);
   A *e = rows[2], *el = rows[3];
+  const bool far = overflow_cache(7, C, a.logits.dtype);  // z, l, e, el, v, the next z and l
   const auto label_row = [&](int64_t i) __attribute__((always_inline)) { return a.index.data[i * a.index.stride]; };
   for (int64_t i = begin; i < end; ++i) {
     const A w = weight_of<A>(a.weight, i);
@@ -63,7 +64,7 @@ FASTMETA_INLINE void loss_rows(const InstanceLossArgs& a, int64_t begin, int64_t
       continue;
     }
     const int64_t next = i + 1 < end ? i + 1 : i;
-    const AheadRow next_z(a.logits, next), next_l(a.label_logits, label_row(next)), v(a.v, i);
+    const AheadRow next_z(a.logits, next, far), next_l(a.label_logits, label_row(next), far), v(a.v, i, far);
     Sum<V> z_sum;
     LossSums<V> sums;
     sweep<V>(
@@ -175,7 +176,9 @@ class LabelStep {
   // The exponentials of z and l and their sums; sets the alignment <q - p, u> and returns <p, u>
   FASTMETA_INLINE A softmaxes(int64_t i, int64_t next) {
     const int64_t C = a_.C;
-    const AheadRow next_z(a_.logits, next), next_u(a_.u, next), next_l(from_, label_row(next)), v(a_.v, i);
+    const bool far = overflow_cache(10, C, a_.logits.dtype);  // z, u, l, ez, el, new, v, the next z, u and l
+    const AheadRow next_z(a_.logits, next, far), next_u(a_.u, next, far), next_l(from_, label_row(next), far),
+        v(a_.v, i, far);
     Sum<V> z_sum, l_sum, zu, lu;
     sweep<V>(
         C,
@@ -206,17 +209,12 @@ class LabelStep {
   template <class Gradient>
   FASTMETA_INLINE Scan<A> step_along(int64_t index, Gradient gradient) {
     const int64_t C = a_.C;
-    Scanner<V> scan(-static_cast<A>(INFINITY));
-    sweep<V>(
-        C, FASTMETA_BODY(k, lanes) {
-          const Vec<V> x = load<V>(l_ + k, lanes) - step_ * gradient(k, lanes);
-          store<V>(new_ + k, x);
-          if constexpr (std::is_same_v<decltype(lanes), Whole>)
-            scan(x);
-          else
-            scan(load<V>(new_ + k, lanes, new_[0]));
-        });
-    if (size_of(to_.dtype) == sizeof(A)) return scan.result();
+    if (size_of(to_.dtype) == sizeof(A)) {
+      Scanner<V> scan(-static_cast<A>(INFINITY));
+      move_along(gradient, [&](Vec<V> x) __attribute__((always_inline)) { scan(x); });
+      return scan.result();
+    }
+    move_along(gradient, [](Vec<V>) __attribute__((always_inline)) {});
     if constexpr (sizeof(A) == 4)
       if (to_.dtype == DType::kBFloat16 && a_.rounding.stochastic)
         round_row(new_, C, a_.rounding.seed, rounding_step_, static_cast<uint64_t>(index));
@@ -224,6 +222,20 @@ class LabelStep {
     store_row(new_, C, stored, 0);
     row_in(ConstMatrix{stored.data, C, stored.dtype}, 0, C, new_);
     return scan_row<V>(new_, C);
+  }
+
+  // See with each vector of the new row, whose lanes beyond the row hold its first element
+  template <class Gradient, class See>
+  FASTMETA_INLINE void move_along(Gradient gradient, See see) {
+    sweep<V>(
+        a_.C, FASTMETA_BODY(k, lanes) {
+          const Vec<V> x = load<V>(l_ + k, lanes) - step_ * gradient(k, lanes);
+          store<V>(new_ + k, x);
+          if constexpr (std::is_same_v<decltype(lanes), Whole>)
+            see(x);
+          else
+            see(load<V>(new_ + k, lanes, new_[0]));
+        });
   }
 
   void skip(const int64_t* occurrences, int64_t count) {

@@ -17,11 +17,12 @@ FASTMETA_INLINE void loss_rows(const SoftCrossEntropyArgs& a, const Matrix* grad
   using A = scalar_t<V>;
   const int64_t C = a.C;
   Scratch<A> rows(2, C);
+  const bool far = overflow_cache(5, C, a.logits.dtype);  // z, p, the gradient, the next z and p
   for (int64_t i = begin; i < end; ++i) {
     const A *z = row_in(a.logits, i, C, rows[0]), *p = row_in(a.probs, i, C, rows[1]);
     const Scan<A> scan = scan_row<V>(z, C);
     const int64_t next = i + 1 < end ? i + 1 : i;
-    const AheadRow next_z(a.logits, next), next_p(a.probs, next);
+    const AheadRow next_z(a.logits, next, far), next_p(a.probs, next, far);
     A* const e = grad == nullptr ? nullptr : static_cast<A*>(grad->data) + i * grad->row_stride;
     Sum<V> sum, below, s;
     sweep<V>(
@@ -65,13 +66,14 @@ FASTMETA_INLINE void backward_rows(const SoftCrossEntropyBackwardArgs& a, int64_
   const int64_t C = a.C;
   Scratch<A> rows(3, C);
   A* e = rows[2];
+  const bool far = overflow_cache(6, C, a.logits.dtype);  // z, p, e, the result, the next z and p
   for (int64_t i = begin; i < end; ++i) {
     const A w = value<A>(a.grad, i), lse = value<A>(a.lse, i);
     const A* z = row_in(a.logits, i, C, rows[0]);
     if (a.grad_logits.data != nullptr) {
       const A* p = row_in(a.probs, i, C, rows[1]);
       const int64_t next = i + 1 < end ? i + 1 : i;
-      const AheadRow next_z(a.logits, next), next_p(a.probs, next), result(a.grad_logits, i);
+      const AheadRow next_z(a.logits, next, far), next_p(a.probs, next, far), result(a.grad_logits, i, far);
       Sum<V> sum, s, zero;
       sweep<V>(
           C,

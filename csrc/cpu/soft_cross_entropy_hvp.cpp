@@ -15,11 +15,12 @@ FASTMETA_INLINE void centred_rows(const HvpArgs& a, int64_t begin, int64_t end) 
   const int64_t C = a.C;
   Scratch<A> rows(3, C);
   A* e = rows[2];
+  const bool far = overflow_cache(6, C, a.logits.dtype);  // z, v, e, the result, the next z and v
   for (int64_t i = begin; i < end; ++i) {
     const A *z = row_in(a.logits, i, C, rows[0]), *v = row_in(a.v, i, C, rows[1]);
     const Scan<A> scan = scan_row<V>(z, C);
     const int64_t next = i + 1 < end ? i + 1 : i;
-    const AheadRow next_z(a.logits, next), next_v(a.v, next), result(a.out, i);
+    const AheadRow next_z(a.logits, next, far), next_v(a.v, next, far), result(a.out, i, far);
     Sum<V> e_sum, ev;
     sweep<V>(
         C,
