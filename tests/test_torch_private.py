@@ -237,7 +237,7 @@ def _inductor():
     usual = cpu_vec_isa.VecISA._avx_py_load
     assert usual.split() == inductor_start._TORCH_2_11.split() or hasattr(cpu_vec_isa.VecISA, "_probe_load")
     assert callable(cpu_vec_isa.valid_vec_isa_list)
-    assert cpu_vec_isa.subprocess.DEVNULL == inductor_start._Trials.DEVNULL
+    assert cpu_vec_isa.subprocess.DEVNULL == inductor_start._Trials().DEVNULL
     assert callable(vars(codecache.FxGraphCachePickler)["debug_lines"])
     from torch._inductor.codegen.common import KernelTemplate
     from torch._inductor.runtime import triton_compat

@@ -168,7 +168,7 @@ constexpr bool overflow_cache(int64_t rows, int64_t C, DType dtype) { return row
 
 // Memory that is asked for ahead of its turn, vector by vector while there is something to compute: the rows of the
 // next batch row, and where this one's result goes. A stream of rows ends with each page, so the hardware alone comes
-// late: 4096 rows of 1000, gathered, then took 1.6 times as long. `far`, they are asked for as far as the second cache:
+// late: 4096 rows of 1000, gathered, then took 1.6 times as long. If `far` they are brought to the second cache alone:
 // where the first has no room for them beside the rows at work, they would come and go before their turn.
 class AheadRow {
  public:

@@ -84,7 +84,7 @@ def find_vector_units() -> None:
 
     units: Any = cpu_vec_isa.VecISA
     usual = getattr(units, "_avx_py_load", "")
-    if sys.platform != "linux" or usual.split() != _TORCH_2_11.split():
+    if sys.platform != "linux" or usual.split() != _TORCH_2_11.split() or hasattr(units, "_probe_load"):
         return
     with _replaced(units, "_avx_py_load", "__lib_path__"), _replaced(cpu_vec_isa, "subprocess", _Trials()):
         cpu_vec_isa.valid_vec_isa_list()
@@ -108,7 +108,8 @@ except OSError:
 class _Trials:
     """Stands for the module subprocess where inductor runs its trials: one that went well is not run again."""
 
-    DEVNULL = subprocess.DEVNULL
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
 
     def check_call(self, command: list[str], **kwargs: Any) -> int:
         python, _, library = command
