@@ -160,8 +160,11 @@ class SoftCrossEntropyOfLogits(_Function):
         if torch.is_grad_enabled():  # the gradient itself will be differentiated
             row_grad = (grad / ctx.rows if ctx.rows else grad).expand(logits.shape[0])
             return _SoftCrossEntropyBackward.apply(logits, probs, lse, row_grad, True, False)[0], None, None
+        row_grad = grad if grad.ndim == 0 else grad.unsqueeze(1)
+        if logits.dtype == d_logits.dtype:
+            return d_logits * row_grad, None, None
         out = torch.empty_like(d_logits, dtype=logits.dtype)  # rounded once, and nothing beside it in acc(T)
-        return torch.mul(d_logits, grad if grad.ndim == 0 else grad.unsqueeze(1), out=out), None, None
+        return torch.mul(d_logits, row_grad, out=out), None, None
 
 
 class _SoftCrossEntropyBackward(_Function):
