@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastmeta.meta.engines import inductor_start
-from fastmeta.meta.engines.inductor_start import headers_for_compilers, import_inductor, lean_keys
+from fastmeta.meta.engines.inductor_start import headers_for_compilers, lean_keys
 
 
 def test_headers_are_looked_for_where_a_library_is_missing(tmp_path, monkeypatch):
@@ -113,10 +113,3 @@ def test_a_template_can_be_copied_and_tells_of_its_errors():
     template = copy.copy(inductor_start._Template(compiled, "{% if"))
     with pytest.raises(SyntaxError, match="if"):
         template.render()
-
-
-def test_importing_twice_is_importing_once():
-    import_inductor()
-    before = sys.modules["torch._inductor.compile_fx"]
-    import_inductor()
-    assert sys.modules["torch._inductor.compile_fx"] is before

@@ -22,12 +22,13 @@ def building(turn: AbstractContextManager[Any] | None = None) -> Iterator[None]:
     pass, mostly for nobody. Both hold for the whole process, other threads included; graphs that are made inside stay
     so. `turn` is held meanwhile.
     """
-    usual = gc.get_threshold()
-    rare = (*usual[:2], max(usual[2], _NEVER))
-    gc.set_threshold(*rare)
-    try:
-        with turn or nullcontext(), _use_lazy_graph_module(True):
-            yield
-    finally:
-        if gc.get_threshold() == rare:  # and nobody has set it meanwhile
-            gc.set_threshold(*usual)
+    with turn or nullcontext():
+        usual = gc.get_threshold()
+        rare = (*usual[:2], max(usual[2], _NEVER))
+        gc.set_threshold(*rare)
+        try:
+            with _use_lazy_graph_module(True):
+                yield
+        finally:
+            if gc.get_threshold() == rare:  # and nobody has set it meanwhile
+                gc.set_threshold(*usual)

@@ -35,18 +35,19 @@ def through_inductor(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callabl
     aside: an MLP's step then compiled for as long again in the next process.)
     """
     kinds = {t.device.type for t in inputs}
-    import_inductor()
-    with TURN, torch.no_grad(), without_autocast(), noted(), lean_keys():
-        if kinds == {"cpu"}:
-            find_vector_units()
-            try:
-                with headers_for_compilers():
-                    return _compiled(graph, inputs, _CPU)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # an operation that has no form in C++
-                LOG.info("compiling the step as Python that calls C++: %s", reason(error, 200))
-        return _compiled(graph, inputs, {})
+    with TURN:
+        import_inductor()
+        with torch.no_grad(), without_autocast(), noted(), lean_keys():
+            if kinds == {"cpu"}:
+                find_vector_units()
+                try:
+                    with headers_for_compilers():
+                        return _compiled(graph, inputs, _CPU)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # an operation that has no form in C++
+                    LOG.info("compiling the step as Python that calls C++: %s", reason(error, 200))
+            return _compiled(graph, inputs, {})
 
 
 def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, bool]) -> Any:

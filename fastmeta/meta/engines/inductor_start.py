@@ -1,6 +1,7 @@
 """What inductor does anew in every process, of which a step needs nothing: left out where the outcome is the same.
 
-A process that finds the step on disk spends most of its time on what is left: benchmarks/compile_time.py measures it.
+benchmarks/compile_time.py measures what it comes to: its `warm` process finds the step on disk. What is replaced here
+is there for the whole process, so one thread at a time may be inside.
 """
 
 from __future__ import annotations
